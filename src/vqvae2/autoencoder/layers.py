@@ -1,0 +1,88 @@
+"""Residual stacks, down-sampling and up-sampling: the convolutions of the autoencoder.
+
+Shapes: B batch, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def prime_factors(factor: int) -> list[int]:
+    """`factor` as a product of primes, smallest first; 1 gives the empty list."""
+    primes, divisor = [], 2
+    while factor > 1:
+        while factor % divisor == 0:
+            primes.append(divisor)
+            factor //= divisor
+        divisor += 1
+    return primes
+
+
+class ResidualBlock(nn.Module):
+    """x + Conv1x1(ReLU(Conv3x3(ReLU(x)))), without normalisation (paper; Sonnet `ResidualStack`).
+
+    Args:
+        channels: channels of x ("hidden units", 128 in the paper).
+        residual: channels between the two convolutions ("residual units", 64 in the paper).
+    """
+
+    def __init__(self, channels: int, residual: int) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(channels, residual, 3, padding=1)
+        self.conv1 = nn.Conv2d(residual, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        y: Tensor = self.conv1(functional.relu(self.conv3(functional.relu(x))))
+        return x + y
+
+
+def residual_stack(channels: int, residual: int, blocks: int) -> nn.Sequential:
+    """`blocks` residual blocks and a final ReLU."""
+    return nn.Sequential(*(ResidualBlock(channels, residual) for _ in range(blocks)), nn.ReLU())
+
+
+def _kernel(prime: int) -> tuple[int, int]:
+    """Kernel and padding such that stride `prime` divides, and multiplies, the size exactly: 2 gives (4, 1)."""
+    return prime + 2, 1
+
+
+def downsample(in_channels: int, out_channels: int, width: int, factor: int) -> nn.Sequential:
+    """Reduce height and width by `factor`, one strided convolution with ReLU per prime factor.
+
+    A factor of 4 gives Conv4x4/2 -> width/2, ReLU, Conv4x4/2 -> width, ReLU (spec 2.4.1): every strided
+    convolution but the last has half the width. A last 3x3 convolution maps to `out_channels`.
+    """
+    primes = prime_factors(factor)
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for index, prime in enumerate(primes):
+        following = width // 2 if index == 0 else width
+        kernel, padding = _kernel(prime)
+        layers += [nn.Conv2d(channels, following, kernel, stride=prime, padding=padding), nn.ReLU()]
+        channels = following
+    return nn.Sequential(*layers, nn.Conv2d(channels, out_channels, 3, padding=1))
+
+
+def upsample(in_channels: int, out_channels: int, width: int, factor: int) -> nn.Sequential:
+    """Multiply height and width by `factor`, one strided transposed convolution per prime factor.
+
+    ReLU stands between the convolutions, none after the last: the output is linear. The first of several has
+    `width` / 2 output channels (spec 2.4.6). A factor of 1 is a 3x3 convolution.
+    """
+    primes = prime_factors(factor)
+    if not primes:
+        return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for index, prime in enumerate(reversed(primes)):
+        last = index == len(primes) - 1
+        following = out_channels if last else width // 2
+        kernel, padding = _kernel(prime)
+        layers.append(nn.ConvTranspose2d(channels, following, kernel, stride=prime, padding=padding))
+        if not last:
+            layers.append(nn.ReLU())
+        channels = following
+    return nn.Sequential(*layers)

@@ -1,0 +1,340 @@
+"""The one training loop, for both stages: step, log, evaluate, keep the best, save, resume.
+
+Data, learning rate and dropout noise are pure functions of (seed, step), so a run that was interrupted and
+resumed ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vqvae2 import checkpoint
+from vqvae2.config import TrainConfig
+from vqvae2.train.progress import Reporter
+
+Batch = Any
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the last good state is kept."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the state is saved and the same command goes on from there."""
+
+
+class Objective(Protocol):
+    """One stage: what is trained, on what, and how it is judged."""
+
+    name: str
+    model: nn.Module
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """Endless batches from step `start` on; this process's share of the global batch."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise and what to log (scalars)."""
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Figures that are due after `step` steps (epoch statistics); often none."""
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
+        """Held-out figures. Called on every process; `score` is what is minimised."""
+
+    def draw(self, model: nn.Module, path: Path) -> None:
+        """A picture of how it goes; main process only, so no collectives."""
+
+
+@dataclass
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        step: steps done.
+        best_step: the step whose weights are kept.
+        figures: the held-out figures of the kept weights.
+        seconds: time spent, over all sittings.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float = math.inf
+    stale: int = 0
+    seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def make_accelerator(precision: str = "no") -> Accelerator:
+    """Devices, precision and processes. Buffers are not broadcast: the quantizer keeps its own in step."""
+    return Accelerator(
+        mixed_precision=precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then constant, or a cosine that ends at 1/50 of the peak."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def fit(
+    objective: Objective, config: TrainConfig, folder: Path, accelerator: Accelerator, reporter: Reporter, seed: int
+) -> Outcome:
+    """Train until the steps are done or the held-out score stops improving.
+
+    The best weights by held-out score are in `objective.model` afterwards. The state is saved in
+    `folder`/checkpoints at every evaluation and on interruption; a state found there is resumed.
+
+    Raises:
+        Interrupted: Ctrl-C (or SIGTERM) was caught and the state saved.
+        TrainingError: the loss is not finite; the last good state is kept.
+    """
+    with torch.random.fork_rng(devices=[], enabled=True), _signals() as stop:
+        return _Trainer(objective, config, folder, accelerator, reporter, seed, stop).run()
+
+
+class _Trainer:
+    """The loop's state: model, averaged weights, optimiser, best weights, outcome."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainConfig,
+        folder: Path,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        seed: int,
+        stop: threading.Event,
+    ) -> None:
+        self.objective, self.config, self.folder = objective, config, folder
+        self.accelerator, self.reporter, self.seed, self.stop = accelerator, reporter, seed, stop
+        self.raw = objective.model.to(accelerator.device)
+        if accelerator.device.type == "cuda":
+            self.raw = self.raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parameters = [p for p in self.raw.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self.average = None
+        if config.average:
+            self.average = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        self.outcome = Outcome()
+        self.best: dict[str, Tensor] = {}
+        self.state_file = folder / "checkpoints" / "last.safetensors"
+        self.metrics_file = folder / "metrics.jsonl"
+        self._load()
+        self.model, self.prepared = accelerator.prepare(self.raw, self.optimizer)
+
+    def run(self) -> Outcome:
+        """Steps until done; see `fit`."""
+        config, outcome = self.config, self.outcome
+        begun, before = time.monotonic(), outcome.seconds
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        batches = self.objective.batches(outcome.step, rank, world)
+        sums: dict[str, Tensor] = {}
+        summed = 0
+        bad = torch.full((), math.inf, device=self.accelerator.device)
+        with self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
+            while outcome.step < config.steps and not self._tired():
+                logs = self._step(next(batches))
+                outcome.step += 1
+                bad = torch.where(logs["loss"].isfinite(), bad, torch.clamp(bad, max=outcome.step))
+                for key, value in logs.items():
+                    sums[key] = sums.get(key, torch.zeros_like(value)) + value
+                summed += 1
+                self._log(self.objective.after_step(outcome.step))
+                stopping = self._stopping()
+                evaluate = outcome.step % config.evaluate_every == 0 or outcome.step == config.steps
+                if evaluate or stopping or outcome.step % config.log_every == 0:
+                    self._check(bad)
+                    means = {key: float(value) / summed for key, value in sums.items()}
+                    sums, summed = {}, 0
+                    self._log({**means, "lr": learning_rate(config, outcome.step - 1)})
+                    best = f", best {outcome.best_score:.4f}" if outcome.best_step else ""
+                    tracker.update(outcome.step, f"loss {means['loss']:.4f}{best}", config.batch, "images")
+                outcome.seconds = before + time.monotonic() - begun
+                if evaluate:
+                    self._evaluate()
+                    self._save()
+                if stopping and outcome.step < config.steps:
+                    if not evaluate:
+                        self._save()
+                    raise Interrupted(f"{self.objective.name}: saved at step {outcome.step} of {config.steps}")
+        if self.best:
+            self.raw.load_state_dict(self.best)
+        return outcome
+
+    def _step(self, batch: Batch) -> dict[str, Tensor]:
+        step = self.outcome.step
+        torch.manual_seed((self.seed * 1_000_003 + step) * 64 + self.accelerator.process_index)
+        for group in self.prepared.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        self.model.train()
+        parts = _parts(batch, self.config.accumulate)
+        logs: dict[str, Tensor] = {}
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            with _no_sync_if(not last, self.accelerator, self.model), self.accelerator.autocast():
+                loss, extra = self.objective.loss(self.model, part)
+                self.accelerator.backward(loss / len(parts))
+            for key, value in {"loss": loss, **extra}.items():
+                logs[key] = logs.get(key, torch.zeros_like(value)).detach() + value.detach().float() / len(parts)
+        if self.config.clip:
+            logs["gradient_norm"] = self.accelerator.clip_grad_norm_(self.raw.parameters(), self.config.clip).detach()
+        self.prepared.step()
+        self.prepared.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.raw)
+        return logs
+
+    def _evaluate(self) -> None:
+        outcome = self.outcome
+        model = self.raw if self.average is None else self.average.module
+        model.eval()
+        figures = self.objective.evaluate(model, self.accelerator)
+        score = float(figures["score"])
+        self._log({key: value for key, value in figures.items() if key != "score"})
+        if score < outcome.best_score:
+            outcome.best_score, outcome.best_step, outcome.stale, outcome.figures = score, outcome.step, 0, figures
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        else:
+            outcome.stale += 1
+        if self.accelerator.is_main_process:
+            self.objective.draw(model, self.folder / "pictures" / f"step-{outcome.step:07d}.png")
+        model.train()
+
+    def _tired(self) -> bool:
+        return bool(self.config.patience) and self.outcome.stale >= self.config.patience
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop; a collective, so every process calls it at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.is_set()
+        flag = torch.tensor(float(self.stop.is_set()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _check(self, bad: Tensor) -> None:
+        if math.isfinite(float(bad)):
+            step = int(bad)
+            kept = f"the state of step {self._saved_step()} is kept" if self.state_file.exists() else "nothing was saved yet"
+            raise TrainingError(
+                f"{self.objective.name}: the loss is not finite at step {step} "
+                f"(learning rate {learning_rate(self.config, step - 1):.2e}); {kept}; "
+                f"try a smaller learning rate or more warm-up"
+            )
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if values and self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.outcome.step, **values}) + "\n")
+
+    def _save(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        optimizer, groups = checkpoint.pack_optimizer(self.optimizer)
+        tensors = {f"model.{k}": v for k, v in self.raw.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        meta = {"outcome": vars(self.outcome), "groups": groups, "config": self.config.model_dump()}
+        checkpoint.save_tensors(self.state_file, tensors, meta)
+
+    def _load(self) -> None:
+        if not self.state_file.exists():
+            self.metrics_file.unlink(missing_ok=True)
+            return
+        tensors, meta = checkpoint.load_tensors(self.state_file)
+        self.outcome = Outcome(**meta["outcome"])
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        checkpoint.load_weights(self.raw, part("model."), self.state_file)
+        checkpoint.unpack_optimizer(self.optimizer, part("optimizer."), meta["groups"])
+        if self.average is not None:
+            checkpoint.load_weights(self.average, part("average."), self.state_file)
+        self.best = part("best.")
+        self._cut_metrics()
+
+    def _saved_step(self) -> int:
+        return int(checkpoint.load_tensors(self.state_file)[1]["outcome"]["step"])
+
+    def _cut_metrics(self) -> None:
+        """Drop lines past the resumed step, which a killed process may have written."""
+        if self.metrics_file.exists() and self.accelerator.is_main_process:
+            lines = read_metrics(self.metrics_file)
+            kept = [json.dumps(line) for line in lines if line["step"] <= self.outcome.step]
+            checkpoint.write_text(self.metrics_file, "".join(line + "\n" for line in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut short is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+@contextmanager
+def _no_sync_if(condition: bool, accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Skip the gradient all-reduce while `condition` holds (all but the last part of a batch)."""
+    if condition:
+        with accelerator.no_sync(model):
+            yield
+    else:
+        yield
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    """Cut a tuple of tensors (or of tuples of tensors) into `count` parts along the batch."""
+    if count == 1:
+        return [batch]
+    chunks = [item.chunk(count) if isinstance(item, Tensor) else list(zip(*(t.chunk(count) for t in item), strict=True)) for item in batch]
+    return list(zip(*chunks, strict=True))
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM sets the event, the second acts as usual. Only a main thread can listen."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, old[signal.Signals(number)] or signal.SIG_DFL)
+
+    for number in old:
+        signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler or signal.SIG_DFL)
