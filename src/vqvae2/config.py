@@ -117,6 +117,7 @@ class LevelPriorConfig(_Model):
     heads: int = Field(8, ge=1, le=128, description="attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in blocks and on attention")
     output_layers: int = Field(2, ge=0, le=128, description="1x1 residual blocks of the output stack")
+    label_dropout: float = Field(0.1, ge=0, le=1, description="share of the labels hidden in training, for guidance and for use without a label")
     condition_blocks: int = Field(4, ge=0, le=128, description="residual blocks of the conditioning stack (finer levels)")
 
     @model_validator(mode="after")
@@ -288,3 +289,12 @@ def _one_line(error: ValidationError) -> str:
         found = "" if item["type"] in ("value_error", "missing") else f", found {item.get('input')!r}"
         parts.append(f"{where}: {message}{found}" if where else message)
     return "; ".join(parts)
+
+
+def merge(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `patch` put over it; lists are replaced whole."""
+    result = dict(base)
+    for key, value in patch.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result

@@ -68,7 +68,7 @@ class Tracker:
         rate = (done - self.begin) / max(now - self.started, 1e-9)
         shown = f"{rate * scale:.1f} {scaled_unit or self.unit}/s"
         if self.bar:
-            self.bar.update(self.task, completed=done, rate=shown, text=text)
+            self.bar.update(self.task, completed=done, total=self.total, rate=shown, text=text)
         elif now - self.last_line >= _LINE_SECONDS or done >= self.total:
             self.last_line = now
             left = (self.total - done) / rate if rate else float("inf")

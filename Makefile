@@ -1,0 +1,47 @@
+# `make` alone lists what can be made. Needs Python 3.11 or newer, git and make; the rest goes into .venv.
+
+# The first of these that is new enough and can make an environment; `make setup PYTHON=...` names another.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo $$python; break; fi; done)
+BIN := .venv/bin
+READY := .venv/.ready
+NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv and install the package and its tools, at the pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make setup needs Python 3.11 or newer with venv; name one with PYTHON=..." >&2; exit 2; }
+	@echo "setting up .venv with $$($(PYTHON) --version); the first time takes some minutes"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## run the whole pipeline on the embedded pictures, into runs/demo
+	$(BIN)/vqvae2 demo --out runs/demo
+
+test: $(READY) ## run the tests and measure their coverage (90 % at least)
+	@$(BIN)/pytest --cov --cov-fail-under=90
+
+check: $(READY) ## check format, lint and types, and change nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY) ## run the benchmarks on this machine, or one: make bench NAME=...
+	@test -n "$(NAME)" || echo "no benchmarks in benchmarks/"
+	@set -e; for name in $(NAME); do echo "vqvae2 bench $$name"; $(BIN)/vqvae2 bench $$name; done
+
+docs: ## list the documentation: Markdown, read where it lies, nothing to build
+	@for page in README.md CONTRIBUTING.md CHANGELOG.md docs/*.md; do test ! -f $$page || \
+	awk -v page=$$page '/^# / {sub(/^# /, ""); printf "%-24s %s\n", page, $$0; exit}' $$page; done
+
+clean: ## remove what builds and checks leave behind; .venv and runs/ stay
+	rm -rf build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	find src tests scripts benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,228 @@
+"""Causal layers, each with `forward` (the whole grid) and `step` (the next part, from an explicit cache).
+
+Two streams, as in Gated PixelCNN (arXiv 1606.05328): the vertical one sees the rows above, the horizontal one the
+current row to the left and, through the vertical one, the rows above. Their inputs are shifted once, at the
+bottom of the network (down by a row; right by a column), so every later layer may include its own position.
+Because the vertical stream at row r depends on finished rows only, its `step` is a whole row.
+
+Caches are arguments and return values. Shapes: B batch, C channels, H W grid, N = H x W, R inner channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ChannelNorm(nn.Module):
+    """Root-mean-square norm over channels at each position (our decision: deep stacks train much faster)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, C, ...]."""
+        exact = x if x.dtype == torch.float64 else x.float()
+        scale = torch.rsqrt(exact.square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
+        return x * scale * self.gain.view(1, -1, *([1] * (x.ndim - 2)))
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution that takes grids [B, C, H, W], rows [B, C, W] and positions [B, C] alike."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, zero: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias)
+        if zero:
+            nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, O, ...]."""
+        if x.ndim == 2:
+            result: Tensor = self.linear(x)
+            return result
+        weight = self.linear.weight.view(*self.linear.weight.shape, *([1] * (x.ndim - 2)))
+        conv = functional.conv2d if x.ndim == 4 else functional.conv1d
+        return conv(x, weight, self.linear.bias)
+
+
+class VerticalConv(nn.Module):
+    """Convolution over the current and the (kernel - 1) / 2 rows above it, `kernel` columns wide.
+
+    Args:
+        inputs, outputs: channels.
+        kernel: odd width; the height is (kernel + 1) / 2.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.above, self.side = kernel // 2, kernel // 2
+        self.conv = nn.Conv2d(inputs, outputs, (self.above + 1, kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, O, H, W]."""
+        result: Tensor = self.conv(functional.pad(x, (self.side, self.side, self.above, 0)))
+        return result
+
+    def start(self, x: Tensor) -> Tensor:
+        """An empty cache [B, C, above, W] for rows like `x` [B, C, W]."""
+        return x.new_zeros(x.shape[0], x.shape[1], self.above, x.shape[2])
+
+    def step(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """The next row: [B, C, W] and the rows above -> [B, O, W] and the new cache."""
+        rows = torch.cat([cache, x[:, :, None]], 2)
+        result: Tensor = self.conv(functional.pad(rows, (self.side, self.side)))
+        return result[:, :, 0], rows[:, :, 1:]
+
+
+class HorizontalConv(nn.Module):
+    """Convolution over the current position and the (kernel - 1) / 2 to its left."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.left = kernel // 2
+        self.conv = nn.Conv2d(inputs, outputs, (1, self.left + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, O, H, W]."""
+        result: Tensor = self.conv(functional.pad(x, (self.left, 0)))
+        return result
+
+    def start(self, x: Tensor) -> Tensor:
+        """An empty cache [B, C, left] for positions like `x` [B, C]; a new row starts with it."""
+        return x.new_zeros(*x.shape, self.left)
+
+    def step(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """The next position of the row: [B, C] and those to its left -> [B, O] and the new cache."""
+        taps = torch.cat([cache, x[:, :, None]], 2)
+        result = functional.linear(taps.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
+        return result, taps[:, :, 1:]
+
+
+class CausalAttention(nn.Module):
+    """Multi-head self-attention over the raster order, inclusive of the own position; residual.
+
+    Scores are never materialised (scaled_dot_product_attention).
+
+    Args:
+        channels: C, divisible by `heads`.
+        dropout: on the attention weights and after the block.
+    """
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm = ChannelNorm(channels)
+        self.qkv = Pointwise(channels, 3 * channels, bias=False)
+        self.out = Pointwise(channels, channels, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, -1, height * width).transpose(3, 4)
+        rate = self.dropout if self.training else 0.0
+        y = functional.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2], is_causal=True, dropout_p=rate)
+        y = y.transpose(2, 3).reshape(batch, channels, height, width)
+        return x + functional.dropout(self.out(y), self.dropout, self.training)
+
+    def start(self, x: Tensor, positions: int) -> Tensor:
+        """An empty cache of keys and values [2, B, heads, N, C / heads] for positions like `x` [B, C]."""
+        return x.new_zeros(2, x.shape[0], self.heads, positions, x.shape[1] // self.heads)
+
+    def step(self, x: Tensor, cache: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Position `position` (0 .. N - 1): [B, C] and the cache, written in place -> [B, C] and the cache."""
+        q, k, v = self.qkv(self.norm(x)).reshape(x.shape[0], 3, self.heads, -1).unbind(1)
+        cache[0, :, :, position], cache[1, :, :, position] = k, v
+        keys, values = cache[0, :, :, : position + 1], cache[1, :, :, : position + 1]
+        y = functional.scaled_dot_product_attention(q[:, :, None], keys, values)
+        return x + self.out(y.reshape(x.shape)), cache
+
+
+def gate(x: Tensor) -> Tensor:
+    """tanh(a) x sigmoid(b) of the two halves of the channels [B, 2R, ...] -> [B, R, ...]."""
+    a, b = x.chunk(2, 1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+class GatedLayer(nn.Module):
+    """One gated layer of both streams, with residual connections and a conditioning input to each gate.
+
+        v' = v + W gate(vertical(norm v) + context_v)
+        h' = h + W gate(horizontal(norm h) + link(v') + context_h)
+
+    Source: Gated PixelCNN figure 2 and eq. 2-3; spec 3.3. Ours: the norms, the link taken from the vertical
+    stream after its update, and "residual units" R read as the width inside the gate.
+
+    Args:
+        channels: C, the residual streams ("hidden units").
+        residual: R.
+        kernel: odd filter size.
+        context: channels of the context, 0 for none.
+        dropout: before the projections back to the streams.
+    """
+
+    def __init__(self, channels: int, residual: int, kernel: int, context: int, dropout: float) -> None:
+        super().__init__()
+        self.residual, self.dropout = residual, dropout
+        self.norm_v, self.norm_h = ChannelNorm(channels), ChannelNorm(channels)
+        self.vertical = VerticalConv(channels, 2 * residual, kernel)
+        self.horizontal = HorizontalConv(channels, 2 * residual, kernel)
+        self.link = Pointwise(channels, 2 * residual, bias=False)
+        self.context = Pointwise(context, 4 * residual, bias=False) if context else None
+        self.out_v = Pointwise(residual, channels)
+        self.out_h = Pointwise(residual, channels)
+
+    def forward(self, v: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Streams [B, C, H, W] each, context [B, E, H or 1, W or 1] -> both streams."""
+        for_v, for_h = self._contexts(context)
+        v = v + self.out_v(self._drop(gate(self.vertical(self.norm_v(v)) + for_v)))
+        h = h + self.out_h(self._drop(gate(self.horizontal(self.norm_h(h)) + self.link(v) + for_h)))
+        return v, h
+
+    def step_row(self, v: Tensor, cache: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The next row of the vertical stream.
+
+        Args:
+            v: [B, C, W].
+            cache: of `vertical`.
+            context: [B, E, W or 1].
+
+        Returns:
+            v' [B, C, W]; what the row gives to the horizontal gates [B, 2R, W]; the new cache.
+        """
+        for_v, for_h = self._contexts(context)
+        x, cache = self.vertical.step(self.norm_v(v), cache)
+        v = v + self.out_v(gate(x + for_v))
+        return v, self.link(v) + for_h, cache
+
+    def step(self, h: Tensor, given: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """The next position: h [B, C], the row's gift at this column [B, 2R], cache of `horizontal`."""
+        x, cache = self.horizontal.step(self.norm_h(h), cache)
+        return h + self.out_h(gate(x + given)), cache
+
+    def _contexts(self, context: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        if self.context is None or context is None:
+            return 0.0, 0.0
+        for_v, for_h = self.context(context).chunk(2, 1)
+        return for_v, for_h
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.dropout, self.training)
+
+
+class PointwiseBlock(nn.Module):
+    """x + W2 ReLU(W1 norm(x)) at each position: a block of the output stack (paper section 3.2)."""
+
+    def __init__(self, channels: int, residual: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.norm = ChannelNorm(channels)
+        self.inner, self.outer = Pointwise(channels, residual), Pointwise(residual, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, C, ...]; one position at a time is the same function."""
+        y = functional.dropout(functional.relu(self.inner(self.norm(x))), self.dropout, self.training)
+        result: Tensor = self.outer(y)
+        return x + result

@@ -1,0 +1,65 @@
+"""From logits to symbols: temperature, top-k, top-p, and one random stream per sample.
+
+Randomness belongs to the sample: the uniform numbers of image i of seed s, level l depend on (s, i, l) alone, so
+the image is the same at any batch size (up to ties in the last float32 digit of the logits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def check_seed(seed: int) -> int:
+    """`seed` if it is 0 .. 2^63 - 1, else a ValueError."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"expected a seed between 0 and 2^63 - 1, found {seed}")
+    return seed
+
+
+def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Tensor:
+    """[B, positions] float64 in [0, 1): row b is the stream of image number images[b]."""
+    rows = [np.random.Generator(np.random.Philox(np.random.SeedSequence((check_seed(seed), i, level)))).random(positions) for i in images]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, positions, dtype=torch.float64)
+
+
+def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Probabilities [B, K] in float64 after temperature, top-k and top-p.
+
+    Args:
+        logits: [B, K].
+        temperature: > 0 divides the logits; 0 is the most likely symbol.
+        top_k: keep the k most likely symbols; 0 keeps all.
+        top_p: keep the fewest symbols whose probability reaches p, 0 < p <= 1.
+
+    Raises:
+        ValueError: out of range.
+    """
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
+            f"found temperature {temperature}, top_k {top_k}, top_p {top_p}"
+        )
+    if temperature == 0:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
+    p = torch.softmax(logits.double() / temperature, -1)
+    if top_k and top_k < p.shape[-1]:
+        keep = p.topk(top_k, -1).indices
+        p = torch.zeros_like(p).scatter_(-1, keep, p.gather(-1, keep))
+    if top_p < 1:
+        order = p.sort(-1, descending=True)
+        before = order.values.cumsum(-1) - order.values
+        p = torch.zeros_like(p).scatter_(-1, order.indices, order.values * (before < top_p * p.sum(-1, keepdim=True)))
+    return p / p.sum(-1, keepdim=True)
+
+
+def draw(p: Tensor, uniform: Tensor) -> Tensor:
+    """Symbols [B] of probabilities [B, K] by inverting the cumulative sum at `uniform` [B]; never one of p = 0."""
+    edges = p.cumsum(-1)
+    symbols = torch.searchsorted(edges, (uniform * edges[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+    last = (p > 0).long() * torch.arange(p.shape[-1], device=p.device)
+    return torch.minimum(symbols, last.max(-1).values)

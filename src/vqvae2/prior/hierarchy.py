@@ -1,0 +1,154 @@
+"""The chain of levels: p(codes | class) = product over levels of p(level | coarser levels, class).
+
+Shapes: B batch, L levels, H W grid, K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vqvae2.codes import Codes, Geometry
+from vqvae2.config import PriorConfig
+from vqvae2.prior.draw import draw, probabilities, uniforms
+from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.scan import scan
+
+
+class HierarchicalPrior(nn.Module):
+    """One autoregressive prior per level, each given the class and all coarser levels (paper section 3.2).
+
+    Args:
+        config: one `LevelPriorConfig` per level, and the number of classes.
+        geometry: grids and vocabularies.
+
+    Raises:
+        ValueError: the numbers of levels differ.
+    """
+
+    def __init__(self, config: PriorConfig, geometry: Geometry) -> None:
+        super().__init__()
+        if len(config.levels) != geometry.levels:
+            raise ValueError(f"expected {geometry.levels} level priors for this geometry, found {len(config.levels)}")
+        self.config, self.geometry, self.classes = config, geometry, config.classes
+        self.levels = nn.ModuleList(
+            LevelPrior(level, geometry, index, config.classes) for index, level in enumerate(config.levels)
+        )
+
+    def level(self, index: int) -> LevelPrior:
+        """The prior of level `index`, 0 the coarsest."""
+        level = self.levels[index]
+        assert isinstance(level, LevelPrior)
+        return level
+
+    def logits(self, codes: Codes, level: int, labels: Tensor | None = None) -> Tensor:
+        """Logits [B, K, H, W] of one level's positions. `labels` as in `log_prob`."""
+        known = self.check_labels(labels, len(codes))
+        logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
+        return logits
+
+    def log_prob(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
+        """Natural log-probability of each level's grid given the coarser ones and the class, [B, L].
+
+        Args:
+            codes: of the geometry.
+            labels: [B] class numbers; None for "no label" (trained by dropping labels at random).
+
+        Raises:
+            CodesError: codes that do not fit the geometry.
+            ValueError: labels out of range.
+        """
+        self.geometry.check(codes)
+        columns = []
+        for index, level in enumerate(codes.levels):
+            logits = self.logits(codes, index, labels)
+            columns.append(-functional.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, level.long(), reduction="none").sum((1, 2)))
+        return torch.stack(columns, 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int | Sequence[int],
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+        given: Codes | None = None,
+    ) -> Codes:
+        """Draw codes, coarse to fine (paper algorithm 2).
+
+        Args:
+            n: how many (images 0 .. n - 1 of the seed), or the numbers of the images to draw.
+            labels: [B] class numbers; None for "no label".
+            temperature: > 0; 0 takes the most likely code.
+            top_k: keep the k most likely codes; 0 keeps all.
+            top_p: keep the fewest codes that reach this probability.
+            guidance: classifier-free guidance g: logits = none + g x (label - none); 1 is off.
+            seed: image i of a seed is the same at any batch size.
+            given: coarse levels to keep (as many as it has), drawing the rest.
+
+        Raises:
+            ValueError: an argument out of range.
+        """
+        images = list(range(n)) if isinstance(n, int) else list(n)
+        if not images:
+            raise ValueError("expected at least one image to sample, found n = 0")
+        known = self.check_labels(labels, len(images))
+        guided = guidance != 1.0 and labels is not None and self.classes > 0
+        was_training = self.training
+        self.eval()
+        levels: list[Tensor] = [] if given is None else [level.to(self._device()).long() for level in given.levels]
+        for index in range(len(levels), self.geometry.levels):
+            prior = self.level(index)
+            stream = uniforms(seed, images, index, prior.positions).to(self._device())
+            coarser = tuple(levels)
+            batch = len(images)
+            if guided:
+                assert known is not None
+                both = torch.cat([known, torch.full_like(known, self.classes)])
+                context = prior.context(tuple(torch.cat([c, c]) for c in coarser), both)
+                batch *= 2
+            else:
+                context = prior.context(coarser, known)
+            choose = _chooser(stream, guidance if guided else None, temperature, top_k, top_p)
+            levels.append(scan(prior, batch, context, choose)[: len(images)])
+        self.train(was_training)
+        return Codes(tuple(levels))
+
+    def check_labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """Labels as [B] int64 on the right device, "no label" filled in; None if there are no classes.
+
+        Raises:
+            ValueError: wrong count, or a class number out of range.
+        """
+        if not self.classes:
+            return None
+        if labels is None:
+            return torch.full((batch,), self.classes, dtype=torch.int64, device=self._device())
+        labels = torch.as_tensor(labels, dtype=torch.int64, device=self._device())
+        if labels.shape != (batch,):
+            raise ValueError(f"expected {batch} labels, found shape {tuple(labels.shape)}")
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes:
+            raise ValueError(f"expected class numbers 0..{self.classes - 1}, found {int(labels.min())}..{int(labels.max())}")
+        return labels
+
+    def _device(self) -> torch.device:
+        return self.level(0).place_rows.device
+
+
+def _chooser(
+    stream: Tensor, guidance: float | None, temperature: float, top_k: int, top_p: float
+) -> Callable[[int, Tensor], Tensor]:
+    def choose(position: int, logits: Tensor) -> Tensor:
+        if guidance is not None:
+            given, free = logits.log_softmax(-1).chunk(2)
+            logits = free + guidance * (given - free)
+        symbols = draw(probabilities(logits, temperature, top_k, top_p), stream[:, position])
+        return symbols if guidance is None else torch.cat([symbols, symbols])
+
+    return choose

@@ -1,0 +1,300 @@
+"""The chained pipeline: pictures -> autoencoder -> codes -> one prior per level, in one run folder, resumable.
+
+    RUN/config.yaml        what was asked for, resolved, with version, command, source and fingerprint
+    RUN/data/              decoded pictures, skipped.txt
+    RUN/autoencoder/       model.safetensors, config.json, metrics.jsonl, checkpoints/, pictures/
+    RUN/codes/             the code store
+    RUN/prior/level-0/ ... as autoencoder/
+
+Each stage is done when its model file (or manifest) is there. Called again, the pipeline goes on where it stopped;
+a setting that contradicts what is already trained is refused with the difference.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+
+from vqvae2 import checkpoint
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.config import Config, ConfigError, differences, parse, read_yaml
+from vqvae2.data.images import ImageSet, open_images, sequential
+from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
+from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
+from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
+from vqvae2.train.prior import PriorObjective
+from vqvae2.train.progress import Reporter
+
+_FREE = ("data.workers", "data.cache_gb", "data.streaming")  # settings that may change at any time
+_COLLAPSED = 0.10  # a level that uses fewer codes than this share is reported before stage 2
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+def train(data: str, folder: str | Path, config: Config, *, command: str = "", reporter: Reporter | None = None) -> None:
+    """Do what is not yet done of the whole pipeline.
+
+    Args:
+        data: see `open_images`.
+        folder: RUN; created.
+        config: every setting.
+        command: what the user typed, for the record.
+        reporter: where to speak.
+
+    Raises:
+        RunError: RUN cannot be written, is of a newer version, or holds something trained otherwise.
+        DataError, TrainingError, CheckpointError, StoreError: see there. Interrupted: Ctrl-C.
+    """
+    folder = Path(folder)
+    accelerator = make_accelerator(config.train_autoencoder.precision)
+    reporter = reporter or Reporter()
+    if not accelerator.is_main_process:
+        reporter = Reporter(quiet=True)
+    config = claim(folder, data, config, command, accelerator)
+    if finished(folder, config):
+        reporter.say(f"{folder}: all is done; nothing to train")
+        return
+    images = _open(data, folder, config, accelerator, reporter)
+    config = _with_classes(folder, config, images, accelerator)
+    autoencoder, digest = _stage1(folder, config, images, accelerator, reporter)
+    store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
+    _health(store, reporter)
+    for level in range(config.autoencoder.levels):
+        _stage2(folder, config, store, level, accelerator, reporter)
+
+
+def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:
+    """Make RUN ours: refuse what contradicts it, write down the resolved configuration.
+
+    Raises:
+        RunError: see `train`.
+    """
+    file = folder / "config.yaml"
+    record: dict[str, Any] = {"version": metadata.version("vqvae2"), "format": checkpoint.FORMAT, "command": command, "source": data}
+    if file.exists():
+        old_record, old = read_run(folder)
+        begun = _begun(folder, old)
+        old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
+        new_value["prior"]["classes"] = old_value["prior"]["classes"]
+        changed = [line for line in differences(old_value, new_value) if line.split(":")[0] not in _FREE]
+        refused = [line for line in changed if any(line.startswith(prefix) for prefix in begun)]
+        if begun and old_record.get("source") != data:
+            refused.insert(0, f"data: {old_record.get('source')} -> {data}")
+        if refused:
+            raise RunError(
+                f"{folder} was trained with other settings ({'; '.join(refused)}); "
+                f"use the old settings, or another --run"
+            )
+        config = parse(new_value)
+        record = {**old_record, **({"command": command} if changed else {}), "source": data}
+    if accelerator.is_main_process:
+        try:
+            write_config(folder, record, config)
+        except checkpoint.CheckpointError as error:
+            raise RunError(f"cannot use {folder} as a run folder: {error}") from error
+    accelerator.wait_for_everyone()
+    return config
+
+
+def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
+    """Write RUN/config.yaml: the record under `run`, then the settings."""
+    text = yaml.safe_dump({"run": record, **config.model_dump(mode="json")}, sort_keys=False)
+    checkpoint.write_text(folder / "config.yaml", text)
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
+    """The record and the settings in RUN/config.yaml.
+
+    Raises:
+        RunError: not a run folder, or one of a newer version.
+        ConfigError: damaged.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder} is no run folder: it has no config.yaml")
+    value = read_yaml(folder / "config.yaml")
+    record = value.pop("run", {})
+    if int(record.get("format", 0)) > checkpoint.FORMAT:
+        raise RunError(
+            f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
+            f"this is {metadata.version('vqvae2')} (format {checkpoint.FORMAT}): please upgrade"
+        )
+    return record, parse(value)
+
+
+def model_file(folder: Path, level: int | None = None) -> Path:
+    """The weights of the autoencoder (level None) or of one level's prior."""
+    part = folder / "autoencoder" if level is None else folder / "prior" / f"level-{level}"
+    return part / "model.safetensors"
+
+
+def finished(folder: Path, config: Config) -> bool:
+    """Whether every stage of the pipeline is done."""
+    levels: list[int | None] = [None, *range(config.autoencoder.levels)]
+    return all(model_file(folder, level).exists() for level in levels) and (folder / "codes" / "manifest.json").exists()
+
+
+def extract(
+    autoencoder: VQVAE, images: ImageSet, config: Config, folder: Path, digest: str, reporter: Reporter
+) -> None:
+    """Encode every picture into the code store `folder`: held-out once, training ones `copies` times.
+
+    The first copy is not augmented; each further one is, as the data configuration says. The frozen model is in
+    eval mode; labels travel along.
+    """
+    device = next(autoencoder.parameters()).device
+    copies = max(settings.copies for settings in config.train_prior)
+    total = len(images.heldout) + copies * len(images.train)
+    autoencoder.eval()
+    with (
+        StoreWriter(folder, config.geometry, digest, total, classes=images.classes, fingerprint=images.fingerprint) as writer,
+        reporter.track("codes", total, unit="images") as tracker,
+    ):
+        done = 0
+        passes = [(images.heldout, 1, None), *((images.train, 0, None if i == 0 else config.seed + i) for i in range(copies))]
+        for indices, side, seed in passes:
+            for pictures, labels in sequential(images, indices, config.data, batch=64, copies_seed=seed):
+                codes = autoencoder.encode(pictures.to(device))
+                writer.append(codes, labels.numpy(), np.full(len(labels), side, np.int8))
+                done += len(labels)
+                tracker.update(done)
+
+
+def _begun(folder: Path, config: Config) -> list[str]:
+    """Prefixes of the settings that what is already trained depends on."""
+
+    def started(part: Path) -> bool:
+        return (part / "model.safetensors").exists() or (part / "checkpoints" / "last.safetensors").exists()
+
+    prefixes = []
+    if started(folder / "autoencoder"):
+        prefixes += ["seed", "data", "autoencoder", "train_autoencoder"]
+    for level in range(config.autoencoder.levels):
+        if started(folder / "prior" / f"level-{level}"):
+            prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
+    return prefixes
+
+
+def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
+    with accelerator.main_process_first(), reporter.track("reading pictures", 1, unit="images") as tracker:
+        def progress(done: int, total: int | None) -> None:
+            tracker.total = total or done
+            tracker.update(done)
+
+        images = open_images(data, config.data, folder / "data", seed=config.seed, say=reporter.say, progress=progress)
+    reporter.say(
+        f"{len(images)} pictures of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
+        + (f", {len(images.classes)} classes" if images.classes else ", no classes")
+    )
+    return images
+
+
+def _with_classes(folder: Path, config: Config, images: ImageSet, accelerator: Accelerator) -> Config:
+    """Write the data's fingerprint and classes down; refuse data that changed under a trained model."""
+    record, _ = read_run(folder)
+    known = record.get("fingerprint")
+    if known and known != images.fingerprint and _begun(folder, config):
+        raise RunError(f"the pictures in {record['source']} changed since {folder} was begun; use another --run, or restore them")
+    record |= {"fingerprint": images.fingerprint, "classes": list(images.classes)}
+    config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(images.classes)})})
+    if accelerator.is_main_process:
+        write_config(folder, record, config)
+    accelerator.wait_for_everyone()
+    return config
+
+
+def _stage1(
+    folder: Path, config: Config, images: ImageSet, accelerator: Accelerator, reporter: Reporter
+) -> tuple[VQVAE, str]:
+    part = folder / "autoencoder"
+    if not model_file(folder).exists():
+        objective = AutoencoderObjective(config, images)
+        _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
+    return load_autoencoder(folder, config, accelerator.device)
+
+
+def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -> tuple[VQVAE, str]:
+    """The trained autoencoder of a run in eval mode, and the digest of its weights.
+
+    Raises:
+        CheckpointError: not trained yet, or damaged.
+    """
+    tensors, _ = checkpoint.load_tensors(model_file(folder))
+    model = VQVAE(config.autoencoder)
+    checkpoint.load_weights(model, tensors, model_file(folder))
+    return model.to(device).eval(), checkpoint.digest(tensors)
+
+
+def _codes(
+    folder: Path, config: Config, images: ImageSet, model: VQVAE, digest: str, accelerator: Accelerator, reporter: Reporter
+) -> CodeStore:
+    if accelerator.is_main_process:
+        try:
+            open_store(folder / "codes", digest=digest)
+        except StoreError:
+            if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
+                reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
+            extract(model, images, config, folder / "codes", digest, reporter)
+    accelerator.wait_for_everyone()
+    return open_store(folder / "codes", digest=digest)
+
+
+def _health(store: CodeStore, reporter: Reporter) -> None:
+    """Report a collapsed level before stage 2 starts, with what to do."""
+    for level, figures in enumerate(code_use(store)):
+        if figures["usage"] < _COLLAPSED:
+            reporter.say(
+                f"warning: level {level} is collapsed: it uses {figures['usage']:.1%} of its codes "
+                f"(perplexity {figures['perplexity']:.1f}). Its prior will have little to learn and samples will be poor. "
+                f"Try fewer codes (--set autoencoder.codes=...), a larger stride for the finer level, or more training."
+            )
+
+
+def code_use(store: CodeStore) -> list[dict[str, float]]:
+    """Per level, over the training pictures: share of codes used at all, and perplexity."""
+    counts = [torch.zeros(k, dtype=torch.int64) for k in store.geometry.vocabulary]
+    for start in range(0, len(store.train), 4096):
+        for count, level in zip(counts, store.codes(store.train[start : start + 4096]).levels, strict=True):
+            count += torch.bincount(level.flatten(), minlength=len(count))
+    figures = usage_figures(counts)
+    return [{"usage": figures[f"usage_{i}"], "perplexity": figures[f"perplexity_{i}"]} for i in range(len(counts))]
+
+
+def _stage2(folder: Path, config: Config, store: CodeStore, level: int, accelerator: Accelerator, reporter: Reporter) -> None:
+    if model_file(folder, level).exists():
+        return
+    settings = config.train_prior[level]
+    objective = PriorObjective(config, store, level)
+    part = folder / "prior" / f"level-{level}"
+    _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)
+
+
+def _fit(
+    objective: Objective, settings: Any, part: Path, accelerator: Accelerator, reporter: Reporter, config: Config, seed: int
+) -> Outcome:
+    """Train one stage and publish its model; the checkpoints are not needed after that."""
+    outcome = fit(objective, settings, part, accelerator, reporter, seed)
+    figures = {key: value for key, value in outcome.figures.items() if key != "score"}
+    reporter.say(f"{objective.name}: step {outcome.best_step} is the best of {outcome.step}: " + _figures(figures))
+    if accelerator.is_main_process:
+        checkpoint.write_json(part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")})
+        checkpoint.save_tensors(part / "model.safetensors", objective.model.state_dict(), {"figures": figures, "step": outcome.best_step})
+        shutil.rmtree(part / "checkpoints", ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return outcome
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float))
+
+
+__all__ = ["ConfigError", "RunError", "claim", "code_use", "extract", "finished", "load_autoencoder", "model_file", "read_run", "train"]

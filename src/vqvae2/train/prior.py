@@ -1,0 +1,104 @@
+"""Stage 2: the objective of one level's prior, cross-entropy on stored codes (paper section 3.2).
+
+Reported: NLL per code in nats and bits (bits = nats / ln 2), on training and on held-out pictures, without
+augmentation, with the label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vqvae2.config import Config
+from vqvae2.data.images import _Shuffle as Shuffle
+from vqvae2.data.store import CodeStore
+from vqvae2.prior.pixelcnn import LevelPrior
+
+_PROBE = 512  # training pictures on which the training NLL is measured
+
+
+class PriorObjective:
+    """Stage 2 of one level for the training loop.
+
+    Args:
+        config: the whole configuration; `config.prior.classes` as in the store.
+        store: the codes.
+        level: 0 is the coarsest.
+    """
+
+    def __init__(self, config: Config, store: CodeStore, level: int) -> None:
+        self.config, self.store, self.level = config, store, level
+        self.name = f"prior level {level}"
+        self.settings = config.train_prior[level]
+        self.classes = config.prior.classes
+        torch.manual_seed(config.seed + 1 + level)
+        self.model = LevelPrior(config.prior.levels[level], store.geometry, level, self.classes)
+        self.probe = store.train[:: max(1, len(store.train) // _PROBE)][:_PROBE]
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
+        """(codes of this and the coarser levels, labels) of this process from step `start` on."""
+        batch = self.settings.batch
+        low, high = rank * batch // world, (rank + 1) * batch // world
+        shuffle = Shuffle(self.store.train, self.config.seed + self.level)
+        step = start
+        while True:
+            yield self._fetch(shuffle(np.arange(step * batch + low, step * batch + high)))
+            step += 1
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy in nats per code; some labels are hidden so that "no label" is learnt too."""
+        codes, labels = batch
+        if self.classes:
+            hidden = torch.rand(labels.shape, device=labels.device) < self.config.prior.levels[self.level].label_dropout
+            labels = torch.where(hidden, self.classes, labels)
+        return self._nll(model, codes, labels).mean(), {}
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Nothing is due."""
+        return {}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
+        """NLL per code in nats and bits: held out, and on a fixed part of the training pictures."""
+        heldout, train = (self._mean_nll(model, part, accelerator) for part in (self.store.heldout, self.probe))
+        return {
+            "score": heldout,
+            "heldout_nats": heldout,
+            "heldout_bits": heldout / math.log(2),
+            "train_nats": train,
+            "train_bits": train / math.log(2),
+            "uniform_bits": math.log2(self.store.geometry.vocabulary[self.level]),
+        }
+
+    def draw(self, model: nn.Module, path: Path) -> None:
+        """Nothing: samples need every level and the decoder; the pipeline draws them when all levels are done."""
+
+    def _fetch(self, indices: NDArray[np.int64]) -> tuple[tuple[Tensor, ...], Tensor]:
+        codes = self.store.codes(indices)
+        labels = torch.from_numpy(np.array(self.store.labels[indices], np.int64))
+        return codes.levels[: self.level + 1], labels
+
+    def _nll(self, model: nn.Module, levels: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        """[B, H, W] nats."""
+        device = next(model.parameters()).device
+        levels = tuple(level.to(device) for level in levels)
+        logits = model(levels[-1], levels[:-1], labels.to(device) if self.classes else None)
+        return functional.cross_entropy(logits.float(), levels[-1], reduction="none")
+
+    def _mean_nll(self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator) -> float:
+        share = indices[accelerator.process_index :: accelerator.num_processes]
+        totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        for start in range(0, len(share), self.settings.batch):
+            nll = self._nll(model, *self._fetch(share[start : start + self.settings.batch]))
+            totals += torch.tensor([float(nll.sum()), nll.numel()], dtype=torch.float64, device=accelerator.device)
+        totals = accelerator.reduce(totals, "sum")
+        return float(totals[0] / totals[1])
