@@ -19,10 +19,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from vqvae2.errors import UserError
+
 FORMAT = 1  # of run folders and weight files; a larger number was written by a newer version
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file that is missing, damaged, altered, or of a newer version."""
 
 

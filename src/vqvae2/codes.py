@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqvae2.errors import UserError
 
-class CodesError(ValueError):
+
+class CodesError(UserError):
     """Codes that do not fit the geometry in which they are used."""
 
 

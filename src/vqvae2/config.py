@@ -14,9 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vqvae2.codes import Geometry
+from vqvae2.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting that cannot work, with what was expected and what was found."""
 
 

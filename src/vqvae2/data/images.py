@@ -74,6 +74,12 @@ def to_uint8(images: Tensor) -> Tensor:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def psnr(images: Tensor, originals: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture in dB, [B]; both [B, C, H, W] in [-1, 1], so the peak is 2."""
+    error = (images.double().clamp(-1, 1) - originals.double()).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / error.clamp_min(1e-10))
+
+
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Float [B, C, H, W] in [-1, 1] to Pillow pictures: grey, RGB or RGBA for C = 1, 3 or 4.
 

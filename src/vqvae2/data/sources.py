@@ -268,7 +268,16 @@ def _archives(kind: Literal["parquet", "webdataset"], data: str, found: Sequence
             total.update(f"{file.name}\0".encode("utf-8", "replace") + _file_digest(file))
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}") from error
-    return Place(kind, total.hexdigest(), data, tuple(found))
+    cut = [file for file in found if kind == "webdataset" and not _ends_well(file)]
+    skipped = tuple((file.name, "cut off: the pictures at its end are missing") for file in cut)
+    return Place(kind, total.hexdigest(), data, tuple(found), skipped)
+
+
+def _ends_well(path: Path) -> bool:
+    """Whether a tar has the block of zeros at its end; readers take a missing one for the end of the data."""
+    with path.open("rb") as file:
+        file.seek(-min(512, path.stat().st_size), os.SEEK_END)
+        return file.read() == bytes(512)
 
 
 def _file_digest(path: Path) -> bytes:
@@ -405,7 +414,7 @@ def _list_table(place: Place, config: DataConfig, folder: Path) -> Listing | Str
             columns = _Columns.find(opened.tables[0][0], place.root, config)
             if place.kind == "hub" and config.streaming:
                 return Stream(_stream(opened, columns, config), columns.finish, opened.revision)
-            return _random_access(opened, columns, place.root)
+            return _random_access(opened, columns, place)
         finally:
             if bars:
                 datasets.enable_progress_bars()
@@ -562,7 +571,7 @@ def _kind(feature: Any) -> str:
     return str(feature.dtype) if type(feature).__name__ == "Value" else type(feature).__name__
 
 
-def _random_access(opened: _Tables, columns: _Columns, root: str) -> Listing:
+def _random_access(opened: _Tables, columns: _Columns, place: Place) -> Listing:
     import datasets
 
     whole = datasets.concatenate_datasets(
@@ -572,24 +581,23 @@ def _random_access(opened: _Tables, columns: _Columns, root: str) -> Listing:
     keep = list(range(len(whole)))
     if opened.split or (columns.split and sides.count(None)):
         values = _split_values(whole, columns.split)
-        named = _sides({value.lower(): value for value in set(values)}, opened.split, root)
+        named = _sides({value.lower(): value for value in set(values)}, opened.split, place.root)
         if named:
             keep = [number for number in keep if values[number] in named]
             sides = [None if opened.split else named.get(value) for value in values]
-    texts = (
-        whole.remove_columns(columns.image)
-        if columns.name
-        else whole.flatten().remove_columns(f"{columns.image}.bytes")
-    )
+    texts = whole.remove_columns(columns.image)
+    paths = [
+        path for cells in whole.data.column(columns.image).chunks for path in cells.field("path").to_pylist()
+    ]
     rows = []
-    for number, values in enumerate(texts.select(keep)):
-        picture = {"path": values.get(f"{columns.image}.path")}
-        rows.append(columns.row(keep[number], {**values, columns.image: picture}, sides[keep[number]]))
+    for number in keep:
+        values = {**(texts[number] if texts.column_names else {}), columns.image: {"path": paths[number]}}
+        rows.append(columns.row(number, values, sides[number]))
     listing = columns.finish(rows)
     listing.payloads = lambda indices: [
         _payload(cell or {}) for cell in whole[[keep[index] for index in indices]][columns.image]
     ]
-    listing.revision = opened.revision
+    listing.revision, listing.skipped = opened.revision, list(place.skipped)
     return listing
 
 

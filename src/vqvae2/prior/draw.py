@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2.errors import UserError
+
 
 def check_seed(seed: int) -> int:
     """`seed` if it is 0 .. 2^63 - 1, else a ValueError."""
     if not 0 <= seed < 2**63:
-        raise ValueError(f"expected a seed between 0 and 2^63 - 1, found {seed}")
+        raise UserError(f"expected a seed between 0 and 2^63 - 1, found {seed}")
     return seed
 
 
@@ -39,7 +41,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
         ValueError: out of range.
     """
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(
+        raise UserError(
             f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
             f"found temperature {temperature}, top_k {top_k}, top_p {top_p}"
         )

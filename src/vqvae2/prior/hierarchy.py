@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config import PriorConfig
+from vqvae2.errors import UserError
 from vqvae2.prior.draw import draw, probabilities, uniforms
 from vqvae2.prior.pixelcnn import LevelPrior
 from vqvae2.prior.scan import scan
@@ -32,7 +33,7 @@ class HierarchicalPrior(nn.Module):
     def __init__(self, config: PriorConfig, geometry: Geometry) -> None:
         super().__init__()
         if len(config.levels) != geometry.levels:
-            raise ValueError(f"expected {geometry.levels} level priors for this geometry, found {len(config.levels)}")
+            raise UserError(f"expected {geometry.levels} level priors for this geometry, found {len(config.levels)}")
         self.config, self.geometry, self.classes = config, geometry, config.classes
         self.levels = nn.ModuleList(
             LevelPrior(level, geometry, index, config.classes) for index, level in enumerate(config.levels)
@@ -97,7 +98,7 @@ class HierarchicalPrior(nn.Module):
         """
         images = list(range(n)) if isinstance(n, int) else list(n)
         if not images:
-            raise ValueError("expected at least one image to sample, found n = 0")
+            raise UserError("expected at least one image to sample, found n = 0")
         known = self.check_labels(labels, len(images))
         guided = guidance != 1.0 and labels is not None and self.classes > 0
         was_training = self.training
@@ -132,9 +133,9 @@ class HierarchicalPrior(nn.Module):
             return torch.full((batch,), self.classes, dtype=torch.int64, device=self._device())
         labels = torch.as_tensor(labels, dtype=torch.int64, device=self._device())
         if labels.shape != (batch,):
-            raise ValueError(f"expected {batch} labels, found shape {tuple(labels.shape)}")
+            raise UserError(f"expected {batch} labels, found shape {tuple(labels.shape)}")
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes:
-            raise ValueError(f"expected class numbers 0..{self.classes - 1}, found {int(labels.min())}..{int(labels.max())}")
+            raise UserError(f"expected class numbers 0..{self.classes - 1}, found {int(labels.min())}..{int(labels.max())}")
         return labels
 
     def _device(self) -> torch.device:

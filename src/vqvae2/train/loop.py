@@ -27,12 +27,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqvae2 import checkpoint
 from vqvae2.config import TrainConfig
+from vqvae2.errors import UserError
 from vqvae2.train.progress import Reporter
 
 Batch = Any
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """Training cannot go on; the last good state is kept."""
 
 

@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config import Config, ConfigError, differences, parse, read_yaml
+from vqvae2.errors import UserError
 from vqvae2.data.images import ImageSet, open_images, sequential
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
@@ -37,7 +38,7 @@ _FREE = ("data.workers", "data.cache_gb", "data.streaming")  # settings that may
 _COLLAPSED = 0.10  # a level that uses fewer codes than this share is reported before stage 2
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run folder that cannot be used as asked."""
 
 

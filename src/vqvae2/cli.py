@@ -1,0 +1,297 @@
+"""The command `vqvae2`: one verb per job, on public functions only.
+
+Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 after an interruption that was saved.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vqvae2.errors import UserError
+
+app = typer.Typer(
+    name="vqvae2",
+    help="VQ-VAE-2: pictures in, new pictures out. Autoencoder, codes, priors and samples in one resumable run folder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, a model of the package (emoji64), or a Hub id owner/name")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change one setting, e.g. train_autoencoder.steps=2000 or train_prior.*.lr=5e-4; repeatable"),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="run folder of the demo")] = Path("runs/demo"),
+    settings: Settings = None,
+) -> None:
+    """Run the whole pipeline on the embedded emoji: at most 10 minutes of training on two cores, then a report."""
+    from vqvae2.demo import demo as run_demo
+    from vqvae2.presets import preset
+    from vqvae2.train.progress import Reporter
+
+    config = _resolve(preset("demo").model_dump(mode="json"), None, settings)
+    result = run_demo(out, config, _command(), Reporter())
+    table = Table("figure", "value")
+    for name, value in result.figures["table"]:
+        table.add_row(name, value)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for name, path in result.paths.items():
+        console.print(f"{name}: {path}", markup=False, highlight=False)
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="a folder (sub-folders are classes), .parquet or .tar files, a Hub id owner/name, or emoji64")],
+    run: Annotated[Path, typer.Option("--run", help="run folder; the same command again goes on where it stopped")],
+    preset: Annotated[str | None, typer.Option(help="named settings; chosen by number and size of the pictures when left out")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file whose settings are put over the preset's")] = None,
+    settings: Settings = None,
+    split: Annotated[str | None, typer.Option(help="split of a Hub data set")] = None,
+    streaming: Annotated[bool, typer.Option(help="read a Hub data set as a stream")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train everything: autoencoder, codes, one prior per level. Resumable."""
+    from vqvae2.config import DataConfig, read_yaml
+    from vqvae2.data.peek import peek
+    from vqvae2.presets import choose
+    from vqvae2.presets import preset as named
+    from vqvae2.run import load
+    from vqvae2.train.pipeline import read_run
+    from vqvae2.train.pipeline import train as run_training
+    from vqvae2.train.progress import Reporter
+
+    reporter = Reporter()
+    file = read_yaml(config) if config else None
+    if preset is None and (run / "config.yaml").is_file():
+        base = read_run(run)[1].model_dump(mode="json")
+    else:
+        if preset is None:
+            count, side = peek(data, DataConfig(split=split, streaming=streaming), run)
+            preset = choose(count, side)
+            reporter.say(f"{count} pictures, short side about {side} px: preset {preset} (choose another with --preset)")
+        base = named(preset).model_dump(mode="json")
+    extra = [f"data.split={split}"] if split else []
+    extra += ["data.streaming=true"] if streaming else []
+    run_training(data, run, _resolve(base, file, [*(settings or []), *extra]), command=_command(), reporter=reporter)
+    if as_json:
+        _print_json(_summary(load(run, "cpu")))
+
+
+@app.command()
+def sample(
+    run: RunName,
+    out: Annotated[Path, typer.Option(help="folder for the pictures")],
+    n: Annotated[int, typer.Option(min=1, help="number of pictures")] = 64,
+    label: Annotated[list[str] | None, typer.Option(help="class by name or number; repeatable, taken in turn; all classes in turn when left out")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="divides the logits: 1 is the model's own distribution, less is safer, 0 the most likely")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")] = 0,
+    top_p: Annotated[float, typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]")] = 1.0,
+    guidance: Annotated[float, typer.Option(min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="picture i of a seed is always the same")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="pictures drawn side by side")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Draw new pictures: one PNG each, a grid, and a list of what they are."""
+    from vqvae2.data.grid import save_grid, save_picture
+    from vqvae2.data.images import to_pil
+    from vqvae2.run import Sampling, load
+    from vqvae2.train.progress import Reporter
+
+    loaded = load(run)
+    drawn = loaded.draw(n, label, seed, Sampling(temperature, top_k, top_p, guidance, batch))
+    loaded.prior  # noqa: B018 - loads, so that a missing model is said before the folder is made
+    _folder(out)
+    begun = time.perf_counter()
+    entries: list[dict[str, Any]] = []
+    shown = []
+    with Reporter().track("samples", n, unit="images") as tracker:
+        for part in drawn:
+            for place, (number, picture) in enumerate(zip(part.numbers, to_pil(part.images), strict=True)):
+                name = f"{number:05d}.png"
+                save_picture(picture, out / name)
+                entry: dict[str, Any] = {"file": name, "number": number}
+                if part.labels is not None:
+                    entry["label"] = int(part.labels[place])
+                    entry["class"] = loaded.classes[entry["label"]]
+                entries.append(entry)
+            shown.append(part.images.cpu())
+            tracker.update(part.numbers.stop)
+    import torch
+
+    images = torch.cat(shown)[:256]
+    save_grid(images, out / "grid.png", columns=max(1, round(len(images) ** 0.5)), zoom=max(1, 128 // images.shape[-1]) if len(images) <= 16 else 1)
+    seconds = time.perf_counter() - begun
+    result = {"n": n, "seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance,
+              "seconds": seconds, "grid": str(out / "grid.png"), "samples": entries}  # fmt: skip
+    from vqvae2.checkpoint import write_json
+
+    write_json(out / "samples.json", result)
+    if as_json:
+        _print_json(result)
+    else:
+        print(f"{n} samples in {seconds:.1f} s ({seconds / n:.3f} s each): {out / 'grid.png'}")
+
+
+@app.command()
+def reconstruct(
+    run: RunName,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="picture files, or folders of them")],
+    out: Annotated[Path, typer.Option(help="folder for the pictures")],
+    as_json: Json = False,
+) -> None:
+    """Send pictures through the codes and back: NAME.png, and NAME-levels.png (original, coarsest level alone, ... all)."""
+    import torch
+
+    from vqvae2.data.grid import save_grid, save_picture
+    from vqvae2.data.images import load_image, psnr, to_float, to_pil
+    from vqvae2.run import load
+
+    loaded = load(run)
+    autoencoder = loaded.autoencoder
+    files = _files(images)
+    pictures = [to_float(torch.from_numpy(load_image(file, loaded.config.data))[None]) for file in files]
+    _folder(out)
+    results: list[dict[str, Any]] = []
+    for file, original in zip(files, pictures, strict=True):
+        codes = autoencoder.encode(original.to(loaded.device))
+        steps = [autoencoder.decode(codes, level + 1).cpu() for level in range(loaded.config.autoencoder.levels)]
+        stem = _free_name(file.stem, [item["stem"] for item in results])
+        save_picture(to_pil(steps[-1])[0], out / f"{stem}.png")
+        save_grid(torch.cat([original, *steps]), out / f"{stem}-levels.png", columns=1 + len(steps), zoom=max(1, 128 // original.shape[-1]))
+        results.append({"stem": stem, "source": str(file), "file": str(out / f"{stem}.png"), "levels": str(out / f"{stem}-levels.png"),
+                        "psnr": [float(psnr(step, original)[0]) for step in steps]})  # fmt: skip
+    if as_json:
+        _print_json(results)
+        return
+    for item in results:
+        print(f"{item['source']}: {item['file']}  PSNR {item['psnr'][-1]:.2f} dB at {loaded.config.data.size} px")
+
+
+@app.command()
+def inspect(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="a run folder, a model of the package, or a Hub id")] = None,
+    preset: Annotated[str | None, typer.Option(help="look at a preset instead of a run")] = None,
+    as_json: Json = False,
+) -> None:
+    """Geometry, parameters, FLOPs, code usage, losses, what is done and what is not."""
+    from vqvae2.inspection import describe
+    from vqvae2.presets import preset as named
+    from vqvae2.run import load
+
+    if (run is None) == (preset is None):
+        raise UserError("expected either a RUN or --preset NAME")
+    loaded = load(run, "cpu") if run is not None else None
+    value = describe(loaded.config if loaded else named(str(preset)), loaded)
+    if as_json:
+        _print_json(value)
+        return
+    console = Console(soft_wrap=True)
+    for title, rows in value.items():
+        table = Table(title, "", title_justify="left")
+        for key, item in rows.items():
+            table.add_row(key, item if isinstance(item, str) else json.dumps(item))
+        console.print(table)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets with their sizes."""
+    from vqvae2.presets import preset as named
+    from vqvae2.presets import presets as names
+
+    for name in names():
+        config = named(name)
+        grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
+        steps = ", ".join(str(item.steps) for item in (config.train_autoencoder, *config.train_prior))
+        print(f"{name:12s} {config.data.size} px, grids {grids}, {config.autoencoder.codes[0]} codes, steps {steps}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point; see the module's docstring for the exit codes."""
+    from vqvae2.train.loop import Interrupted
+
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except Interrupted as error:
+        _fail(f"interrupted: {error}; the same command goes on from there", 130)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except UserError as error:
+        _fail(str(error), 2)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"vqvae2: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _resolve(base: dict[str, Any], file: dict[str, Any] | None, settings: list[str] | None) -> Any:
+    """Preset, then file, then assignments; the autoencoder's channels follow the data's."""
+    from vqvae2.config import merge, override, parse
+
+    value = override(merge(base, file or {}), settings or [])
+    value["autoencoder"]["channels"] = value["data"]["channels"]
+    return parse(value)
+
+
+def _summary(run: Any) -> dict[str, Any]:
+    levels = range(run.config.autoencoder.levels)
+    return {"run": str(run.folder), "done": run.done(), "autoencoder": run.figures(), "prior": [run.figures(level) for level in levels]}
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"no pictures in {', '.join(map(str, paths))}")
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        raise UserError(f"no such file: {', '.join(missing)}")
+    return files
+
+
+def _free_name(stem: str, taken: list[str]) -> str:
+    return stem if stem not in taken else next(f"{stem}-{i}" for i in range(2, len(taken) + 3) if f"{stem}-{i}" not in taken)
+
+
+def _folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+
+
+def _command() -> str:
+    return shlex.join(["vqvae2", *sys.argv[1:]])
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+if __name__ == "__main__":
+    main()

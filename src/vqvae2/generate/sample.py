@@ -1,0 +1,114 @@
+"""From labels to pictures: coarse-to-fine sampling of the prior, batch by batch, then the decoder.
+
+Shapes: B batch, C image channels, H W image size.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Codes
+from vqvae2.errors import UserError
+from vqvae2.prior.draw import check_seed, probabilities
+from vqvae2.prior.hierarchy import HierarchicalPrior
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw.
+
+    Attributes:
+        temperature: divides the logits; 1 is the model's own distribution (the paper), 0 the most likely code.
+        top_k: keep the k most likely codes; 0 keeps all.
+        top_p: keep the fewest codes whose probability reaches p, 0 < p <= 1.
+        guidance: classifier-free guidance; 1 is off, more is closer to the class and less diverse.
+        batch: pictures drawn side by side; changes speed and memory, not the pictures.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        probabilities(torch.zeros(1, 2), self.temperature, self.top_k, self.top_p)  # says what is out of range
+        if self.batch < 1 or self.guidance < 0:
+            raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {self.guidance}")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some of the samples: their numbers, their classes (None without classes), codes and pictures in [-1, 1]."""
+
+    numbers: range
+    labels: Tensor | None
+    codes: Codes
+    images: Tensor
+
+
+def class_number(label: str | int, classes: Sequence[str]) -> int:
+    """The number of a class given by name (case and surrounding spaces do not matter) or by number.
+
+    Raises:
+        UserError: no such class; names the nearest ones.
+    """
+    if not classes:
+        raise UserError(f"this run has no classes, so label {label!r} means nothing; leave it out")
+    names = [name.strip().casefold() for name in classes]
+    text = str(label).strip().casefold()
+    if text in names:
+        return names.index(text)
+    if text.isdigit() and int(text) < len(classes):
+        return int(text)
+    near = difflib.get_close_matches(text, names, 3, 0.4)
+    hint = ", ".join(classes[names.index(name)] for name in near) if near else ", ".join(classes[:12])
+    raise UserError(f"no class {label!r}: expected a number 0..{len(classes) - 1} or a name such as {hint}")
+
+
+def label_plan(labels: Sequence[str | int] | str | int | None, n: int, classes: Sequence[str]) -> list[int] | None:
+    """The class number of each of n samples; None for a model without classes.
+
+    One label is for all; several are taken in turn; None takes all classes in turn.
+    """
+    if n < 1:
+        raise UserError(f"expected at least 1 sample, found n = {n}")
+    if labels is None:
+        return [i % len(classes) for i in range(n)] if classes else None
+    given = [labels] if isinstance(labels, str | int) else list(labels)
+    if not given:
+        raise UserError("expected at least one label, found an empty list")
+    numbers = [class_number(label, classes) for label in given]
+    return [numbers[i % len(numbers)] for i in range(n)]
+
+
+@torch.no_grad()
+def draw_samples(
+    autoencoder: VQVAE, prior: HierarchicalPrior, n: int, plan: list[int] | None, seed: int, sampling: Sampling
+) -> Iterator[Drawn]:
+    """Draw samples 0 .. n - 1 of a seed, batch by batch.
+
+    Args:
+        plan: from `label_plan`.
+        seed: 0 .. 2^63 - 1.
+    """
+    check_seed(seed)
+    for start in range(0, n, sampling.batch):
+        numbers = range(start, min(n, start + sampling.batch))
+        labels = None if plan is None else torch.tensor([plan[i] for i in numbers])
+        codes = prior.sample(
+            numbers,
+            labels,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            guidance=sampling.guidance,
+            seed=seed,
+        )
+        yield Drawn(numbers, labels, codes, autoencoder.decode(codes))

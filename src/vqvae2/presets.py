@@ -1,0 +1,98 @@
+"""Named presets, and the choice among them when none is given.
+
+Each is a full `Config`. What is the paper's stands in the spec's tables; the sizes for small data and few cores
+are our decisions, measured in docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vqvae2.config import Config, ConfigError, parse
+
+_SMALL = 20_000  # pictures; below it the priors are small and strongly regularised
+
+
+def presets() -> tuple[str, ...]:
+    """The names, in order of cost."""
+    return tuple(_PRESETS)
+
+
+def preset(name: str) -> Config:
+    """The full configuration of a preset.
+
+    Raises:
+        ConfigError: no such preset; lists them.
+    """
+    if name not in _PRESETS:
+        raise ConfigError(f"no preset {name!r}: expected one of {', '.join(_PRESETS)}")
+    return parse(_PRESETS[name])
+
+
+def choose(pictures: int, pixels: int) -> str:
+    """The preset for so many pictures whose short side is typically so many pixels."""
+    size = max((s for s in (32, 64, 128, 256) if s <= max(pixels, 32)), default=32)
+    return f"{'small' if pictures < _SMALL else 'large'}{size}"
+
+
+def _level(hidden: int, layers: int, attention: int, dropout: float, blocks: int = 0) -> dict[str, Any]:
+    return {
+        "hidden": hidden,
+        "residual": hidden,
+        "layers": layers,
+        "kernel": 3 if attention else 5,
+        "attention_every": attention,
+        "heads": max(1, hidden // 32),
+        "dropout": dropout,
+        "output_layers": 2,
+        "condition_blocks": blocks,
+    }
+
+
+def _prior_training(steps: int, batch: int, copies: int, every: int) -> dict[str, Any]:
+    return {
+        "steps": steps,
+        "batch": batch,
+        "lr": 1e-3,
+        "warmup": min(200, steps // 10 + 1),
+        "weight_decay": 0.05,
+        "average": 0.998 if steps > 1500 else 0.99,
+        "evaluate_every": every,
+        "patience": 8,
+        "copies": copies,
+    }
+
+
+def _preset(
+    size: int,
+    strides: list[int],
+    width: int,
+    codes: int,
+    steps: tuple[int, int],
+    priors: list[dict[str, Any]],
+    copies: int,
+    every: int,
+) -> dict[str, Any]:
+    """Two stages on `size` px; `steps` are of the autoencoder and of each prior."""
+    levels = len(strides)
+    return {
+        "data": {"size": size, "shift": max(1, size // 32)},
+        "autoencoder": {"strides": strides, "codes": [codes] * levels, "hidden": width, "residual": width // 2},
+        "train_autoencoder": {"steps": steps[0], "batch": 32, "lr": 6e-4, "warmup": min(200, steps[0] // 10 + 1), "evaluate_every": every},
+        "prior": {"levels": priors},
+        "train_prior": [_prior_training(steps[1], 32, copies, every) for _ in range(levels)],
+    }
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": _preset(32, [4, 2], 32, 64, (60, 40), [_level(32, 2, 2, 0.1), _level(32, 2, 0, 0.1, 1)], 1, 20),
+    "demo": _preset(32, [4, 2], 96, 512, (2400, 1200), [_level(128, 6, 2, 0.2), _level(128, 6, 3, 0.1, 2)], 8, 200),
+    "small32": _preset(32, [4, 2], 128, 512, (8000, 4000), [_level(128, 8, 2, 0.2), _level(128, 8, 4, 0.1, 4)], 16, 250),
+    "small64": _preset(64, [4, 2], 128, 512, (6500, 4000), [_level(192, 8, 2, 0.2), _level(128, 6, 3, 0.1, 4)], 16, 250),
+    "small128": _preset(128, [4, 2, 2], 128, 512, (20000, 8000), [_level(192, 8, 2, 0.2), _level(128, 8, 4, 0.1, 4), _level(128, 8, 0, 0.1, 4)], 8, 500),
+    "small256": _preset(256, [4, 2, 2], 128, 512, (40000, 16000), [_level(256, 12, 3, 0.2), _level(192, 12, 6, 0.1, 6), _level(128, 12, 0, 0.1, 6)], 8, 1000),
+    "large32": _preset(32, [4, 2], 128, 512, (40000, 40000), [_level(256, 10, 2, 0.1), _level(256, 10, 5, 0.1, 4)], 1, 1000),
+    "large64": _preset(64, [4, 2], 128, 512, (80000, 80000), [_level(384, 12, 3, 0.1), _level(256, 12, 4, 0.1, 6)], 1, 2000),
+    "large128": _preset(128, [4, 2], 128, 512, (150000, 150000), [_level(384, 16, 4, 0.1), _level(256, 16, 0, 0.1, 8)], 1, 2000),
+    "large256": _preset(256, [4, 2], 128, 512, (300000, 300000), [_level(512, 20, 5, 0.1), _level(384, 20, 0, 0.1, 10)], 1, 5000),
+}  # fmt: skip

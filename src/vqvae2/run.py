@@ -1,0 +1,167 @@
+"""`Run`: one folder holding configuration, weights, codes, samples and reports; what `vqvae2.load` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
+
+from vqvae2 import checkpoint
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.checkpoint import CheckpointError
+from vqvae2.config import Config
+from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
+from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.train.pipeline import RunError, load_autoencoder, model_file, read_run
+
+_PARTS = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
+
+
+def zoo() -> list[str]:
+    """Names of the models shipped in the package."""
+    folder = resources.files("vqvae2") / "zoo"
+    return sorted(item.name for item in folder.iterdir() if (item / "config.yaml").is_file()) if folder.is_dir() else []
+
+
+def load(name: str | Path, device: torch.device | str | None = None) -> Run:
+    """A run folder, a model of the zoo by name, or a Hub repository `owner/name` that holds a run folder.
+
+    Args:
+        device: where the models go; None chooses the accelerator if there is one.
+
+    Raises:
+        RunError: nothing of that name, or made by a newer version.
+    """
+    path = Path(name)
+    if (path / "config.yaml").is_file():
+        return Run(path, device)
+    text = str(name)
+    if text in zoo():
+        return Run(Path(str(resources.files("vqvae2") / "zoo" / text)), device)
+    if path.exists():
+        raise RunError(f"{path} is no run folder: it has no config.yaml")
+    if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
+        try:
+            return Run(Path(snapshot_download(text, allow_patterns=_PARTS)), device)
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            raise RunError(f"no folder {text}, and the Hub gave none: {' '.join(str(error).split())[:200]}") from None
+    known = ", ".join(zoo()) or "none"
+    raise RunError(f"no run {text}: expected a run folder, a model of the package ({known}) or a Hub id owner/name")
+
+
+class Run:
+    """One trained (or half-trained) model and its folder.
+
+    Args:
+        folder: RUN.
+        device: where the models go; None chooses the accelerator if there is one.
+
+    Attributes:
+        folder, config: where it is and what it was asked to be.
+        record: version, command, source, fingerprint, classes.
+        classes: class names, () without classes.
+    """
+
+    def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
+        self.folder = Path(folder)
+        self.record: dict[str, Any]
+        self.config: Config
+        self.record, self.config = read_run(self.folder)
+        self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
+        self.device = torch.device(device) if device is not None else _device()
+
+    @cached_property
+    def autoencoder(self) -> VQVAE:
+        """The autoencoder, in eval mode.
+
+        Raises:
+            RunError: not trained yet.
+        """
+        if not model_file(self.folder).exists():
+            raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
+        return load_autoencoder(self.folder, self.config, self.device)[0]
+
+    @cached_property
+    def prior(self) -> HierarchicalPrior:
+        """The priors of all levels, in eval mode.
+
+        Raises:
+            RunError: not trained yet.
+        """
+        prior = HierarchicalPrior(self.config.prior, self.config.geometry)
+        for level in range(self.config.autoencoder.levels):
+            file = model_file(self.folder, level)
+            if not file.exists():
+                raise RunError(f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}")
+            tensors, _ = checkpoint.load_tensors(file)
+            checkpoint.load_weights(prior.level(level), tensors, file)
+        return prior.to(self.device).eval()
+
+    def sample(
+        self,
+        n: int,
+        labels: Sequence[str | int] | str | int | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+    ) -> Tensor:
+        """n new images [n, C, H, W] in [-1, 1], on the CPU.
+
+        Args:
+            labels: class name or number for all, several to be taken in turn, or None for all classes in turn.
+            seed: sample i of a seed is the same whatever n and the batch size.
+            sampling: temperature and the like.
+        """
+        return torch.cat([part.images.cpu() for part in self.draw(n, labels, seed, sampling)])
+
+    def draw(
+        self,
+        n: int,
+        labels: Sequence[str | int] | str | int | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+    ) -> Any:
+        """As `sample`, but an iterator of batches with labels and codes (`generate.sample.Drawn`)."""
+        plan = label_plan(labels, n, self.classes)
+        return draw_samples(self.autoencoder, self.prior, n, plan, seed, sampling or Sampling())
+
+    def reconstruct(self, images: Tensor, levels: int | None = None) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1].
+
+        Args:
+            levels: use only this many levels, from the coarsest; None uses all.
+        """
+        codes = self.autoencoder.encode(images.to(self.device))
+        return self.autoencoder.decode(codes, levels).to(images.device)
+
+    def done(self) -> dict[str, bool]:
+        """Which parts are trained."""
+        parts = {"autoencoder": model_file(self.folder).exists(), "codes": (self.folder / "codes" / "manifest.json").exists()}
+        for level in range(self.config.autoencoder.levels):
+            parts[f"prior level {level}"] = model_file(self.folder, level).exists()
+        return parts
+
+    def figures(self, level: int | None = None) -> dict[str, Any]:
+        """The held-out figures of the kept weights: of the autoencoder (None) or of a level's prior; {} if not trained."""
+        try:
+            _, metadata = checkpoint.load_tensors(model_file(self.folder, level))
+        except CheckpointError:
+            return {}
+        return dict(metadata.get("figures", {}))
+
+    def _go_on(self) -> str:
+        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}` goes on"
+
+
+def _device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+__all__ = ["Drawn", "Run", "Sampling", "load", "zoo"]

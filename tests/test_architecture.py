@@ -1,0 +1,228 @@
+"""The house keeps its floors: who imports whom, and that importing does nothing else (design.md, "Rooms")."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "src"
+PACKAGE = "vqvae2"
+
+# A room is a sub-package or a file of the package; a file may import its own room and the rooms of lower floors.
+# The files of the ground floor are one room, and acyclic.
+FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("errors", "codes", "checkpoint", "config", "presets"),),
+    (("data",),),
+    (("autoencoder",), ("prior",)),
+    (("generate",), ("codec",)),
+    (("evaluate",), ("train",)),
+    (("run",),),
+    (("demo",), ("inspection",)),
+    (("cli", "__main__"), ("web",)),
+)
+FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}
+ROOM = {name: room for rooms in FLOORS for room in rooms for name in room}
+FACADE = {"__version__"}  # what files of the package may take from the root `__init__`
+
+_IMPORT_ALL = """
+import io, json, os, pkgutil, sys, contextlib, importlib
+import torch
+before = torch.random.get_rng_state(), torch.get_num_threads(), torch.get_num_interop_threads()
+import numpy
+numpy_before = numpy.random.get_state()[1].tolist()
+environment = dict(os.environ)
+import vqvae2
+modules, missing = ["vqvae2"], []
+out, err = io.StringIO(), io.StringIO()
+with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    for info in pkgutil.walk_packages(vqvae2.__path__, "vqvae2."):
+        try:
+            importlib.import_module(info.name)
+            modules.append(info.name)
+        except ModuleNotFoundError as error:
+            missing.append([info.name, error.name])
+after = torch.random.get_rng_state(), torch.get_num_threads(), torch.get_num_interop_threads()
+print(json.dumps({
+    "modules": modules, "missing": missing, "said": out.getvalue() + err.getvalue(),
+    "torch": torch.equal(before[0], after[0]), "threads": before[1:] == after[1:],
+    "numpy": numpy.random.get_state()[1].tolist() == numpy_before,
+    "dtype": str(torch.get_default_dtype()), "device": str(torch.get_default_device()),
+    "grad": torch.is_grad_enabled(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+    "environment": sorted(k for k in {**environment, **os.environ} if k.startswith("OMP") and environment.get(k) != os.environ.get(k)),
+}))
+"""
+_EXTRAS = {"gradio", "onnx", "onnxruntime", "onnxscript", "torch_fidelity", "tensorboard", "trackio", "wandb"}
+
+
+def sources() -> list[Path]:
+    """Every Python file of the package."""
+    return sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """The dotted name below the package: `data.images`; '' for the root."""
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name: str) -> bool:
+    """Whether `name`, dotted below the package, is a module or a sub-package."""
+    place = ROOT / PACKAGE / Path(*name.split("."))
+    return place.with_suffix(".py").is_file() or place.is_dir()
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, module below the package) of every import of the package in a file, wherever it stands."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            names = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for module, item in names:
+            if module != PACKAGE and not module.startswith(PACKAGE + "."):
+                continue
+            below = module.removeprefix(PACKAGE).removeprefix(".")
+            inner = f"{below}.{item}".removeprefix(".")
+            found.append((node.lineno, inner if item and is_module(inner) else below or f"{PACKAGE}.{item}"))
+    return sorted(found)
+
+
+def breach(importer: str, imported: str) -> str | None:
+    """Why a module may not import another, both dotted below the package; None if it may."""
+    if imported.startswith(PACKAGE + "."):
+        name = imported.removeprefix(PACKAGE + ".")
+        return None if name in FACADE else f"takes {name} from the facade instead of from its room"
+    upper, lower = importer.split(".")[0], imported.split(".")[0]
+    if ROOM[upper] == ROOM[lower]:
+        return None
+    if FLOOR[lower] < FLOOR[upper]:
+        return None
+    return f"floor {FLOOR[upper]} imports {imported} of floor {FLOOR[lower]}"
+
+
+def test_every_file_has_a_floor() -> None:
+    rooms = {module_of(path).split(".")[0] for path in sources()} - {""}
+    assert rooms <= FLOOR.keys(), f"{sorted(rooms - FLOOR.keys())}: give them a floor in FLOORS and in design.md"
+
+
+def test_a_file_imports_only_its_own_room_and_lower_floors() -> None:
+    breaches = [
+        f"{path.relative_to(ROOT)}:{line}: {reason}"
+        for path in sources()
+        if (importer := module_of(path))  # the root is the facade: tested below
+        for line, imported in imports(path)
+        if (reason := breach(importer, imported))
+    ]
+    assert not breaches, "\n".join(breaches)
+
+
+def test_modules_import_each_other_without_a_circle() -> None:
+    graph = {module_of(path): {name for _, name in imports(path)} for path in sources() if module_of(path)}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"circle: {' -> '.join(error.args[1])}")
+    assert "errors" in order
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("autoencoder.model", "prior.scan", False),
+        ("prior.scan", "autoencoder.model", False),
+        ("evaluate.report", "train.loop", False),
+        ("data.images", "run", False),
+        ("codes", "data.images", False),
+        ("run", "vqvae2.load", False),
+        ("run", "vqvae2.__version__", True),
+        ("config", "codes", True),
+        ("cli", "__main__", True),
+        ("train.loop", "train.progress", True),
+        ("generate.sample", "prior.hierarchy", True),
+        ("cli", "checkpoint", True),
+    ],
+)
+def test_the_rule_itself(importer: str, imported: str, allowed: bool) -> None:
+    assert (breach(importer, imported) is None) == allowed
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text(
+        "import torch\nimport vqvae2.codes\ndef f():\n    from vqvae2.prior.scan import scan\n"
+        "class C:\n    if True:\n        from vqvae2 import checkpoint, load\n"
+    )
+    assert [name for _, name in imports(file)] == ["codes", "prior.scan", "checkpoint", "vqvae2.load"]
+
+
+def test_only_the_facade_imports_by_name() -> None:
+    for path in sources():
+        if module_of(path):
+            text = path.read_text(encoding="utf-8")
+            assert "__import__" not in text, f"{path}: an import that the floors cannot see"
+            assert f'import_module(f"{PACKAGE}' not in text, f"{path}: an import that the floors cannot see"
+            assert f'import_module("{PACKAGE}' not in text, f"{path}: an import that the floors cannot see"
+
+
+def test_sub_package_inits_are_empty() -> None:
+    inits = [path for path in (ROOT / PACKAGE).rglob("__init__.py") if module_of(path)]
+    assert inits
+    assert [str(path) for path in inits if path.read_bytes()] == []
+    packages = {path.parent for path in sources()}
+    assert {path.parent for path in inits} | {ROOT / PACKAGE} == packages, "a sub-package without __init__.py"
+
+
+def test_the_facade_serves_every_name_it_lists() -> None:
+    tree = ast.parse((ROOT / PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    homes: dict[str, str] = {}
+    names: list[str] = []
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Name) and isinstance(node, ast.Assign):
+            if target.id == "_HOME":
+                homes = ast.literal_eval(node.value)
+            if target.id == "__all__":
+                names = ast.literal_eval(node.value)
+    assert sorted(homes) == sorted(names)
+    for name, home in homes.items():
+        path = ROOT / PACKAGE / Path(*home.split(".")).with_suffix(".py")
+        defined = {
+            getattr(node, "name", None) for node in ast.parse(path.read_text(encoding="utf-8")).body
+        }
+        assert name in defined, f"{name} is not defined in {home}"
+
+
+def test_importing_does_nothing() -> None:
+    """No printing, no global seed, no threads, no default device (one process, all modules)."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _IMPORT_ALL],
+        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    seen = json.loads(done.stdout)
+    assert seen["said"] == ""
+    assert seen["missing"] == [[name, lacking] for name, lacking in seen["missing"] if lacking in _EXTRAS]
+    expected = {".".join([PACKAGE, module_of(path)]).rstrip(".") for path in sources()}
+    assert {*seen["modules"], *(name for name, _ in seen["missing"])} >= expected - {f"{PACKAGE}.__main__"}
+    assert (seen["torch"], seen["numpy"], seen["threads"]) == (True, True, True)
+    assert (seen["dtype"], seen["device"], seen["grad"]) == ("torch.float32", "cpu", True)
+    assert not seen["deterministic"]
+    assert seen["environment"] == []
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    """`vqvae2 --help` is quick: the facade loads its names when they are first used."""
+    code = f"import sys, {PACKAGE}; assert 'torch' not in sys.modules; assert {PACKAGE}.__version__"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
