@@ -113,7 +113,9 @@ def breach(importer: str, imported: str) -> str | None:
 
 def test_every_file_has_a_floor() -> None:
     rooms = {module_of(path).split(".")[0] for path in sources()} - {""}
-    assert rooms <= FLOOR.keys(), f"{sorted(rooms - FLOOR.keys())}: give them a floor in FLOORS and in design.md"
+    assert rooms <= FLOOR.keys(), (
+        f"{sorted(rooms - FLOOR.keys())}: give them a floor in FLOORS and in design.md"
+    )
 
 
 def test_a_file_imports_only_its_own_room_and_lower_floors() -> None:
@@ -197,9 +199,7 @@ def test_the_facade_serves_every_name_it_lists() -> None:
     assert sorted(homes) == sorted(names)
     for name, home in homes.items():
         path = ROOT / PACKAGE / Path(*home.split(".")).with_suffix(".py")
-        defined = {
-            getattr(node, "name", None) for node in ast.parse(path.read_text(encoding="utf-8")).body
-        }
+        defined = {getattr(node, "name", None) for node in ast.parse(path.read_text(encoding="utf-8")).body}
         assert name in defined, f"{name} is not defined in {home}"
 
 

@@ -45,7 +45,9 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {_reason(error)}; what was there before is kept") from error
+        raise CheckpointError(
+            f"cannot write {path}: {_reason(error)}; what was there before is kept"
+        ) from error
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -74,7 +76,9 @@ def read_json(path: str | Path) -> Any:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> str:
     """Save tensors and a JSON-ready `metadata` to one safetensors file.
 
     Returns:
@@ -104,7 +108,9 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {_reason(error)}") from error
     if int(header.get("format", 0)) > FORMAT:
-        raise CheckpointError(f"{path} was written by a newer vqvae2 (format {header['format']}, this one reads {FORMAT})")
+        raise CheckpointError(
+            f"{path} was written by a newer vqvae2 (format {header['format']}, this one reads {FORMAT})"
+        )
     text = header.get("metadata", "{}")
     if header.get("digest") != digest(tensors, text):
         raise CheckpointError(f"{path} was altered after it was saved: its content does not match its digest")
@@ -117,7 +123,8 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+        if tensor.numel():
+            total.update(tensor.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -132,7 +139,9 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | 
         if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
             expected = tuple(own[name].shape) if name in own else "nothing"
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
-            raise CheckpointError(f"{source} does not fit the configuration: at {name}, expected {expected}, found {found}")
+            raise CheckpointError(
+                f"{source} does not fit the configuration: at {name}, expected {expected}, found {found}"
+            )
     model.load_state_dict(dict(tensors))
 
 
@@ -147,7 +156,9 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"param_groups": state["param_groups"]}
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
     """Restore what `pack_optimizer` saved."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

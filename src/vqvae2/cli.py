@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -22,17 +21,27 @@ from vqvae2.errors import UserError
 app = typer.Typer(
     name="vqvae2",
     help="VQ-VAE-2: pictures in, new pictures out. Autoencoder, codes, priors and samples in one resumable run folder.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, a model of the package (emoji64), or a Hub id owner/name")]
+_ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
+
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="a run folder, a model of the package (emoji64), or a Hub id owner/name"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change one setting, e.g. train_autoencoder.steps=2000 or train_prior.*.lr=5e-4; repeatable"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="change one setting, e.g. train_autoencoder.steps=2000 or train_prior.*.lr=5e-4; repeatable",
+    ),
 ]
 
 
@@ -59,10 +68,23 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="a folder (sub-folders are classes), .parquet or .tar files, a Hub id owner/name, or emoji64")],
-    run: Annotated[Path, typer.Option("--run", help="run folder; the same command again goes on where it stopped")],
-    preset: Annotated[str | None, typer.Option(help="named settings; chosen by number and size of the pictures when left out")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file whose settings are put over the preset's")] = None,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="a folder (sub-folders are classes), .parquet or .tar files, a Hub id owner/name, or emoji64",
+        ),
+    ],
+    run: Annotated[
+        Path, typer.Option("--run", help="run folder; the same command again goes on where it stopped")
+    ],
+    preset: Annotated[
+        str | None,
+        typer.Option(help="named settings; chosen by number and size of the pictures when left out"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file whose settings are put over the preset's")
+    ] = None,
     settings: Settings = None,
     split: Annotated[str | None, typer.Option(help="split of a Hub data set")] = None,
     streaming: Annotated[bool, typer.Option(help="read a Hub data set as a stream")] = False,
@@ -86,25 +108,44 @@ def train(
         if preset is None:
             count, side = peek(data, DataConfig(split=split, streaming=streaming), run)
             preset = choose(count, side)
-            reporter.say(f"{count} pictures, short side about {side} px: preset {preset} (choose another with --preset)")
+            reporter.say(
+                f"{count} pictures, short side about {side} px: preset {preset} (choose another with --preset)"
+            )
         base = named(preset).model_dump(mode="json")
     extra = [f"data.split={split}"] if split else []
     extra += ["data.streaming=true"] if streaming else []
-    run_training(data, run, _resolve(base, file, [*(settings or []), *extra]), command=_command(), reporter=reporter)
+    run_training(
+        data, run, _resolve(base, file, [*(settings or []), *extra]), command=_command(), reporter=reporter
+    )
     if as_json:
         _print_json(_summary(load(run, "cpu")))
 
 
 @app.command()
-def sample(
+def sample(  # noqa: PLR0913 - the options of the command
     run: RunName,
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
     n: Annotated[int, typer.Option(min=1, help="number of pictures")] = 64,
-    label: Annotated[list[str] | None, typer.Option(help="class by name or number; repeatable, taken in turn; all classes in turn when left out")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="divides the logits: 1 is the model's own distribution, less is safer, 0 the most likely")] = 1.0,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="class by name or number; repeatable, taken in turn; all classes in turn when left out"
+        ),
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="divides the logits: 1 is the model's own distribution, less is safer, 0 the most likely",
+        ),
+    ] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")] = 0,
-    top_p: Annotated[float, typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]")] = 1.0,
-    guidance: Annotated[float, typer.Option(min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]")
+    ] = 1.0,
+    guidance: Annotated[
+        float, typer.Option(min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="picture i of a seed is always the same")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="pictures drawn side by side")] = 64,
     as_json: Json = False,
@@ -137,7 +178,12 @@ def sample(
     import torch
 
     images = torch.cat(shown)[:256]
-    save_grid(images, out / "grid.png", columns=max(1, round(len(images) ** 0.5)), zoom=max(1, 128 // images.shape[-1]) if len(images) <= 16 else 1)
+    save_grid(
+        images,
+        out / "grid.png",
+        columns=max(1, round(len(images) ** 0.5)),
+        zoom=max(1, 128 // images.shape[-1]) if len(images) <= 16 else 1,
+    )
     seconds = time.perf_counter() - begun
     result = {"n": n, "seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance,
               "seconds": seconds, "grid": str(out / "grid.png"), "samples": entries}  # fmt: skip
@@ -147,13 +193,15 @@ def sample(
     if as_json:
         _print_json(result)
     else:
-        print(f"{n} samples in {seconds:.1f} s ({seconds / n:.3f} s each): {out / 'grid.png'}")
+        typer.echo(f"{n} samples in {seconds:.1f} s ({seconds / n:.3f} s each): {out / 'grid.png'}")
 
 
 @app.command()
 def reconstruct(
     run: RunName,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="picture files, or folders of them")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="picture files, or folders of them")
+    ],
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
     as_json: Json = False,
 ) -> None:
@@ -172,22 +220,33 @@ def reconstruct(
     results: list[dict[str, Any]] = []
     for file, original in zip(files, pictures, strict=True):
         codes = autoencoder.encode(original.to(loaded.device))
-        steps = [autoencoder.decode(codes, level + 1).cpu() for level in range(loaded.config.autoencoder.levels)]
+        steps = [
+            autoencoder.decode(codes, level + 1).cpu() for level in range(loaded.config.autoencoder.levels)
+        ]
         stem = _free_name(file.stem, [item["stem"] for item in results])
         save_picture(to_pil(steps[-1])[0], out / f"{stem}.png")
-        save_grid(torch.cat([original, *steps]), out / f"{stem}-levels.png", columns=1 + len(steps), zoom=max(1, 128 // original.shape[-1]))
+        save_grid(
+            torch.cat([original, *steps]),
+            out / f"{stem}-levels.png",
+            columns=1 + len(steps),
+            zoom=max(1, 128 // original.shape[-1]),
+        )
         results.append({"stem": stem, "source": str(file), "file": str(out / f"{stem}.png"), "levels": str(out / f"{stem}-levels.png"),
                         "psnr": [float(psnr(step, original)[0]) for step in steps]})  # fmt: skip
     if as_json:
         _print_json(results)
         return
     for item in results:
-        print(f"{item['source']}: {item['file']}  PSNR {item['psnr'][-1]:.2f} dB at {loaded.config.data.size} px")
+        typer.echo(
+            f"{item['source']}: {item['file']}  PSNR {item['psnr'][-1]:.2f} dB at {loaded.config.data.size} px"
+        )
 
 
 @app.command()
 def inspect(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="a run folder, a model of the package, or a Hub id")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="a run folder, a model of the package, or a Hub id")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="look at a preset instead of a run")] = None,
     as_json: Json = False,
 ) -> None:
@@ -221,7 +280,9 @@ def presets() -> None:
         config = named(name)
         grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
         steps = ", ".join(str(item.steps) for item in (config.train_autoencoder, *config.train_prior))
-        print(f"{name:12s} {config.data.size} px, grids {grids}, {config.autoencoder.codes[0]} codes, steps {steps}")
+        typer.echo(
+            f"{name:12s} {config.data.size} px, grids {grids}, {config.autoencoder.codes[0]} codes, steps {steps}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -229,22 +290,24 @@ def main(arguments: list[str] | None = None) -> None:
     from vqvae2.train.loop import Interrupted
 
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(
+            args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
+        )
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         sys.exit(error.exit_code)
     except Interrupted as error:
         _fail(f"interrupted: {error}; the same command goes on from there", 130)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2)
     except UserError as error:
         _fail(str(error), 2)
+    except _ClickError as error:
+        _fail(error.format_message(), 2)
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"vqvae2: {' '.join(message.split())}", file=sys.stderr)
+    typer.echo(f"vqvae2: {' '.join(message.split())}", err=True)
     sys.exit(code)
 
 
@@ -259,13 +322,22 @@ def _resolve(base: dict[str, Any], file: dict[str, Any] | None, settings: list[s
 
 def _summary(run: Any) -> dict[str, Any]:
     levels = range(run.config.autoencoder.levels)
-    return {"run": str(run.folder), "done": run.done(), "autoencoder": run.figures(), "prior": [run.figures(level) for level in levels]}
+    return {
+        "run": str(run.folder),
+        "done": run.done(),
+        "autoencoder": run.figures(),
+        "prior": [run.figures(level) for level in levels],
+    }
 
 
 def _files(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
-        files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+        files += (
+            sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            if path.is_dir()
+            else [path]
+        )
     if not files:
         raise UserError(f"no pictures in {', '.join(map(str, paths))}")
     missing = [str(path) for path in files if not path.exists()]
@@ -275,7 +347,11 @@ def _files(paths: list[Path]) -> list[Path]:
 
 
 def _free_name(stem: str, taken: list[str]) -> str:
-    return stem if stem not in taken else next(f"{stem}-{i}" for i in range(2, len(taken) + 3) if f"{stem}-{i}" not in taken)
+    return (
+        stem
+        if stem not in taken
+        else next(f"{stem}-{i}" for i in range(2, len(taken) + 3) if f"{stem}-{i}" not in taken)
+    )
 
 
 def _folder(path: Path) -> None:
@@ -290,7 +366,7 @@ def _command() -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+    typer.echo(json.dumps(value, indent=1))
 
 
 if __name__ == "__main__":

@@ -30,27 +30,56 @@ class DataConfig(_Model):
 
     size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
     channels: Literal[1, 3, 4] = Field(3, description="1 grey, 3 RGB, 4 RGB with alpha kept")
-    background: str = Field("white", description="colour put behind transparent pixels (a name or #rrggbb), unless channels is 4")
-    crop: Literal["center", "random"] = Field("center", description="which square of a resized picture is taken; random is for training only")
-    scale: float = Field(1.0, ge=1.0, le=4.0, description="resize the short side to size x scale before cropping (1 = no margin)")
+    background: str = Field(
+        "white", description="colour put behind transparent pixels (a name or #rrggbb), unless channels is 4"
+    )
+    crop: Literal["center", "random"] = Field(
+        "center", description="which square of a resized picture is taken; random is for training only"
+    )
+    scale: float = Field(
+        1.0,
+        ge=1.0,
+        le=4.0,
+        description="resize the short side to size x scale before cropping (1 = no margin)",
+    )
     flip: bool = Field(True, description="mirror training pictures left to right half of the time")
-    shift: int = Field(0, ge=0, le=64, description="move training pictures by up to this many pixels each way, edges repeated")
-    holdout: float = Field(0.05, gt=0, lt=1, description="share of the pictures held out when the data names no test split")
+    shift: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="move training pictures by up to this many pixels each way, edges repeated",
+    )
+    holdout: float = Field(
+        0.05, gt=0, lt=1, description="share of the pictures held out when the data names no test split"
+    )
     split: str | None = Field(None, description="split of a Hub data set to read (default: train)")
     streaming: bool = Field(False, description="read a Hub data set as a stream, without keeping its files")
     limit: int | None = Field(None, ge=1, description="use at most this many pictures")
-    max_pixels: int = Field(178_956_970, ge=1, description="a picture of more pixels is skipped as a decompression bomb")
+    max_pixels: int = Field(
+        178_956_970, ge=1, description="a picture of more pixels is skipped as a decompression bomb"
+    )
     workers: int = Field(-1, ge=-1, description="processes that decode pictures; -1 chooses by the machine")
-    cache_gb: float = Field(8.0, ge=0, description="keep decoded pictures in the run folder while they fit in this many GB (1e9 bytes)")
-    image_column: str | None = Field(None, description="column of a table that holds the pictures (default: found by type)")
-    label_column: str | None = Field(None, description="column that holds the classes (default: label, cls, class or fine_label)")
+    cache_gb: float = Field(
+        8.0,
+        ge=0,
+        description="keep decoded pictures in the run folder while they fit in this many GB (1e9 bytes)",
+    )
+    image_column: str | None = Field(
+        None, description="column of a table that holds the pictures (default: found by type)"
+    )
+    label_column: str | None = Field(
+        None, description="column that holds the classes (default: label, cls, class or fine_label)"
+    )
 
 
 class AutoencoderConfig(_Model):
     """Stage 1: the N-level VQ-VAE. Defaults: the paper's ImageNet model (spec 2.2)."""
 
     channels: int = Field(3, ge=1, le=16, description="image channels")
-    strides: tuple[int, ...] = Field((4, 2), description="factor between successive grids, counted from the image: 4,2 = image/4, then half of that")
+    strides: tuple[int, ...] = Field(
+        (4, 2),
+        description="factor between successive grids, counted from the image: 4,2 = image/4, then half of that",
+    )
     codes: tuple[int, ...] = Field((512, 512), description="codebook size K of each level, coarsest first")
     code_dim: int = Field(64, ge=1, le=4096, description="code dimension D")
     hidden: int = Field(128, ge=2, le=8192, description="hidden units H")
@@ -59,7 +88,9 @@ class AutoencoderConfig(_Model):
     commitment_cost: float = Field(0.25, ge=0, description="beta, weight of the commitment loss")
     decay: float = Field(0.99, ge=0, lt=1, description="gamma of the codebooks' moving averages")
     epsilon: float = Field(1e-5, gt=0, description="Laplace smoothing of the counts (init sonnet)")
-    init: Literal["data", "sonnet"] = Field("data", description="first codebook: from the first batch, or Sonnet's uniform")
+    init: Literal["data", "sonnet"] = Field(
+        "data", description="first codebook: from the first batch, or Sonnet's uniform"
+    )
     revive: bool = Field(True, description="move unused codes to where the error is")
     ema: bool = Field(True, description="codebooks by moving averages (paper) rather than by gradient")
 
@@ -71,7 +102,9 @@ class AutoencoderConfig(_Model):
     @model_validator(mode="after")
     def _levels_agree(self) -> AutoencoderConfig:
         if not 1 <= len(self.strides) <= 4 or len(self.strides) != len(self.codes):
-            raise ValueError(f"expected 1 to 4 levels with one stride and one codebook each, found strides {self.strides} and codes {self.codes}")
+            raise ValueError(
+                f"expected 1 to 4 levels with one stride and one codebook each, found strides {self.strides} and codes {self.codes}"
+            )
         if any(s < 1 or s > 64 for s in self.strides) or any(s < 2 for s in self.strides[1:]):
             raise ValueError(f"expected strides of 1 to 64 (2 to 64 between levels), found {self.strides}")
         if any(k < 2 or k > 65536 for k in self.codes):
@@ -114,12 +147,21 @@ class LevelPriorConfig(_Model):
     residual: int = Field(128, ge=4, le=16384, description="residual units: channels inside a gated block")
     layers: int = Field(8, ge=1, le=128, description="gated layers")
     kernel: int = Field(5, ge=3, le=15, description="convolution filter size, odd")
-    attention_every: int = Field(0, ge=0, le=128, description="a self-attention layer after every so many gated layers; 0 = none")
+    attention_every: int = Field(
+        0, ge=0, le=128, description="a self-attention layer after every so many gated layers; 0 = none"
+    )
     heads: int = Field(8, ge=1, le=128, description="attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in blocks and on attention")
     output_layers: int = Field(2, ge=0, le=128, description="1x1 residual blocks of the output stack")
-    label_dropout: float = Field(0.1, ge=0, le=1, description="share of the labels hidden in training, for guidance and for use without a label")
-    condition_blocks: int = Field(4, ge=0, le=128, description="residual blocks of the conditioning stack (finer levels)")
+    label_dropout: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of the labels hidden in training, for guidance and for use without a label",
+    )
+    condition_blocks: int = Field(
+        4, ge=0, le=128, description="residual blocks of the conditioning stack (finer levels)"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> LevelPriorConfig:
@@ -133,7 +175,9 @@ class LevelPriorConfig(_Model):
 class PriorConfig(_Model):
     """Stage 2: one prior per level, coarsest first."""
 
-    levels: tuple[LevelPriorConfig, ...] = Field((LevelPriorConfig(), LevelPriorConfig()), description="one per level, coarsest first")
+    levels: tuple[LevelPriorConfig, ...] = Field(
+        (LevelPriorConfig(), LevelPriorConfig()), description="one per level, coarsest first"
+    )
     classes: int = Field(0, ge=0, description="number of classes; 0 = unconditional (set from the data)")
 
 
@@ -144,21 +188,33 @@ class TrainConfig(_Model):
     batch: int = Field(32, ge=1, description="pictures per step, over all processes")
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     warmup: int = Field(200, ge=0, description="steps of linear warm-up")
-    schedule: Literal["constant", "cosine"] = Field("cosine", description="learning rate after the warm-up; cosine ends at 1/50")
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="learning rate after the warm-up; cosine ends at 1/50"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 = no clipping")
-    average: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0 = none")
-    evaluate_every: int = Field(1000, ge=1, description="steps between held-out evaluations, pictures and checkpoints")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0 = none"
+    )
+    evaluate_every: int = Field(
+        1000, ge=1, description="steps between held-out evaluations, pictures and checkpoints"
+    )
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    patience: int = Field(0, ge=0, description="stop after so many held-out evaluations without a better one; 0 = never")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the trunk (the quantiser stays in float32)")
+    patience: int = Field(
+        0, ge=0, description="stop after so many held-out evaluations without a better one; 0 = never"
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="mixed precision of the trunk (the quantiser stays in float32)"
+    )
     accumulate: int = Field(1, ge=1, description="gradient accumulation: parts into which a batch is cut")
 
 
 class PriorTrainConfig(TrainConfig):
     """Stage 2's training, alike for every level."""
 
-    copies: int = Field(1, ge=1, le=256, description="how often each training picture is encoded, each time augmented anew")
+    copies: int = Field(
+        1, ge=1, le=256, description="how often each training picture is encoded, each time augmented anew"
+    )
 
 
 class Config(_Model):
@@ -170,13 +226,16 @@ class Config(_Model):
     train_autoencoder: TrainConfig = Field(default_factory=TrainConfig, description="stage 1 training")
     prior: PriorConfig = Field(default_factory=PriorConfig, description="stage 2 models")
     train_prior: tuple[PriorTrainConfig, ...] = Field(
-        (PriorTrainConfig(), PriorTrainConfig()), description="stage 2 training, one per level, coarsest first"
+        (PriorTrainConfig(), PriorTrainConfig()),
+        description="stage 2 training, one per level, coarsest first",
     )
 
     @model_validator(mode="after")
     def _agrees(self) -> Config:
         if self.data.channels != self.autoencoder.channels:
-            raise ValueError(f"data.channels is {self.data.channels} but autoencoder.channels is {self.autoencoder.channels}")
+            raise ValueError(
+                f"data.channels is {self.data.channels} but autoencoder.channels is {self.autoencoder.channels}"
+            )
         levels = self.autoencoder.levels
         if len(self.prior.levels) != levels or len(self.train_prior) != levels:
             raise ValueError(
@@ -248,9 +307,23 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Lines `key: old -> new` for every leaf in which two nested dictionaries differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and old and isinstance(old[0], dict):
-        return [line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{prefix}.{i}")]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and len(old) == len(new)
+        and old
+        and isinstance(old[0], dict)
+    ):
+        return [
+            line
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in differences(a, b, f"{prefix}.{i}")
+        ]
     return [] if old == new else [f"{prefix}: {old} -> {new}"]
 
 
@@ -262,7 +335,9 @@ def _assign(node: Any, keys: list[str], value: Any, full: str) -> None:
         elif key.isdigit() and int(key) < len(node):
             places = [int(key)]
         else:
-            raise ConfigError(f"no such setting {full!r}: expected a level 0..{len(node) - 1} or * in place of {key!r}")
+            raise ConfigError(
+                f"no such setting {full!r}: expected a level 0..{len(node) - 1} or * in place of {key!r}"
+            )
     elif isinstance(node, dict) and key in node:
         places = [key]
     else:

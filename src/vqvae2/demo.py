@@ -14,11 +14,12 @@ from vqvae2.checkpoint import read_json, write_json
 from vqvae2.config import Config
 from vqvae2.data.grid import grid, save_picture
 from vqvae2.data.images import ImageSet, open_images, sequential
+from vqvae2.data.store import open_store
 from vqvae2.evaluate.neighbours import nearest_pictures
 from vqvae2.evaluate.report import Curve, Page
 from vqvae2.run import Run, Sampling, load, zoo
 from vqvae2.train.loop import read_metrics
-from vqvae2.train.pipeline import code_use, open_store, train
+from vqvae2.train.pipeline import code_use, train
 from vqvae2.train.progress import Reporter
 
 SHIPPED = "emoji64"  # the model of the package that is shown beside the demo's own
@@ -67,7 +68,9 @@ def _sample(run: Run, n: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     return torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]), seconds
 
 
-def _show(picture: Image.Image, name: str, caption: str, folder: Path, page: Page, result: DemoResult) -> None:
+def _show(
+    picture: Image.Image, name: str, caption: str, folder: Path, page: Page, result: DemoResult
+) -> None:
     path = folder / "samples" / f"{name}.png"
     save_picture(picture, path)
     result.paths[name.replace("-", " ")] = path
@@ -84,11 +87,22 @@ def _reconstructions(run: Run, images: ImageSet, folder: Path, page: Page, resul
     levels = run.config.autoencoder.levels
     rows = [originals, *(run.reconstruct(originals, level + 1) for level in range(levels))]
     page.heading("Reconstructions of held-out pictures")
-    caption = "top: originals; then decoded from the coarsest level alone" + ", adding one level a row" * (levels > 1)
-    _show(grid(torch.cat(rows), len(originals), zoom=_zoom(run)), "reconstructions", caption, folder, page, result)
+    caption = "top: originals; then decoded from the coarsest level alone" + ", adding one level a row" * (
+        levels > 1
+    )
+    _show(
+        grid(torch.cat(rows), len(originals), zoom=_zoom(run)),
+        "reconstructions",
+        caption,
+        folder,
+        page,
+        result,
+    )
 
 
-def _samples(run: Run, samples: torch.Tensor, labels: torch.Tensor, folder: Path, page: Page, result: DemoResult) -> None:
+def _samples(
+    run: Run, samples: torch.Tensor, labels: torch.Tensor, folder: Path, page: Page, result: DemoResult
+) -> None:
     order = labels.argsort(stable=True)
     columns = len(samples) // len(run.classes)
     page.heading("Samples, a row per class, unselected")
@@ -97,11 +111,19 @@ def _samples(run: Run, samples: torch.Tensor, labels: torch.Tensor, folder: Path
 
 
 def _neighbours(
-    samples: torch.Tensor, labels: torch.Tensor, images: ImageSet, run: Run, folder: Path, page: Page, result: DemoResult
+    samples: torch.Tensor,
+    labels: torch.Tensor,
+    images: ImageSet,
+    run: Run,
+    folder: Path,
+    page: Page,
+    result: DemoResult,
 ) -> None:
     shown = samples[:18]
     found, distance = nearest_pictures(shown, images, run.config.data)
-    heldout, _ = next(iter(sequential(images, images.heldout[::3], run.config.data, batch=len(images.heldout))))
+    heldout, _ = next(
+        iter(sequential(images, images.heldout[::3], run.config.data, batch=len(images.heldout)))
+    )
     _, real = nearest_pictures(heldout, images, run.config.data)
     page.heading("Does it memorise? Samples above their nearest training pictures")
     rows = torch.cat([shown[:9], found[:9], shown[9:], found[9:]])
@@ -120,7 +142,9 @@ def _shipped(run: Run, folder: Path, page: Page, result: DemoResult, reporter: R
     model = load(SHIPPED, "cpu")
     images = model.sample(64, seed=0)
     page.heading("What more training gives: the model shipped in the package")
-    caption = f"64 unselected samples of `{SHIPPED}`, classes in turn: `vqvae2 sample {SHIPPED} --n 64 --out out`"
+    caption = (
+        f"64 unselected samples of `{SHIPPED}`, classes in turn: `vqvae2 sample {SHIPPED} --n 64 --out out`"
+    )
     _show(grid(images, 8, zoom=_zoom(model)), "shipped-model", caption, folder, page, result)
 
 
@@ -146,8 +170,18 @@ def _figures(run: Run, folder: Path, seconds: float, page: Page, result: DemoRes
     for level, grid_size in enumerate(run.config.geometry.grids):
         figures = run.figures(level)
         name = f"level {level} ({grid_size[0]}x{grid_size[1]})"
-        rows.append((f"{name}: codes used", f"{use[level]['usage']:.1%}, perplexity {use[level]['perplexity']:.0f} of {run.config.autoencoder.codes[level]}"))
-        rows.append((f"{name}: held-out bits per code", f"{figures['heldout_bits']:.2f} (uniform {figures['uniform_bits']:.0f})"))
+        rows.append(
+            (
+                f"{name}: codes used",
+                f"{use[level]['usage']:.1%}, perplexity {use[level]['perplexity']:.0f} of {run.config.autoencoder.codes[level]}",
+            )
+        )
+        rows.append(
+            (
+                f"{name}: held-out bits per code",
+                f"{figures['heldout_bits']:.2f} (uniform {figures['uniform_bits']:.0f})",
+            )
+        )
         result.figures[f"usage_{level}"] = use[level]["usage"]
         result.figures[f"heldout_bits_{level}"] = figures["heldout_bits"]
         result.figures[f"uniform_bits_{level}"] = figures["uniform_bits"]

@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config import Config
+from vqvae2.data.store import open_store
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.pixelcnn import LevelPrior
 from vqvae2.run import Run
-from vqvae2.train.pipeline import code_use, open_store
+from vqvae2.train.pipeline import code_use
 
 
 def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]]:
@@ -36,7 +37,9 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
 def _geometry(config: Config) -> dict[str, Any]:
     geometry = config.geometry
     pixels = config.data.size**2 * config.data.channels
-    rows: dict[str, Any] = {"image": f"{config.data.size}x{config.data.size}, {config.data.channels} channels"}
+    rows: dict[str, Any] = {
+        "image": f"{config.data.size}x{config.data.size}, {config.data.channels} channels"
+    }
     for level, ((h, w), k) in enumerate(zip(geometry.grids, geometry.vocabulary, strict=True)):
         rows[f"level {level}"] = f"{h}x{w} grid, {k} codes"
     rows["codes per image"] = sum(geometry.positions)
@@ -58,7 +61,7 @@ def _parameters(autoencoder: VQVAE, prior: HierarchicalPrior) -> dict[str, Any]:
 def _counted(call: Any) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _flops(config: Config, autoencoder: VQVAE, prior: HierarchicalPrior) -> dict[str, Any]:
@@ -69,12 +72,20 @@ def _flops(config: Config, autoencoder: VQVAE, prior: HierarchicalPrior) -> dict
     labels = torch.zeros(1, dtype=torch.int64, device="meta") if config.prior.classes else None
     with torch.no_grad():
         whole = _counted(lambda: autoencoder(image))
-        decode = _counted(lambda: autoencoder.decode(Codes(tuple(torch.zeros_like(g, device="cpu") for g in grids))))
-        rows = {"encode": whole - decode, "decode": decode, "autoencoder training step (about 3 x)": 3 * whole}
+        decode = _counted(
+            lambda: autoencoder.decode(Codes(tuple(torch.zeros_like(g, device="cpu") for g in grids)))
+        )
+        rows = {
+            "encode": whole - decode,
+            "decode": decode,
+            "autoencoder training step (about 3 x)": 3 * whole,
+        }
         total = decode
         for index, level in enumerate(prior.levels):
             assert isinstance(level, LevelPrior)
-            flops = _counted(lambda index=index, level=level: level(grids[index], tuple(grids[:index]), labels))
+            flops = _counted(
+                lambda index=index, level=level: level(grids[index], tuple(grids[:index]), labels)
+            )
             rows[f"prior level {index}, whole grid (= sampling it incrementally)"] = flops
             total += flops
     rows["one sample, decode included"] = total
@@ -89,7 +100,9 @@ def _measured(run: Run) -> dict[str, dict[str, Any]]:
         tables["stage 1, held out"] = {k: f"{v:.4g}" for k, v in figures.items() if k != "score"}
     if (run.folder / "codes" / "manifest.json").exists():
         use = code_use(open_store(run.folder / "codes"))
-        tables["codes used, training pictures"] = {f"level {i}": f"{u['usage']:.1%}, perplexity {u['perplexity']:.1f}" for i, u in enumerate(use)}
+        tables["codes used, training pictures"] = {
+            f"level {i}": f"{u['usage']:.1%}, perplexity {u['perplexity']:.1f}" for i, u in enumerate(use)
+        }
     for level in levels:
         figures = run.figures(level)
         if figures:

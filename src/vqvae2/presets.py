@@ -77,8 +77,19 @@ def _preset(
     levels = len(strides)
     return {
         "data": {"size": size, "shift": max(1, size // 32)},
-        "autoencoder": {"strides": strides, "codes": [codes] * levels, "hidden": width, "residual": width // 2},
-        "train_autoencoder": {"steps": steps[0], "batch": 32, "lr": 6e-4, "warmup": min(200, steps[0] // 10 + 1), "evaluate_every": every},
+        "autoencoder": {
+            "strides": strides,
+            "codes": [codes] * levels,
+            "hidden": width,
+            "residual": width // 2,
+        },
+        "train_autoencoder": {
+            "steps": steps[0],
+            "batch": 32,
+            "lr": 6e-4,
+            "warmup": min(200, steps[0] // 10 + 1),
+            "evaluate_every": every,
+        },
         "prior": {"levels": priors},
         "train_prior": [_prior_training(steps[1], 32, copies, every) for _ in range(levels)],
     }

@@ -27,7 +27,11 @@ _PARTS = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub re
 def zoo() -> list[str]:
     """Names of the models shipped in the package."""
     folder = resources.files("vqvae2") / "zoo"
-    return sorted(item.name for item in folder.iterdir() if (item / "config.yaml").is_file()) if folder.is_dir() else []
+    return (
+        sorted(item.name for item in folder.iterdir() if (item / "config.yaml").is_file())
+        if folder.is_dir()
+        else []
+    )
 
 
 def load(name: str | Path, device: torch.device | str | None = None) -> Run:
@@ -51,9 +55,13 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
         try:
             return Run(Path(snapshot_download(text, allow_patterns=_PARTS)), device)
         except (OSError, ValueError, HfHubHTTPError) as error:
-            raise RunError(f"no folder {text}, and the Hub gave none: {' '.join(str(error).split())[:200]}") from None
+            raise RunError(
+                f"no folder {text}, and the Hub gave none: {' '.join(str(error).split())[:200]}"
+            ) from None
     known = ", ".join(zoo()) or "none"
-    raise RunError(f"no run {text}: expected a run folder, a model of the package ({known}) or a Hub id owner/name")
+    raise RunError(
+        f"no run {text}: expected a run folder, a model of the package ({known}) or a Hub id owner/name"
+    )
 
 
 class Run:
@@ -99,7 +107,9 @@ class Run:
         for level in range(self.config.autoencoder.levels):
             file = model_file(self.folder, level)
             if not file.exists():
-                raise RunError(f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}")
+                raise RunError(
+                    f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
+                )
             tensors, _ = checkpoint.load_tensors(file)
             checkpoint.load_weights(prior.level(level), tensors, file)
         return prior.to(self.device).eval()
@@ -142,7 +152,10 @@ class Run:
 
     def done(self) -> dict[str, bool]:
         """Which parts are trained."""
-        parts = {"autoencoder": model_file(self.folder).exists(), "codes": (self.folder / "codes" / "manifest.json").exists()}
+        parts = {
+            "autoencoder": model_file(self.folder).exists(),
+            "codes": (self.folder / "codes" / "manifest.json").exists(),
+        }
         for level in range(self.config.autoencoder.levels):
             parts[f"prior level {level}"] = model_file(self.folder, level).exists()
         return parts

@@ -118,7 +118,9 @@ def test_sonnet_by_gradient() -> None:
     assert isinstance(vq.embeddings, torch.nn.Parameter)
     assert vq.embeddings.grad is not None
     assert z.grad is not None
-    assert close(vq.embeddings.grad, [[-0.016666667, 0.033333333], [-0.1, 0], [-0.033333333, -0.066666667], [0, 0]])
+    assert close(
+        vq.embeddings.grad, [[-0.016666667, 0.033333333], [-0.1, 0], [-0.033333333, -0.066666667], [0, 0]]
+    )
     assert close(z.grad[0], [-0.004166667, 0.004166667])
     assert torch.equal(vq.embeddings, exact(E0)), "training without EMA leaves the step to the optimiser"
 
@@ -158,7 +160,13 @@ def brute_force(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(0, 40), k=st.integers(1, 30), d=st.integers(1, 12), seed=st.integers(0, 999), rows=st.integers(1, 50))
+@given(
+    n=st.integers(0, 40),
+    k=st.integers(1, 30),
+    d=st.integers(1, 12),
+    seed=st.integers(0, 999),
+    rows=st.integers(1, 50),
+)
 def test_nearest_code_is_brute_force(n: int, k: int, d: int, seed: int, rows: int) -> None:
     """Small integers: every sum is exact, ties are frequent and go to the lowest index, whatever the chunks."""
     generator = torch.Generator().manual_seed(seed)
@@ -255,10 +263,10 @@ def test_backward_after_the_update(ema: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("training", [True, False])
 def test_half_precision_input(dtype: torch.dtype, training: bool) -> None:
-    """The arithmetic is float32 under any autocast: no overflow at 300^2, no coarse distances."""
+    """The arithmetic is float32 under any autocast: no overflow at 1000^2, no coarse distances."""
     vq = VectorQuantizer(16, 8, init="sonnet", revive=False).train(training)
-    vq.embeddings.copy_(blobs(16, 8, centre=300))
-    z = blobs(64, 8, centre=300, seed=1).to(dtype).requires_grad_()
+    vq.embeddings.copy_(blobs(16, 8) * 1000)
+    z = (blobs(64, 8, seed=1) * 1000).to(dtype).requires_grad_()
     expected = brute_force(z.detach().double(), vq.embeddings.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = vq(z)
@@ -325,7 +333,13 @@ def test_one_step_stays_within_the_data() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(k=st.integers(1, 40), n=st.integers(1, 60), decay=st.sampled_from([0.0, 0.5, 0.99]), revive=st.booleans(), seed=st.integers(0, 99))
+@given(
+    k=st.integers(1, 40),
+    n=st.integers(1, 60),
+    decay=st.sampled_from([0.0, 0.5, 0.99]),
+    revive=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_codes_stay_in_the_box_around_the_data(k: int, n: int, decay: float, revive: bool, seed: int) -> None:
     """Every code is a weighted mean of vectors that were seen; in particular none drifts to the origin."""
     vq = VectorQuantizer(k, 2, decay=decay, revive=revive).double()
@@ -350,16 +364,12 @@ def idle_quantizer(revive: bool, steps: int) -> tuple[VectorQuantizer, Tensor]:
     return vq, first
 
 
-def test_idle_codes_stay_where_they_are() -> None:
-    """Sonnet's codes are halved after 1,150 idle steps and at the origin after 2,000 (spec 1.3)."""
+def test_idle_codes_stay_and_are_used_again() -> None:
+    """Sonnet's codes are halved after 1,150 idle steps and at the origin after 2,000 (spec 1.3). Ours stay, and
+    follow the data at once when they come back."""
     vq, first = idle_quantizer(revive=False, steps=2000)
     assert (vq.embeddings[first].norm(dim=1) > 30).all()
     assert (vq.embeddings[first] + 30).abs().max() < 5
-
-
-def test_idle_codes_are_used_again() -> None:
-    """A code that slept for 2,000 steps follows the data at once when they come back."""
-    vq, first = idle_quantizer(revive=False, steps=2000)
     for seed in range(30):
         out = vq(blobs(64, 2, -20, seed))
         assert torch.isin(out.encoding_indices, first).all()
@@ -395,7 +405,11 @@ def test_revival_draws_distinct_inputs_that_are_badly_represented() -> None:
     far = torch.tensor([[0.0, 9.0], [9.0, 0.0]])
     vq(torch.cat([near, far]))
     vq(torch.cat([near, far]))
-    assert {tuple(row) for row in vq.embeddings.tolist()} == {(0.0, 0.0), (0.0, 9.0), (9.0, 0.0)}
+    assert {tuple(row) for row in vq.embeddings.round(decimals=3).tolist()} == {
+        (0.0, 0.0),
+        (0.0, 9.0),
+        (9.0, 0.0),
+    }
 
 
 def test_no_revival_onto_what_is_already_a_code() -> None:
@@ -459,7 +473,9 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 def test_perplexity_counts_equally_likely_codes() -> None:
     for k in (1, 2, 7):
-        assert perplexity(torch.cat([torch.full((k,), 5), torch.zeros(4, dtype=torch.int64)])).item() == pytest.approx(k, rel=1e-6)
+        assert perplexity(
+            torch.cat([torch.full((k,), 5), torch.zeros(4, dtype=torch.int64)])
+        ).item() == pytest.approx(k, rel=1e-6)
     assert perplexity(torch.zeros(4, dtype=torch.int64)) == 1
 
 
@@ -541,7 +557,9 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path: Path) -> None:
 def test_it_agrees_with_vector_quantize_pytorch() -> None:
     """An independent implementation, as far as the two mean the same: indices, values, commitment loss."""
     library = pytest.importorskip("vector_quantize_pytorch")
-    other = library.VectorQuantize(dim=5, codebook_size=12, commitment_weight=0.25, use_cosine_sim=False).eval()
+    other = library.VectorQuantize(
+        dim=5, codebook_size=12, commitment_weight=0.25, use_cosine_sim=False
+    ).eval()
     vq = VectorQuantizer(12, 5, init="sonnet").eval()
     codes = blobs(12, 5)
     vq.embeddings.copy_(codes)

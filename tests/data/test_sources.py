@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import config, encoded, folder_of, noise, opened
 
+from vqvae2.data import sources
 from vqvae2.data.images import DataError, ImageSet
 from vqvae2.data.sources import check_classes, expand_braces, resolve_labels
 
@@ -98,7 +99,7 @@ def test_validation_goes_before_test_and_splits_need_no_classes(tmp_path: Path) 
     assert (images.classes, len(images), len(images.heldout)) == ((), 7, 2)
     only = opened(root, tmp_path, split="test")
     assert (len(only), len(only.heldout)) == (3, 1)
-    with pytest.raises(DataError, match="no split 'other' in .*found test, train, val"):
+    with pytest.raises(DataError, match=r"no split 'other' in .*found test, train, val"):
         opened(root, tmp_path, split="other")
 
 
@@ -235,7 +236,7 @@ def test_parquet_made_by_datasets(tmp_path: Path) -> None:
 def test_parquet_binary_column_and_options(tmp_path: Path) -> None:
     data = [encoded(noise(number)) for number in range(4)]
     pq.write_table(pa.table({"scan": data, "kind": [7, 3, 3, 7], "note": ["n"] * 4}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="no column of pictures found: .*scan, kind, note"):
+    with pytest.raises(DataError, match=r"no column of pictures found: .*scan, kind, note"):
         opened(tmp_path / "a.parquet", tmp_path)
     images = opened(tmp_path / "a.parquet", tmp_path, image_column="scan", label_column="kind")
     assert images.classes == ("3", "7")
@@ -283,6 +284,20 @@ def test_parquet_rows_that_are_broken(tmp_path: Path) -> None:
     assert "zero.png\tzero bytes" in listed
     assert "row 4\tthe row holds no picture" in listed
     assert "gone.png\tNo such file or directory" in listed
+
+
+def test_parquet_names_that_repeat(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "a.parquet", 4, name=["cat", "dog", "cat", None])
+    assert opened(path, tmp_path).names == ["cat (row 0)", "dog (row 1)", "cat (row 2)", "p3.png (row 3)"]
+
+
+def test_large_files_are_known_by_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet_of(tmp_path / "a.parquet", 3)
+    whole = opened(path, tmp_path).fingerprint
+    monkeypatch.setattr(sources, "_WHOLE", 10)
+    monkeypatch.setattr(sources, "_ENDS", 100)
+    ends = opened(path, tmp_path).fingerprint
+    assert ends not in (whole, opened(parquet_of(path, 3, 1), tmp_path).fingerprint)
 
 
 def test_parquet_that_is_none(tmp_path: Path) -> None:
@@ -367,8 +382,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     def load(name: str, **options: Any) -> Any:
         assert name == "owner/name"
-        found = real(str(root), cache_dir=str(tmp_path / "cache"), **options)
-        return found
+        return real(str(root), cache_dir=str(tmp_path / "cache"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: _Info())
@@ -416,14 +430,14 @@ def test_hub_stream_that_breaks(hub: Path, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[4:200] = bytes(196)
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match="the stream broke after|cannot read"):
+    with pytest.raises(DataError, match=r"the stream broke after|cannot read"):
         opened("owner/name", tmp_path, streaming=True)
 
 
 def test_hub_splits_to_choose_from(hub: Path, tmp_path: Path) -> None:
     parquet_of(hub / "test.parquet", 3)
     parquet_of(hub / "validation.parquet", 3)
-    with pytest.raises(DataError, match="has the splits .*choose one with data.split"):
+    with pytest.raises(DataError, match=r"has the splits .*choose one with data.split"):
         opened("owner/name", tmp_path)
 
 
@@ -434,7 +448,7 @@ def test_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(
-        DataError, match="no folder or file 'owner/name', and the Hub data set .*cannot be reached"
+        DataError, match=r"no folder or file 'owner/name', and the Hub data set .*cannot be reached"
     ) as caught:
         opened("owner/name", tmp_path)
     assert "\n" not in str(caught.value)

@@ -83,7 +83,9 @@ class _Level(nn.Module):
                 upsample(width, dim, width, config.strides[step]),
             )
         # its own way to the finest grid, for the final decoder (spec 6.1.2); empty at the finest level
-        self.to_finest = nn.Sequential(*(upsample(dim, dim, 2 * dim, config.strides[i]) for i in range(step, 0, -1)))
+        self.to_finest = nn.Sequential(
+            *(upsample(dim, dim, 2 * dim, config.strides[i]) for i in range(step, 0, -1))
+        )
 
     def quantize(self, features: Tensor, hint: Tensor | None) -> Quantized:
         """Features [B, width, h, w] and the coarser levels' hint [B, D, h, w] to codes, channels last."""
@@ -132,7 +134,9 @@ class VQVAE(nn.Module):
     def forward(self, images: Tensor) -> Reconstruction:
         """Images [B, C, H, W] in [-1, 1] to their reconstruction; in training mode the codebooks learn."""
         quantized = self._quantize(images)
-        return Reconstruction(self._decode([_channels_first(level.quantize) for level in quantized]), tuple(quantized))
+        return Reconstruction(
+            self._decode([_channels_first(level.quantize) for level in quantized]), tuple(quantized)
+        )
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
@@ -201,4 +205,3 @@ class VQVAE(nn.Module):
 
 def _channels_first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
-

@@ -117,7 +117,9 @@ class VectorQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         if num_embeddings < 1 or embedding_dim < 1:
-            raise ValueError(f"expected at least 1 code of at least 1 dimension, found {num_embeddings} x {embedding_dim}")
+            raise ValueError(
+                f"expected at least 1 code of at least 1 dimension, found {num_embeddings} x {embedding_dim}"
+            )
         if not 0 <= decay < 1:
             raise ValueError(f"expected 0 <= decay < 1, found {decay}")
         if init not in ("data", "sonnet"):
@@ -152,7 +154,9 @@ class VectorQuantizer(nn.Module):
             ValueError: the last axis is not D.
         """
         if z.ndim < 1 or z.shape[-1] != self.embedding_dim:
-            raise ValueError(f"expected vectors of {self.embedding_dim} on the last axis, found shape {tuple(z.shape)}")
+            raise ValueError(
+                f"expected vectors of {self.embedding_dim} on the last axis, found shape {tuple(z.shape)}"
+            )
         with torch.autocast(z.device.type, enabled=False):
             exact = z.to(self.embeddings.dtype)
             vectors = exact.reshape(-1, self.embedding_dim)
@@ -178,8 +182,12 @@ class VectorQuantizer(nn.Module):
         return functional.embedding(indices.long(), self.embeddings)
 
     def mean_code(self) -> Tensor:
-        """[D]: the mean quantised vector, weighted by use; what stands in for a level that is left out."""
-        weight = self.ema_count / self.ema_count.sum().clamp_min(torch.finfo(self.ema_count.dtype).tiny)
+        """[D]: the mean quantised vector, weighted by use; what stands in for a level that is left out.
+
+        Without statistics (`ema=False`, or before the first step) all codes weigh the same.
+        """
+        total = self.ema_count.sum()
+        weight = torch.where(total > 0, self.ema_count / total, 1 / self.num_embeddings)
         return weight @ self.embeddings.detach()
 
     @torch.no_grad()
@@ -200,20 +208,22 @@ class VectorQuantizer(nn.Module):
             both = torch.cat([count[:, None], total], 1)
             dist.all_reduce(both)
             count, total = both[:, 0], both[:, 1:]
+        if float(count.sum()) == 0:  # an empty batch changes nothing, and makes no NaN
+            return
         self.counter += 1
         self.ema_count.lerp_(count, 1 - self.decay)
         self.ema_sum.lerp_(total, 1 - self.decay)
         debias = 1 - self.decay ** int(self.counter)
         n, m = self.ema_count / debias, self.ema_sum / debias
         mass = n.sum()
-        if float(mass) == 0:  # nothing has been seen: an empty batch must not make NaN
-            return
         if self.init == "sonnet":
             smooth = (n + self.epsilon) / (mass + size * self.epsilon) * mass
             self.embeddings.copy_(m / smooth[:, None])
         else:
             used = n > mass / size * 1e-4  # an idle code stays where it is instead of drifting to the origin
-            self.embeddings.copy_(torch.where(used[:, None], m / n.clamp_min(1e-12)[:, None], self.embeddings))
+            self.embeddings.copy_(
+                torch.where(used[:, None], m / n.clamp_min(1e-12)[:, None], self.embeddings)
+            )
         if self.revive:
             self._revive(flat, indices, n, debias)
 
@@ -252,7 +262,9 @@ def _draw(flat: Tensor, log_weight: Tensor, count: int, seed: int) -> Tensor:
     world = dist.get_world_size() if _distributed() else 1
     rank = dist.get_rank() if _distributed() else 0
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(rows * world, generator=generator, dtype=torch.float64)[rank * rows : (rank + 1) * rows]
+    uniform = torch.rand(rows * world, generator=generator, dtype=torch.float64)[
+        rank * rows : (rank + 1) * rows
+    ]
     score = log_weight.double() - (-uniform.clamp_min(1e-300).log()).log().to(flat.device)
     best = score.topk(min(count, rows))
     vectors, scores = flat[best.indices], best.values

@@ -22,11 +22,15 @@ def grid(images: Tensor, columns: int, margin: int = 2, zoom: int = 1) -> Image.
     """
     tiles = to_pil(images)
     if zoom > 1:
-        tiles = [tile.resize((tile.width * zoom, tile.height * zoom), Image.Resampling.NEAREST) for tile in tiles]
+        tiles = [
+            tile.resize((tile.width * zoom, tile.height * zoom), Image.Resampling.NEAREST) for tile in tiles
+        ]
     width, height = tiles[0].size
     rows = -(-len(tiles) // columns)
     mode = "RGBA" if tiles[0].mode == "RGBA" else "RGB"
-    sheet = Image.new(mode, (columns * (width + margin) + margin, rows * (height + margin) + margin), "#dddddd")
+    sheet = Image.new(
+        mode, (columns * (width + margin) + margin, rows * (height + margin) + margin), "#dddddd"
+    )
     for index, tile in enumerate(tiles):
         x, y = index % columns, index // columns
         sheet.paste(tile, (margin + x * (width + margin), margin + y * (height + margin)))

@@ -438,6 +438,9 @@ def open_images(
 ) -> ImageSet:
     """Read a data set, decoding it once into `folder` while it fits in `config.cache_gb`.
 
+    A larger one is decoded anew each time, by worker processes that work ahead; batches are the same either way.
+    Of several processes that share `folder`, let one call this first: the others then find the cache.
+
     Args:
         data: a folder, .parquet or .tar files (a file, a folder or a pattern), a Hub id, or "emoji64".
         config: every option of the data.
@@ -504,7 +507,7 @@ def _reuse(folder: Path, key: str, config: DataConfig) -> ImageSet | None:
         return _open_cached(folder, index, config) if index.key == key else None
     except DataError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, EOFError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -655,7 +658,8 @@ def _split(
     """Sorted indices of the training and of the held-out pictures; unlabelled ones among labelled are in neither."""
     usable = np.arange(len(index.names)) if labels is None else np.flatnonzero(labels >= 0)
     if len(usable) < 2:
-        raise DataError(f"found {len(usable)} usable picture: at least 2 are needed, one of them to hold out")
+        found = f"found {len(usable)} usable picture{'s' * (len(usable) != 1)}"
+        raise DataError(f"{found}: at least 2 are needed, one of them to hold out")
     if index.held is not None:
         held = np.array(index.held, np.int8)[usable] == 1
         if held.all() or not held.any():
@@ -773,23 +777,27 @@ _Shuffle = Shuffle  # the name under which others import it until they use the n
 
 
 def _centre(raw: Pixels, size: int) -> Pixels:
+    """The centre of [b, P, P, C] as a copy [b, S, S, C]."""
     margin = (raw.shape[1] - size) // 2
-    return np.ascontiguousarray(raw[:, margin : margin + size, margin : margin + size])
+    return raw[:, margin : margin + size, margin : margin + size].copy()
 
 
 def _augment(raw: Pixels, keys: NDArray[np.int64], seed: int, config: DataConfig) -> Pixels:
     """Random crop, shift (edges repeated) and flip of [b, P, P, C], each picture's by (seed, its key)."""
     margin = raw.shape[1] - config.size
     draws = _uniform(seed, keys, 5)
+    mirrored = draws[:, 4] < (0.5 if config.flip else 0)
+    if not config.shift and not (margin and config.crop == "random"):
+        pixels = _centre(raw, config.size)
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
+        return pixels
     corner = np.full((len(raw), 2), margin // 2)
     if config.crop == "random":
         corner = (draws[:, 0:2] * (margin + 1)).astype(np.int64)
     corner = corner + (draws[:, 2:4] * (2 * config.shift + 1)).astype(np.int64) - config.shift
     reach = (corner[:, :, None] + np.arange(config.size)).clip(0, raw.shape[1] - 1)  # [b, 2, S]
     rows, columns = reach[:, 0], reach[:, 1]
-    if config.flip:
-        columns = np.where(draws[:, 4:5] < 0.5, columns[:, ::-1], columns)
-    return _take(raw, rows, columns)
+    return _take(raw, rows, np.where(mirrored[:, None], columns[:, ::-1], columns))
 
 
 def _take(raw: Pixels, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Pixels:

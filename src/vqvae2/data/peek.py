@@ -29,7 +29,11 @@ def peek(data: str, config: DataConfig, run: Path) -> tuple[int, int]:
             return 1_000_000, 256
         step = max(1, len(listed) // _LOOK)
         places = list(itertools.islice(range(0, len(listed), step), _LOOK))
-        sides = [side for payload in listed.payloads(places) if payload is not None and (side := _short_side(payload))]
+        sides = [
+            side
+            for payload in listed.payloads(places)
+            if payload is not None and (side := _short_side(payload))
+        ]
         return len(listed), int(np.median(sides)) if sides else 0
 
 

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.config import DataConfig
+from vqvae2.errors import UserError
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used, in one clear line."""
 
 
@@ -43,6 +44,7 @@ LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 NAME_COLUMNS = ("name", "file_name", "filename", "__key__", "id")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _WHOLE = 256_000_000  # files up to so many bytes are hashed whole
+_ENDS = 1 << 20  # of a larger one the first and the last bytes
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -286,8 +288,8 @@ def _file_digest(path: Path) -> bytes:
     with path.open("rb") as file:
         if state.st_size <= _WHOLE:
             return hashlib.file_digest(file, "sha256").digest()
-        head = file.read(1 << 20)
-        file.seek(-(1 << 20), os.SEEK_END)
+        head = file.read(_ENDS)
+        file.seek(-_ENDS, os.SEEK_END)
         return hashlib.sha256(f"{state.st_size} {state.st_mtime_ns}".encode() + head + file.read()).digest()
 
 
@@ -526,7 +528,7 @@ class _Columns:
     def row(self, number: int, values: dict[str, Any], side: int | None) -> Row:
         """What a row says; with its picture, where that was read."""
         picture = values.get(self.image) or {}
-        name = values[self.name] if self.name else picture.get("path")
+        name = (values[self.name] if self.name else None) or picture.get("path")
         label = values[self.label] if self.label else None
         label = (label or {}).get(self.key) if self.key else label
         return Row(str(name) if name else f"row {number}", _payload(picture), label, side)
@@ -585,14 +587,14 @@ def _random_access(opened: _Tables, columns: _Columns, place: Place) -> Listing:
         if named:
             keep = [number for number in keep if values[number] in named]
             sides = [None if opened.split else named.get(value) for value in values]
-    texts = whole.remove_columns(columns.image)
+    texts = {name: whole[name][:] for name in columns.small()}
     paths = [
-        path for cells in whole.data.column(columns.image).chunks for path in cells.field("path").to_pylist()
+        path for chunk in whole.data.column(columns.image).chunks for path in chunk.field("path").to_pylist()
     ]
     rows = []
     for number in keep:
-        values = {**(texts[number] if texts.column_names else {}), columns.image: {"path": paths[number]}}
-        rows.append(columns.row(number, values, sides[number]))
+        cells = {name: texts[name][number] for name in texts}
+        rows.append(columns.row(number, {**cells, columns.image: {"path": paths[number]}}, sides[number]))
     listing = columns.finish(rows)
     listing.payloads = lambda indices: [
         _payload(cell or {}) for cell in whole[[keep[index] for index in indices]][columns.image]

@@ -27,11 +27,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from vqvae2 import checkpoint
 from vqvae2.codes import Codes, Geometry
+from vqvae2.errors import UserError
 
 FORMAT = 1  # a larger number in a manifest was written by a newer version
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A code store that is missing, damaged, cannot be written, or is of another autoencoder."""
 
 
@@ -273,7 +274,7 @@ def open_store(folder: str | Path, *, digest: str | None = None) -> CodeStore:
         ) from error
     except StoreError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         raise StoreError(f"the code store in {folder} is damaged: {' '.join(str(error).split())}") from error
     if digest is not None and store.digest != digest:
         raise StoreError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqvae2.data.images import ImageSet, sequential
 from vqvae2.config import DataConfig
+from vqvae2.data.images import ImageSet, sequential
 
 
 def nearest_pictures(samples: Tensor, images: ImageSet, config: DataConfig) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,9 @@ class Page:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table of strings."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+        )
         self.parts.append(f"<table><tr>{head}</tr>{body}</table>")
 
     def picture(self, picture: Image.Image | Path, caption: str) -> None:
@@ -53,7 +55,9 @@ class Page:
             data = buffer.getvalue()
         source = base64.b64encode(data).decode()
         words = html.escape(caption)
-        self.parts.append(f'<figure><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>')
+        self.parts.append(
+            f'<figure><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>'
+        )
 
     def curves(self, curves: Mapping[str, Curve], caption: str, log: bool = False) -> None:
         """Lines over steps, as SVG; `log` draws a logarithmic vertical axis."""
@@ -98,10 +102,14 @@ def svg(curves: Mapping[str, Curve], log: bool = False) -> str:
         parts.append(f'<line x1="{x_text}" y1="{y_text}" x2="{width - 10}" y2="{y_text}" stroke="#eee"/>')
         parts.append(f'<text x="{left - 6}" y="{float(y_text) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
         x = x0 + share * span_x
-        parts.append(f'<text x="{place(x, y0).split(",")[0]}" y="{height - 10}" text-anchor="middle">{x:.0f}</text>')
+        parts.append(
+            f'<text x="{place(x, y0).split(",")[0]}" y="{height - 10}" text-anchor="middle">{x:.0f}</text>'
+        )
     for index, (name, points) in enumerate(kept.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         line = " ".join(place(x, y) for x, y in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        parts.append(f'<text x="{width - 14}" y="{top + 14 + 15 * index}" text-anchor="end" fill="{colour}">{html.escape(name)}</text>')
+        parts.append(
+            f'<text x="{width - 14}" y="{top + 14 + 15 * index}" text-anchor="end" fill="{colour}">{html.escape(name)}</text>'
+        )
     return "".join(parts) + "</svg>"

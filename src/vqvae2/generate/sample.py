@@ -38,7 +38,9 @@ class Sampling:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        probabilities(torch.zeros(1, 2), self.temperature, self.top_k, self.top_p)  # says what is out of range
+        probabilities(
+            torch.zeros(1, 2), self.temperature, self.top_k, self.top_p
+        )  # says what is out of range
         if self.batch < 1 or self.guidance < 0:
             raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {self.guidance}")
 
@@ -72,7 +74,9 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
     raise UserError(f"no class {label!r}: expected a number 0..{len(classes) - 1} or a name such as {hint}")
 
 
-def label_plan(labels: Sequence[str | int] | str | int | None, n: int, classes: Sequence[str]) -> list[int] | None:
+def label_plan(
+    labels: Sequence[str | int] | str | int | None, n: int, classes: Sequence[str]
+) -> list[int] | None:
     """The class number of each of n samples; None for a model without classes.
 
     One label is for all; several are taken in turn; None takes all classes in turn.
@@ -90,7 +94,12 @@ def label_plan(labels: Sequence[str | int] | str | int | None, n: int, classes: 
 
 @torch.no_grad()
 def draw_samples(
-    autoencoder: VQVAE, prior: HierarchicalPrior, n: int, plan: list[int] | None, seed: int, sampling: Sampling
+    autoencoder: VQVAE,
+    prior: HierarchicalPrior,
+    n: int,
+    plan: list[int] | None,
+    seed: int,
+    sampling: Sampling,
 ) -> Iterator[Drawn]:
     """Draw samples 0 .. n - 1 of a seed, batch by batch.
 

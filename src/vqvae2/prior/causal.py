@@ -123,7 +123,9 @@ class CausalAttention(nn.Module):
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, -1, height * width).transpose(3, 4)
         rate = self.dropout if self.training else 0.0
-        y = functional.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2], is_causal=True, dropout_p=rate)
+        y = functional.scaled_dot_product_attention(
+            qkv[:, 0], qkv[:, 1], qkv[:, 2], is_causal=True, dropout_p=rate
+        )
         y = y.transpose(2, 3).reshape(batch, channels, height, width)
         return x + functional.dropout(self.out(y), self.dropout, self.training)
 

@@ -24,7 +24,12 @@ def check_seed(seed: int) -> int:
 
 def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Tensor:
     """[B, positions] float64 in [0, 1): row b is the stream of image number images[b]."""
-    rows = [np.random.Generator(np.random.Philox(np.random.SeedSequence((check_seed(seed), i, level)))).random(positions) for i in images]
+    rows = [
+        np.random.Generator(np.random.Philox(np.random.SeedSequence((check_seed(seed), i, level)))).random(
+            positions
+        )
+        for i in images
+    ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, positions, dtype=torch.float64)
 
 
@@ -55,7 +60,9 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
     if top_p < 1:
         order = p.sort(-1, descending=True)
         before = order.values.cumsum(-1) - order.values
-        p = torch.zeros_like(p).scatter_(-1, order.indices, order.values * (before < top_p * p.sum(-1, keepdim=True)))
+        p = torch.zeros_like(p).scatter_(
+            -1, order.indices, order.values * (before < top_p * p.sum(-1, keepdim=True))
+        )
     return p / p.sum(-1, keepdim=True)
 
 

@@ -33,7 +33,9 @@ class HierarchicalPrior(nn.Module):
     def __init__(self, config: PriorConfig, geometry: Geometry) -> None:
         super().__init__()
         if len(config.levels) != geometry.levels:
-            raise UserError(f"expected {geometry.levels} level priors for this geometry, found {len(config.levels)}")
+            raise UserError(
+                f"expected {geometry.levels} level priors for this geometry, found {len(config.levels)}"
+            )
         self.config, self.geometry, self.classes = config, geometry, config.classes
         self.levels = nn.ModuleList(
             LevelPrior(level, geometry, index, config.classes) for index, level in enumerate(config.levels)
@@ -66,7 +68,13 @@ class HierarchicalPrior(nn.Module):
         columns = []
         for index, level in enumerate(codes.levels):
             logits = self.logits(codes, index, labels)
-            columns.append(-functional.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, level.long(), reduction="none").sum((1, 2)))
+            columns.append(
+                -functional.cross_entropy(
+                    logits.float() if logits.dtype != torch.float64 else logits,
+                    level.long(),
+                    reduction="none",
+                ).sum((1, 2))
+            )
         return torch.stack(columns, 1)
 
     @torch.no_grad()
@@ -103,7 +111,9 @@ class HierarchicalPrior(nn.Module):
         guided = guidance != 1.0 and labels is not None and self.classes > 0
         was_training = self.training
         self.eval()
-        levels: list[Tensor] = [] if given is None else [level.to(self._device()).long() for level in given.levels]
+        levels: list[Tensor] = (
+            [] if given is None else [level.to(self._device()).long() for level in given.levels]
+        )
         for index in range(len(levels), self.geometry.levels):
             prior = self.level(index)
             stream = uniforms(seed, images, index, prior.positions).to(self._device())
@@ -135,7 +145,9 @@ class HierarchicalPrior(nn.Module):
         if labels.shape != (batch,):
             raise UserError(f"expected {batch} labels, found shape {tuple(labels.shape)}")
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes:
-            raise UserError(f"expected class numbers 0..{self.classes - 1}, found {int(labels.min())}..{int(labels.max())}")
+            raise UserError(
+                f"expected class numbers 0..{self.classes - 1}, found {int(labels.min())}..{int(labels.max())}"
+            )
         return labels
 
     def _device(self) -> torch.device:

@@ -32,7 +32,9 @@ class ConditionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, h, w]."""
-        y: Tensor = self.conv1(functional.dropout(functional.relu(self.conv3(self.norm(x))), self.dropout, self.training))
+        y: Tensor = self.conv1(
+            functional.dropout(functional.relu(self.conv3(self.norm(x))), self.dropout, self.training)
+        )
         return x + y
 
 
@@ -54,7 +56,9 @@ class ConditionStack(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(k, width) for k in geometry.vocabulary[:level])
         self.places = nn.Parameter(torch.zeros(width, *geometry.grids[level - 1]))
         ups = []
-        for (h, w), (finer_h, finer_w) in zip(geometry.grids[:level], geometry.grids[1 : level + 1], strict=True):
+        for (h, w), (finer_h, finer_w) in zip(
+            geometry.grids[:level], geometry.grids[1 : level + 1], strict=True
+        ):
             if finer_h % h or finer_w % w:
                 raise CodesError(f"a grid of {finer_h}x{finer_w} is no whole multiple of the coarser {h}x{w}")
             factor = (finer_h // h, finer_w // w)
@@ -122,7 +126,8 @@ class LevelPrior(nn.Module):
         self.condition = ConditionStack(geometry, level, config) if level else None
         context = width if classes or level else 0
         self.layers = nn.ModuleList(
-            GatedLayer(width, config.residual, config.kernel, context, config.dropout) for _ in range(config.layers)
+            GatedLayer(width, config.residual, config.kernel, context, config.dropout)
+            for _ in range(config.layers)
         )
         every = config.attention_every
         self.attention_after = tuple(i for i in range(config.layers) if every and (i + 1) % every == 0)
@@ -154,7 +159,9 @@ class LevelPrior(nn.Module):
         context: Tensor = self.condition(coarser, label)
         return context if label is None else context + label[:, :, None, None]
 
-    def forward(self, codes: Tensor, coarser: tuple[Tensor, ...] = (), labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, codes: Tensor, coarser: tuple[Tensor, ...] = (), labels: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, K, H, W] of every position, each from the positions before it.
 
         Args:
@@ -177,15 +184,15 @@ class LevelPrior(nn.Module):
     def start(self, batch: int, context: Tensor | None) -> Cache:
         """The cache before the first position; `context` from `context`, `batch` images."""
         row = self.place_rows.new_zeros(batch, self.config.hidden, self.width)
-        layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
-        attentions = [attention for attention in self.attentions if isinstance(attention, CausalAttention)]
         return Cache(
             context=context,
             row=row,
-            vertical=tuple(layer.vertical.start(row) for layer in layers),
+            vertical=tuple(layer.vertical.start(row) for layer in self._layers()),
             given=(),
-            horizontal=tuple(layer.horizontal.start(row[:, :, 0]) for layer in layers),
-            attention=tuple(attention.start(row[:, :, 0], self.positions) for attention in attentions),
+            horizontal=tuple(layer.horizontal.start(row[:, :, 0]) for layer in self._layers()),
+            attention=tuple(
+                attention.start(row[:, :, 0], self.positions) for attention in self._attentions()
+            ),
         )
 
     def step(self, cache: Cache, position: int, previous: Tensor | None) -> tuple[Tensor, Cache]:
@@ -201,7 +208,9 @@ class LevelPrior(nn.Module):
         """
         r, c = divmod(position, self.width)
         if previous is not None:
-            row = cache.row.clone() if c == 1 else cache.row  # the row above is still the vertical stream's input
+            row = (
+                cache.row.clone() if c == 1 else cache.row
+            )  # the row above is still the vertical stream's input
             row[:, :, (c - 1) % self.width] = self.embedding(previous)
             cache = replace(cache, row=row)
         if c == 0:
@@ -209,12 +218,19 @@ class LevelPrior(nn.Module):
         places = self.place_rows[:, r, 0] + self.place_columns[:, 0, c]
         h = (cache.row[:, :, c - 1] if c else torch.zeros_like(cache.row[:, :, 0])) + places
         horizontal, attention = list(cache.horizontal), list(cache.attention)
-        for index, layer in enumerate(self.layers):
+        attentions = enumerate(self._attentions())
+        for index, layer in enumerate(self._layers()):
             h, horizontal[index] = layer.step(h, cache.given[index][:, :, c], horizontal[index])
             if index in self.attention_after:
-                place = self.attention_after.index(index)
-                h, attention[place] = self.attentions[place].step(h, attention[place], position)
+                place, layer_attention = next(attentions)
+                h, attention[place] = layer_attention.step(h, attention[place], position)
         return self.output(h), replace(cache, horizontal=tuple(horizontal), attention=tuple(attention))
+
+    def _layers(self) -> list[GatedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, GatedLayer)]
+
+    def _attentions(self) -> list[CausalAttention]:
+        return [layer for layer in self.attentions if isinstance(layer, CausalAttention)]
 
     def _start_row(self, cache: Cache, r: int) -> Cache:
         """Run the vertical stream over row `r`, whose input is the finished row above."""
@@ -223,7 +239,7 @@ class LevelPrior(nn.Module):
             context = context[:, :, r if context.shape[2] > 1 else 0]
         v = cache.row + self.place_rows[:, r] + self.place_columns[:, 0]
         vertical, given = list(cache.vertical), []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._layers()):
             v, gift, vertical[index] = layer.step_row(v, vertical[index], context)
             given.append(gift.expand(-1, -1, self.width))
         horizontal = tuple(torch.zeros_like(left) for left in cache.horizontal)

@@ -18,7 +18,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.quantizer import perplexity
 from vqvae2.config import Config
 from vqvae2.data.grid import save_grid
-from vqvae2.data.images import ImageSet, batches, sequential
+from vqvae2.data.images import ImageSet, batches, psnr, sequential
 
 
 class AutoencoderObjective:
@@ -41,7 +41,14 @@ class AutoencoderObjective:
         """(images [b, C, S, S] in [-1, 1], labels [b]) of this process from step `start` on."""
         batch = self.config.train_autoencoder.batch
         return batches(
-            self.images, self.images.train, self.config.data, batch=batch, seed=self.config.seed, start=start, rank=rank, world=world
+            self.images,
+            self.images.train,
+            self.config.data,
+            batch=batch,
+            seed=self.config.seed,
+            start=start,
+            rank=rank,
+            world=world,
         )
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -70,18 +77,26 @@ class AutoencoderObjective:
         share = self.images.heldout[accelerator.process_index :: accelerator.num_processes]
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         use = [torch.zeros(k, dtype=torch.int64, device=device) for k in self.config.autoencoder.codes]
-        for images, _ in sequential(self.images, share, self.config.data, batch=self.config.train_autoencoder.batch):
+        for images, _ in sequential(
+            self.images, share, self.config.data, batch=self.config.train_autoencoder.batch
+        ):
             images = images.to(device)
             out = model(images)
-            error = (out.images.float().clamp(-1, 1) - images).square().mean((1, 2, 3)).double()
-            psnr = 10 * torch.log10(4 / error.clamp_min(1e-10))
-            totals += torch.stack([error.sum(), psnr.sum(), torch.tensor(float(len(images)), device=device)])
+            decibels = psnr(out.images, images)
+            error = 4 * 10 ** (-decibels / 10)
+            totals += torch.stack(
+                [error.sum(), decibels.sum(), torch.tensor(float(len(images)), device=device)]
+            )
             for count, level in zip(use, out.codes.levels, strict=True):
                 count += torch.bincount(level.flatten(), minlength=len(count))
         totals = accelerator.reduce(totals, "sum")
         use = [accelerator.reduce(count, "sum") for count in use]
-        mse, psnr = float(totals[0] / totals[2]), float(totals[1] / totals[2])
-        figures = {"heldout_mse": mse, "heldout_psnr": 10 * math.log10(4 / max(mse, 1e-10)), "heldout_psnr_per_picture": psnr}
+        mse, mean_psnr = float(totals[0] / totals[2]), float(totals[1] / totals[2])
+        figures = {
+            "heldout_mse": mse,
+            "heldout_psnr": 10 * math.log10(4 / max(mse, 1e-10)),
+            "heldout_psnr_per_picture": mean_psnr,
+        }
         return {"score": mse, **figures, **{f"heldout_{k}": v for k, v in usage_figures(use).items()}}
 
     @torch.no_grad()

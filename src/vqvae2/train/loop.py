@@ -45,7 +45,10 @@ class Objective(Protocol):
     """One stage: what is trained, on what, and how it is judged."""
 
     name: str
-    model: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
         """Endless batches from step `start` on; this process's share of the global batch."""
@@ -104,7 +107,12 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def fit(
-    objective: Objective, config: TrainConfig, folder: Path, accelerator: Accelerator, reporter: Reporter, seed: int
+    objective: Objective,
+    config: TrainConfig,
+    folder: Path,
+    accelerator: Accelerator,
+    reporter: Reporter,
+    seed: int,
 ) -> Outcome:
     """Train until the steps are done or the held-out score stops improving.
 
@@ -134,9 +142,7 @@ class _Trainer:
     ) -> None:
         self.objective, self.config, self.folder = objective, config, folder
         self.accelerator, self.reporter, self.seed, self.stop = accelerator, reporter, seed, stop
-        self.raw = objective.model.to(accelerator.device)
-        if accelerator.device.type == "cuda":
-            self.raw = self.raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.raw = objective.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parameters = [p for p in self.raw.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.average = None
@@ -183,7 +189,9 @@ class _Trainer:
                 if stopping and outcome.step < config.steps:
                     if not evaluate:
                         self._save()
-                    raise Interrupted(f"{self.objective.name}: saved at step {outcome.step} of {config.steps}")
+                    raise Interrupted(
+                        f"{self.objective.name}: saved at step {outcome.step} of {config.steps}"
+                    )
         if self.best:
             self.raw.load_state_dict(self.best)
         return outcome
@@ -202,9 +210,13 @@ class _Trainer:
                 loss, extra = self.objective.loss(self.model, part)
                 self.accelerator.backward(loss / len(parts))
             for key, value in {"loss": loss, **extra}.items():
-                logs[key] = logs.get(key, torch.zeros_like(value)).detach() + value.detach().float() / len(parts)
+                logs[key] = logs.get(key, torch.zeros_like(value)).detach() + value.detach().float() / len(
+                    parts
+                )
         if self.config.clip:
-            logs["gradient_norm"] = self.accelerator.clip_grad_norm_(self.raw.parameters(), self.config.clip).detach()
+            logs["gradient_norm"] = self.accelerator.clip_grad_norm_(
+                self.raw.parameters(), self.config.clip
+            ).detach()
         self.prepared.step()
         self.prepared.zero_grad()
         if self.average is not None:
@@ -219,7 +231,12 @@ class _Trainer:
         score = float(figures["score"])
         self._log({key: value for key, value in figures.items() if key != "score"})
         if score < outcome.best_score:
-            outcome.best_score, outcome.best_step, outcome.stale, outcome.figures = score, outcome.step, 0, figures
+            outcome.best_score, outcome.best_step, outcome.stale, outcome.figures = (
+                score,
+                outcome.step,
+                0,
+                figures,
+            )
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         else:
             outcome.stale += 1
@@ -240,7 +257,11 @@ class _Trainer:
     def _check(self, bad: Tensor) -> None:
         if math.isfinite(float(bad)):
             step = int(bad)
-            kept = f"the state of step {self._saved_step()} is kept" if self.state_file.exists() else "nothing was saved yet"
+            kept = (
+                f"the state of step {self._saved_step()} is kept"
+                if self.state_file.exists()
+                else "nothing was saved yet"
+            )
             raise TrainingError(
                 f"{self.objective.name}: the loss is not finite at step {step} "
                 f"(learning rate {learning_rate(self.config, step - 1):.2e}); {kept}; "
@@ -319,7 +340,12 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
     """Cut a tuple of tensors (or of tuples of tensors) into `count` parts along the batch."""
     if count == 1:
         return [batch]
-    chunks = [item.chunk(count) if isinstance(item, Tensor) else list(zip(*(t.chunk(count) for t in item), strict=True)) for item in batch]
+    chunks = [
+        item.chunk(count)
+        if isinstance(item, Tensor)
+        else list(zip(*(t.chunk(count) for t in item), strict=True))
+        for item in batch
+    ]
     return list(zip(*chunks, strict=True))
 
 

@@ -26,9 +26,9 @@ from accelerate import Accelerator
 from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config import Config, ConfigError, differences, parse, read_yaml
-from vqvae2.errors import UserError
 from vqvae2.data.images import ImageSet, open_images, sequential
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
+from vqvae2.errors import UserError
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective
@@ -42,7 +42,9 @@ class RunError(UserError):
     """A run folder that cannot be used as asked."""
 
 
-def train(data: str, folder: str | Path, config: Config, *, command: str = "", reporter: Reporter | None = None) -> None:
+def train(
+    data: str, folder: str | Path, config: Config, *, command: str = "", reporter: Reporter | None = None
+) -> None:
     """Do what is not yet done of the whole pipeline.
 
     Args:
@@ -81,7 +83,12 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         RunError: see `train`.
     """
     file = folder / "config.yaml"
-    record: dict[str, Any] = {"version": metadata.version("vqvae2"), "format": checkpoint.FORMAT, "command": command, "source": data}
+    record: dict[str, Any] = {
+        "version": metadata.version("vqvae2"),
+        "format": checkpoint.FORMAT,
+        "command": command,
+        "source": data,
+    }
     if file.exists():
         old_record, old = read_run(folder)
         begun = _begun(folder, old)
@@ -141,7 +148,10 @@ def model_file(folder: Path, level: int | None = None) -> Path:
 def finished(folder: Path, config: Config) -> bool:
     """Whether every stage of the pipeline is done."""
     levels: list[int | None] = [None, *range(config.autoencoder.levels)]
-    return all(model_file(folder, level).exists() for level in levels) and (folder / "codes" / "manifest.json").exists()
+    return (
+        all(model_file(folder, level).exists() for level in levels)
+        and (folder / "codes" / "manifest.json").exists()
+    )
 
 
 def extract(
@@ -157,11 +167,16 @@ def extract(
     total = len(images.heldout) + copies * len(images.train)
     autoencoder.eval()
     with (
-        StoreWriter(folder, config.geometry, digest, total, classes=images.classes, fingerprint=images.fingerprint) as writer,
+        StoreWriter(
+            folder, config.geometry, digest, total, classes=images.classes, fingerprint=images.fingerprint
+        ) as writer,
         reporter.track("codes", total, unit="images") as tracker,
     ):
         done = 0
-        passes = [(images.heldout, 1, None), *((images.train, 0, None if i == 0 else config.seed + i) for i in range(copies))]
+        passes = [
+            (images.heldout, 1, None),
+            *((images.train, 0, None if i == 0 else config.seed + i) for i in range(copies)),
+        ]
         for indices, side, seed in passes:
             for pictures, labels in sequential(images, indices, config.data, batch=64, copies_seed=seed):
                 codes = autoencoder.encode(pictures.to(device))
@@ -187,11 +202,14 @@ def _begun(folder: Path, config: Config) -> list[str]:
 
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
     with accelerator.main_process_first(), reporter.track("reading pictures", 1, unit="images") as tracker:
+
         def progress(done: int, total: int | None) -> None:
             tracker.total = total or done
             tracker.update(done)
 
-        images = open_images(data, config.data, folder / "data", seed=config.seed, say=reporter.say, progress=progress)
+        images = open_images(
+            data, config.data, folder / "data", seed=config.seed, say=reporter.say, progress=progress
+        )
     reporter.say(
         f"{len(images)} pictures of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
         + (f", {len(images.classes)} classes" if images.classes else ", no classes")
@@ -204,9 +222,13 @@ def _with_classes(folder: Path, config: Config, images: ImageSet, accelerator: A
     record, _ = read_run(folder)
     known = record.get("fingerprint")
     if known and known != images.fingerprint and _begun(folder, config):
-        raise RunError(f"the pictures in {record['source']} changed since {folder} was begun; use another --run, or restore them")
+        raise RunError(
+            f"the pictures in {record['source']} changed since {folder} was begun; use another --run, or restore them"
+        )
     record |= {"fingerprint": images.fingerprint, "classes": list(images.classes)}
-    config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(images.classes)})})
+    config = config.model_copy(
+        update={"prior": config.prior.model_copy(update={"classes": len(images.classes)})}
+    )
     if accelerator.is_main_process:
         write_config(folder, record, config)
     accelerator.wait_for_everyone()
@@ -236,7 +258,13 @@ def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -
 
 
 def _codes(
-    folder: Path, config: Config, images: ImageSet, model: VQVAE, digest: str, accelerator: Accelerator, reporter: Reporter
+    folder: Path,
+    config: Config,
+    images: ImageSet,
+    model: VQVAE,
+    digest: str,
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> CodeStore:
     if accelerator.is_main_process:
         try:
@@ -267,10 +295,14 @@ def code_use(store: CodeStore) -> list[dict[str, float]]:
         for count, level in zip(counts, store.codes(store.train[start : start + 4096]).levels, strict=True):
             count += torch.bincount(level.flatten(), minlength=len(count))
     figures = usage_figures(counts)
-    return [{"usage": figures[f"usage_{i}"], "perplexity": figures[f"perplexity_{i}"]} for i in range(len(counts))]
+    return [
+        {"usage": figures[f"usage_{i}"], "perplexity": figures[f"perplexity_{i}"]} for i in range(len(counts))
+    ]
 
 
-def _stage2(folder: Path, config: Config, store: CodeStore, level: int, accelerator: Accelerator, reporter: Reporter) -> None:
+def _stage2(
+    folder: Path, config: Config, store: CodeStore, level: int, accelerator: Accelerator, reporter: Reporter
+) -> None:
     if model_file(folder, level).exists():
         return
     settings = config.train_prior[level]
@@ -280,15 +312,29 @@ def _stage2(folder: Path, config: Config, store: CodeStore, level: int, accelera
 
 
 def _fit(
-    objective: Objective, settings: Any, part: Path, accelerator: Accelerator, reporter: Reporter, config: Config, seed: int
+    objective: Objective,
+    settings: Any,
+    part: Path,
+    accelerator: Accelerator,
+    reporter: Reporter,
+    config: Config,
+    seed: int,
 ) -> Outcome:
     """Train one stage and publish its model; the checkpoints are not needed after that."""
     outcome = fit(objective, settings, part, accelerator, reporter, seed)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
-    reporter.say(f"{objective.name}: step {outcome.best_step} is the best of {outcome.step}: " + _figures(figures))
+    reporter.say(
+        f"{objective.name}: step {outcome.best_step} is the best of {outcome.step}: " + _figures(figures)
+    )
     if accelerator.is_main_process:
-        checkpoint.write_json(part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")})
-        checkpoint.save_tensors(part / "model.safetensors", objective.model.state_dict(), {"figures": figures, "step": outcome.best_step})
+        checkpoint.write_json(
+            part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
+        )
+        checkpoint.save_tensors(
+            part / "model.safetensors",
+            objective.model.state_dict(),
+            {"figures": figures, "step": outcome.best_step},
+        )
         shutil.rmtree(part / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     return outcome
@@ -298,4 +344,15 @@ def _figures(figures: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float))
 
 
-__all__ = ["ConfigError", "RunError", "claim", "code_use", "extract", "finished", "load_autoencoder", "model_file", "read_run", "train"]
+__all__ = [
+    "ConfigError",
+    "RunError",
+    "claim",
+    "code_use",
+    "extract",
+    "finished",
+    "load_autoencoder",
+    "model_file",
+    "read_run",
+    "train",
+]

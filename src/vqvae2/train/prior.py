@@ -58,7 +58,10 @@ class PriorObjective:
         """Mean cross-entropy in nats per code; some labels are hidden so that "no label" is learnt too."""
         codes, labels = batch
         if self.classes:
-            hidden = torch.rand(labels.shape, device=labels.device) < self.config.prior.levels[self.level].label_dropout
+            hidden = (
+                torch.rand(labels.shape, device=labels.device)
+                < self.config.prior.levels[self.level].label_dropout
+            )
             labels = torch.where(hidden, self.classes, labels)
         return self._nll(model, codes, labels).mean(), {}
 
@@ -69,7 +72,9 @@ class PriorObjective:
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
         """NLL per code in nats and bits: held out, and on a fixed part of the training pictures."""
-        heldout, train = (self._mean_nll(model, part, accelerator) for part in (self.store.heldout, self.probe))
+        heldout, train = (
+            self._mean_nll(model, part, accelerator) for part in (self.store.heldout, self.probe)
+        )
         return {
             "score": heldout,
             "heldout_nats": heldout,
@@ -99,6 +104,8 @@ class PriorObjective:
         totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
         for start in range(0, len(share), self.settings.batch):
             nll = self._nll(model, *self._fetch(share[start : start + self.settings.batch]))
-            totals += torch.tensor([float(nll.sum()), nll.numel()], dtype=torch.float64, device=accelerator.device)
+            totals += torch.tensor(
+                [float(nll.sum()), nll.numel()], dtype=torch.float64, device=accelerator.device
+            )
         totals = accelerator.reduce(totals, "sum")
         return float(totals[0] / totals[1])

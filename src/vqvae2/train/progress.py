@@ -56,7 +56,9 @@ class Tracker:
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar:
             self.bar.stop()
         sys.stderr.flush()
@@ -72,4 +74,6 @@ class Tracker:
         elif now - self.last_line >= _LINE_SECONDS or done >= self.total:
             self.last_line = now
             left = (self.total - done) / rate if rate else float("inf")
-            self.reporter.say(f"{self.title}: {done}/{self.total} {self.unit}, {shown}, {left / 60:.1f} min left  {text}")
+            self.reporter.say(
+                f"{self.title}: {done}/{self.total} {self.unit}, {shown}, {left / 60:.1f} min left  {text}"
+            )

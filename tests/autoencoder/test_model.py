@@ -1,0 +1,428 @@
+"""The autoencoder: sizes, wiring between the levels, and that codes are all that passes from encoder to decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from vqvae2.autoencoder.layers import ResidualBlock, downsample, prime_factors, residual_stack, upsample
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.autoencoder.quantizer import Quantized
+from vqvae2.codes import Codes, CodesError
+from vqvae2.config import AutoencoderConfig, ConfigError
+
+WIRINGS = [  # strides from the image, height and width, channels
+    ((4,), (8, 12), 3),
+    ((1,), (3, 5), 1),
+    ((3,), (9, 6), 1),
+    ((4, 2), (16, 8), 4),
+    ((1, 2), (4, 2), 3),
+    ((2, 3), (6, 12), 3),
+    ((6, 5), (30, 60), 1),
+    ((2, 2, 2), (8, 16), 3),
+    ((3, 2, 3), (18, 36), 4),
+    ((2, 2, 2, 2), (16, 32), 3),
+]
+
+
+def config(strides: tuple[int, ...] = (2, 2), **options: Any) -> AutoencoderConfig:
+    """A small one."""
+    small: dict[str, Any] = {
+        "codes": tuple(range(5, 5 + len(strides))),
+        "code_dim": 4,
+        "hidden": 6,
+        "residual": 3,
+        "blocks": 1,
+    }
+    return AutoencoderConfig(strides=strides, **(small | options))
+
+
+def model(strides: tuple[int, ...] = (2, 2), seed: int = 0, **options: Any) -> VQVAE:
+    """A small one whose codebooks were drawn from data once, in eval mode."""
+    torch.manual_seed(seed)
+    net = VQVAE(config(strides, **options))
+    total = 1
+    for stride in strides:
+        total *= stride
+    net.train()(noise(8, net.config.channels, 2 * total, 2 * total))
+    return net.eval()
+
+
+def noise(n: int, channels: int, height: int, width: int, seed: int = 1) -> Tensor:
+    """Images of noise in [-1, 1]."""
+    return torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def count(net: nn.Module) -> int:
+    """Number of weights."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def equal(a: Codes, b: Codes) -> bool:
+    """Whether two batches of codes are the same."""
+    return all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
+
+
+def captured(net: VQVAE, images: Tensor) -> tuple[list[Tensor], list[Quantized], Tensor]:
+    """What enters and leaves each level's quantizer in one forward pass (coarsest first), and the images."""
+    before: list[Tensor] = []
+    after: list[Quantized] = []
+    hooks = []
+    for quantizer in net.quantizers:
+        hooks.append(quantizer.register_forward_pre_hook(lambda _, args: before.append(args[0])))
+        hooks.append(quantizer.register_forward_hook(lambda _, args, out: after.append(out)))
+    result = net(images).images
+    for hook in hooks:
+        hook.remove()
+    return before, after, result
+
+
+# --- layers ---
+
+
+@given(st.integers(1, 5000))
+def test_prime_factors(factor: int) -> None:
+    primes = prime_factors(factor)
+    product = 1
+    for prime in primes:
+        assert all(prime % d for d in range(2, int(prime**0.5) + 1))
+        product *= prime
+    assert product == factor
+    assert primes == sorted(primes)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 6, 7, 8, 12])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (5, 2)])
+def test_sampling_divides_and_multiplies_exactly(factor: int, height: int, width: int) -> None:
+    up, down = upsample(3, 2, 4, factor), downsample(2, 3, 4, factor)
+    big = up(torch.randn(2, 3, height, width))
+    assert big.shape == (2, 2, height * factor, width * factor)
+    assert down(big).shape == (2, 3, height, width)
+
+
+def test_upsampling_leaves_no_position_out() -> None:
+    """Every output pixel depends on some input position, every input position reaches some output pixel."""
+    for factor in (2, 3, 4, 5, 6):
+        layer = upsample(1, 1, 4, factor).double()
+        for p in layer.parameters():
+            nn.init.constant_(p, 0.3)
+        x = torch.ones(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+        y = layer(x)
+        assert (y > layer[-1].bias.item() + 1e-6).all()
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert (grad > 0).all()
+
+
+def test_residual_block_is_the_papers() -> None:
+    """x + Conv1x1(ReLU(Conv3x3(ReLU(x)))); no norm, no bias before; one ReLU after a whole stack."""
+    block = ResidualBlock(5, 3)
+    x = torch.randn(2, 5, 4, 4)
+    assert torch.allclose(block(x), x + block.conv1(block.conv3(x.relu()).relu()))
+    with torch.no_grad():
+        for p in block.parameters():
+            p.zero_()
+    assert torch.equal(block(x), x)
+    stack = residual_stack(5, 3, 2)
+    assert torch.equal(stack(x), stack[1](stack[0](x)).relu())
+    assert torch.equal(residual_stack(5, 3, 0)(x), x.relu())
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(("residual", "weights"), [(64, 1_716_803), (32, 1_388_867)])
+def test_parameter_counts_of_the_paper(residual: int, weights: int) -> None:
+    """The wiring of spec 2.4, counted by hand there; the codebooks are buffers beside it."""
+    net = VQVAE(AutoencoderConfig(residual=residual))
+    assert count(net) == weights
+    assert [tuple(q.embeddings.shape) for q in net.quantizers] == [(512, 64), (512, 64)]
+    assert count(VQVAE(AutoencoderConfig(residual=residual, ema=False))) == weights + 2 * 512 * 64
+
+
+@pytest.mark.parametrize(("size", "strides", "grids"), [
+    (256, (4, 2), ((32, 32), (64, 64))),
+    (1024, (8, 2, 2), ((32, 32), (64, 64), (128, 128))),
+])  # fmt: skip
+def test_grids_of_the_paper(size: int, strides: tuple[int, ...], grids: tuple[tuple[int, int], ...]) -> None:
+    net = VQVAE(config(strides))
+    assert net.geometry(size, size).grids == grids
+    assert net.geometry(size, size).vocabulary == net.config.codes
+
+
+@pytest.mark.parametrize(("strides", "size", "channels"), WIRINGS)
+def test_grids_are_those_of_the_geometry(
+    strides: tuple[int, ...], size: tuple[int, int], channels: int
+) -> None:
+    net = model(strides, channels=channels)
+    images = noise(3, channels, *size)
+    codes = net.encode(images)
+    assert len(codes) == 3
+    net.geometry(*size).check(codes)
+    assert net.decode(codes).shape == images.shape
+    assert net(images).images.shape == images.shape
+
+
+@pytest.mark.parametrize(("strides", "size", "channels"), WIRINGS)
+def test_decoding_the_codes_is_the_reconstruction(
+    strides: tuple[int, ...], size: tuple[int, int], channels: int
+) -> None:
+    net = model(strides, channels=channels)
+    images = noise(3, channels, *size)
+    with torch.no_grad():
+        out = net(images)
+    codes = net.encode(images)
+    assert equal(codes, out.codes)
+    assert torch.allclose(net.decode(codes), out.images.clamp(-1, 1), atol=1e-5)
+
+
+def test_images_do_not_see_each_other() -> None:
+    net = model()
+    images = noise(5, 3, 8, 8)
+    whole = net.encode(images)
+    for i in range(5):
+        assert equal(net.encode(images[i : i + 1]), whole[i : i + 1])
+    assert torch.allclose(net.decode(whole)[2:3], net.decode(whole[2:3]), atol=1e-6)
+
+
+def test_decoded_images_are_clipped() -> None:
+    net = model()
+    with torch.no_grad():
+        net.decoder[-1][-1].bias.fill_(9.0)
+    codes = net.encode(noise(2, 3, 8, 8))
+    assert net(noise(2, 3, 8, 8)).images.max() > 1
+    assert net.decode(codes).max() == 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8), (7, 8), (1, 1), (0, 8)])
+def test_sizes_that_do_not_fit(height: int, width: int) -> None:
+    net = VQVAE(config((4, 2)))
+    images = torch.zeros(1, 3, height, width)
+    for call in (net, net.encode, lambda x: net.geometry(x.shape[2], x.shape[3])):
+        with pytest.raises(ConfigError, match=f"{height}x{width} px.*multiples of 8") as caught:
+            call(images)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 8, 8), (1, 4, 8, 8), (1, 8, 8, 3)])
+def test_wrong_channels(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"expected images \[B, 3, H, W\], found shape"):
+        VQVAE(config((4, 2))).encode(torch.zeros(shape))
+
+
+def test_an_empty_batch() -> None:
+    net = model()
+    codes = net.encode(torch.zeros(0, 3, 8, 8))
+    assert len(codes) == 0
+    assert net.decode(codes).shape == (0, 3, 8, 8)
+
+
+# --- what learns, and when ---
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_encode_never_learns(ema: bool) -> None:
+    net = model(ema=ema)
+    net.train()
+    net.quantizers[0].eval()  # a mixture of modes comes back as it was
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    usage = [q.usage.clone() for q in net.quantizers]
+    codes = net.encode(noise(4, 3, 8, 8, seed=5))
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(torch.equal(a, q.usage) for a, q in zip(usage, net.quantizers, strict=True))
+    assert [q.training for q in net.quantizers] == [False, True]
+    assert net.training
+    assert equal(codes, net.eval().encode(noise(4, 3, 8, 8, seed=5)))
+
+
+def test_encode_restores_the_mode_after_an_error() -> None:
+    net = model().train()
+    with pytest.raises(ConfigError):
+        net.encode(torch.zeros(1, 3, 7, 7))
+    assert all(q.training for q in net.quantizers)
+
+
+def test_encode_before_any_training_draws_no_codebook() -> None:
+    net = VQVAE(config()).train()
+    net.encode(noise(4, 3, 8, 8))
+    assert [int(q.counter) for q in net.quantizers] == [0, 0]
+
+
+def test_forward_learns_every_codebook_in_training_mode_only() -> None:
+    net = model((2, 2, 2))
+    images = noise(4, 3, 16, 16, seed=3)
+    before = [q.embeddings.clone() for q in net.quantizers]
+    net(images)
+    assert all(torch.equal(a, q.embeddings) for a, q in zip(before, net.quantizers, strict=True))
+    net.train()(images)
+    assert not any(torch.equal(a, q.embeddings) for a, q in zip(before, net.quantizers, strict=True))
+
+
+def test_every_weight_learns_from_the_two_losses() -> None:
+    """All weights get a gradient from reconstruction + commitment, and none from the commitment alone in the decoder."""
+    net = model((2, 2, 2)).train()
+    images = noise(4, 3, 16, 16)
+    out = net(images)
+    ((out.images - images).square().mean() + out.commitment).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    net.zero_grad()
+    net(images).commitment.backward()
+    assert all(p.grad is None for p in net.decoder.parameters())
+
+
+def test_the_commitment_is_the_sum_over_levels() -> None:
+    out = model((2, 2, 2))(noise(2, 3, 16, 16))
+    assert torch.allclose(out.commitment, sum(level.loss for level in out.levels))  # type: ignore[arg-type]
+
+
+def test_a_few_steps_learn() -> None:
+    """The paper's loss falls on a fixed batch: gradients pass both quantizers in the right direction."""
+    torch.manual_seed(0)
+    net = VQVAE(config((2, 2), codes=(16, 16), code_dim=8, hidden=16, residual=8))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    images = torch.nn.functional.interpolate(noise(8, 3, 2, 2), size=8)
+    losses = []
+    for _ in range(60):
+        out = net(images)
+        loss = (out.images - images).square().mean()
+        optimizer.zero_grad()
+        (loss + out.commitment).backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+
+
+# --- wiring ---
+
+
+@pytest.mark.parametrize("strides", [(2,), (2, 2), (2, 2, 2), (2, 2, 2, 2)])
+def test_every_level_reaches_the_image(strides: tuple[int, ...]) -> None:
+    """The decoder gets all levels directly (paper section 3.1), so each gets a gradient from the image alone."""
+    net = model(strides)
+    size = 2 ** len(strides) * 2
+    codes = net.encode(noise(2, 3, size, size))
+    parts = [
+        q.lookup(level).permute(0, 3, 1, 2).requires_grad_()
+        for q, level in zip(net.quantizers, codes.levels, strict=True)
+    ]
+    grads = torch.autograd.grad(net._decode(parts).square().sum(), parts)
+    for grad in grads:
+        assert (grad.abs().sum(1) > 0).all(), "a position of the grid has no influence on the image"
+
+
+@pytest.mark.parametrize("strides", [(2, 2), (2, 2, 2), (2, 2, 2, 2)])
+def test_coarser_codes_steer_finer_quantisation(strides: tuple[int, ...]) -> None:
+    """E_bottom(x, e_top): every finer level sees every coarser one, and no coarser level a finer one."""
+    net = model(strides)
+    size = 2 ** len(strides) * 2
+    before, after, _ = captured(net, noise(2, 3, size, size))
+    for fine, z in enumerate(before):
+        for coarse, out in enumerate(after):
+            (grad,) = torch.autograd.grad(
+                z.square().sum(), out.quantize, retain_graph=True, allow_unused=True
+            )
+            assert (grad is not None and bool(grad.abs().sum() > 0)) == (coarse < fine)
+
+
+def test_every_level_sees_the_pixels() -> None:
+    """Each level's encoder gets the image itself, not only what the coarser codes say of it (paper section 3.1)."""
+    net = model((2, 2, 2))
+    images = noise(2, 3, 16, 16).requires_grad_()
+    features: list[Tensor] = []
+    hooks = [
+        level.encoder.register_forward_hook(lambda _, args, out: features.append(out)) for level in net.levels
+    ]
+    net(images)
+    for hook in hooks:
+        hook.remove()
+    assert len(features) == 3
+    for feature in features:
+        (grad,) = torch.autograd.grad(feature.square().sum(), images, retain_graph=True)
+        assert grad.abs().sum() > 0
+
+
+def test_the_straight_through_gradient_reaches_the_image_from_every_level() -> None:
+    net = model((2, 2))
+    images = noise(2, 3, 8, 8).requires_grad_()
+    _, after, result = captured(net, images)
+    for out in after:
+        (grad,) = torch.autograd.grad(result.square().sum(), out.quantize, retain_graph=True)
+        assert grad.abs().sum() > 0
+    (grad,) = torch.autograd.grad(result.square().sum(), images)
+    assert grad.isfinite().all()
+    assert grad.abs().sum() > 0
+
+
+# --- decode ---
+
+
+def test_decoding_some_levels_ignores_the_finer_ones() -> None:
+    net = model((2, 2, 2))
+    a, b = net.encode(noise(2, 3, 16, 16, seed=1)), net.encode(noise(2, 3, 16, 16, seed=2))
+    for k in (1, 2, 3):
+        mixed = Codes((*a.levels[:k], *b.levels[k:]))
+        assert torch.equal(net.decode(mixed, levels=k), net.decode(a, levels=k))
+        if k < 3:
+            assert not torch.equal(net.decode(mixed), net.decode(a))
+    assert torch.equal(net.decode(a, levels=3), net.decode(a))
+    assert not torch.equal(net.decode(a, levels=1), net.decode(b, levels=1))
+    assert not torch.equal(net.decode(a, levels=1), net.decode(a, levels=2))
+
+
+def test_levels_left_out_are_replaced_by_their_mean_code() -> None:
+    net = model((2, 2))
+    net.quantizers[1].embeddings.copy_(net.quantizers[1].mean_code().expand_as(net.quantizers[1].embeddings))
+    codes = net.encode(noise(2, 3, 8, 8))
+    assert torch.allclose(net.decode(codes, levels=1), net.decode(codes), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_codes_of_any_integer_type_decode_alike(dtype: torch.dtype) -> None:
+    net = model()
+    codes = net.encode(noise(2, 3, 8, 8))
+    small = Codes(tuple(level.to(dtype) for level in codes.levels))
+    assert torch.equal(net.decode(small), net.decode(codes))
+
+
+def test_codes_that_do_not_fit_the_model() -> None:
+    net = model((2, 2))
+    codes = net.encode(noise(2, 3, 8, 8))
+    coarse, fine = codes.levels
+    cases: list[tuple[Codes, int | None, str]] = [
+        (Codes((coarse,)), None, "codes of 2 levels, found 1"),
+        (Codes((coarse, fine, fine)), None, "codes of 2 levels, found 3"),
+        (Codes((fine, fine)), None, "expected grids"),
+        (Codes((coarse, coarse)), None, "expected grids"),
+        (Codes((coarse + 5, fine)), None, r"level 0: expected codes in 0\.\.4"),
+        (Codes((coarse, fine - 6)), None, r"level 1: expected codes in 0\.\.5"),
+        (codes, 0, "levels between 1 and 2, found 0"),
+        (codes, 3, "levels between 1 and 2, found 3"),
+    ]
+    for bad, levels, message in cases:
+        with pytest.raises(CodesError, match=message):
+            net.decode(bad, levels)
+
+
+def test_a_state_dict_carries_the_codebooks() -> None:
+    a, b = model(seed=0), model(seed=1)
+    images = noise(2, 3, 8, 8)
+    assert not equal(a.encode(images), b.encode(images))
+    b.load_state_dict(a.state_dict())
+    assert equal(a.encode(images), b.encode(images))
+    assert torch.equal(a.decode(a.encode(images)), b.decode(b.encode(images)))
+
+
+def test_bfloat16_autocast_keeps_codes_and_losses_finite() -> None:
+    net = model().train()
+    images = noise(4, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = net(images)
+        loss = (out.images.float() - images).square().mean() + out.commitment
+    loss.backward()
+    assert loss.isfinite()
+    assert all(q.embeddings.dtype == torch.float32 and q.embeddings.isfinite().all() for q in net.quantizers)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
