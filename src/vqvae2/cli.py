@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vqvae2.errors import UserError
+
+_SHEET = 256  # pictures on a grid of samples, at most
 
 app = typer.Typer(
     name="vqvae2",
@@ -66,6 +69,15 @@ def demo(
         console.print(f"{name}: {path}", markup=False, highlight=False)
 
 
+def _help_config(wanted: bool) -> None:
+    if wanted:
+        from vqvae2.config import settings
+
+        for key, default, description in settings():
+            typer.echo(f"{key} (default {default})\n    {description}")
+        raise typer.Exit
+
+
 @app.command()
 def train(
     data: Annotated[
@@ -88,6 +100,12 @@ def train(
     settings: Settings = None,
     split: Annotated[str | None, typer.Option(help="split of a Hub data set")] = None,
     streaming: Annotated[bool, typer.Option(help="read a Hub data set as a stream")] = False,
+    help_config: Annotated[
+        bool,
+        typer.Option(
+            "--help-config", is_eager=True, callback=_help_config, help="list every setting and exit"
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train everything: autoencoder, codes, one prior per level. Resumable."""
@@ -122,7 +140,7 @@ def train(
 
 
 @app.command()
-def sample(  # noqa: PLR0913 - the options of the command
+def sample(
     run: RunName,
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
     n: Annotated[int, typer.Option(min=1, help="number of pictures")] = 64,
@@ -133,36 +151,51 @@ def sample(  # noqa: PLR0913 - the options of the command
         ),
     ] = None,
     temperature: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
-            help="divides the logits: 1 is the model's own distribution, less is safer, 0 the most likely",
+            help="divides the logits: 1 is the model's own distribution, less is safer, 0 the most likely "
+            "[default: the run's own `sampling`, like the next three]",
         ),
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")] = 0,
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")
+    ] = None,
     top_p: Annotated[
-        float, typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]")
-    ] = 1.0,
+        float | None, typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]")
+    ] = None,
     guidance: Annotated[
-        float, typer.Option(min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="picture i of a seed is always the same")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="pictures drawn side by side")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Draw new pictures: one PNG each, a grid, and a list of what they are."""
+    """Draw new pictures: one PNG each, a grid of the first 256, and samples.json, a list of what they are."""
+    import torch
+
+    from vqvae2.checkpoint import write_json
     from vqvae2.data.grid import save_grid, save_picture
     from vqvae2.data.images import to_pil
-    from vqvae2.run import Sampling, load
+    from vqvae2.run import load
     from vqvae2.train.progress import Reporter
 
     loaded = load(run)
-    drawn = loaded.draw(n, label, seed, Sampling(temperature, top_k, top_p, guidance, batch))
+    asked: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "guidance": guidance,
+        "batch": batch,
+    }
+    sampling = replace(loaded.sampling, **{key: value for key, value in asked.items() if value is not None})
+    drawn = loaded.draw(n, label, seed, sampling)
     loaded.prior  # noqa: B018 - loads, so that a missing model is said before the folder is made
     _folder(out)
     begun = time.perf_counter()
     entries: list[dict[str, Any]] = []
-    shown = []
+    shown: list[Any] = []
     with Reporter().track("samples", n, unit="images") as tracker:
         for part in drawn:
             for place, (number, picture) in enumerate(zip(part.numbers, to_pil(part.images), strict=True)):
@@ -173,11 +206,9 @@ def sample(  # noqa: PLR0913 - the options of the command
                     entry["label"] = int(part.labels[place])
                     entry["class"] = loaded.classes[entry["label"]]
                 entries.append(entry)
-            shown.append(part.images.cpu())
+            shown += part.images[: _SHEET - len(shown)].cpu()
             tracker.update(part.numbers.stop)
-    import torch
-
-    images = torch.cat(shown)[:256]
+    images = torch.stack(shown)
     save_grid(
         images,
         out / "grid.png",
@@ -185,10 +216,8 @@ def sample(  # noqa: PLR0913 - the options of the command
         zoom=max(1, 128 // images.shape[-1]) if len(images) <= 16 else 1,
     )
     seconds = time.perf_counter() - begun
-    result = {"n": n, "seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance,
-              "seconds": seconds, "grid": str(out / "grid.png"), "samples": entries}  # fmt: skip
-    from vqvae2.checkpoint import write_json
-
+    result = {"n": n, "seed": seed, **asdict(sampling), "seconds": seconds, "grid": str(out / "grid.png"),
+              "samples": entries}  # fmt: skip
     write_json(out / "samples.json", result)
     if as_json:
         _print_json(result)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -203,9 +203,6 @@ class TrainConfig(_Model):
     patience: int = Field(
         0, ge=0, description="stop after so many held-out evaluations without a better one; 0 = never"
     )
-    precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="mixed precision of the trunk (the quantiser stays in float32)"
-    )
     accumulate: int = Field(1, ge=1, description="gradient accumulation: parts into which a batch is cut")
 
 
@@ -217,10 +214,31 @@ class PriorTrainConfig(TrainConfig):
     )
 
 
+class SamplingConfig(_Model):
+    """How the run draws samples when nothing else is asked for; may be changed at any time."""
+
+    temperature: float = Field(
+        1.0, ge=0, description="divides the logits: 1 is the model's own distribution, 0 the most likely code"
+    )
+    top_k: int = Field(0, ge=0, description="draw from the k most likely codes; 0 = all")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="draw from the fewest codes that reach this probability; 1 = all"
+    )
+    guidance: float = Field(
+        1.0, ge=0, description="classifier-free guidance: 1 = off, 1.5 to 3 = closer to the class"
+    )
+
+
 class Config(_Model):
     """The whole pipeline."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of everything random")
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="mixed precision of the networks' trunks (the quantiser stays in float32)"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the networks in training: a slow start, then faster steps"
+    )
     data: DataConfig = Field(default_factory=DataConfig, description="pictures")
     autoencoder: AutoencoderConfig = Field(default_factory=AutoencoderConfig, description="stage 1 model")
     train_autoencoder: TrainConfig = Field(default_factory=TrainConfig, description="stage 1 training")
@@ -229,6 +247,7 @@ class Config(_Model):
         (PriorTrainConfig(), PriorTrainConfig()),
         description="stage 2 training, one per level, coarsest first",
     )
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="defaults of sampling")
 
     @model_validator(mode="after")
     def _agrees(self) -> Config:
@@ -301,6 +320,22 @@ def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
             raise ConfigError(f"{key}: {text!r} is not a YAML value") from None
         _assign(result, key.strip().split("."), parsed, key)
     return result  # type: ignore[no-any-return]
+
+
+def settings(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Every setting as (dotted key, default, description); one entry stands for all levels of a list (key `*`)."""
+    rows: list[tuple[str, Any, str]] = []
+    for name, field in model.model_fields.items():
+        inner = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)), None)
+        if inner is None:
+            rows.append((prefix + name, field.get_default(), field.description or ""))
+        else:
+            rows += settings(inner, prefix + name + (".*." if get_args(field.annotation) else "."))
+    return rows
+
+
+def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

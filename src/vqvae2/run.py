@@ -19,7 +19,7 @@ from vqvae2.checkpoint import CheckpointError
 from vqvae2.config import Config
 from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.train.pipeline import RunError, load_autoencoder, model_file, read_run
+from vqvae2.train.pipeline import RunError, load_autoencoder, load_prior, model_file, read_run
 
 _PARTS = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
 
@@ -75,6 +75,7 @@ class Run:
         folder, config: where it is and what it was asked to be.
         record: version, command, source, fingerprint, classes.
         classes: class names, () without classes.
+        sampling: how this run draws when nothing else is asked for (`sampling` of its configuration).
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
@@ -83,6 +84,7 @@ class Run:
         self.config: Config
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
+        self.sampling = Sampling(**self.config.sampling.model_dump())
         self.device = torch.device(device) if device is not None else _device()
 
     @cached_property
@@ -103,16 +105,12 @@ class Run:
         Raises:
             RunError: not trained yet.
         """
-        prior = HierarchicalPrior(self.config.prior, self.config.geometry)
         for level in range(self.config.autoencoder.levels):
-            file = model_file(self.folder, level)
-            if not file.exists():
+            if not model_file(self.folder, level).exists():
                 raise RunError(
                     f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
                 )
-            tensors, _ = checkpoint.load_tensors(file)
-            checkpoint.load_weights(prior.level(level), tensors, file)
-        return prior.to(self.device).eval()
+        return load_prior(self.folder, self.config, self.device)
 
     def sample(
         self,
@@ -126,7 +124,7 @@ class Run:
         Args:
             labels: class name or number for all, several to be taken in turn, or None for all classes in turn.
             seed: sample i of a seed is the same whatever n and the batch size.
-            sampling: temperature and the like.
+            sampling: temperature and the like; None takes the run's own (`run.sampling`).
         """
         return torch.cat([part.images.cpu() for part in self.draw(n, labels, seed, sampling)])
 
@@ -139,7 +137,7 @@ class Run:
     ) -> Any:
         """As `sample`, but an iterator of batches with labels and codes (`generate.sample.Drawn`)."""
         plan = label_plan(labels, n, self.classes)
-        return draw_samples(self.autoencoder, self.prior, n, plan, seed, sampling or Sampling())
+        return draw_samples(self.autoencoder, self.prior, n, plan, seed, sampling or self.sampling)
 
     def reconstruct(self, images: Tensor, levels: int | None = None) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1].

@@ -85,10 +85,11 @@ class Outcome:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def make_accelerator(precision: str = "no") -> Accelerator:
+def make_accelerator(precision: str = "no", compiled: bool = False) -> Accelerator:
     """Devices, precision and processes. Buffers are not broadcast: the quantizer keeps its own in step."""
     return Accelerator(
         mixed_precision=precision,
+        dynamo_backend="inductor" if compiled else None,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
             InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one process decodes
@@ -285,6 +286,8 @@ class _Trainer:
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         meta = {"outcome": vars(self.outcome), "groups": groups, "config": self.config.model_dump()}
+        if self.accelerator.scaler is not None:  # fp16
+            meta["scaler"] = self.accelerator.scaler.state_dict()
         checkpoint.save_tensors(self.state_file, tensors, meta)
 
     def _load(self) -> None:
@@ -302,6 +305,8 @@ class _Trainer:
         if self.average is not None:
             checkpoint.load_weights(self.average, part("average."), self.state_file)
         self.best = part("best.")
+        if self.accelerator.scaler is not None and meta.get("scaler"):
+            self.accelerator.scaler.load_state_dict(meta["scaler"])
         self._cut_metrics()
 
     def _saved_step(self) -> int:

@@ -25,16 +25,26 @@ from accelerate import Accelerator
 
 from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Codes, Geometry
 from vqvae2.config import Config, ConfigError, differences, parse, read_yaml
+from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images, sequential
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
 from vqvae2.errors import UserError
+from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective
 from vqvae2.train.progress import Reporter
 
-_FREE = ("data.workers", "data.cache_gb", "data.streaming")  # settings that may change at any time
+_FREE = (
+    "data.workers",
+    "data.cache_gb",
+    "data.streaming",
+    "precision",
+    "compile",
+    "sampling",
+)  # may change at any time
 _COLLAPSED = 0.10  # a level that uses fewer codes than this share is reported before stage 2
 
 
@@ -59,7 +69,7 @@ def train(
         DataError, TrainingError, CheckpointError, StoreError: see there. Interrupted: Ctrl-C.
     """
     folder = Path(folder)
-    accelerator = make_accelerator(config.train_autoencoder.precision)
+    accelerator = make_accelerator(config.precision, config.compile)
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
@@ -73,7 +83,11 @@ def train(
     store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
     _health(store, reporter)
     for level in range(config.autoencoder.levels):
-        _stage2(folder, config, store, level, accelerator, reporter)
+        if not model_file(folder, level).exists():
+            _stage2(folder, config, store, level, accelerator, reporter)
+            if accelerator.is_main_process:
+                _draw_level(folder, config, autoencoder, level)
+            accelerator.wait_for_everyone()
 
 
 def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:
@@ -94,7 +108,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         begun = _begun(folder, old)
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
-        changed = [line for line in differences(old_value, new_value) if line.split(":")[0] not in _FREE]
+        changed = [line for line in differences(old_value, new_value) if not line.startswith(_FREE)]
         refused = [line for line in changed if any(line.startswith(prefix) for prefix in begun)]
         if begun and old_record.get("source") != data:
             refused.insert(0, f"data: {old_record.get('source')} -> {data}")
@@ -257,6 +271,39 @@ def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -
     return model.to(device).eval(), checkpoint.digest(tensors)
 
 
+def load_prior(
+    folder: Path, config: Config, device: torch.device | str, levels: int | None = None
+) -> HierarchicalPrior:
+    """The trained priors of a run in eval mode, of its coarsest `levels` levels (None: all).
+
+    Raises:
+        CheckpointError: not trained yet, or damaged.
+    """
+    count = config.autoencoder.levels if levels is None else levels
+    whole = config.geometry
+    geometry = Geometry(whole.grids[:count], whole.vocabulary[:count])
+    prior = HierarchicalPrior(
+        config.prior.model_copy(update={"levels": config.prior.levels[:count]}), geometry
+    )
+    for level in range(count):
+        tensors, _ = checkpoint.load_tensors(model_file(folder, level))
+        checkpoint.load_weights(prior.level(level), tensors, model_file(folder, level))
+    return prior.to(device).eval()
+
+
+def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) -> None:
+    """Samples of the levels that are trained so far, finer ones at their mean code: prior/level-L/samples.png."""
+    device = next(autoencoder.parameters()).device
+    count, classes = 64, config.prior.classes
+    prior = load_prior(folder, config, device, level + 1)
+    labels = torch.arange(count) % classes if classes else None
+    drawn = prior.sample(count, labels, seed=config.seed, **config.sampling.model_dump())
+    finer = config.geometry.grids[level + 1 :]
+    rest = (torch.zeros(count, *grid, dtype=torch.int64, device=device) for grid in finer)
+    pictures = autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1)
+    save_grid(pictures.cpu(), folder / "prior" / f"level-{level}" / "samples.png", columns=8)
+
+
 def _codes(
     folder: Path,
     config: Config,
@@ -303,8 +350,6 @@ def code_use(store: CodeStore) -> list[dict[str, float]]:
 def _stage2(
     folder: Path, config: Config, store: CodeStore, level: int, accelerator: Accelerator, reporter: Reporter
 ) -> None:
-    if model_file(folder, level).exists():
-        return
     settings = config.train_prior[level]
     objective = PriorObjective(config, store, level)
     part = folder / "prior" / f"level-{level}"
@@ -352,6 +397,7 @@ __all__ = [
     "extract",
     "finished",
     "load_autoencoder",
+    "load_prior",
     "model_file",
     "read_run",
     "train",
