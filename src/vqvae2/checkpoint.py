@@ -107,9 +107,12 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {_reason(error)}") from error
-    if int(header.get("format", 0)) > FORMAT:
+    version = header.get("format", "0")
+    if not (version.isascii() and version.isdigit()):
+        raise CheckpointError(f"{path} is damaged: no such format {version!r}")
+    if int(version) > FORMAT:
         raise CheckpointError(
-            f"{path} was written by a newer vqvae2 (format {header['format']}, this one reads {FORMAT})"
+            f"{path} was written by a newer vqvae2 (format {version}, this one reads {FORMAT})"
         )
     text = header.get("metadata", "{}")
     if header.get("digest") != digest(tensors, text):

@@ -5,6 +5,8 @@ Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 aft
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import shlex
 import sys
@@ -20,6 +22,7 @@ from rich.table import Table
 from vqvae2.errors import UserError
 
 _SHEET = 256  # pictures on a grid of samples, at most
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="vqvae2",
@@ -119,7 +122,8 @@ def train(
     from vqvae2.train.progress import Reporter
 
     reporter = Reporter()
-    file = read_yaml(config) if config else None
+    file = read_yaml(config) if config else {}
+    file.pop("run", None)  # the record in a run folder's config.yaml
     if preset is None and (run / "config.yaml").is_file():
         base = read_run(run)[1].model_dump(mode="json")
     else:
@@ -177,7 +181,7 @@ def sample(
 
     from vqvae2.checkpoint import write_json
     from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.images import to_pil
+    from vqvae2.data.pixels import to_pil
     from vqvae2.run import load
     from vqvae2.train.progress import Reporter
 
@@ -237,8 +241,9 @@ def reconstruct(
     """Send pictures through the codes and back: NAME.png, and NAME-levels.png (original, coarsest level alone, ... all)."""
     import torch
 
+    from vqvae2.data.decoding import load_image
     from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.images import load_image, psnr, to_float, to_pil
+    from vqvae2.data.pixels import psnr, to_float, to_pil
     from vqvae2.run import load
 
     loaded = load(run)
@@ -246,13 +251,14 @@ def reconstruct(
     files = _files(images)
     pictures = [to_float(torch.from_numpy(load_image(file, loaded.config.data))[None]) for file in files]
     _folder(out)
+    taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
     results: list[dict[str, Any]] = []
     for file, original in zip(files, pictures, strict=True):
         codes = autoencoder.encode(original.to(loaded.device))
         steps = [
             autoencoder.decode(codes, level + 1).cpu() for level in range(loaded.config.autoencoder.levels)
         ]
-        stem = _free_name(file.stem, [item["stem"] for item in results])
+        stem = _free_name(file.stem, taken)
         save_picture(to_pil(steps[-1])[0], out / f"{stem}.png")
         save_grid(
             torch.cat([original, *steps]),
@@ -316,8 +322,6 @@ def presets() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point; see the module's docstring for the exit codes."""
-    from vqvae2.train.loop import Interrupted
-
     try:
         code = app(
             args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
@@ -325,14 +329,24 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as error:
         sys.exit(error.exit_code)
-    except Interrupted as error:
-        _fail(f"interrupted: {error}; the same command goes on from there", 130)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except UserError as error:
         _fail(str(error), 2)
     except _ClickError as error:
         _fail(error.format_message(), 2)
+    except Exception as error:
+        if _interrupted(error):
+            _fail(f"interrupted: {error}; the same command goes on from there", 130)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", 2)
+        raise
+
+
+def _interrupted(error: Exception) -> bool:
+    """Whether it is the training's `Interrupted`; its module is only loaded by what needs it, `--help` does not."""
+    loop = sys.modules.get("vqvae2.train.loop")
+    return loop is not None and isinstance(error, loop.Interrupted)
 
 
 def _fail(message: str, code: int) -> None:
@@ -345,7 +359,8 @@ def _resolve(base: dict[str, Any], file: dict[str, Any] | None, settings: list[s
     from vqvae2.config import merge, override, parse
 
     value = override(merge(base, file or {}), settings or [])
-    value["autoencoder"]["channels"] = value["data"]["channels"]
+    if isinstance(value["autoencoder"], dict) and isinstance(value["data"], dict):
+        value["autoencoder"]["channels"] = value["data"].get("channels")
     return parse(value)
 
 
@@ -375,12 +390,14 @@ def _files(paths: list[Path]) -> list[Path]:
     return files
 
 
-def _free_name(stem: str, taken: list[str]) -> str:
-    return (
-        stem
-        if stem not in taken
-        else next(f"{stem}-{i}" for i in range(2, len(taken) + 3) if f"{stem}-{i}" not in taken)
-    )
+def _free_name(stem: str, taken: set[str]) -> str:
+    """`stem`, or with a number such that neither STEM.png nor STEM-levels.png is `taken`; both are from now on."""
+    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
+        files = {f"{name}.png".casefold(), f"{name}-levels.png".casefold()}
+        if not files & taken:
+            taken |= files
+            return name
+    raise AssertionError("the numbers never end")
 
 
 def _folder(path: Path) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from vqvae2.checkpoint import read_json, write_json
 from vqvae2.config import Config
+from vqvae2.data.batches import sequential
 from vqvae2.data.grid import grid, save_picture
-from vqvae2.data.images import ImageSet, open_images, sequential
+from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import open_store
 from vqvae2.evaluate.neighbours import nearest_pictures
 from vqvae2.evaluate.report import Curve, Page

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import tarfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from PIL import Image
+from torch import Tensor
 
 from vqvae2.config import DataConfig
+from vqvae2.data.batches import batches
 from vqvae2.data.images import ImageSet, open_images
 
+Batch = tuple[Tensor, Tensor]
+LIVELY: dict[str, Any] = {"flip": True, "shift": 2, "crop": "random", "scale": 1.5}
 RED, GREEN, BLUE = (220, 30, 20), (20, 200, 40), (30, 40, 210)
 
 
@@ -51,3 +59,52 @@ def opened(data: object, run: Path, says: list[str] | None = None, seed: int = 0
     """`open_images` in silence; what it says is added to `says`."""
     say = (says if says is not None else []).append
     return open_images(str(data), config(**options), run / "data", seed=seed, say=say)
+
+
+def shows(images: ImageSet, index: int, number: int) -> bool:
+    """Whether picture `index` is `noise(number)`."""
+    return bool(np.array_equal(images.pixels([index])[0].numpy(), np.asarray(noise(number))))
+
+
+def parquet_of(path: Path, count: int, start: int = 0, **columns: list[Any]) -> Path:
+    """A plain parquet file: struct images and the columns given."""
+    cells = [
+        {"bytes": encoded(noise(start + number)), "path": f"p{start + number}.png"} for number in range(count)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": cells} | columns), path)
+    return path
+
+
+def tar_of(path: Path, count: int, start: int = 0, **members: Any) -> Path:
+    """A WebDataset shard: NNN.png and, per keyword, NNN.<keyword> with what the function of the number gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for number in range(start, start + count):
+            parts = {"png": encoded(noise(number))} | {kind: make(number) for kind, make in members.items()}
+            for kind, data in parts.items():
+                info = tarfile.TarInfo(f"{number:04d}.{kind}")
+                info.size = len(data)
+                file.addfile(info, BytesIO(data))
+    return path
+
+
+def break_some(root: Path) -> None:
+    """Add four files to a folder that cannot be used (with max_pixels = 2000)."""
+    (root / "zero.png").write_bytes(b"")
+    (root / "text.jpg").write_text("hello")
+    (root / "cut\n.png").write_bytes(encoded(noise(1, (64, 64)))[:300])
+    noise(1, (50, 50)).save(root / "bomb.png")
+
+
+def take(images: ImageSet, **options: Any) -> list[Batch]:
+    """Nine training batches of 8."""
+    options = {"batch": 8, "seed": 3, "stop": 9} | options
+    return list(batches(images, images.train, config(**LIVELY), **options))
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    """Whether two lists of batches are equal."""
+    return len(left) == len(right) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(left, right, strict=True)
+    )

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from data_helpers import BLUE, GREEN, RED, config, encoded, noise, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqvae2.data.images import DataError, load_image, to_float, to_pil, to_uint8
+from vqvae2.data.decoding import load_image
+from vqvae2.data.errors import DataError
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
@@ -36,38 +36,6 @@ def png(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: tu
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
     inner = b"".join(chunk(name, body) for name, body in chunks)
     return b"\x89PNG\r\n\x1a\n" + head + inner + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-# --- scaling ---
-
-
-def test_scaling_is_inverse_for_every_value() -> None:
-    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3)
-    images = to_float(pixels)
-    assert images.shape == (2, 3, 16, 16)
-    assert images.dtype == torch.float32
-    assert images.min() == -1
-    assert images.max() == 1
-    assert torch.equal(to_uint8(images), pixels)
-
-
-def test_uint8_clips_and_rounds() -> None:
-    values = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]).reshape(1, 1, 1, 5)
-    assert to_uint8(values).flatten().tolist() == [0, 0, 128, 255, 255]
-    assert to_uint8(values.to(torch.bfloat16)).dtype == torch.uint8
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_to_pil(channels: int, mode: str) -> None:
-    pixels = torch.randint(0, 256, (2, 5, 7, channels), dtype=torch.uint8)
-    pictures = to_pil(to_float(pixels))
-    assert [(picture.mode, picture.size) for picture in pictures] == [(mode, (7, 5))] * 2
-    assert np.array_equal(np.asarray(pictures[1]).reshape(5, 7, channels), pixels[1].numpy())
-
-
-def test_to_pil_refuses_other_shapes() -> None:
-    with pytest.raises(DataError, match="1 or 3 or 4"):
-        to_pil(torch.zeros(1, 2, 4, 4))
 
 
 # --- formats and modes ---

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.checkpoint import write_atomic
-from vqvae2.data.images import to_pil
+from vqvae2.data.pixels import to_pil
 
 
 def grid(images: Tensor, columns: int, margin: int = 2, zoom: int = 1) -> Image.Image:

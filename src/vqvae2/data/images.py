@@ -1,9 +1,8 @@
-"""Pictures to batches: the only place where pixels are scaled, both ways.
+"""Pictures by number: decoded once and kept, or decoded when asked, and which of them are held out.
 
-    data --sources--> encoded pictures --load_image--> uint8 --cache--> ImageSet --batches--> float in [-1, 1]
+    data --sources--> encoded pictures --decoding--> uint8 --cache--> ImageSet
 
-Shapes: B batch, C channels, H W pixels, S the configured size, P = round(S * scale) the stored side, n pictures.
-Every batch is a pure function of (seed, step): nothing here keeps a random state.
+Shapes: B batch, C channels, S the configured size, P = round(S * scale) the stored side, n pictures.
 """
 
 from __future__ import annotations
@@ -12,40 +11,33 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vqvae2 import checkpoint
 from vqvae2.config import DataConfig
-from vqvae2.data.sources import DataError as DataError
-from vqvae2.data.sources import Listing, Payload, Row, Stream, list_place, locate
+from vqvae2.data.augmentation import centre
+from vqvae2.data.decoding import background, decode_many, stored_side
+from vqvae2.data.errors import DataError
+from vqvae2.data.listing import Listing, Payload, Row, Stream
+from vqvae2.data.pixels import Pixels
+from vqvae2.data.sources import list_place, locate
 from vqvae2.data.store import ArrayWriter, sweep
+from vqvae2.data.workers import Decoder
 
-Pixels = NDArray[np.uint8]
 Progress = Callable[[int, int | None], None]
 """Called with how many pictures are decoded, and of how many (None = unknown)."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
 _PIXEL_OPTIONS = (
     *("size", "scale", "channels", "background", "crop", "max_pixels"),
     *("limit", "split", "image_column", "label_column"),
@@ -53,264 +45,6 @@ _PIXEL_OPTIONS = (
 _CHUNK = 16  # pictures per task of a worker process
 _TRIAL = 64  # pictures decoded here before worker processes are worth their start
 _PATIENCE = 10.0  # seconds of remaining work that are worth it
-
-
-# --- scaling -------------------------------------------------------------------------------------------------
-
-
-def to_float(pixels: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] in 0..255 to float32 [B, C, H, W] in [-1, 1]."""
-    return (
-        pixels.permute(0, 3, 1, 2)
-        .to(torch.float32, memory_format=torch.contiguous_format)
-        .div_(127.5)
-        .sub_(1)
-    )
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Float [B, C, H, W] in [-1, 1], clipped and rounded, to uint8 [B, H, W, C]; the inverse of `to_float`."""
-    scaled = images.detach().to(torch.float32).add(1).mul_(127.5).round_().clamp_(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB, [B]; both [B, C, H, W] in [-1, 1], so the peak is 2."""
-    error = (images.double().clamp(-1, 1) - originals.double()).square().mean((1, 2, 3))
-    return 10 * torch.log10(4 / error.clamp_min(1e-10))
-
-
-def to_pil(images: Tensor) -> list[Image.Image]:
-    """Float [B, C, H, W] in [-1, 1] to Pillow pictures: grey, RGB or RGBA for C = 1, 3 or 4.
-
-    Raises:
-        DataError: another shape.
-    """
-    if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
-        raise DataError(f"expected images [B, 1 or 3 or 4, H, W], found shape {list(images.shape)}")
-    arrays = to_uint8(images).cpu().numpy()
-    return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
-
-
-# --- decoding ------------------------------------------------------------------------------------------------
-
-
-def load_image(source: bytes | str | Path, config: DataConfig) -> Pixels:
-    """Decode one picture: colour, orientation, resize of the short side, centre crop.
-
-    Args:
-        source: a file, or the encoded bytes.
-        config: size, scale, channels, background and max_pixels are used.
-
-    Returns:
-        uint8 [P, P, C] with P = round(size * scale).
-
-    Raises:
-        DataError: it is missing, broken, truncated, empty, no picture, or larger than max_pixels; says why.
-    """
-    try:
-        return _decode(source, config)
-    except DataError as error:
-        raise error if isinstance(source, bytes) else DataError(f"{source}: {error}") from error
-
-
-def _decode(source: bytes | str | Path, config: DataConfig) -> Pixels:
-    """`load_image` whose error is the reason alone."""
-    try:
-        if not (len(source) if isinstance(source, bytes) else Path(source).stat().st_size):
-            raise DataError("zero bytes")
-        with (
-            _quiet(),
-            Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image,
-        ):
-            width, height = image.size
-            if width * height > config.max_pixels:
-                raise DataError(f"{width}x{height} pixels, more than max_pixels = {config.max_pixels}")
-            side = stored_side(config)
-            image.draft(None, (2 * side, 2 * side))  # JPEG: decode smaller
-            image.load()
-            return _square(_channels(_upright(image), config), side)
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError("not a picture (JPEG, PNG, WebP, GIF, BMP or TIFF)") from None
-    except Exception as error:  # a broken file may raise anything
-        if isinstance(error, OSError) and error.strerror:
-            raise DataError(error.strerror) from error
-        raise DataError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-def stored_side(config: DataConfig) -> int:
-    """P: the side in pixels at which pictures are kept."""
-    return round(config.size * config.scale)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings of Pillow, and its own limit of pixels off: ours is checked right after the header."""
-    limit = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            Image.MAX_IMAGE_PIXELS = None
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data says nothing about the pixels
-        return image
-
-
-def _channels(image: Image.Image, config: DataConfig) -> Image.Image:
-    """Any Pillow mode to L, RGB or RGBA; transparent pixels on the background unless alpha is kept."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _deep_grey(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if config.channels == 4:
-        return image if image.mode == "RGBA" else image.convert("RGB").convert("RGBA")
-    if image.mode == "RGBA":
-        behind = Image.new("RGBA", image.size, background(config))
-        image = Image.alpha_composite(behind, image)
-    if config.channels == 1:
-        return image if image.mode == "L" else image.convert("RGB").convert("L")
-    return image.convert("RGB")
-
-
-def background(config: DataConfig) -> tuple[int, int, int, int]:
-    """The background as RGBA, opaque.
-
-    Raises:
-        DataError: no such colour.
-    """
-    try:
-        red, green, blue, *_ = ImageColor.getrgb(config.background)
-    except ValueError:
-        raise DataError(
-            f"background: expected a colour name or #rrggbb, found {config.background!r}"
-        ) from None
-    return red, green, blue, 255
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit or floating-point grey to 8 bits: 65535, or 1.0, becomes 255."""
-    values = np.asarray(image).astype(np.float64)
-    top = 1.0 if image.mode == "F" else 65535.0
-    if not np.isfinite(values).all() or values.max() > top:
-        raise DataError(f"grey values beyond {top:g} (mode {image.mode}) have no agreed range")
-    grey = Image.fromarray(np.rint(values.clip(0, top) * (255 / top)).astype(np.uint8))
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
-        return Image.merge("LA", (grey, alpha))
-    return grey
-
-
-def _square(image: Image.Image, side: int) -> Pixels:
-    """The centre square, resized with antialiasing: uint8 [side, side, C]."""
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    box = (left, top, left + short, top + short)
-    image = image.resize((side, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    array = np.array(image)  # a copy, writable
-    return array[..., None] if array.ndim == 2 else array
-
-
-def _decode_many(payloads: Sequence[Payload | None], config: DataConfig) -> tuple[Pixels, list[str | None]]:
-    """The usable ones, uint8 [k, P, P, C], and per payload None or the reason why it is not usable."""
-    found: list[Pixels] = []
-    reasons: list[str | None] = []
-    for payload in payloads:
-        try:
-            if payload is None:
-                raise DataError("the row holds no picture")
-            found.append(_decode(payload, config))
-            reasons.append(None)
-        except DataError as error:
-            reasons.append(str(error))
-    side = stored_side(config)
-    return np.stack(found) if found else np.empty((0, side, side, config.channels), np.uint8), reasons
-
-
-# --- worker processes ----------------------------------------------------------------------------------------
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-
-
-def _follow(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-class Decoder:
-    """Decodes lists of payloads in order, in worker processes where that pays, ahead of who reads."""
-
-    def __init__(self, config: DataConfig) -> None:
-        self.config = config
-        self.count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.count = self.count if config.workers < 0 else config.workers
-        self.pool: ProcessPoolExecutor | None = None
-
-    def map(self, tasks: Iterable[Sequence[Payload | None]]) -> Iterator[tuple[Pixels, list[str | None]]]:
-        """`_decode_many` of each task, in order; up to two tasks per worker are under way."""
-        waiting: deque[tuple[Sequence[Payload | None], Future[Any] | None]] = deque()
-        for task in tasks:
-            waiting.append((task, self._submit(task)))
-            while waiting and (waiting[-1][1] is None or len(waiting) > 2 * self.count):
-                yield self._result(*waiting.popleft())
-        while waiting:
-            yield self._result(*waiting.popleft())
-
-    def start(self) -> None:
-        """Use worker processes from now on (none when config.workers is 0)."""
-        if self.pool is None and self.count:
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
-
-    def close(self) -> None:
-        """End the worker processes."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-            self.pool = None
-
-    def _submit(self, task: Sequence[Payload | None]) -> Future[Any] | None:
-        if self.pool is None:
-            return None
-        try:
-            return self.pool.submit(_decode_many, task, self.config)
-        except BrokenProcessPool:
-            self._without()
-            return None
-
-    def _result(
-        self, task: Sequence[Payload | None], future: Future[Any] | None
-    ) -> tuple[Pixels, list[str | None]]:
-        if future is not None:
-            try:
-                pixels, reasons = future.result()
-                return pixels, reasons
-            except BrokenProcessPool:
-                self._without()
-        return _decode_many(task, self.config)
-
-    def _without(self) -> None:
-        """The processes died (a script without a main guard, too little memory): go on in this one."""
-        self.close()
-        self.count = 0
-
-
-# --- the set -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -354,7 +88,7 @@ class ImageSet:
     def pixels(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
         """Pictures as evaluation sees them, uint8 [B, S, S, C]: centre crop, no augmentation."""
         raw, _ = next(self.raw([np.asarray(indices, np.int64).reshape(-1)]))
-        return torch.from_numpy(_centre(raw, self._size))
+        return torch.from_numpy(centre(raw, self._size))
 
     def raw(self, plan: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
         """For each array of indices: pixels uint8 [B, P, P, C] and the indices they are of.
@@ -401,7 +135,7 @@ class ImageSet:
                     self.skipped += 1
                     self._note.add(self.names[index], reason)
             chosen = self._replace(chosen)  # goes on from where the last attempt ended
-            pixels, reasons = _decode_many(listing.payloads(chosen.tolist()), self._decoder.config)
+            pixels, reasons = decode_many(listing.payloads(chosen.tolist()), self._decoder.config)
             if not any(reasons):
                 return pixels, chosen
 
@@ -676,150 +410,3 @@ def _split(
 def _place(name: str) -> float:
     """A stable number in [0, 1) for a name."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:6]) / 2**48
-
-
-# --- batches -------------------------------------------------------------------------------------------------
-
-
-def batches(  # noqa: PLR0913 - what a step is, in one place
-    images: ImageSet,
-    indices: Sequence[int] | NDArray[Any],
-    config: DataConfig,
-    *,
-    batch: int,
-    seed: int,
-    start: int = 0,
-    stop: int | None = None,
-    augment: bool = True,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches of steps start, start + 1, ... (to stop - 1, or without end).
-
-    Step s is a pure function of (seed, s): the epochs, each a permutation of `indices`, are laid end to end and
-    cut into batches, and what augmentation does depends on the seed and the place in that sequence. So a
-    training that resumes at step s sees what it would have seen.
-
-    Args:
-        batch: pictures per step over all processes; process `rank` of `world` gets its share of each.
-        augment: flip, shift and random crop as `config` says; otherwise the centre crop.
-
-    Yields:
-        float32 [b, C, S, S] in [-1, 1] and int64 labels [b] (zeros without classes).
-
-    Raises:
-        DataError: no indices, or fewer pictures per step than processes.
-    """
-    chosen = np.asarray(indices, np.int64).reshape(-1)
-    if not len(chosen) or not 0 <= rank < world or batch < world:
-        raise DataError(
-            f"cannot make batches of {batch} from {len(chosen)} pictures for process {rank} of {world}"
-        )
-    low, high = rank * batch // world, (rank + 1) * batch // world
-
-    def places() -> Iterator[NDArray[np.int64]]:
-        for step in itertools.count(start) if stop is None else range(start, stop):
-            yield np.arange(step * batch + low, step * batch + high)
-
-    shuffle = Shuffle(chosen, seed)
-    raws = images.raw(shuffle(place) for place in places())
-    for place, (raw, actual) in zip(places(), raws, strict=False):
-        pixels = _augment(raw, place, seed, config) if augment else _centre(raw, config.size)
-        yield to_float(torch.from_numpy(pixels)), images.labels_of(actual)
-
-
-def sequential(
-    images: ImageSet,
-    indices: Sequence[int] | NDArray[Any],
-    config: DataConfig,
-    *,
-    batch: int,
-    copies_seed: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pictures in order, in batches of `batch` (the last may be smaller), once.
-
-    Args:
-        copies_seed: None = no augmentation; a number augments each picture as a function of it and the index.
-
-    Yields:
-        As `batches`.
-    """
-    chosen = np.asarray(indices, np.int64).reshape(-1)
-    for raw, actual in images.raw(chosen[at : at + batch] for at in range(0, len(chosen), batch)):
-        pixels = (
-            _centre(raw, config.size) if copies_seed is None else _augment(raw, actual, copies_seed, config)
-        )
-        yield to_float(torch.from_numpy(pixels)), images.labels_of(actual)
-
-
-class Shuffle:
-    """The endless sequence of seeded permutations of some indices, by place."""
-
-    def __init__(self, indices: NDArray[np.int64], seed: int) -> None:
-        self.indices, self.seed = indices, seed
-        self.epochs: dict[int, NDArray[np.int64]] = {}
-
-    def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        epochs, within = np.divmod(places, len(self.indices))
-        found = np.empty(len(places), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            found[epochs == epoch] = self._epoch(epoch)[within[epochs == epoch]]
-        return found
-
-    def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self.epochs:
-            self.epochs = {key: value for key, value in self.epochs.items() if key == epoch - 1}
-            self.epochs[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.indices)
-        return self.epochs[epoch]
-
-
-_Shuffle = Shuffle  # the name under which others import it until they use the new one
-
-
-def _centre(raw: Pixels, size: int) -> Pixels:
-    """The centre of [b, P, P, C] as a copy [b, S, S, C]."""
-    margin = (raw.shape[1] - size) // 2
-    return raw[:, margin : margin + size, margin : margin + size].copy()
-
-
-def _augment(raw: Pixels, keys: NDArray[np.int64], seed: int, config: DataConfig) -> Pixels:
-    """Random crop, shift (edges repeated) and flip of [b, P, P, C], each picture's by (seed, its key)."""
-    margin = raw.shape[1] - config.size
-    draws = _uniform(seed, keys, 5)
-    mirrored = draws[:, 4] < (0.5 if config.flip else 0)
-    if not config.shift and not (margin and config.crop == "random"):
-        pixels = _centre(raw, config.size)
-        pixels[mirrored] = pixels[mirrored, :, ::-1]
-        return pixels
-    corner = np.full((len(raw), 2), margin // 2)
-    if config.crop == "random":
-        corner = (draws[:, 0:2] * (margin + 1)).astype(np.int64)
-    corner = corner + (draws[:, 2:4] * (2 * config.shift + 1)).astype(np.int64) - config.shift
-    reach = (corner[:, :, None] + np.arange(config.size)).clip(0, raw.shape[1] - 1)  # [b, 2, S]
-    rows, columns = reach[:, 0], reach[:, 1]
-    return _take(raw, rows, np.where(mirrored[:, None], columns[:, ::-1], columns))
-
-
-def _take(raw: Pixels, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Pixels:
-    """Pixels at rows [b, S] and columns [b, S] of each picture [b, P, P, C]: [b, S, S, C]."""
-    count, side, _, channels = raw.shape
-    flat = (
-        np.ascontiguousarray(raw).reshape(-1).view(np.dtype((np.void, channels)))
-    )  # whole pixels: 2.5 times faster
-    places = ((np.arange(count)[:, None] * side + rows) * side)[:, :, None] + columns[:, None, :]
-    taken: Pixels = np.take(flat, places).view(np.uint8)
-    return taken.reshape(*places.shape, channels)
-
-
-def _uniform(seed: int, keys: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """[b, count] numbers in [0, 1), each a function of the seed, the key and the column (splitmix64)."""
-    state = _mix(_mix(np.array([seed], np.uint64)) + keys.astype(np.uint64))
-    bits: NDArray[np.uint64] = _mix(state[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
-    return bits / 2.0**53
-
-
-def _mix(value: Any) -> Any:
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

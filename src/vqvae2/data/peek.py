@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from vqvae2.config import DataConfig
-from vqvae2.data.sources import Listing, list_place, locate
+from vqvae2.data.listing import Listing
+from vqvae2.data.sources import list_place, locate
 
 _LOOK = 64  # pictures whose size is read
 

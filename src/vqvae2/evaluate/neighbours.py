@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from vqvae2.config import DataConfig
-from vqvae2.data.images import ImageSet, sequential
+from vqvae2.data.batches import sequential
+from vqvae2.data.images import ImageSet
 
 
 def nearest_pictures(samples: Tensor, images: ImageSet, config: DataConfig) -> tuple[Tensor, Tensor]:

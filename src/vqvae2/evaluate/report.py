@@ -109,6 +109,9 @@ def svg(curves: Mapping[str, Curve], log: bool = False) -> str:
         colour = _COLOURS[index % len(_COLOURS)]
         line = " ".join(place(x, y) for x, y in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        if len(points) == 1:
+            x_text, y_text = line.split(",")
+            parts.append(f'<circle cx="{x_text}" cy="{y_text}" r="2.5" fill="{colour}"/>')
         parts.append(
             f'<text x="{width - 14}" y="{top + 14 + 15 * index}" text-anchor="end" fill="{colour}">{html.escape(name)}</text>'
         )

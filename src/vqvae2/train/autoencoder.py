@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.quantizer import perplexity
 from vqvae2.config import Config
+from vqvae2.data.batches import batches, sequential
 from vqvae2.data.grid import save_grid
-from vqvae2.data.images import ImageSet, batches, psnr, sequential
+from vqvae2.data.images import ImageSet
+from vqvae2.data.pixels import psnr
 
 
 class AutoencoderObjective:
@@ -33,8 +35,9 @@ class AutoencoderObjective:
 
     def __init__(self, config: Config, images: ImageSet) -> None:
         self.config, self.images = config, images
-        torch.manual_seed(config.seed)
-        self.model: VQVAE = VQVAE(config.autoencoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model: VQVAE = VQVAE(config.autoencoder)
         self.epoch_steps = max(1, math.ceil(len(images.train) / config.train_autoencoder.batch))
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
@@ -60,14 +63,18 @@ class AutoencoderObjective:
         logs |= {f"batch_perplexity_{level}": item.perplexity for level, item in enumerate(out.levels)}
         return mse + out.commitment, logs
 
-    def after_step(self, step: int) -> dict[str, Any]:
-        """Every epoch: perplexity and share of codes used per level over the epoch."""
+    def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
+        """Every epoch: perplexity and share of codes used per level over the epoch, by all processes."""
         if step % self.epoch_steps:
             return {}
-        figures = usage_figures([quantizer.usage for quantizer in self.model.quantizers])
-        for quantizer in self.model.quantizers:
-            quantizer.usage.zero_()
+        figures = usage_figures([accelerator.reduce(count, "sum") for count in self.counts()])
+        for count in self.counts():
+            count.zero_()
         return {"epoch": step // self.epoch_steps, **figures}
+
+    def counts(self) -> list[Tensor]:
+        """How often each code was used in this epoch, per level [K]."""
+        return [quantizer.usage for quantizer in self.model.quantizers]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
@@ -101,12 +108,15 @@ class AutoencoderObjective:
 
     @torch.no_grad()
     def draw(self, model: nn.Module, path: Path) -> None:
-        """Sixteen held-out originals, each above its reconstruction."""
+        """Sixteen held-out originals (eight if there are fewer), each above its reconstruction."""
         assert isinstance(model, VQVAE)
-        indices = self.images.heldout[:: max(1, len(self.images.heldout) // 16)][:16]
+        heldout = self.images.heldout
+        count = 16 if len(heldout) >= 16 else 8
+        indices = heldout[:: max(1, len(heldout) // count)][:count]
         images, _ = next(iter(sequential(self.images, indices, self.config.data, batch=16)))
         images = images.to(next(model.parameters()).device)
-        rows = [images[:8], model(images).images[:8].float(), images[8:], model(images).images[8:].float()]
+        again = model(images).images.float()
+        rows = [images[:8], again[:8], images[8:], again[8:]]
         save_grid(torch.cat([row for row in rows if len(row)]).cpu(), path, columns=min(8, len(images)))
 
 

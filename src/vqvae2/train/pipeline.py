@@ -27,14 +27,15 @@ from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config import Config, ConfigError, differences, parse, read_yaml
+from vqvae2.data.batches import sequential
 from vqvae2.data.grid import save_grid
-from vqvae2.data.images import ImageSet, open_images, sequential
+from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
 from vqvae2.errors import UserError
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
-from vqvae2.train.prior import PriorObjective
+from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.progress import Reporter
 
 _FREE = (
@@ -78,16 +79,19 @@ def train(
         reporter.say(f"{folder}: all is done; nothing to train")
         return
     images = _open(data, folder, config, accelerator, reporter)
-    config = _with_classes(folder, config, images, accelerator)
-    autoencoder, digest = _stage1(folder, config, images, accelerator, reporter)
-    store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
+    try:
+        config = _with_classes(folder, config, images, accelerator)
+        autoencoder, digest = _stage1(folder, config, images, accelerator, reporter)
+        store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
+    finally:
+        images.close()
     _health(store, reporter)
     for level in range(config.autoencoder.levels):
         if not model_file(folder, level).exists():
             _stage2(folder, config, store, level, accelerator, reporter)
-            if accelerator.is_main_process:
-                _draw_level(folder, config, autoencoder, level)
-            accelerator.wait_for_everyone()
+        if accelerator.is_main_process and not _samples_file(folder, level).exists():
+            _draw_level(folder, config, autoencoder, level)
+        accelerator.wait_for_everyone()
 
 
 def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:
@@ -118,7 +122,8 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
                 f"use the old settings, or another --run"
             )
         config = parse(new_value)
-        record = {**old_record, **({"command": command} if changed else {}), "source": data}
+        asked_anew = changed or old_record.get("source") != data
+        record = {**old_record, **({"command": command} if asked_anew else {}), "source": data}
     if accelerator.is_main_process:
         try:
             write_config(folder, record, config)
@@ -129,9 +134,11 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
 
 
 def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
-    """Write RUN/config.yaml: the record under `run`, then the settings."""
+    """Write RUN/config.yaml, unless it says so already: the record under `run`, then the settings."""
+    file = folder / "config.yaml"
     text = yaml.safe_dump({"run": record, **config.model_dump(mode="json")}, sort_keys=False)
-    checkpoint.write_text(folder / "config.yaml", text)
+    if not (file.is_file() and file.read_text(encoding="utf-8") == text):
+        checkpoint.write_text(file, text)
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
@@ -145,7 +152,9 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
         raise RunError(f"{folder} is no run folder: it has no config.yaml")
     value = read_yaml(folder / "config.yaml")
     record = value.pop("run", {})
-    if int(record.get("format", 0)) > checkpoint.FORMAT:
+    if not isinstance(record, dict) or not isinstance(record.get("format", 0), int):
+        raise ConfigError(f"{folder / 'config.yaml'} is damaged: it has no record of the run")
+    if record.get("format", 0) > checkpoint.FORMAT:
         raise RunError(
             f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
             f"this is {metadata.version('vqvae2')} (format {checkpoint.FORMAT}): please upgrade"
@@ -159,26 +168,32 @@ def model_file(folder: Path, level: int | None = None) -> Path:
     return part / "model.safetensors"
 
 
+def _samples_file(folder: Path, level: int) -> Path:
+    return folder / "prior" / f"level-{level}" / "samples.png"
+
+
 def finished(folder: Path, config: Config) -> bool:
     """Whether every stage of the pipeline is done."""
-    levels: list[int | None] = [None, *range(config.autoencoder.levels)]
-    return (
-        all(model_file(folder, level).exists() for level in levels)
-        and (folder / "codes" / "manifest.json").exists()
-    )
+    levels = range(config.autoencoder.levels)
+    parts = [
+        model_file(folder),
+        folder / "codes" / "manifest.json",
+        *(model_file(folder, level) for level in levels),
+        *(_samples_file(folder, level) for level in levels),
+    ]
+    return all(part.exists() for part in parts)
 
 
 def extract(
     autoencoder: VQVAE, images: ImageSet, config: Config, folder: Path, digest: str, reporter: Reporter
 ) -> None:
-    """Encode every picture into the code store `folder`: held-out once, training ones `copies` times.
+    """Encode every picture into the code store `folder`: held-out ones once, training ones `copies` times.
 
     The first copy is not augmented; each further one is, as the data configuration says. The frozen model is in
     eval mode; labels travel along.
     """
     device = next(autoencoder.parameters()).device
-    copies = max(settings.copies for settings in config.train_prior)
-    total = len(images.heldout) + copies * len(images.train)
+    total = _total(images, config)
     autoencoder.eval()
     with (
         StoreWriter(
@@ -189,7 +204,7 @@ def extract(
         done = 0
         passes = [
             (images.heldout, 1, None),
-            *((images.train, 0, None if i == 0 else config.seed + i) for i in range(copies)),
+            *((images.train, 0, None if i == 0 else config.seed + i) for i in range(copies(config))),
         ]
         for indices, side, seed in passes:
             for pictures, labels in sequential(images, indices, config.data, batch=64, copies_seed=seed):
@@ -199,6 +214,11 @@ def extract(
                 tracker.update(done)
 
 
+def _total(images: ImageSet, config: Config) -> int:
+    """How many pictures the code store holds."""
+    return len(images.heldout) + copies(config) * len(images.train)
+
+
 def _begun(folder: Path, config: Config) -> list[str]:
     """Prefixes of the settings that what is already trained depends on."""
 
@@ -206,11 +226,13 @@ def _begun(folder: Path, config: Config) -> list[str]:
         return (part / "model.safetensors").exists() or (part / "checkpoints" / "last.safetensors").exists()
 
     prefixes = []
+    levels = range(config.autoencoder.levels)
     if started(folder / "autoencoder"):
         prefixes += ["seed", "data", "autoencoder", "train_autoencoder"]
-    for level in range(config.autoencoder.levels):
+    for level in levels:
         if started(folder / "prior" / f"level-{level}"):
             prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
+            prefixes += [f"train_prior.{other}.copies" for other in levels]  # all levels share the codes
     return prefixes
 
 
@@ -218,7 +240,7 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
     with accelerator.main_process_first(), reporter.track("reading pictures", 1, unit="images") as tracker:
 
         def progress(done: int, total: int | None) -> None:
-            tracker.total = total or done
+            tracker.total = total or done + 1  # of a stream nobody knows
             tracker.update(done)
 
         images = open_images(
@@ -301,7 +323,7 @@ def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) ->
     finer = config.geometry.grids[level + 1 :]
     rest = (torch.zeros(count, *grid, dtype=torch.int64, device=device) for grid in finer)
     pictures = autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1)
-    save_grid(pictures.cpu(), folder / "prior" / f"level-{level}" / "samples.png", columns=8)
+    save_grid(pictures.cpu(), _samples_file(folder, level), columns=8)
 
 
 def _codes(
@@ -315,7 +337,9 @@ def _codes(
 ) -> CodeStore:
     if accelerator.is_main_process:
         try:
-            open_store(folder / "codes", digest=digest)
+            store = open_store(folder / "codes", digest=digest)
+            if len(store) != _total(images, config):
+                raise StoreError("train_prior.*.copies was changed")
         except StoreError:
             if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
                 reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")

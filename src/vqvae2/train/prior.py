@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.config import Config
-from vqvae2.data.images import _Shuffle as Shuffle
+from vqvae2.data.batches import Shuffle
 from vqvae2.data.store import CodeStore
 from vqvae2.prior.pixelcnn import LevelPrior
 
@@ -40,9 +40,11 @@ class PriorObjective:
         self.name = f"prior level {level}"
         self.settings = config.train_prior[level]
         self.classes = config.prior.classes
-        torch.manual_seed(config.seed + 1 + level)
-        self.model = LevelPrior(config.prior.levels[level], store.geometry, level, self.classes)
-        self.probe = store.train[:: max(1, len(store.train) // _PROBE)][:_PROBE]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + 1 + level)
+            self.model = LevelPrior(config.prior.levels[level], store.geometry, level, self.classes)
+        plain = store.train[: len(store.train) // copies(config)]
+        self.probe = plain[:: max(1, len(plain) // _PROBE)][:_PROBE]
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
         """(codes of this and the coarser levels, labels) of this process from step `start` on."""
@@ -65,9 +67,13 @@ class PriorObjective:
             labels = torch.where(hidden, self.classes, labels)
         return self._nll(model, codes, labels).mean(), {}
 
-    def after_step(self, step: int) -> dict[str, Any]:
+    def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
         """Nothing is due."""
         return {}
+
+    def counts(self) -> list[Tensor]:
+        """Nothing is counted."""
+        return []
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
@@ -109,3 +115,8 @@ class PriorObjective:
             )
         totals = accelerator.reduce(totals, "sum")
         return float(totals[0] / totals[1])
+
+
+def copies(config: Config) -> int:
+    """How often each training picture is in the code store: first as it is, then augmented."""
+    return max(settings.copies for settings in config.train_prior)

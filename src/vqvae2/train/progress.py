@@ -73,7 +73,7 @@ class Tracker:
             self.bar.update(self.task, completed=done, total=self.total, rate=shown, text=text)
         elif now - self.last_line >= _LINE_SECONDS or done >= self.total:
             self.last_line = now
-            left = (self.total - done) / rate if rate else float("inf")
+            left = 0.0 if done >= self.total else (self.total - done) / rate if rate else float("inf")
             self.reporter.say(
                 f"{self.title}: {done}/{self.total} {self.unit}, {shown}, {left / 60:.1f} min left  {text}"
             )

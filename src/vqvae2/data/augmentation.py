@@ -1,0 +1,65 @@
+"""What a network sees of the stored pixels: their centre, or a random crop, shift and mirror image.
+
+Every draw is a pure function of (seed, key): nothing here keeps a random state.
+
+Shapes: b pictures, C channels, S the configured size, P the stored side, S <= P.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqvae2.config import DataConfig
+from vqvae2.data.pixels import Pixels
+
+
+def centre(raw: Pixels, size: int) -> Pixels:
+    """The centre of [b, P, P, C] as a copy [b, S, S, C]."""
+    margin = (raw.shape[1] - size) // 2
+    return raw[:, margin : margin + size, margin : margin + size].copy()
+
+
+def augmented(raw: Pixels, keys: NDArray[np.int64], seed: int, config: DataConfig) -> Pixels:
+    """Random crop, shift (edges repeated) and flip of [b, P, P, C], each picture's by (seed, its key)."""
+    margin = raw.shape[1] - config.size
+    draws = _uniform(seed, keys, 5)
+    mirrored = draws[:, 4] < (0.5 if config.flip else 0)
+    if not config.shift and not (margin and config.crop == "random"):
+        pixels = centre(raw, config.size)
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
+        return pixels
+    corner = np.full((len(raw), 2), margin // 2)
+    if config.crop == "random":
+        corner = (draws[:, 0:2] * (margin + 1)).astype(np.int64)
+    corner = corner + (draws[:, 2:4] * (2 * config.shift + 1)).astype(np.int64) - config.shift
+    reach = (corner[:, :, None] + np.arange(config.size)).clip(0, raw.shape[1] - 1)  # [b, 2, S]
+    rows, columns = reach[:, 0], reach[:, 1]
+    return _take(raw, rows, np.where(mirrored[:, None], columns[:, ::-1], columns))
+
+
+def _take(raw: Pixels, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Pixels:
+    """Pixels at rows [b, S] and columns [b, S] of each picture [b, P, P, C]: [b, S, S, C]."""
+    count, side, _, channels = raw.shape
+    flat = (
+        np.ascontiguousarray(raw).reshape(-1).view(np.dtype((np.void, channels)))
+    )  # whole pixels: 2.5 times faster
+    places = ((np.arange(count)[:, None] * side + rows) * side)[:, :, None] + columns[:, None, :]
+    taken: Pixels = np.take(flat, places).view(np.uint8)
+    return taken.reshape(*places.shape, channels)
+
+
+def _uniform(seed: int, keys: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """[b, count] numbers in [0, 1), each a function of the seed, the key and the column (splitmix64)."""
+    state = _mix(_mix(np.array([seed], np.uint64)) + keys.astype(np.uint64))
+    bits: NDArray[np.uint64] = _mix(state[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
+    return bits / 2.0**53
+
+
+def _mix(value: Any) -> Any:
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

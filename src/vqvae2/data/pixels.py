@@ -1,0 +1,52 @@
+"""Pixels and numbers: the only place where pixels are scaled, both ways.
+
+    uint8 [B, H, W, C] in 0..255 --to_float--> float [B, C, H, W] in [-1, 1] --to_uint8 or to_pil--> uint8
+
+Shapes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vqvae2.data.errors import DataError
+
+Pixels = NDArray[np.uint8]
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] in 0..255 to float32 [B, C, H, W] in [-1, 1]."""
+    return (
+        pixels.permute(0, 3, 1, 2)
+        .to(torch.float32, memory_format=torch.contiguous_format)
+        .div_(127.5)
+        .sub_(1)
+    )
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float [B, C, H, W] in [-1, 1], clipped and rounded, to uint8 [B, H, W, C]; the inverse of `to_float`."""
+    scaled = images.detach().to(torch.float32).add(1).mul_(127.5).round_().clamp_(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def psnr(images: Tensor, originals: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture in dB, [B]; both [B, C, H, W] in [-1, 1], so the peak is 2."""
+    error = (images.double().clamp(-1, 1) - originals.double()).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / error.clamp_min(1e-10))
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Float [B, C, H, W] in [-1, 1] to Pillow pictures: grey, RGB or RGBA for C = 1, 3 or 4.
+
+    Raises:
+        DataError: another shape.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+        raise DataError(f"expected images [B, 1 or 3 or 4, H, W], found shape {list(images.shape)}")
+    arrays = to_uint8(images).cpu().numpy()
+    return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]

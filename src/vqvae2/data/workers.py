@@ -1,0 +1,88 @@
+"""Worker processes that decode pictures ahead of who reads them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from vqvae2.config import DataConfig
+from vqvae2.data.decoding import decode_many
+from vqvae2.data.listing import Payload
+from vqvae2.data.pixels import Pixels
+
+
+class Decoder:
+    """Decodes lists of payloads in order, in worker processes where that pays, ahead of who reads."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.count = self.count if config.workers < 0 else config.workers
+        self.pool: ProcessPoolExecutor | None = None
+
+    def map(self, tasks: Iterable[Sequence[Payload | None]]) -> Iterator[tuple[Pixels, list[str | None]]]:
+        """`decode_many` of each task, in order; up to two tasks per worker are under way."""
+        waiting: deque[tuple[Sequence[Payload | None], Future[Any] | None]] = deque()
+        for task in tasks:
+            waiting.append((task, self._submit(task)))
+            while waiting and (waiting[-1][1] is None or len(waiting) > 2 * self.count):
+                yield self._result(*waiting.popleft())
+        while waiting:
+            yield self._result(*waiting.popleft())
+
+    def start(self) -> None:
+        """Use worker processes from now on (none when config.workers is 0)."""
+        if self.pool is None and self.count:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+            self.pool = None
+
+    def _submit(self, task: Sequence[Payload | None]) -> Future[Any] | None:
+        if self.pool is None:
+            return None
+        try:
+            return self.pool.submit(decode_many, task, self.config)
+        except BrokenProcessPool:
+            self._without()
+            return None
+
+    def _result(
+        self, task: Sequence[Payload | None], future: Future[Any] | None
+    ) -> tuple[Pixels, list[str | None]]:
+        if future is not None:
+            try:
+                pixels, reasons = future.result()
+                return pixels, reasons
+            except BrokenProcessPool:
+                self._without()
+        return decode_many(task, self.config)
+
+    def _without(self) -> None:
+        """The processes died (a script without a main guard, too little memory): go on in this one."""
+        self.close()
+        self.count = 0
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

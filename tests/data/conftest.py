@@ -1,0 +1,25 @@
+"""Pictures that several files of tests use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from data_helpers import LIVELY, folder_of, opened
+
+from vqvae2.data.images import ImageSet
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 pictures in 3 classes."""
+    return folder_of(tmp_path_factory.mktemp("pictures"), 30, ("a", "b", "c"), size=(14, 12))
+
+
+@pytest.fixture(scope="module")
+def images(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageSet]:
+    """They, opened with a margin to crop from."""
+    found = opened(folder, tmp_path_factory.mktemp("run"), **LIVELY)
+    yield found
+    found.close()

@@ -1,0 +1,110 @@
+"""A short look: how many pictures and of what size, whatever the data is, and nothing is left behind."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_helpers import config, encoded, folder_of, noise, parquet_of, plain
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vqvae2.data import peek as module
+from vqvae2.data.errors import DataError
+from vqvae2.data.listing import Row, Stream
+from vqvae2.data.peek import peek
+
+
+def test_count_and_the_median_of_the_short_sides(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for number, size in enumerate([(10, 90), (70, 20), (30, 30), (40, 500), (600, 50)]):
+        plain(number, "L", size).save(root / f"{number}.png")
+    assert peek(str(root), config(), tmp_path / "run") == (5, 30)
+
+
+def test_broken_files_count_but_have_no_size(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 3, size=(12, 9))
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        (root / name).write_bytes(b"")
+    (root / "e.jpg").write_text("no picture")
+    assert peek(str(root), config(), tmp_path / "run") == (8, 9)
+    for path in root.glob("0*"):
+        path.unlink()
+    assert peek(str(root), config(), tmp_path / "run") == (5, 0)
+
+
+def test_a_table(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "a.parquet", 6)
+    assert peek(str(path), config(), tmp_path / "run") == (6, 8)
+    assert peek(str(path), config(limit=4), tmp_path / "run") == (4, 8)
+    assert peek("emoji64", config(limit=10), tmp_path / "run") == (10, 64)
+
+
+def test_only_some_are_looked_at_and_they_are_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many pictures few are opened, from the whole of the set: its last part counts too."""
+    root = tmp_path / "in"
+    root.mkdir()
+    for number in range(40):
+        plain(number, "L", (3, 3) if number < 10 else (5, 5)).save(root / f"{number:02d}.png")
+    real: Any = Image.open
+    seen: list[Path] = []
+
+    def count(source: Path, *args: Any, **options: Any) -> Any:
+        seen.append(source)
+        return real(source, *args, **options)
+
+    monkeypatch.setattr(module, "_LOOK", 8)
+    monkeypatch.setattr(Image, "open", count)
+    assert peek(str(root), config(), tmp_path / "run") == (40, 5)
+    assert [path.name for path in seen] == [f"{number:02d}.png" for number in range(0, 40, 5)]
+
+
+def test_nothing_there_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with pytest.raises(DataError, match="no such folder or file"):
+        peek(str(tmp_path / "missing"), config(), tmp_path / "run")
+    path = parquet_of(tmp_path / "a.parquet", 3)
+    peek(str(path), config(), tmp_path / "run")
+    assert list(scratch.iterdir()) == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_inside_the_data_is_no_data(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 3)
+    folder_of(root / "run", 5)
+    assert peek(str(root), config(), root / "run") == (3, 8)
+
+
+def test_a_stream_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Any:
+        raise AssertionError("it was read")
+        yield Row("", None, None, None)
+
+    stream = Stream(rows(), lambda _: pytest.fail("it was read"))
+    monkeypatch.setattr(module, "list_place", lambda *_: stream)
+    assert peek("owner/name", config(streaming=True), tmp_path / "run") == (1_000_000, 256)
+
+
+def test_a_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own limit, a warning at first and an error at twice as much, is no crash here."""
+    data = encoded(noise(1, (40, 20)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    assert module._short_side(data) == 20
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert module._short_side(data) == 0
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]), data=st.data())
+def test_garbage_is_a_size_or_none_never_a_crash(kind: str, data: st.DataObject) -> None:
+    whole = encoded(noise(0, (16, 16)), kind)
+    broken = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for _ in range(min(4, len(broken))):
+        broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
+    assert module._short_side(bytes(broken)) >= 0

@@ -1,0 +1,52 @@
+"""Worker processes: the same pictures, only when they pay, and never needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from data_helpers import break_some, config, folder_of, opened, same
+
+from vqvae2.data import images as module
+from vqvae2.data import workers
+from vqvae2.data.batches import sequential
+
+
+def test_worker_processes_give_the_same(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 80, ("a", "b"))
+    break_some(root / "a")
+    here = opened(root, tmp_path / "1", max_pixels=2000)
+    there = opened(root, tmp_path / "2", max_pixels=2000, workers=2)
+    assert there.names == here.names
+    assert there.skipped == here.skipped == 4
+    assert torch.equal(there.pixels(range(80)), here.pixels(range(80)))
+    lazy = opened(root, tmp_path / "3", max_pixels=2000, workers=2, cache_gb=0)
+    first = [lazy.names.index(here.names[index]) for index in here.train]
+    left = list(sequential(lazy, first, config(), batch=16))
+    right = list(sequential(here, here.train, config(), batch=16))
+    assert same(left, right)
+    lazy.close()
+
+
+def test_workers_that_die_are_done_without(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_start_worker", os.abort)
+    monkeypatch.setattr(module, "_TRIAL", 1)
+    images = opened(folder, tmp_path, workers=1)
+    assert len(images) == 30
+
+
+def test_workers_start_only_when_they_pay(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(workers.Decoder, "start", lambda _: started.append(True))
+    monkeypatch.setattr(module, "_TRIAL", 5)
+    opened(folder, tmp_path, workers=-1)
+    assert not started
+    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    opened(folder, tmp_path, workers=-1, size=9)
+    assert started

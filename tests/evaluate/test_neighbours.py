@@ -1,0 +1,106 @@
+"""Nearest training pictures: what a plain search over every one finds, mirror images included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vqvae2.config import DataConfig
+from vqvae2.data.batches import sequential
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.pixels import to_float
+from vqvae2.evaluate import neighbours
+from vqvae2.evaluate.neighbours import nearest_pictures
+
+
+def config(flip: bool) -> DataConfig:
+    """Small pictures, decoded in this process; a third is held out."""
+    return DataConfig(size=6, flip=flip, workers=0, holdout=0.3)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """40 pictures of noise."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(40):
+        values = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
+        Image.fromarray(values).save(root / f"{number:02d}.png")
+    return open_images(str(root), config(True), tmp_path_factory.mktemp("run") / "data", say=lambda _: None)
+
+
+@pytest.fixture(params=[512, 7, 1])
+def batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many training pictures are compared at once."""
+
+    def smaller(*args: Any, **options: Any) -> Any:
+        return sequential(*args, **(options | {"batch": request.param}))
+
+    monkeypatch.setattr(neighbours, "sequential", smaller)
+    return int(request.param)
+
+
+def samples(count: int, seed: int = 5) -> Tensor:
+    """Noise in [-1, 1]."""
+    return torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def searched(samples: Tensor, images: ImageSet, flip: bool) -> tuple[Tensor, Tensor]:
+    """`nearest_pictures`, one comparison after the other."""
+    candidates = [*to_float(images.pixels(images.train))]
+    candidates += [picture.flip(2) for picture in candidates] if flip else []
+    pictures, distances = [], []
+    for sample in samples:
+        errors = torch.stack([(sample.double() - other.double()).square().mean() for other in candidates])
+        pictures.append(candidates[int(errors.argmin())])
+        distances.append(errors.min().sqrt())
+    return torch.stack(pictures), torch.stack(distances)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("count", [1, 30])
+def test_equal_to_a_plain_search(images: ImageSet, batch: int, flip: bool, count: int) -> None:
+    found, distance = nearest_pictures(samples(count), images, config(flip))
+    expected, error = searched(samples(count), images, flip)
+    assert torch.equal(found, expected)
+    assert torch.allclose(distance.double(), error, atol=1e-5)
+    assert ((distance >= 0) & (distance <= 2)).all()
+
+
+def test_a_memorised_picture_is_found(images: ImageSet, batch: int) -> None:
+    copies = to_float(images.pixels(images.train))
+    found, distance = nearest_pictures(copies, images, config(False))
+    assert torch.equal(found, copies)
+    assert distance.max() < 1e-3
+
+
+def test_a_mirror_image_counts_only_if_training_mirrored(images: ImageSet, batch: int) -> None:
+    mirrored = to_float(images.pixels(images.train)).flip(3)
+    found, distance = nearest_pictures(mirrored, images, config(True))
+    assert torch.equal(found, mirrored)
+    assert distance.max() < 1e-3
+    _, distance = nearest_pictures(mirrored, images, config(False))
+    assert distance.min() > 0.1
+
+
+def test_held_out_pictures_are_no_candidates(images: ImageSet) -> None:
+    _, distance = nearest_pictures(to_float(images.pixels(images.heldout)), images, config(True))
+    assert distance.min() > 0.1
+
+
+def test_distances_are_root_mean_squares(images: ImageSet) -> None:
+    """Of two constant pictures: the difference of their values, the whole range being 2."""
+    inside = to_float(images.pixels(images.train[:1]))
+    for by in (0.25, 0.01):
+        _, distance = nearest_pictures(inside + by, images, config(False))
+        assert float(distance) == pytest.approx(by, abs=1e-5)
+
+
+def test_no_samples(images: ImageSet) -> None:
+    found, distance = nearest_pictures(samples(0), images, config(True))
+    assert found.shape == (0, 3, 6, 6)
+    assert distance.shape == (0,)

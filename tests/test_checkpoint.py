@@ -1,0 +1,411 @@
+"""Files that survive: round trips, damage that is noticed, and writing that never leaves half a file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vqvae2 import checkpoint
+from vqvae2.checkpoint import (
+    CheckpointError,
+    digest,
+    load_tensors,
+    load_weights,
+    pack_optimizer,
+    read_json,
+    save_tensors,
+    unpack_optimizer,
+    write_atomic,
+    write_json,
+    write_text,
+)
+
+DTYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+]
+SHAPES: list[tuple[int, ...]] = [(), (1,), (0,), (3, 0, 2), (2, 3, 4)]
+SMALL = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([1, 2], dtype=torch.int16)}
+
+
+class KillError(BaseException):
+    """What no handler of errors catches."""
+
+
+def values(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Some of a type, negative ones too where it has them."""
+    raw = torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(1))
+    return (raw - 50).to(dtype) if dtype.is_floating_point or dtype.is_signed else raw.to(dtype)
+
+
+def stored(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Through a file and back."""
+    save_tensors(folder / "a.safetensors", tensors)
+    return load_tensors(folder / "a.safetensors")
+
+
+def message(path: Path) -> str:
+    """Why a file is refused: one line that names the file."""
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def only(folder: Path, *names: str) -> bool:
+    """Whether the folder holds these files and no other, hidden ones included."""
+    return sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+# --- tensors ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_type_and_shape_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {str(shape): values(dtype, shape) for shape in SHAPES}
+    found, metadata = stored(tmp_path, tensors)
+    assert metadata == {}
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == dtype
+        assert found[name].shape == tensor.shape
+        assert torch.equal(found[name], tensor)
+
+
+def test_bits_come_back_not_only_values(tmp_path: Path) -> None:
+    odd = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45, 3.4e38])
+    found, _ = stored(tmp_path, {"odd": odd, "small": odd.bfloat16()})
+    assert torch.equal(found["odd"].view(torch.int32), odd.view(torch.int32))
+    assert torch.equal(found["small"].view(torch.int16), odd.bfloat16().view(torch.int16))
+
+
+def test_views_and_gradients_are_stored_as_what_they_show(tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    weight = nn.Parameter(torch.ones(3))
+    found, _ = stored(tmp_path, {"turned": whole.t()[1:3], "weight": weight, "every": whole[:, ::2]})
+    assert torch.equal(found["turned"], whole.t()[1:3])
+    assert torch.equal(found["every"], whole[:, ::2])
+    assert not found["weight"].requires_grad
+
+
+def test_metadata_and_digest_come_back(tmp_path: Path) -> None:
+    told = {"step": 3, "name": "ü\n\"'", "none": None, "list": [1, 2.5, {"deep": True}]}
+    check = save_tensors(tmp_path / "new" / "folder" / "a", SMALL, told)
+    found, metadata = load_tensors(tmp_path / "new" / "folder" / "a")
+    assert metadata == told
+    assert check == digest(found, json.dumps(told))
+    assert len(check) == 64
+    assert stored(tmp_path, {}) == ({}, {})
+
+
+def test_the_digest_sees_every_change() -> None:
+    """Names, types, shapes, single bytes and the text; not the order nor the layout in memory."""
+    base = {
+        "a": torch.arange(6, dtype=torch.int32).reshape(2, 3),
+        "b": torch.zeros(4),
+        "c": torch.zeros(0, 2),
+    }
+    one_byte = base["a"].clone()
+    one_byte.view(torch.uint8)[1, 5] += 1
+    changed: list[tuple[dict[str, Tensor], str]] = [
+        (base, ""),
+        (base, "{}"),
+        (base, "{ }"),
+        ({"a2": base["a"], "b": base["b"], "c": base["c"]}, ""),
+        ({"a": base["b"], "b": base["a"], "c": base["c"]}, ""),
+        ({"a": base["a"], "b": base["b"]}, ""),
+        (base | {"d": torch.zeros(0)}, ""),
+        (base | {"a": base["a"].view(torch.float32)}, ""),
+        (base | {"a": base["a"].reshape(3, 2)}, ""),
+        (base | {"a": base["a"].reshape(6)}, ""),
+        (base | {"a": one_byte}, ""),
+        (base | {"b": -base["b"]}, ""),
+        (base | {"c": torch.zeros(2, 0)}, ""),
+        (base | {"c": torch.zeros(0, 2, dtype=torch.int64)}, ""),
+        ({}, ""),
+    ]
+    found = [digest(tensors, text) for tensors, text in changed]
+    assert len(set(found)) == len(found)
+    assert digest(dict(reversed(base.items()))) == digest(base)
+    assert digest(base | {"a": base["a"].t().contiguous().t()}) == digest(base)
+
+
+# --- what is damaged ---
+
+
+def test_truncated_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, SMALL, {"step": 1})
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert "damaged" in message(path)
+    path.write_bytes(whole + b"\0")
+    assert "damaged" in message(path)
+
+
+def test_a_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """Harmless is what changes no content: a few bytes of the header, such as the filling at its end."""
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, SMALL, {"step": 1})
+    whole = path.read_bytes()
+    data = len(whole) - sum(tensor.numel() * tensor.element_size() for tensor in SMALL.values())
+    refused, harmless = [], 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            found, metadata = load_tensors(path)
+        except CheckpointError as error:
+            refused.append((place, str(error)))
+            continue
+        harmless += 1
+        assert metadata == {"step": 1}
+        assert found.keys() == SMALL.keys()
+        assert all(torch.equal(found[name], SMALL[name]) for name in SMALL)
+    assert all("\n" not in reason for _, reason in refused)
+    behind = {place: reason for place, reason in refused if place >= data}
+    assert [*behind] == [*range(data, len(whole))]
+    assert all("was altered after it was saved" in reason for reason in behind.values())
+    assert harmless < 20
+
+
+def test_altered_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, SMALL, {"step": 1})
+    path.write_bytes(path.read_bytes().replace(b'step\\": 1', b'step\\": 2'))
+    assert "was altered after it was saved" in message(path)
+
+
+def test_a_format_that_is_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, SMALL)
+    path.write_bytes(path.read_bytes().replace(b'"format":"1"', b'"format":"q"'))
+    message(path)
+
+
+def test_missing_foreign_and_newer_files(tmp_path: Path) -> None:
+    assert message(tmp_path / "missing") == f"no weights at {tmp_path / 'missing'}"
+    assert "no weights at" in message(tmp_path)
+    path = tmp_path / "a"
+    path.write_bytes(b"")
+    assert "damaged" in message(path)
+    path.write_text("hello\nworld\n" * 20)
+    assert "damaged" in message(path)
+    safetensors.torch.save_file(SMALL, path)  # of another program: no digest
+    message(path)
+    safetensors.torch.save_file(SMALL, path, {"format": str(checkpoint.FORMAT + 1)})
+    assert "newer vqvae2" in message(path)
+
+
+# --- writing ---
+
+
+def test_text_and_json(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.json"
+    cases: list[Any] = [{"b": [1, 2.5, None, "ü€"], "a": {}}, [], "x", 3]
+    for value in cases:
+        write_json(path, value)
+        assert read_json(path) == value
+    assert path.read_bytes().endswith(b"\n")
+    write_text(str(path), "ü€\n")
+    assert path.read_bytes() == "ü€\n".encode()
+    assert only(path.parent, "a.json")
+
+
+def test_json_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for data in (None, b"", b"{", b'"\xff"', b"[1,\n2,\n"):
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"cannot read .*a\.json: ") as caught:
+            read_json(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_json_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert read_json(tmp_path / "a.json") == 1
+    assert only(tmp_path, "a.json")
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def refused(*_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def full_tensors(_: Any, path: Path, *__: Any) -> None:
+    Path(path).write_bytes(b"half")
+    raise safetensors.SafetensorError("I/O error:\nNo space left on device")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "fail", "reason"),
+    [
+        (os, "fsync", full, "No space left on device"),
+        (Path, "mkdir", refused, "Permission denied"),
+        (Path, "replace", refused, "Permission denied"),
+        (safetensors.torch, "save_file", full_tensors, "I/O error: No space left on device"),
+    ],
+    ids=["full at the flush", "no folder", "no renaming", "full while writing"],
+)
+def test_a_full_disk_or_an_unwritable_folder_keeps_the_old_file(
+    where: Any,
+    name: str,
+    fail: Callable[..., None],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, SMALL, {"step": 1})
+    before = path.read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr(where, name, fail)
+        with pytest.raises(CheckpointError) as caught:
+            save_tensors(path, {"other": torch.ones(3)}, {"step": 2})
+    assert str(caught.value) == f"cannot write {path}: {reason}; what was there before is kept"
+    assert path.read_bytes() == before
+    assert only(tmp_path, path.name)
+    save_tensors(path, SMALL, {"step": 3})
+    assert load_tensors(path)[1] == {"step": 3}
+
+
+def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot write") as caught:
+        write_text(tmp_path / "file" / "a.txt", "x")
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("kind", [KillError, KeyboardInterrupt, RuntimeError])
+def test_a_kill_in_the_middle_keeps_the_old_file(kind: type[BaseException], tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def half(temporary: Path) -> None:
+        assert temporary.parent == tmp_path
+        temporary.write_text("ne")
+        assert (tmp_path / "a").read_text() == "old"
+        raise kind
+
+    with pytest.raises(kind):
+        write_atomic(tmp_path / "a", half)
+    assert (tmp_path / "a").read_text() == "old"
+    assert only(tmp_path, "a")
+
+
+def test_a_kill_at_the_flush_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content reaches the disk before the name does: killed between the two, the old file is there."""
+
+    def kill(_: int) -> None:
+        raise KillError
+
+    write_text(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "fsync", kill)
+    with pytest.raises(KillError):
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert only(tmp_path, "a")
+
+
+# --- models and optimizers ---
+
+
+def test_weights_that_fit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    a, b = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2))
+    a(torch.randn(5, 3))
+    save_tensors(tmp_path / "a", a.state_dict())
+    load_weights(b, load_tensors(tmp_path / "a")[0], tmp_path / "a")
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"0.weight": None, "1.bias": None}, r"at 0\.weight, expected \(4, 3\), found nothing"),
+        ({"1.weight": torch.ones(2, 4), "1.bias": None}, r"at 1\.weight, expected \(2, 2\), found \(2, 4\)"),
+        ({"0.bias": torch.ones(4, 1), "more": torch.ones(1)}, r"at 0\.bias, expected \(4,\), found \(4, 1\)"),
+        ({"more": torch.ones(5), "most": torch.ones(1)}, r"at more, expected nothing, found \(5,\)"),
+        ({"1.bias": None, "more": torch.ones(1)}, r"at 1\.bias, expected \(2,\), found nothing"),
+        ({"1.bias": torch.tensor(1.0)}, r"at 1\.bias, expected \(2,\), found \(\)"),
+    ],
+)
+def test_the_first_difference_is_named(change: dict[str, Tensor | None], expected: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(2, 2))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    given = {**net.state_dict(), **change}
+    tensors = {name: value + 1 for name, value in given.items() if value is not None}
+    with pytest.raises(CheckpointError, match=f"^here does not fit the configuration: {expected}$"):
+        load_weights(net, tensors, "here")
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_an_optimizer_goes_on_as_if_never_stopped(amsgrad: bool, tmp_path: Path) -> None:
+    """Two groups and a weight without gradient, through a file: every later weight is equal to the last bit."""
+
+    def build() -> tuple[nn.Module, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(7, 7))
+        groups: list[dict[str, Any]] = [
+            {"params": net[0].parameters(), "lr": 0.03},
+            {"params": [*net[1:].parameters()]},
+        ]
+        return net, torch.optim.AdamW(groups, 0.1, (0.8, 0.9), weight_decay=0.2, amsgrad=amsgrad)
+
+    def steps(net: nn.Module, optimizer: torch.optim.AdamW, numbers: range) -> None:
+        for number in numbers:
+            x = torch.randn(5, 3, generator=torch.Generator().manual_seed(number))
+            optimizer.param_groups[1]["lr"] = 0.1 / (1 + number)
+            optimizer.zero_grad()
+            net[1](net[0](x)).square().sum().backward()  # type: ignore[index]
+            optimizer.step()
+
+    whole, optimizer = build()
+    steps(whole, optimizer, range(8))
+
+    first, optimizer = build()
+    steps(first, optimizer, range(5))
+    tensors, metadata = pack_optimizer(optimizer)
+    save_tensors(tmp_path / "optimizer", tensors, metadata)
+    weights = {name: value.clone() for name, value in first.state_dict().items()}
+
+    second, optimizer = build()
+    second.load_state_dict(weights)
+    unpack_optimizer(optimizer, *load_tensors(tmp_path / "optimizer"))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.03, 0.1 / 5]
+    steps(second, optimizer, range(5, 8))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+
+    third, optimizer = build()  # without its state it goes elsewhere
+    third.load_state_dict(weights)
+    steps(third, optimizer, range(5, 8))
+    assert not torch.equal(third.state_dict()["0.weight"], whole.state_dict()["0.weight"])
+
+
+def test_an_optimizer_that_has_not_begun() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    tensors, metadata = pack_optimizer(torch.optim.AdamW([weight], 0.5))
+    assert tensors == {}
+    optimizer = torch.optim.AdamW([weight], 0.1)
+    unpack_optimizer(optimizer, tensors, json.loads(json.dumps(metadata)))
+    assert optimizer.param_groups[0]["lr"] == 0.5

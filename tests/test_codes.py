@@ -1,0 +1,176 @@
+"""Codes and geometry: what fits, what does not and why, and that selecting and joining lose nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqvae2.codes import Codes, CodesError, Geometry
+
+GEOMETRIES = st.lists(
+    st.tuples(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.integers(1, 70_000)), min_size=1, max_size=4
+).map(lambda levels: Geometry(tuple(grid for grid, _ in levels), tuple(size for _, size in levels)))
+
+
+def drawn(geometry: Geometry, count: int, seed: int = 0) -> Codes:
+    """Random codes that fit."""
+    generator = torch.Generator().manual_seed(seed)
+    return Codes(
+        tuple(
+            torch.randint(size, (count, *grid), generator=generator)
+            for grid, size in zip(geometry.grids, geometry.vocabulary, strict=True)
+        )
+    )
+
+
+def equal(a: Codes, b: Codes) -> bool:
+    """Whether two batches of codes are the same."""
+    return all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
+
+
+# --- geometry ---
+
+
+@given(GEOMETRIES)
+def test_a_geometry_survives_json(geometry: Geometry) -> None:
+    assert Geometry.from_json(json.loads(json.dumps(geometry.to_json()))) == geometry
+
+
+def test_the_geometry_of_the_paper() -> None:
+    geometry = Geometry(((32, 32), (64, 64)), (512, 512))
+    assert geometry.levels == 2
+    assert geometry.positions == (1024, 4096)
+    assert geometry.bits == 5120 * 9
+
+
+@given(GEOMETRIES)
+def test_bits_count_the_possible_codes(geometry: Geometry) -> None:
+    """2 ** bits is the number of different codes of one image."""
+    assert geometry.levels == len(geometry.grids) == len(geometry.positions)
+    possible = math.prod(
+        size**places for size, places in zip(geometry.vocabulary, geometry.positions, strict=True)
+    )
+    assert geometry.bits == pytest.approx(math.log2(possible))
+
+
+@pytest.mark.parametrize(
+    ("grids", "vocabulary", "message"),
+    [
+        ((), (), "one vocabulary per grid, found 0 grids and 0"),
+        (((2, 2),), (5, 5), "found 1 grids and 2 vocabularies"),
+        (((2, 2), (4, 4)), (5,), "found 2 grids and 1 vocabularies"),
+        (((0, 2),), (5,), "at least 1"),
+        (((2, -1),), (5,), "at least 1"),
+        (((2, 2), (4, 4)), (5, 0), "at least 1"),
+    ],
+)
+def test_no_such_geometry(
+    grids: tuple[tuple[int, int], ...], vocabulary: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(CodesError, match=message) as caught:
+        Geometry(grids, vocabulary)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(GEOMETRIES, st.integers(0, 3), st.data())
+def test_one_code_outside_is_found(geometry: Geometry, count: int, data: st.DataObject) -> None:
+    codes = drawn(geometry, count)
+    geometry.check(codes)
+    if not count:
+        return
+    level = data.draw(st.integers(0, geometry.levels - 1))
+    place = data.draw(st.integers(0, codes.levels[level].numel() - 1))
+    for wrong in (-1, geometry.vocabulary[level]):
+        bad = Codes(tuple(part.clone() for part in codes.levels))
+        bad.levels[level].view(-1)[place] = wrong
+        with pytest.raises(CodesError, match=rf"level {level}: expected codes in 0\.\.") as caught:
+            geometry.check(bad)
+        assert str(wrong) in str(caught.value)
+
+
+def test_grids_that_differ_are_named() -> None:
+    geometry = Geometry(((1, 2), (2, 4)), (5, 6))
+    codes = drawn(geometry, 2)
+    coarse, fine = codes.levels
+    for levels in ((coarse,), (fine, coarse), (coarse, fine, fine), (coarse, fine.transpose(1, 2))):
+        found = tuple(tuple(level.shape[1:]) for level in levels)
+        with pytest.raises(CodesError, match=re.escape(f"expected grids {geometry.grids}")) as caught:
+            geometry.check(Codes(levels))
+        assert str(found) in str(caught.value)
+
+
+# --- codes ---
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ((), "at least one level"),
+        ((torch.zeros(2, 2, 2),), r"level 0: .* found torch\.float32 \(2, 2, 2\)"),
+        ((torch.zeros(2, 2, 2, dtype=torch.complex64),), r"found torch\.complex64"),
+        (
+            (torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)),
+            r"level 1: .*int64",
+        ),
+        ((torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(2, 2, 2, dtype=torch.int64)), r"\[1, 2\]"),
+    ],
+    ids=["none", "float", "complex", "shape", "batch"],
+)
+def test_no_such_codes(levels: tuple[torch.Tensor, ...], message: str) -> None:
+    with pytest.raises(CodesError, match=message) as caught:
+        Codes(levels)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=4))
+def test_joining_the_parts_gives_the_whole(count: int, cuts: list[int]) -> None:
+    codes = drawn(Geometry(((1, 2), (3, 4)), (7, 300)), count)
+    places = [0, *sorted(min(cut, count) for cut in cuts), count]
+    parts = [codes[low:high] for low, high in itertools.pairwise(places)]
+    assert sum(len(part) for part in parts) == len(codes) == count
+    assert equal(Codes.cat(parts), codes)
+
+
+def test_selecting_is_alike_at_every_level() -> None:
+    """Each way to choose images chooses the same ones of every level."""
+    numbers = torch.arange(6)
+    codes = Codes((numbers[:, None, None].expand(6, 1, 2), numbers[:, None, None].expand(6, 3, 4)))
+    chosen: list[tuple[slice | torch.Tensor | list[int], list[int]]] = [
+        (slice(1, 5, 2), [1, 3]),
+        ([5, 0, 5], [5, 0, 5]),
+        (torch.tensor([2, 1]), [2, 1]),
+        (numbers > 3, [4, 5]),
+    ]
+    for index, expected in chosen:
+        found = codes[index]
+        assert len(found) == len(expected)
+        for level, whole in zip(found.levels, codes.levels, strict=True):
+            assert level.shape[1:] == whole.shape[1:]
+            assert [set(image.flatten().tolist()) for image in level] == [{number} for number in expected]
+
+
+def test_one_number_is_no_batch() -> None:
+    with pytest.raises(CodesError, match=r"\[B, H, W\]"):
+        drawn(Geometry(((1, 2),), (7,)), 3)[1]  # type: ignore[index]
+
+
+def test_nothing_to_join() -> None:
+    with pytest.raises(CodesError, match="at least one level"):
+        Codes.cat([])
+
+
+def test_moving_keeps_values_and_types() -> None:
+    codes = Codes((torch.tensor([[[1, 2]]], dtype=torch.uint8), torch.tensor([[[300]]], dtype=torch.int16)))
+    moved = codes.to("cpu")
+    assert equal(moved, codes)
+    assert [level.dtype for level in moved.levels] == [torch.uint8, torch.int16]
+    assert [level.device.type for level in codes.to("meta").levels] == ["meta", "meta"]

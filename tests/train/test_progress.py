@@ -1,0 +1,182 @@
+"""What a long job says: plain lines at times without a terminal, a bar on one, nothing when quiet."""
+
+from __future__ import annotations
+
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from vqvae2.train import progress
+from vqvae2.train.progress import Reporter
+
+
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the trackers."""
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that make any output a terminal are taken away."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def terminal(width: int = 120) -> tuple[Reporter, StringIO]:
+    """A reporter on a terminal that writes into memory."""
+    reporter, out = Reporter(), StringIO()
+    reporter.console = Console(
+        file=out, force_terminal=True, width=width, highlight=False, color_system=None, soft_wrap=True
+    )
+    return reporter, out
+
+
+# --- plain lines ---
+
+
+def test_what_is_said_goes_to_the_error_stream_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line however long, and brackets are no markup: standard output stays free for results."""
+    text = "loss [red]1.5[/red] " * 30 + "/a/b"
+    Reporter().say(text)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == text + "\n"
+
+
+def test_lines_come_at_times_and_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter().track("codes", 100, unit="images") as tracker:
+        for done in range(1, 101):
+            clock.now += 1
+            tracker.update(done, f"text {done}")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split(",")[0] for line in err.splitlines()] == [
+        f"codes: {done}/100 images" for done in (20, 40, 60, 80, 100)
+    ]
+    assert err.splitlines()[1] == "codes: 40/100 images, 1.0 images/s, 1.0 min left  text 40"
+    assert "0.0 min left" in err.splitlines()[-1]
+    assert "\x1b" not in err
+
+
+def test_a_slow_step_says_a_line_each(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Reporter().track("t", 10)
+    for done in (1, 2, 3):
+        clock.now += 50
+        tracker.update(done)
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_the_rate_is_of_this_run_not_of_the_one_before(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed at 900 of 1000: 50 steps in 100 s are 0.5 a second, and 50 more take as long."""
+    tracker = Reporter().track("resumed", 1000, done=900)
+    clock.now += 100
+    tracker.update(950)
+    assert capsys.readouterr().err == "resumed: 950/1000 steps, 0.5 steps/s, 1.7 min left  \n"
+
+
+def test_the_rate_in_another_unit(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Reporter().track("t", 1000)
+    clock.now += 100
+    tracker.update(200, "x", 32, "images")
+    assert capsys.readouterr().err == "t: 200/1000 steps, 64.0 images/s, 6.7 min left  x\n"
+
+
+def test_no_time_and_no_progress_divide_by_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Reporter().track("t", 4)
+    clock.now += 30
+    tracker.update(0)
+    assert "0/4 steps, 0.0 steps/s" in capsys.readouterr().err
+    tracker = Reporter().track("t", 4)
+    tracker.update(4)
+    assert "4/4 steps" in capsys.readouterr().err
+
+
+def test_quiet(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter(quiet=True)
+    reporter.say("nothing")
+    with reporter.track("t", 2) as tracker:
+        clock.now += 1000
+        tracker.update(1, "nothing")
+        tracker.update(2, "nothing")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_quiet_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    reporter = Reporter(quiet=True)
+    assert reporter.console.is_terminal
+    with reporter.track("t", 2) as tracker:
+        tracker.update(2)
+    assert tracker.bar is None
+    assert capsys.readouterr() == ("", "")
+
+
+# --- a terminal ---
+
+
+def test_a_bar_shows_how_far_and_how_fast(clock: Clock) -> None:
+    reporter, out = terminal()
+    with reporter.track("level 0", 10, done=4) as tracker:
+        assert tracker.bar is not None
+        clock.now += 2
+        tracker.update(8, "loss 1.5", 32, "images")
+        assert tracker.bar.tasks[0].completed == 8
+        tracker.update(10, "loss 0.5", 32, "images")
+        assert tracker.bar.finished
+    shown = out.getvalue().rsplit("level 0", 1)[1]
+    assert "10/10 steps" in shown
+    assert "96.0 images/s" in shown
+    assert "loss 0.5" in shown
+
+
+def test_a_resumed_bar_begins_where_it_was() -> None:
+    reporter, out = terminal()
+    with reporter.track("t", 10, done=4) as tracker:
+        assert tracker.bar is not None
+        assert (tracker.bar.tasks[0].completed, tracker.bar.tasks[0].total) == (4, 10)
+    assert "4/10 steps" in out.getvalue()
+
+
+def test_a_total_that_becomes_known_later() -> None:
+    """The number of pictures is known once they are listed."""
+    reporter, out = terminal()
+    with reporter.track("reading pictures", 1, unit="images") as tracker:
+        tracker.total = 50
+        tracker.update(20)
+        assert tracker.bar is not None
+        assert not tracker.bar.finished
+    assert "20/50 images" in out.getvalue()
+
+
+def test_lines_beside_a_bar_stay_whole() -> None:
+    reporter, out = terminal()
+    with reporter.track("t", 10) as tracker:
+        reporter.say("a line [x] beside the bar")
+        tracker.update(3)
+    assert "a line [x] beside the bar\n" in out.getvalue()
+
+
+def test_the_cursor_comes_back_after_an_error() -> None:
+    reporter, out = terminal()
+    with pytest.raises(KeyboardInterrupt), reporter.track("t", 10) as tracker:
+        raise KeyboardInterrupt
+    assert tracker.bar is not None
+    assert not tracker.bar.live.is_started
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1
