@@ -41,7 +41,7 @@ class Sampling:
         probabilities(
             torch.zeros(1, 2), self.temperature, self.top_k, self.top_p
         )  # says what is out of range
-        if self.batch < 1 or self.guidance < 0:
+        if self.batch < 1 or not self.guidance >= 0:
             raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {self.guidance}")
 
 
@@ -56,21 +56,27 @@ class Drawn:
 
 
 def class_number(label: str | int, classes: Sequence[str]) -> int:
-    """The number of a class given by name (case and surrounding spaces do not matter) or by number.
+    """The number of a class given by name (as written, else whatever the case) or by number; an int is a number.
 
     Raises:
         UserError: no such class; names the nearest ones.
     """
     if not classes:
         raise UserError(f"this run has no classes, so label {label!r} means nothing; leave it out")
-    names = [name.strip().casefold() for name in classes]
-    text = str(label).strip().casefold()
-    if text in names:
-        return names.index(text)
-    if text.isdigit() and int(text) < len(classes):
-        return int(text)
-    near = difflib.get_close_matches(text, names, 3, 0.4)
-    hint = ", ".join(classes[names.index(name)] for name in near) if near else ", ".join(classes[:12])
+    if isinstance(label, str):
+        names = [name.strip().casefold() for name in classes]
+        text = label.strip().casefold()
+        if label in classes:
+            return list(classes).index(label)
+        if text in names:
+            return names.index(text)
+        if text.isdecimal() and int(text) < len(classes):
+            return int(text)
+    elif 0 <= label < len(classes):
+        return int(label)
+    folded = {name.strip().casefold(): name for name in classes}
+    near = difflib.get_close_matches(str(label).strip().casefold(), list(folded), 3, 0.4)
+    hint = ", ".join([folded[name] for name in near] or classes[:12])
     raise UserError(f"no class {label!r}: expected a number 0..{len(classes) - 1} or a name such as {hint}")
 
 

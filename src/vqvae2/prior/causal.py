@@ -1,8 +1,8 @@
 """Causal layers, each with `forward` (the whole grid) and `step` (the next part, from an explicit cache).
 
 Two streams, as in Gated PixelCNN (arXiv 1606.05328): the vertical one sees the rows above, the horizontal one the
-current row to the left and, through the vertical one, the rows above. Their inputs are shifted once, at the
-bottom of the network (down by a row; right by a column), so every later layer may include its own position.
+codes before it and, through the vertical one, the rows above. Their inputs are shifted once, at the bottom of
+the network (down by a row; on by one position), so every later layer may include its own position.
 Because the vertical stream at row r depends on finished rows only, its `step` is a whole row.
 
 Caches are arguments and return values. Shapes: B batch, C channels, H W grid, N = H x W, R inner channels.
@@ -121,7 +121,8 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, -1, height * width).transpose(3, 4)
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        qkv = qkv.transpose(3, 4)
         rate = self.dropout if self.training else 0.0
         y = functional.scaled_dot_product_attention(
             qkv[:, 0], qkv[:, 1], qkv[:, 2], is_causal=True, dropout_p=rate
@@ -135,7 +136,8 @@ class CausalAttention(nn.Module):
 
     def step(self, x: Tensor, cache: Tensor, position: int) -> tuple[Tensor, Tensor]:
         """Position `position` (0 .. N - 1): [B, C] and the cache, written in place -> [B, C] and the cache."""
-        q, k, v = self.qkv(self.norm(x)).reshape(x.shape[0], 3, self.heads, -1).unbind(1)
+        batch, channels = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads).unbind(1)
         cache[0, :, :, position], cache[1, :, :, position] = k, v
         keys, values = cache[0, :, :, : position + 1], cache[1, :, :, : position + 1]
         y = functional.scaled_dot_product_attention(q[:, :, None], keys, values)

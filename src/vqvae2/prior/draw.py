@@ -24,10 +24,9 @@ def check_seed(seed: int) -> int:
 
 def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Tensor:
     """[B, positions] float64 in [0, 1): row b is the stream of image number images[b]."""
+    low, high = check_seed(seed) % 2**32, seed >> 32  # in fixed places: padding would let streams coincide
     rows = [
-        np.random.Generator(np.random.Philox(np.random.SeedSequence((check_seed(seed), i, level)))).random(
-            positions
-        )
+        np.random.Generator(np.random.Philox(np.random.SeedSequence((low, i, level, high)))).random(positions)
         for i in images
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, positions, dtype=torch.float64)
@@ -45,7 +44,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
     Raises:
         ValueError: out of range.
     """
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
         raise UserError(
             f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
             f"found temperature {temperature}, top_k {top_k}, top_p {top_p}"
@@ -53,7 +52,8 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
     if temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
-    p = torch.softmax(logits.double() / temperature, -1)
+    exact = logits.double()
+    p = torch.softmax((exact - exact.amax(-1, keepdim=True)) / temperature, -1)
     if top_k and top_k < p.shape[-1]:
         keep = p.topk(top_k, -1).indices
         p = torch.zeros_like(p).scatter_(-1, keep, p.gather(-1, keep))

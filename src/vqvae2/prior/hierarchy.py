@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqvae2.codes import Codes, Geometry
+from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config import PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.prior.draw import draw, probabilities, uniforms
@@ -103,33 +103,47 @@ class HierarchicalPrior(nn.Module):
 
         Raises:
             ValueError: an argument out of range.
+            CodesError: `given` does not fit the geometry or the number of images.
         """
         images = list(range(n)) if isinstance(n, int) else list(n)
-        if not images:
-            raise UserError("expected at least one image to sample, found n = 0")
+        if not images or min(images) < 0:
+            raise UserError(f"expected at least one image to sample, found n = {n}")
         known = self.check_labels(labels, len(images))
         guided = guidance != 1.0 and labels is not None and self.classes > 0
-        was_training = self.training
+        levels = self._check_given(given, len(images))
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
-        levels: list[Tensor] = (
-            [] if given is None else [level.to(self._device()).long() for level in given.levels]
-        )
-        for index in range(len(levels), self.geometry.levels):
-            prior = self.level(index)
-            stream = uniforms(seed, images, index, prior.positions).to(self._device())
-            coarser = tuple(levels)
-            batch = len(images)
-            if guided:
-                assert known is not None
-                both = torch.cat([known, torch.full_like(known, self.classes)])
-                context = prior.context(tuple(torch.cat([c, c]) for c in coarser), both)
-                batch *= 2
-            else:
-                context = prior.context(coarser, known)
-            choose = _chooser(stream, guidance if guided else None, temperature, top_k, top_p)
-            levels.append(scan(prior, batch, context, choose)[: len(images)])
-        self.train(was_training)
+        try:
+            for index in range(len(levels), self.geometry.levels):
+                prior = self.level(index)
+                stream = uniforms(seed, images, index, prior.positions)
+                context = self._sampling_context(index, levels, known, guided)
+                choose = _chooser(stream, guidance if guided else None, temperature, top_k, top_p)
+                levels.append(scan(prior, len(images) * (1 + guided), context, choose)[: len(images)])
+        finally:
+            for module, mode in modes:
+                module.training = mode
         return Codes(tuple(levels))
+
+    def _check_given(self, given: Codes | None, batch: int) -> list[Tensor]:
+        if given is None:
+            return []
+        count = min(len(given.levels), self.geometry.levels)
+        Geometry(self.geometry.grids[:count], self.geometry.vocabulary[:count]).check(given)
+        if len(given) != batch:
+            raise CodesError(f"expected the coarse codes of {batch} images, found those of {len(given)}")
+        return [level.to(self._device()).long() for level in given.levels]
+
+    def _sampling_context(
+        self, index: int, levels: list[Tensor], known: Tensor | None, guided: bool
+    ) -> Tensor | None:
+        """A level's context; guided, each image stands there twice: with its class, then without."""
+        prior, coarser = self.level(index), tuple(levels)
+        if not guided:
+            return prior.context(coarser, known)
+        assert known is not None
+        both = torch.cat([known, torch.full_like(known, self.classes)])
+        return prior.context(tuple(torch.cat([c, c]) for c in coarser), both)
 
     def check_labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
         """Labels as [B] int64 on the right device, "no label" filled in; None if there are no classes.
@@ -161,7 +175,9 @@ def _chooser(
         if guidance is not None:
             given, free = logits.log_softmax(-1).chunk(2)
             logits = free + guidance * (given - free)
-        symbols = draw(probabilities(logits, temperature, top_k, top_p), stream[:, position])
+        exact = logits.cpu() if logits.device.type == "mps" else logits  # which has no float64
+        uniform = stream[:, position].to(exact.device)
+        symbols = draw(probabilities(exact, temperature, top_k, top_p), uniform).to(logits.device)
         return symbols if guidance is None else torch.cat([symbols, symbols])
 
     return choose

@@ -72,7 +72,7 @@ class ConditionStack(nn.Module):
         """Codes [B, h, w] per coarser level and a class vector [B, C] -> context [B, C, H, W]."""
         x: Tensor | None = None
         for index, codes in enumerate(coarser):
-            e = self.embeddings[index](codes).permute(0, 3, 1, 2)
+            e = self.embeddings[index](codes.long()).permute(0, 3, 1, 2)
             x = e if x is None else self.ups[index - 1](x) + e
         assert x is not None
         x = x + self.places
@@ -169,10 +169,10 @@ class LevelPrior(nn.Module):
             coarser, labels: as in `context`.
         """
         context = self.context(coarser, labels)
-        e = self.embedding(codes).permute(0, 3, 1, 2)
+        e = self.embedding(codes.long()).permute(0, 3, 1, 2)
         places = self.place_rows + self.place_columns
         v = functional.pad(e, (0, 0, 1, 0))[:, :, :-1] + places
-        h = functional.pad(e, (1, 0))[:, :, :, :-1] + places
+        h = functional.pad(e.flatten(2), (1, 0))[:, :, :-1].view_as(e) + places
         attentions = iter(self.attentions)
         for index, layer in enumerate(self.layers):
             v, h = layer(v, h, context)
@@ -199,7 +199,7 @@ class LevelPrior(nn.Module):
         """Logits of one position, and the cache of the next.
 
         Args:
-            cache: of the positions before; not to be used again (keys and values are written in place).
+            cache: of the positions before; not to be used again (the row, keys and values are written in place).
             position: 0 .. N - 1, in order.
             previous: [B] codes of position - 1; None at position 0.
 
@@ -208,15 +208,13 @@ class LevelPrior(nn.Module):
         """
         r, c = divmod(position, self.width)
         if previous is not None:
-            row = (
-                cache.row.clone() if c == 1 else cache.row
-            )  # the row above is still the vertical stream's input
-            row[:, :, (c - 1) % self.width] = self.embedding(previous)
-            cache = replace(cache, row=row)
+            cache.row[:, :, (c - 1) % self.width] = self.embedding(previous)
         if c == 0:
             cache = self._start_row(cache, r)
         places = self.place_rows[:, r, 0] + self.place_columns[:, 0, c]
-        h = (cache.row[:, :, c - 1] if c else torch.zeros_like(cache.row[:, :, 0])) + places
+        h = (
+            cache.row[:, :, c - 1] + places
+        )  # at column 0 the last code of the row above; zero at the first position
         horizontal, attention = list(cache.horizontal), list(cache.attention)
         attentions = enumerate(self._attentions())
         for index, layer in enumerate(self._layers()):

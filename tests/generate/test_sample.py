@@ -1,0 +1,279 @@
+"""Labels, settings, and pictures that depend on their number and seed alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Codes
+from vqvae2.config import AutoencoderConfig, LevelPriorConfig, PriorConfig
+from vqvae2.errors import UserError
+from vqvae2.generate.sample import Drawn, Sampling, class_number, draw_samples, label_plan
+from vqvae2.prior.hierarchy import HierarchicalPrior
+
+ANIMALS = ["Cat", "dog", "Guinea pig", "horse", "Seal", "sea lion"]
+
+
+def models(classes: int = 2, dropout: float = 0.0) -> tuple[VQVAE, HierarchicalPrior]:
+    """A small pipeline for images of 8 x 4 with random weights, in eval mode."""
+    torch.manual_seed(0)
+    autoencoder = VQVAE(AutoencoderConfig(strides=(2, 2), codes=(5, 7), code_dim=4, hidden=6, residual=3))
+    level = LevelPriorConfig(
+        hidden=8, residual=6, layers=2, kernel=3, attention_every=2, heads=2, dropout=dropout, output_layers=1
+    )
+    prior = HierarchicalPrior(PriorConfig(levels=(level, level), classes=classes), autoencoder.geometry(8, 4))
+    with torch.no_grad():
+        for quantizer in autoencoder.quantizers:
+            quantizer.embeddings.normal_()
+        for name, p in prior.named_parameters():
+            nn.init.normal_(p, 1.0 if name.endswith("gain") else 0.0, 0.3)
+    return autoencoder.eval(), prior.eval()
+
+
+def drawn(
+    n: int, plan: list[int] | None = None, seed: int = 0, classes: int = 2, **options: Any
+) -> list[Drawn]:
+    """All parts."""
+    return list(draw_samples(*models(classes), n, plan, seed, Sampling(**options)))
+
+
+def joined(parts: Sequence[Drawn]) -> tuple[Codes, Tensor]:
+    """All codes and all pictures."""
+    return Codes.cat([part.codes for part in parts]), torch.cat([part.images for part in parts])
+
+
+def same(a: Codes, b: Codes) -> bool:
+    """Whether two batches of codes are the same."""
+    return all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
+
+
+def refused(call: Any, match: str) -> None:
+    """`call` raises the user's error, in one line."""
+    with pytest.raises(UserError, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+# --- labels ---
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_class_by_name_or_number(number: int) -> None:
+    name = ANIMALS[number]
+    for label in (number, str(number), f" {number} ", name, name.upper(), name.lower(), f"  {name}\t"):
+        assert class_number(label, ANIMALS) == number
+
+
+def test_a_name_that_looks_like_a_number_is_a_name() -> None:
+    """Text is a name first; a number in the configuration's sense only if no class is called so."""
+    assert class_number("3", ["3", "5", "7"]) == 0
+    assert class_number("2", ["3", "5", "7"]) == 2
+
+
+def test_other_alphabets() -> None:
+    names = ["Straße", "МОСКВА", "猫"]
+    for number, label in enumerate(["STRASSE", "москва", "猫"]):
+        assert class_number(label, names) == number
+
+
+def test_the_exact_name_goes_before_another_case() -> None:
+    """Letters, say: upper and lower case are classes of their own."""
+    assert [class_number(name, ["A", "a", "B", "b"]) for name in ("A", "a", "B", "b")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ("hors", r"no class 'hors': expected a number 0\.\.5 or a name such as horse"),
+        ("cats", "no class 'cats': .* such as Cat"),
+        ("sealion", "no class 'sealion': .* such as sea lion, Seal"),
+        ("GUINEAPIG", "no class 'GUINEAPIG': .* such as Guinea pig"),
+        ("xyzzy", "no class 'xyzzy': .* such as Cat, dog, Guinea pig, horse, Seal, sea lion"),
+        ("", "no class ''"),
+        ("two\nlines", r"no class 'two\\nlines'"),
+        (6, r"no class 6: expected a number 0\.\.5"),
+        ("6", "no class '6'"),
+        (-1, "no class -1"),
+        ("-1", "no class '-1'"),
+        ("1.0", "no class '1.0'"),
+        ("9" * 30, "no class '9+'"),
+        ("²", "no class '²'"),
+    ],
+)
+def test_a_near_miss_is_told_what_is_near(label: str | int, found: str) -> None:
+    refused(lambda: class_number(label, ANIMALS), found)
+
+
+def test_a_long_list_of_classes_is_not_told_in_full() -> None:
+    names = [f"kind {chr(97 + i)}{chr(97 + j)}" for i in range(26) for j in range(26)]
+    with pytest.raises(UserError) as caught:
+        class_number("zzzzzzzzzzzzzzzzzzzz", names)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_label_without_classes() -> None:
+    refused(lambda: class_number("cat", []), "no classes, so label 'cat' means nothing")
+    refused(lambda: label_plan("cat", 3, []), "no classes, so label 'cat' means nothing")
+    refused(lambda: label_plan([0], 3, []), "no classes")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=12))
+def test_any_text_is_a_class_or_a_users_error(label: str) -> None:
+    try:
+        assert 0 <= class_number(label, ANIMALS) < 6
+    except UserError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert len(message.splitlines()) <= 1
+
+
+def test_one_label_is_for_all_and_several_take_turns() -> None:
+    assert label_plan("DOG", 3, ANIMALS) == [1, 1, 1]
+    assert label_plan(4, 2, ANIMALS) == [4, 4]
+    assert label_plan(["horse", 0, "1"], 5, ANIMALS) == [3, 0, 1, 3, 0]
+    assert label_plan(("dog", "cat", "dog"), 2, ANIMALS) == [1, 0]
+    assert label_plan(None, 8, ANIMALS) == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert label_plan(None, 8, []) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.integers(1, 30), st.integers(1, 30))
+def test_a_label_depends_on_the_number_of_the_sample_alone(labels: list[int], n: int, more: int) -> None:
+    short, long = label_plan(labels, n, ANIMALS), label_plan(labels, n + more, ANIMALS)
+    assert short is not None
+    assert long is not None
+    assert len(short) == n
+    assert long[:n] == short
+
+
+@pytest.mark.parametrize(
+    ("labels", "n", "found"),
+    [
+        ("cat", 0, "expected at least 1 sample, found n = 0"),
+        (None, -3, "expected at least 1 sample, found n = -3"),
+        ([], 3, "expected at least one label, found an empty list"),
+        (["cat", "unicorn"], 1, "no class 'unicorn'"),
+        (["cat", 6], 3, "no class 6"),
+    ],
+)
+def test_plans_that_cannot_be(labels: Any, n: int, found: str) -> None:
+    refused(lambda: label_plan(labels, n, ANIMALS), found)
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"temperature": -0.5}, "temperature >= 0.*found temperature -0.5"),
+        ({"temperature": math.nan}, "temperature >= 0.*found temperature nan"),
+        ({"top_k": -1}, "top_k >= 0.*top_k -1"),
+        ({"top_p": 0.0}, "0 < top_p <= 1.*top_p 0.0"),
+        ({"top_p": 1.2}, "0 < top_p <= 1.*top_p 1.2"),
+        ({"batch": 0}, "expected batch >= 1 and guidance >= 0, found 0 and 1.0"),
+        ({"guidance": -1.0}, "expected batch >= 1 and guidance >= 0, found 64 and -1.0"),
+        ({"guidance": math.nan}, "guidance >= 0, found 64 and nan"),
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any], found: str) -> None:
+    refused(lambda: Sampling(**options), found)
+
+
+def test_settings_at_the_ends_of_their_ranges() -> None:
+    for options in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 1.0}, {"guidance": 0.0}, {"batch": 1}):
+        codes, images = joined(drawn(3, [0, 1, 0], **options))
+        assert len(codes) == len(images) == 3
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_parts_cover_the_samples_in_order(classes: int) -> None:
+    plan = [1, 0, 0, 1, 1, 0, 1] if classes else None
+    parts = drawn(7, plan, classes=classes, batch=3)
+    assert [list(part.numbers) for part in parts] == [[0, 1, 2], [3, 4, 5], [6]]
+    for part in parts:
+        assert len(part.codes) == len(part.images) == len(part.numbers)
+        assert part.images.shape[1:] == (3, 8, 4)
+        if plan is None:
+            assert part.labels is None
+        else:
+            assert part.labels is not None
+            assert part.labels.tolist() == [plan[i] for i in part.numbers]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_pictures_are_the_same_at_any_batch_size(guidance: float) -> None:
+    plan = [1, 0, 0, 1, 1, 0, 1]
+    codes, images = joined(drawn(7, plan, 5, guidance=guidance, batch=64))
+    for batch in (1, 2, 3, 7):
+        other_codes, other_images = joined(drawn(7, plan, 5, guidance=guidance, batch=batch))
+        assert same(codes, other_codes)
+        assert torch.allclose(images, other_images, atol=1e-5)
+    fewer_codes, _ = joined(drawn(4, plan, 5, guidance=guidance))
+    assert same(codes[:4], fewer_codes)
+
+
+def test_pictures_are_the_decoded_codes() -> None:
+    autoencoder, prior = models()
+    for part in draw_samples(autoencoder, prior, 5, [0, 1, 0, 1, 0], 1, Sampling(batch=2)):
+        autoencoder.geometry(8, 4).check(part.codes)
+        assert torch.equal(part.images, autoencoder.decode(part.codes))
+        assert part.images.abs().max() <= 1
+        assert part.images.std() > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.5}, {"guidance": 4.0}]
+)
+def test_every_setting_reaches_the_prior(options: dict[str, Any]) -> None:
+    autoencoder, prior = models()
+    plan = [0, 1, 1, 0, 1, 0, 0, 1]
+    codes, _ = joined(list(draw_samples(autoencoder, prior, 8, plan, 3, Sampling(**options))))
+    assert same(codes, prior.sample(8, torch.tensor(plan), seed=3, **options))
+    assert same(codes, prior.sample(8, torch.tensor(plan), seed=3)) == (not options)
+
+
+def test_seeds_and_labels_matter() -> None:
+    first, _ = joined(drawn(6, [0] * 6, seed=1))
+    assert same(first, joined(drawn(6, [0] * 6, seed=1))[0])
+    assert not same(first, joined(drawn(6, [0] * 6, seed=2))[0])
+    assert not same(first, joined(drawn(6, [1] * 6, seed=1))[0])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_out_of_range(seed: int) -> None:
+    refused(lambda: drawn(2, [0, 1], seed), f"expected a seed between 0 and .*, found {seed}")
+
+
+def test_drawing_is_lazy_and_keeps_gradients_as_they_were() -> None:
+    """The caller may stop after any part; between parts, gradients are on again."""
+    autoencoder, prior = models(dropout=0.5)
+    prior.train()
+    calls: list[int] = []
+    original = prior.sample
+
+    def counted(*args: Any, **options: Any) -> Codes:
+        calls.append(1)
+        return original(*args, **options)
+
+    prior.sample = counted  # type: ignore[method-assign]
+    parts = draw_samples(autoencoder, prior, 6, [0] * 6, 0, Sampling(batch=2))
+    assert calls == []
+    part = next(parts)
+    assert len(calls) == 1
+    assert torch.is_grad_enabled()
+    assert not part.images.requires_grad
+    assert all(module.training for module in prior.modules())
