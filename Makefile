@@ -36,7 +36,7 @@ check: $(READY) ## check format, lint and types, and change nothing
 
 bench: $(READY) ## run the benchmarks on this machine, or one: make bench NAME=...
 	@test -n "$(NAME)" || echo "no benchmarks in benchmarks/"
-	@set -e; for name in $(NAME); do echo "vqvae2 bench $$name"; $(BIN)/vqvae2 bench $$name; done
+	@set -e; for name in $(NAME); do echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 docs: ## list the documentation: Markdown, read where it lies, nothing to build
 	@for page in README.md CONTRIBUTING.md CHANGELOG.md docs/*.md; do test ! -f $$page || \
