@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vqvae2.autoencoder.model import VQVAE
     from vqvae2.autoencoder.quantizer import VectorQuantizer
+    from vqvae2.catalogue import preset, presets
     from vqvae2.codes import Codes, Geometry
     from vqvae2.config import AutoencoderConfig, Config, PriorConfig
     from vqvae2.generate.sample import Sampling
-    from vqvae2.presets import preset, presets
     from vqvae2.prior.hierarchy import HierarchicalPrior
     from vqvae2.run import Run, load, zoo
 
@@ -28,8 +28,8 @@ _HOME = {
     "Config": "config",
     "PriorConfig": "config",
     "Sampling": "generate.sample",
-    "preset": "presets",
-    "presets": "presets",
+    "preset": "catalogue",
+    "presets": "catalogue",
     "HierarchicalPrior": "prior.hierarchy",
     "Run": "run",
     "load": "run",

@@ -57,8 +57,8 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """Run the whole pipeline on the embedded emoji: at most 10 minutes of training on two cores, then a report."""
+    from vqvae2.catalogue import preset
     from vqvae2.demo import demo as run_demo
-    from vqvae2.presets import preset
     from vqvae2.train.progress import Reporter
 
     config = _resolve(preset("demo").model_dump(mode="json"), None, settings)
@@ -112,10 +112,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train everything: autoencoder, codes, one prior per level. Resumable."""
+    from vqvae2.catalogue import choose
+    from vqvae2.catalogue import preset as named
     from vqvae2.config import DataConfig, read_yaml
     from vqvae2.data.peek import peek
-    from vqvae2.presets import choose
-    from vqvae2.presets import preset as named
     from vqvae2.run import load
     from vqvae2.train.pipeline import read_run
     from vqvae2.train.pipeline import train as run_training
@@ -286,8 +286,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Geometry, parameters, FLOPs, code usage, losses, what is done and what is not."""
+    from vqvae2.catalogue import preset as named
     from vqvae2.inspection import describe
-    from vqvae2.presets import preset as named
     from vqvae2.run import load
 
     if (run is None) == (preset is None):
@@ -308,8 +308,8 @@ def inspect(
 @app.command()
 def presets() -> None:
     """List the presets with their sizes."""
-    from vqvae2.presets import preset as named
-    from vqvae2.presets import presets as names
+    from vqvae2.catalogue import preset as named
+    from vqvae2.catalogue import presets as names
 
     for name in names():
         config = named(name)
@@ -356,9 +356,9 @@ def _fail(message: str, code: int) -> None:
 
 def _resolve(base: dict[str, Any], file: dict[str, Any] | None, settings: list[str] | None) -> Any:
     """Preset, then file, then assignments; the autoencoder's channels follow the data's."""
-    from vqvae2.config import merge, override, parse
+    from vqvae2.config import complete, merge, override, parse
 
-    value = override(merge(base, file or {}), settings or [])
+    value = override(complete(merge(base, file or {})), settings or [])
     if isinstance(value["autoencoder"], dict) and isinstance(value["data"], dict):
         value["autoencoder"]["channels"] = value["data"].get("channels")
     return parse(value)

@@ -367,7 +367,7 @@ def _assign(node: Any, keys: list[str], value: Any, full: str) -> None:
     if isinstance(node, list):
         if key == "*":
             places: Sequence[Any] = range(len(node))
-        elif key.isdigit() and int(key) < len(node):
+        elif key.isdecimal() and int(key) < len(node):
             places = [int(key)]
         else:
             raise ConfigError(
@@ -400,6 +400,24 @@ def _one_line(error: ValidationError) -> str:
         found = "" if item["type"] in ("value_error", "missing") else f", found {item.get('input')!r}"
         parts.append(f"{where}: {message}{found}" if where else message)
     return "; ".join(parts)
+
+
+def complete(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with the settings that its lists of levels leave out at their defaults, so that `override` finds them."""
+    result = dict(value)
+    prior = result.get("prior")
+    if isinstance(prior, dict) and "levels" in prior:
+        result["prior"] = {**prior, "levels": _complete_items(prior["levels"], LevelPriorConfig())}
+    if "train_prior" in result:
+        result["train_prior"] = _complete_items(result["train_prior"], PriorTrainConfig())
+    return result
+
+
+def _complete_items(items: Any, default: BaseModel) -> Any:
+    if not isinstance(items, list):
+        return items
+    plain = default.model_dump(mode="json")
+    return [plain | item if isinstance(item, dict) else item for item in items]
 
 
 def merge(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:

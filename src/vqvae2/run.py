@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.checkpoint import CheckpointError
 from vqvae2.config import Config
 from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -159,11 +158,14 @@ class Run:
         return parts
 
     def figures(self, level: int | None = None) -> dict[str, Any]:
-        """The held-out figures of the kept weights: of the autoencoder (None) or of a level's prior; {} if not trained."""
-        try:
-            _, metadata = checkpoint.load_tensors(model_file(self.folder, level))
-        except CheckpointError:
+        """The held-out figures of the kept weights: of the autoencoder (None) or of a level's prior; {} if not trained.
+
+        Raises:
+            CheckpointError: the weights are damaged.
+        """
+        if not model_file(self.folder, level).exists():
             return {}
+        _, metadata = checkpoint.load_tensors(model_file(self.folder, level))
         return dict(metadata.get("figures", {}))
 
     def _go_on(self) -> str:

@@ -6,6 +6,7 @@ Shapes: B batch, C image channels, H W image size.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Sampling:
         probabilities(
             torch.zeros(1, 2), self.temperature, self.top_k, self.top_p
         )  # says what is out of range
-        if self.batch < 1 or not self.guidance >= 0:
+        if self.batch < 1 or not 0 <= self.guidance < math.inf:
             raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {self.guidance}")
 
 

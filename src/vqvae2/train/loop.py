@@ -21,8 +21,10 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqvae2 import checkpoint
@@ -56,8 +58,11 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and what to log (scalars)."""
 
-    def after_step(self, step: int) -> dict[str, Any]:
-        """Figures that are due after `step` steps (epoch statistics); often none."""
+    def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
+        """Figures that are due after `step` steps (epoch statistics); often none. Called on every process."""
+
+    def counts(self) -> list[Tensor]:
+        """What `after_step` counts meanwhile, this process's part of it; saved, and written to on resuming."""
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
         """Held-out figures. Called on every process; `score` is what is minimised."""
@@ -86,15 +91,22 @@ class Outcome:
 
 
 def make_accelerator(precision: str = "no", compiled: bool = False) -> Accelerator:
-    """Devices, precision and processes. Buffers are not broadcast: the quantizer keeps its own in step."""
-    return Accelerator(
-        mixed_precision=precision,
-        dynamo_backend="inductor" if compiled else None,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one process decodes
-        ],
-    )
+    """Devices, precision and processes.
+
+    Raises:
+        TrainingError: the device cannot compute in this precision.
+    """
+    AcceleratorState._reset_state()  # else a second training in this process must have the first one's precision
+    try:
+        return Accelerator(
+            mixed_precision=precision,
+            dynamo_backend="inductor" if compiled else None,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(hours=12))
+            ],  # others wait for the decoder
+        )
+    except ValueError as error:
+        raise TrainingError(f"cannot train in precision {precision!r}: {error}") from error
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -122,14 +134,22 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C (or SIGTERM) was caught and the state saved.
-        TrainingError: the loss is not finite; the last good state is kept.
+        TrainingError: the loss or a weight is not finite; the last good state is kept.
     """
+    if config.batch % accelerator.num_processes:
+        raise TrainingError(
+            f"{objective.name}: a batch of {config.batch} cannot be shared out evenly to "
+            f"{accelerator.num_processes} processes"
+        )
     with torch.random.fork_rng(devices=[], enabled=True), _signals() as stop:
-        return _Trainer(objective, config, folder, accelerator, reporter, seed, stop).run()
+        try:
+            return _Trainer(objective, config, folder, accelerator, reporter, seed, stop).run()
+        finally:
+            accelerator.free_memory()
 
 
 class _Trainer:
-    """The loop's state: model, averaged weights, optimiser, best weights, outcome."""
+    """The loop's state: model, averaged weights, optimiser, best weights, outcome, means to be logged."""
 
     def __init__(
         self,
@@ -151,9 +171,15 @@ class _Trainer:
             self.average = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         self.outcome = Outcome()
         self.best: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # of what was logged in the `summed` steps since the last line
+        self.summed = 0
+        self.bad = torch.full((), math.inf, device=accelerator.device)  # the first step that was not finite
         self.state_file = folder / "checkpoints" / "last.safetensors"
         self.metrics_file = folder / "metrics.jsonl"
         self._load()
+        # Buffers are not broadcast: the quantizer keeps its own in step, and counts each process's own.
+        buffers = [name for name, _ in self.raw.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.raw, buffers)
         self.model, self.prepared = accelerator.prepare(self.raw, self.optimizer)
 
     def run(self) -> Outcome:
@@ -162,24 +188,19 @@ class _Trainer:
         begun, before = time.monotonic(), outcome.seconds
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.objective.batches(outcome.step, rank, world)
-        sums: dict[str, Tensor] = {}
-        summed = 0
-        bad = torch.full((), math.inf, device=self.accelerator.device)
         with self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
             while outcome.step < config.steps and not self._tired():
                 logs = self._step(next(batches))
                 outcome.step += 1
-                bad = torch.where(logs["loss"].isfinite(), bad, torch.clamp(bad, max=outcome.step))
-                for key, value in logs.items():
-                    sums[key] = sums.get(key, torch.zeros_like(value)) + value
-                summed += 1
-                self._log(self.objective.after_step(outcome.step))
+                self._sum(logs)
+                self._log(self.objective.after_step(outcome.step, self.accelerator))
                 stopping = self._stopping()
                 evaluate = outcome.step % config.evaluate_every == 0 or outcome.step == config.steps
-                if evaluate or stopping or outcome.step % config.log_every == 0:
-                    self._check(bad)
-                    means = {key: float(value) / summed for key, value in sums.items()}
-                    sums, summed = {}, 0
+                log = evaluate or outcome.step % config.log_every == 0
+                if log or stopping:
+                    self._check()
+                if log:
+                    means = self._means()
                     self._log({**means, "lr": learning_rate(config, outcome.step - 1)})
                     best = f", best {outcome.best_score:.4f}" if outcome.best_step else ""
                     tracker.update(outcome.step, f"loss {means['loss']:.4f}{best}", config.batch, "images")
@@ -187,33 +208,31 @@ class _Trainer:
                 if evaluate:
                     self._evaluate()
                     self._save()
-                if stopping and outcome.step < config.steps:
+                if stopping:
                     if not evaluate:
                         self._save()
-                    raise Interrupted(
-                        f"{self.objective.name}: saved at step {outcome.step} of {config.steps}"
-                    )
+                    break
+        if self._stopping():  # also when asked in the last evaluation: the stages after this one wait too
+            raise Interrupted(f"{self.objective.name}: saved at step {outcome.step} of {config.steps}")
         if self.best:
             self.raw.load_state_dict(self.best)
         return outcome
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         step = self.outcome.step
-        torch.manual_seed((self.seed * 1_000_003 + step) * 64 + self.accelerator.process_index)
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 64 + self.accelerator.process_index) % 2**63)
         for group in self.prepared.param_groups:
             group["lr"] = learning_rate(self.config, step)
         self.model.train()
         parts = _parts(batch, self.config.accumulate)
         logs: dict[str, Tensor] = {}
-        for index, part in enumerate(parts):
+        for index, (share, part) in enumerate(parts):
             last = index == len(parts) - 1
             with _no_sync_if(not last, self.accelerator, self.model), self.accelerator.autocast():
                 loss, extra = self.objective.loss(self.model, part)
-                self.accelerator.backward(loss / len(parts))
+                self.accelerator.backward(loss * share)
             for key, value in {"loss": loss, **extra}.items():
-                logs[key] = logs.get(key, torch.zeros_like(value)).detach() + value.detach().float() / len(
-                    parts
-                )
+                logs[key] = logs.get(key, torch.zeros_like(value)).detach() + value.detach().float() * share
         if self.config.clip:
             logs["gradient_norm"] = self.accelerator.clip_grad_norm_(
                 self.raw.parameters(), self.config.clip
@@ -223,6 +242,21 @@ class _Trainer:
         if self.average is not None:
             self.average.update_parameters(self.raw)
         return logs
+
+    def _sum(self, logs: dict[str, Tensor]) -> None:
+        self.bad = torch.where(
+            logs["loss"].isfinite(), self.bad, torch.clamp(self.bad, max=self.outcome.step)
+        )
+        for key, value in logs.items():
+            self.sums[key] = self.sums.get(key, torch.zeros_like(value)) + value
+        self.summed += 1
+
+    def _means(self) -> dict[str, float]:
+        """Means over the processes and over the steps since the last call; a collective."""
+        sums: dict[str, Tensor] = self.accelerator.reduce(self.sums, "mean")
+        means = {key: float(value) / self.summed for key, value in sums.items()}
+        self.sums, self.summed = {}, 0
+        return means
 
     def _evaluate(self) -> None:
         outcome = self.outcome
@@ -255,8 +289,13 @@ class _Trainer:
         flag = torch.tensor(float(self.stop.is_set()), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
-    def _check(self, bad: Tensor) -> None:
-        if math.isfinite(float(bad)):
+    def _check(self) -> None:
+        """End here if a loss was not finite on any process, or the weights are not; a collective."""
+        bad = float(self.accelerator.gather(self.bad).min())
+        what = "the loss is" if math.isfinite(bad) else "the weights are"
+        if not all(bool(tensor.isfinite().all()) for tensor in self.raw.state_dict().values()):
+            bad = min(bad, self.outcome.step)
+        if math.isfinite(bad):
             step = int(bad)
             kept = (
                 f"the state of step {self._saved_step()} is kept"
@@ -264,9 +303,9 @@ class _Trainer:
                 else "nothing was saved yet"
             )
             raise TrainingError(
-                f"{self.objective.name}: the loss is not finite at step {step} "
+                f"{self.objective.name}: {what} not finite at step {step} "
                 f"(learning rate {learning_rate(self.config, step - 1):.2e}); {kept}; "
-                f"try a smaller learning rate or more warm-up"
+                f"try a smaller learning rate or more warm-up, in a new run"
             )
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -276,23 +315,36 @@ class _Trainer:
                 file.write(json.dumps({"step": self.outcome.step, **values}) + "\n")
 
     def _save(self) -> None:
+        """The main process writes; nobody goes on, or ends, before it is done."""
+        sums = self.accelerator.reduce(self.sums, "mean")
+        counts = [self.accelerator.reduce(count, "sum") for count in self.objective.counts()]
+        if self.accelerator.is_main_process:
+            self._write(sums, counts)
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
+
+    def _write(self, sums: dict[str, Tensor], counts: list[Tensor]) -> None:
         optimizer, groups = checkpoint.pack_optimizer(self.optimizer)
         tensors = {f"model.{k}": v for k, v in self.raw.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        meta = {"outcome": vars(self.outcome), "groups": groups, "config": self.config.model_dump()}
+        tensors |= {f"sums.{k}": v for k, v in sums.items()}
+        tensors |= {f"counts.{k}": v for k, v in enumerate(counts)}
+        meta = {
+            "outcome": vars(self.outcome),
+            "summed": self.summed,
+            "groups": groups,
+            "config": self.config.model_dump(),
+        }
         if self.accelerator.scaler is not None:  # fp16
             meta["scaler"] = self.accelerator.scaler.state_dict()
         checkpoint.save_tensors(self.state_file, tensors, meta)
 
     def _load(self) -> None:
         if not self.state_file.exists():
-            self.metrics_file.unlink(missing_ok=True)
+            if self.accelerator.is_main_process:
+                self.metrics_file.unlink(missing_ok=True)
             return
         tensors, meta = checkpoint.load_tensors(self.state_file)
         self.outcome = Outcome(**meta["outcome"])
@@ -305,6 +357,11 @@ class _Trainer:
         if self.average is not None:
             checkpoint.load_weights(self.average, part("average."), self.state_file)
         self.best = part("best.")
+        self.sums = {k: v.to(self.accelerator.device) for k, v in part("sums.").items()}
+        self.summed = int(meta.get("summed", 0))
+        if self.accelerator.is_main_process:  # they are of all processes together
+            for index, count in part("counts.").items():
+                self.objective.counts()[int(index)].copy_(count)
         if self.accelerator.scaler is not None and meta.get("scaler"):
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self._cut_metrics()
@@ -341,17 +398,20 @@ def _no_sync_if(condition: bool, accelerator: Accelerator, model: nn.Module) -> 
         yield
 
 
-def _parts(batch: Batch, count: int) -> list[Batch]:
-    """Cut a tuple of tensors (or of tuples of tensors) into `count` parts along the batch."""
+def _parts(batch: Batch, count: int) -> list[tuple[float, Batch]]:
+    """Cut a tuple of tensors (or of tuples of tensors) into `count` parts along the batch, each with its share."""
     if count == 1:
-        return [batch]
+        return [(1.0, batch)]
+    first = batch[0] if isinstance(batch[0], Tensor) else batch[0][0]
+    count = min(count, len(first))
     chunks = [
-        item.chunk(count)
+        item.tensor_split(count)
         if isinstance(item, Tensor)
-        else list(zip(*(t.chunk(count) for t in item), strict=True))
+        else list(zip(*(t.tensor_split(count) for t in item), strict=True))
         for item in batch
     ]
-    return list(zip(*chunks, strict=True))
+    shares = [len(part) / len(first) for part in first.tensor_split(count)]
+    return list(zip(shares, zip(*chunks, strict=True), strict=True))
 
 
 @contextmanager

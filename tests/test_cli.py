@@ -1,0 +1,611 @@
+"""The command, verb by verb: what it does, what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from PIL import Image
+
+from vqvae2 import checkpoint
+from vqvae2.catalogue import preset, presets
+from vqvae2.cli import app, main
+from vqvae2.config import Config, override, parse, read_yaml, settings
+from vqvae2.run import load
+from vqvae2.train.loop import read_metrics
+
+VERBS = ("demo", "train", "sample", "reconstruct", "inspect", "presets")
+CLASSES = ["Blue sky", "disc", "stripes"]
+Command = Callable[..., Any]
+
+
+def options(verb: str) -> Iterator[Any]:
+    """Arguments and options of a verb."""
+    group: Any = typer.main.get_command(app)
+    yield from group.commands[verb].params
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """A digest of every file of a folder."""
+    return {
+        file.relative_to(folder).as_posix(): checkpoint.digest({}, file.read_bytes().hex())
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def pixels(file: Path) -> Any:
+    """A picture as integers [H, W, 3]."""
+    with Image.open(file) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def close(a: Path, b: Path) -> bool:
+    """Whether two pictures are the same, but for the rounding of a last digit."""
+    return bool(np.abs(pixels(a) - pixels(b)).max() <= 1)
+
+
+def plain(name: str, *assignments: str) -> Config:
+    """A preset with settings changed."""
+    return parse(override(preset(name).model_dump(mode="json"), assignments))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `train` would train: (data, run folder, configuration) of each call; nothing is trained."""
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        "vqvae2.train.pipeline.train",
+        lambda data, run, config, **options: calls.append((data, run, config)),
+    )
+    return calls
+
+
+# --- help ---
+
+
+def test_alone_it_prints_the_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vqvae2"])
+    printed = []
+    for arguments in (None, [], ["--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        printed.append(capsys.readouterr())
+    assert printed[0] == printed[1] == printed[2]
+    assert printed[0].err == ""
+    assert all(re.search(rf"^ +{verb} ", printed[0].out, re.M) for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb(verb: str, command: Command) -> None:
+    said = command(verb, "--help")
+    assert (said.code, said.err) == (0, "")
+    text = " ".join(said.out.split())
+    for option in options(verb):
+        for name in (*option.opts, *option.secondary_opts):
+            if name.startswith("--"):
+                assert name in text
+        assert getattr(option, "help", None), f"{option.name} says nothing"
+
+
+def test_help_says_defaults_and_units(command: Command) -> None:
+    text = " ".join(command("sample", "--help").out.split())
+    for part in ("--n", "default: 64", "--seed", "default: 0", "(0, 1]", "divides the logits", "run's own"):
+        assert part in text
+    assert "10 minutes" in command("demo", "--help").out
+    assert "runs/demo" in command("demo", "--help").out
+    assert "[required]" in command("train", "--help").out
+
+
+def test_help_config_lists_every_setting(command: Command) -> None:
+    said = command("train", "--help-config")
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    found = {
+        match[1]: (match[2], text.strip())
+        for line, text in zip(lines[::2], lines[1::2], strict=True)
+        if (match := re.fullmatch(r"(\S+) \(default (.*)\)", line))
+    }
+    expected = {key: (str(default), description) for key, default, description in settings()}
+    assert found == expected
+    assert "pixels" in found["data.size"][1]
+    assert "GB" in found["data.cache_gb"][1]
+    assert "steps" in found["train_autoencoder.warmup"][1]
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vqvae2", "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "python -m vqvae2" in done.stdout
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize(("arguments", "part"), [
+    (["trian"], "trian"),
+    (["train"], "DATA"),
+    (["train", "data"], "--run"),
+    (["sample", "run"], "--out"),
+    (["sample", "run", "--out", "o", "--n", "many"], "--n"),
+    (["sample", "run", "--out", "o", "--sed", "1"], "--sed"),
+    (["inspect"], "--preset"),
+    (["inspect", "run", "--preset", "tiny"], "--preset"),
+    (["presets", "tiny"], "tiny"),
+    (["--version-of"], "--version-of"),
+])  # fmt: skip
+def test_a_command_that_cannot_be_meant(arguments: list[str], part: str, command: Command) -> None:
+    said = command(*arguments)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("vqvae2: ")
+    assert said.err.count("\n") == 1
+    assert part in said.err
+
+
+# --- train ---
+
+
+def test_train_leaves_a_whole_run(trained: Path) -> None:
+    assert all(load(trained, "cpu").done().values())
+    for file in ("config.yaml", "data/index.json", "codes/manifest.json", "autoencoder/metrics.jsonl",
+                 "prior/level-0/samples.png", "prior/level-1/samples.png"):  # fmt: skip
+        assert (trained / file).is_file(), file
+    assert not list(trained.rglob("checkpoints"))
+    assert not [file for file in trained.rglob("*") if file.name.endswith((".tmp", ".part"))]
+    for part in ("autoencoder", "prior/level-0", "prior/level-1"):
+        assert json.loads((trained / part / "config.json").read_text())["outcome"]["step"] > 0
+
+
+def test_the_resolved_configuration_is_written_down(trained: Path, settings: list[str]) -> None:
+    value = read_yaml(trained / "config.yaml")
+    record = value.pop("run")
+    assert parse(value) == plain("tiny", *settings[1::2], "prior.classes=3")
+    assert record["classes"] == CLASSES
+
+
+def test_typed_again_it_does_nothing(
+    trained: Path, run: Path, pictures: Path, settings: list[str], command: Command
+) -> None:
+    before = digests(run)
+    for arguments in ([], ["--preset", "tiny", *settings]):
+        said = command("train", pictures, "--run", run, *arguments)
+        assert (said.code, said.out) == (0, "")
+        assert said.err == f"{run}: all is done; nothing to train\n"
+        assert digests(run) == before == digests(trained)
+
+
+def test_train_json(run: Path, pictures: Path, command: Command) -> None:
+    said = command("train", pictures, "--run", run, "--json")
+    assert said.code == 0
+    value = json.loads(said.out)
+    assert value["run"] == str(run)
+    assert set(value["done"].values()) == {True}
+    assert value["autoencoder"] == load(run, "cpu").figures()
+    assert [level["uniform_bits"] for level in value["prior"]] == [4, 4]
+
+
+def test_only_what_is_missing_is_trained(trained: Path, half: Path, pictures: Path, command: Command) -> None:
+    """The missing prior is trained anew, to the same weights; all else stays."""
+    before = digests(trained)
+    said = command("train", pictures, "--run", half)
+    assert said.code == 0
+    after = digests(half)
+    part = "prior/level-1/"
+    assert set(before) == set(after)
+    assert {name for name in after if after[name] != before[name] and not name.startswith(part)} == set()
+    old, new = (checkpoint.load_tensors(folder / part / "model.safetensors")[0] for folder in (trained, half))
+    assert checkpoint.digest(old) == checkpoint.digest(new)
+    assert after[part + "samples.png"] == before[part + "samples.png"]
+
+
+def test_other_settings_of_a_trained_run_are_refused(
+    run: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    before = digests(run)
+    for arguments, part in (
+        (["--set", "autoencoder.hidden=32"], "autoencoder.hidden: 16 -> 32"),
+        (["--set", "train_prior.1.lr=0.5"], "train_prior.1.lr: 0.001 -> 0.5"),
+        (["--preset", "tiny"], "autoencoder.codes: [16, 16] -> [64, 64]"),
+    ):
+        said = command("train", pictures, "--run", run, *arguments)
+        assert said.code == 2
+        assert part in said.err
+        assert said.err.count("\n") == 1
+    other = shutil.copytree(pictures, tmp_path / "elsewhere")
+    assert f"{pictures} -> {other}" in command("train", other, "--run", run).err
+    assert digests(run) == before
+
+
+def test_changed_pictures_are_refused(
+    half: Path, pictures: Path, settings: list[str], tmp_path: Path, command: Command
+) -> None:
+    value = read_yaml(half / "config.yaml")
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    value["run"]["source"] = str(folder)
+    (half / "config.yaml").write_text(yaml.safe_dump(value))
+    (folder / "disc" / "01.png").unlink()
+    said = command("train", folder, "--run", half)
+    assert said.code == 2
+    assert "changed" in said.err.splitlines()[-1]
+
+
+def test_the_preset_fits_the_pictures_when_none_is_given(
+    pictures: Path, tmp_path: Path, asked: list[Any], command: Command
+) -> None:
+    big = tmp_path / "big"
+    big.mkdir()
+    for number in range(3):
+        Image.new("RGB", (90, 70 + number), (number, 0, 0)).save(big / f"{number}.png")
+    for data, name, text in ((pictures, "small32", "24 pictures"), (big, "small64", "3 pictures")):
+        said = command("train", data, "--run", tmp_path / "run")
+        assert said.code == 0
+        assert text in said.err
+        assert f"preset {name}" in said.err
+        assert asked.pop() == (str(data), tmp_path / "run", preset(name))
+
+
+def test_a_run_that_exists_keeps_its_own_preset(
+    half: Path, pictures: Path, asked: list[Any], command: Command
+) -> None:
+    said = command("train", pictures, "--run", half, "--set", "sampling.top_p=0.5")
+    assert (said.code, said.err) == (0, "")
+    config = load(half, "cpu").config
+    assert asked.pop()[2] == config.model_copy(
+        update={"sampling": config.sampling.model_copy(update={"top_p": 0.5})}
+    )
+
+
+def test_which_setting_counts(tmp_path: Path, pictures: Path, asked: list[Any], command: Command) -> None:
+    """Preset, then --config, then --set in order; the autoencoder's channels follow the data's."""
+    file = tmp_path / "own.yaml"
+    file.write_text("seed: 5\ndata: {size: 64, flip: false}\ntrain_autoencoder: {steps: 100}\n")
+    start = ["train", pictures, "--run", tmp_path / "run", "--preset", "tiny"]
+    command(*start)
+    assert asked.pop()[2] == preset("tiny")
+    command(*start, "--config", file)
+    assert asked.pop()[2] == plain(
+        "tiny", "seed=5", "data.size=64", "data.flip=false", "train_autoencoder.steps=100"
+    )
+    command(*start, "--config", file, "--set", "data.size=32", "--set", "seed=6", "--set", "seed=7")
+    assert asked.pop()[2] == plain(
+        "tiny", "seed=7", "data.size=32", "data.flip=false", "train_autoencoder.steps=100"
+    )
+    command(*start, "--set", "data.channels=1")
+    assert asked.pop()[2] == plain("tiny", "data.channels=1", "autoencoder.channels=1")
+    command(*start, "--split", "test", "--streaming")
+    assert asked.pop()[2] == plain("tiny", "data.split=test", "data.streaming=true")
+
+
+def test_the_configuration_of_a_run_can_be_given_to_another(
+    trained: Path, tmp_path: Path, pictures: Path, asked: list[Any], command: Command
+) -> None:
+    command("train", pictures, "--run", tmp_path, "--preset", "demo", "--config", trained / "config.yaml")
+    assert asked.pop()[2] == load(trained, "cpu").config
+
+
+def test_grey_pictures_of_one_level_without_classes(tmp_path: Path, pictures: Path, command: Command) -> None:
+    flat, run, out = tmp_path / "flat", tmp_path / "run", tmp_path / "out"
+    flat.mkdir()
+    for file in pictures.rglob("*.png"):
+        shutil.copy(file, flat)
+    own = {
+        "data": {"size": 16, "channels": 1, "workers": 0},
+        "autoencoder": {"strides": "4", "codes": 16, "hidden": 8, "residual": 4},
+        "train_autoencoder": {"steps": 10},
+        "prior": {"levels": [{"hidden": 8, "residual": 8, "layers": 1}]},
+        "train_prior": [{"steps": 5, "batch": 8}],
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    said = command("train", flat, "--run", run, "--preset", "tiny", "--config", tmp_path / "own.yaml")
+    assert said.code == 0
+    assert "no classes" in said.err
+    assert command("sample", run, "--out", out, "--n", 2).code == 0
+    with Image.open(out / "00000.png") as image:
+        assert (image.mode, image.size) == ("L", (16, 16))
+    assert json.loads((out / "samples.json").read_text())["samples"][0] == {"file": "00000.png", "number": 0}
+    said = command("sample", run, "--out", out, "--n", 2, "--label", "disc")
+    assert said.code == 2
+    assert "no classes" in said.err
+
+
+def test_interrupted_and_typed_again(
+    tmp_path: Path, pictures: Path, settings: list[str], command: Command
+) -> None:
+    """A real Ctrl-C in the middle of `train`: one line, 130; the same command goes on to the end."""
+    run = tmp_path / "run"
+    arguments = [
+        "train", str(pictures), "--run", str(run), "--preset", "tiny", *settings,
+        "--set", "train_autoencoder.steps=150", "--set", "train_autoencoder.evaluate_every=1000",
+    ]  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vqvae2", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = run / "autoencoder" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 90
+        while len(read_metrics(metrics)) < 5 and time.monotonic() < deadline and child.poll() is None:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert (child.returncode, out) == (130, "")
+    last = err.splitlines()[-1]
+    assert re.fullmatch(
+        r"vqvae2: interrupted: autoencoder: saved at step \d+ of 150; the same command goes on from there",
+        last,
+    )
+    assert "Traceback" not in err
+    step = int(re.findall(r"\d+", last)[1])
+    assert 5 <= step < 150
+    assert not load(run, "cpu").done()["autoencoder"]
+    assert load(run, "cpu").record["command"] == shlex.join(["vqvae2", *arguments])
+
+    said = command(*arguments)
+    assert said.code == 0
+    assert all(load(run, "cpu").done().values())
+    steps = [line["step"] for line in read_metrics(metrics) if "mse" in line]
+    assert steps == list(range(1, 151))
+
+
+# --- sample ---
+
+
+def test_sample_leaves_pictures_a_grid_and_a_list(trained: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "new" / "out"
+    said = command("sample", trained, "--out", out, "--n", 5, "--seed", 3, "--json")
+    assert said.code == 0
+    value = json.loads(said.out)
+    assert value == json.loads((out / "samples.json").read_text())
+    names = [f"{number:05d}.png" for number in range(5)]
+    assert sorted(file.name for file in out.iterdir()) == sorted([*names, "grid.png", "samples.json"])
+    assert [entry["file"] for entry in value["samples"]] == names
+    assert [entry["number"] for entry in value["samples"]] == list(range(5))
+    assert [entry["label"] for entry in value["samples"]] == [0, 1, 2, 0, 1]
+    assert [entry["class"] for entry in value["samples"]] == [CLASSES[i] for i in (0, 1, 2, 0, 1)]
+    assert (value["n"], value["seed"], value["grid"]) == (5, 3, str(out / "grid.png"))
+    assert value["seconds"] > 0
+    assert all(pixels(out / name).shape == (16, 16, 3) for name in names)
+    zoom = 8  # to about 128 px
+    sheet = pixels(out / "grid.png")
+    assert sheet.shape[1] >= 2 * 16 * zoom
+    first = sheet[2 : 2 + 16 * zoom : zoom, 2 : 2 + 16 * zoom : zoom]
+    assert np.array_equal(first, pixels(out / names[0]))
+
+
+def test_sample_says_where_the_grid_is(trained: Path, tmp_path: Path, command: Command) -> None:
+    said = command("sample", trained, "--out", tmp_path, "--n", 2)
+    assert said.code == 0
+    assert re.fullmatch(r"2 samples in [\d.]+ s \([\d.]+ s each\): .*grid\.png\n", said.out)
+
+
+def test_a_picture_is_the_same_at_any_batch_and_number(
+    trained: Path, tmp_path: Path, command: Command
+) -> None:
+    for name, n, batch in (("whole", 7, 7), ("ones", 7, 1), ("threes", 7, 3), ("fewer", 4, 64)):
+        assert command("sample", trained, "--out", tmp_path / name, "--n", n, "--batch", batch).code == 0
+        for number in range(n):
+            file = f"{number:05d}.png"
+            assert close(tmp_path / "whole" / file, tmp_path / name / file), (name, number)
+    command("sample", trained, "--out", tmp_path / "other", "--n", 7, "--seed", 1)
+    files = [f"{number:05d}.png" for number in range(7)]
+    assert not all(close(tmp_path / "whole" / file, tmp_path / "other" / file) for file in files)
+
+
+@pytest.mark.parametrize(("labels", "numbers"), [
+    (["disc"], [1, 1, 1, 1]),
+    (["blue SKY"], [0, 0, 0, 0]),
+    (["2"], [2, 2, 2, 2]),
+    (["stripes", "0"], [2, 0, 2, 0]),
+    ([], [0, 1, 2, 0]),
+])  # fmt: skip
+def test_sample_labels(
+    labels: list[str], numbers: list[int], trained: Path, tmp_path: Path, command: Command
+) -> None:
+    given = [part for label in labels for part in ("--label", label)]
+    said = command("sample", trained, "--out", tmp_path, "--n", 4, "--json", *given)
+    assert [entry["label"] for entry in json.loads(said.out)["samples"]] == numbers
+
+
+def test_the_label_reaches_the_pictures(trained: Path, tmp_path: Path, command: Command) -> None:
+    """Picture i of a label is the one that taking labels in turn gives where it is i's turn."""
+    for name, labels in (("mixed", ("disc", "stripes")), ("disc", ("disc",)), ("stripes", ("stripes",))):
+        given = [part for label in labels for part in ("--label", label)]
+        command("sample", trained, "--out", tmp_path / name, "--n", 4, *given)
+    for number in range(4):
+        file = f"{number:05d}.png"
+        assert close(tmp_path / "mixed" / file, tmp_path / ("disc", "stripes")[number % 2] / file)
+
+
+def test_how_the_run_samples_is_used_unless_something_else_is_asked(
+    run: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    """Set with `train` on a finished run, used by `sample`, overridden one by one."""
+    changes = ["--set", "sampling.temperature=0", "--set", "sampling.guidance=1.5"]
+    assert command("train", pictures, "--run", run, *changes).code == 0
+    base = ["sample", run, "--label", "disc", "--n", 4, "--json", "--out"]
+    own = json.loads(command(*base, tmp_path / "own").out)
+    assert (own["temperature"], own["top_k"], own["top_p"], own["guidance"]) == (0, 0, 1, 1.5)
+    assert all(close(tmp_path / "own" / "00000.png", tmp_path / "own" / f"0000{i}.png") for i in (1, 2, 3))
+    asked = ["--temperature", 1.5, "--top-k", 3, "--top-p", 0.9, "--batch", 2]
+    other = json.loads(command(*base, tmp_path / "other", *asked).out)
+    assert [other[key] for key in ("temperature", "top_k", "top_p", "guidance", "batch")] == [
+        1.5,
+        3,
+        0.9,
+        1.5,
+        2,
+    ]
+    files = [tmp_path / "other" / f"0000{i}.png" for i in range(4)]
+    assert not all(close(files[0], file) for file in files[1:])
+
+
+def test_many_samples_make_a_square_grid(trained: Path, tmp_path: Path, command: Command) -> None:
+    """More than 256 pictures: all are written, the grid shows the first 256 in 16 columns."""
+    assert command("sample", trained, "--out", tmp_path, "--n", 258, "--batch", 100).code == 0
+    assert len(list(tmp_path.glob("0*.png"))) == 258
+    assert pixels(tmp_path / "grid.png").shape == (16 * 18 + 2, 16 * 18 + 2, 3)
+    assert len(json.loads((tmp_path / "samples.json").read_text())["samples"]) == 258
+
+
+# --- reconstruct ---
+
+
+def test_reconstruct_folders_and_files(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    extra = shutil.copy(pictures / "disc" / "01.png", tmp_path / "one.png")
+    said = command("reconstruct", trained, pictures, extra, "--out", out, "--json")
+    assert said.code == 0
+    items = json.loads(said.out)
+    assert [item["source"] for item in items] == [*map(str, sorted(pictures.rglob("*.png"))), str(extra)]
+    assert len({item["stem"] for item in items}) == len(items) == 25
+    for item in items:
+        assert item["file"] == str(out / f"{item['stem']}.png")
+        assert item["levels"] == str(out / f"{item['stem']}-levels.png")
+        assert len(item["psnr"]) == 2
+        assert np.isfinite(item["psnr"]).all()
+    assert sorted(map(str, out.iterdir())) == sorted(
+        item[key] for item in items for key in ("file", "levels")
+    )
+    coarse, fine = np.mean([item["psnr"] for item in items], axis=0)
+    assert fine > coarse, "all levels give more than the coarsest alone"
+
+
+def test_what_is_reconstructed(trained: Path, pictures: Path, tmp_path: Path, command: Command) -> None:
+    """NAME.png is the picture from all levels; NAME-levels.png shows original, coarsest level, all; PSNR is theirs."""
+    source = pictures / "stripes" / "02.png"
+    (item,) = json.loads(command("reconstruct", trained, source, "--out", tmp_path, "--json").out)
+    again = pixels(tmp_path / "02.png")
+    sheet = pixels(tmp_path / "02-levels.png")
+    zoom = 8
+    tiles = [
+        sheet[2 : 2 + 16 * zoom : zoom, left : left + 16 * zoom : zoom] for left in (2, 2 + 130, 2 + 260)
+    ]
+    assert sheet.shape == (16 * zoom + 4, 3 * (16 * zoom + 2) + 2, 3)
+    assert np.array_equal(tiles[2], again)
+    original = Image.open(source).crop((2, 0, 22, 20)).resize((16, 16), Image.Resampling.LANCZOS)
+    assert np.abs(tiles[0] - np.asarray(original)).mean() < 3
+    for tile, decibels in zip(tiles[1:], item["psnr"], strict=True):
+        mse = np.square((tile - tiles[0]) / 127.5).mean()
+        assert 10 * np.log10(4 / mse) == pytest.approx(decibels, abs=0.2)
+
+
+def test_reconstruct_says_how_good_it_is(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    said = command("reconstruct", trained, pictures / "disc", "--out", tmp_path)
+    assert (said.code, said.err) == (0, "")
+    assert len(said.out.splitlines()) == 8
+    assert all(
+        re.search(r"\.png: .*\.png  PSNR \d+\.\d\d dB at 16 px$", line) for line in said.out.splitlines()
+    )
+
+
+def test_pictures_of_the_same_name(trained: Path, pictures: Path, tmp_path: Path, command: Command) -> None:
+    """Each file of two names that would meet gets names of its own, sheets included."""
+    files = []
+    for index, name in enumerate(("a/x.png", "b/x.png", "a/X.bmp", "a/x-2.png", "a/x-levels.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        number = index * 3
+        with Image.open(pictures / "Blue sky" / f"{number:02d}.png") as picture:
+            picture.save(tmp_path / name)
+        files.append(tmp_path / name)
+    items = json.loads(command("reconstruct", trained, *files, "--out", tmp_path / "out", "--json").out)
+    written = [item[key] for item in items for key in ("file", "levels")]
+    assert len({name.casefold() for name in written}) == 10 == len(list((tmp_path / "out").iterdir()))
+    for file, item in zip(files, items, strict=True):
+        alone = tmp_path / "alone" / file.parent.name / file.name
+        command("reconstruct", trained, file, "--out", alone)
+        assert close(Path(item["file"]), alone / f"{file.stem}.png")
+        assert close(Path(item["levels"]), alone / f"{file.stem}-levels.png")
+
+
+def test_a_picture_is_never_overwritten_by_its_reconstruction(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = Path(shutil.copytree(pictures / "disc", tmp_path / "disc"))
+    before = digests(folder)
+    for arguments in ([folder], [folder / "01.png"]):
+        said = command("reconstruct", trained, *arguments, "--out", folder, "--json")
+        assert said.code == 0
+        after = digests(folder)
+        assert {name: after.get(name) for name in before} == before
+    (item,) = json.loads(said.out)
+    assert Path(item["file"]).is_file()
+    assert Path(item["file"]) != folder / "01.png"
+
+
+# --- inspect, presets ---
+
+
+def test_inspect_a_run(trained: Path, half: Path, command: Command) -> None:
+    value = json.loads(command("inspect", trained, "--json").out)
+    assert value["geometry"]["level 1"] == "4x4 grid, 16 codes"
+    assert set(value["done"].values()) == {"yes"}
+    said = command("inspect", trained)
+    assert (said.code, said.err) == (0, "")
+    for title, rows in value.items():
+        assert title in said.out
+        for key, item in rows.items():
+            assert re.search(rf"{re.escape(key)} +│ {re.escape(str(item))} ", said.out), (title, key)
+    assert json.loads(command("inspect", half, "--json").out)["done"]["prior level 1"] == "no"
+
+
+def test_inspect_a_preset(command: Command) -> None:
+    value = json.loads(command("inspect", "--preset", "tiny", "--json").out)
+    assert "done" not in value
+    assert value["parameters"]["autoencoder"] > 0
+    assert "4x4 grid" in command("inspect", "--preset", "tiny").out
+
+
+def test_presets_are_listed_with_their_sizes(command: Command) -> None:
+    said = command("presets")
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert [line.split()[0] for line in lines] == list(presets())
+    for line, name in zip(lines, presets(), strict=True):
+        config = preset(name)
+        assert f" {config.data.size} px" in line
+        assert str(config.train_autoencoder.steps) in line
+        assert all(f"{h}x{w}" in line for h, w in config.geometry.grids)
+
+
+@pytest.mark.parametrize("verb", ["train", "sample", "reconstruct", "inspect"])
+def test_json_is_all_there_is_on_standard_output(
+    verb: str, run: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    """Also when something is really done: the rest goes to standard error."""
+    if verb == "train":
+        shutil.rmtree(run / "prior" / "level-1")
+    arguments = {
+        "train": [pictures, "--run", run],
+        "sample": [run, "--out", tmp_path / "o", "--n", 1],
+        "reconstruct": [run, pictures / "disc" / "01.png", "--out", tmp_path / "o"],
+        "inspect": [run],
+    }
+    said = command(verb, *arguments[verb], "--json")
+    assert said.code == 0
+    json.loads(said.out)
+    assert said.out.startswith(("{", "["))
+    assert said.out == json.dumps(json.loads(said.out), indent=1) + "\n"

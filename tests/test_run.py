@@ -1,0 +1,316 @@
+"""`load` and `Run`: where a model is found, what it draws, what it says of itself."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+import vqvae2
+from vqvae2 import Run, Sampling, checkpoint, load, zoo
+from vqvae2.codes import Codes
+from vqvae2.config import parse, read_yaml
+from vqvae2.data.decoding import load_image
+from vqvae2.data.pixels import psnr, to_float
+from vqvae2.errors import UserError
+from vqvae2.train.pipeline import RunError
+
+
+@pytest.fixture
+def shipped(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A zoo of the package in which the trained run is called emoji64."""
+    folder = Path(shutil.copytree(trained, tmp_path / "package" / "zoo" / "emoji64"))
+    (folder.parent / "notes").mkdir()
+    monkeypatch.setattr("vqvae2.run.resources", SimpleNamespace(files=lambda name: tmp_path / "package"))
+    return folder
+
+
+def refused(call: Any, *parts: str, kind: type[UserError] = RunError) -> None:
+    """`call` raises the error, in one line that holds the parts."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
+
+
+def originals(run: Run, folder: Path, n: int = 4) -> Tensor:
+    """The first pictures of a folder as the run sees them."""
+    files = sorted(folder.rglob("*.png"))[:n]
+    arrays = [torch.from_numpy(load_image(file, run.config.data)) for file in files]
+    return to_float(torch.stack(arrays))
+
+
+def codes_of(parts: Any) -> list[list[int]]:
+    """All codes of each sample, as one list of numbers."""
+    codes = Codes.cat([part.codes for part in parts])
+    return torch.cat([level.flatten(1) for level in codes.levels], 1).tolist()
+
+
+# --- where a model is found ---
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_by_folder(kind: Callable[[Path], Any], trained: Path) -> None:
+    run = load(kind(trained), "cpu")
+    assert isinstance(run, Run)
+    assert run.folder == trained
+    assert run.classes == ("Blue sky", "disc", "stripes")
+    assert run.config.prior.classes == 3
+    assert run.device == torch.device("cpu")
+    assert run.record["version"] == vqvae2.__version__
+
+
+def test_by_relative_folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained.parent.parent)
+    assert load(f"{trained.parent.name}/{trained.name}", "cpu").classes == load(trained, "cpu").classes
+
+
+def test_by_the_name_of_a_model_of_the_package(shipped: Path) -> None:
+    assert zoo() == ["emoji64"]
+    run = load("emoji64", "cpu")
+    assert run.folder == shipped
+    assert run.sample(2).shape == (2, 3, 16, 16)
+
+
+def test_a_folder_goes_before_a_model_of_the_package(
+    shipped: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "emoji64")
+    assert load("emoji64", "cpu").folder.resolve() == (tmp_path / "emoji64").resolve() != shipped
+
+
+def test_a_package_without_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqvae2.run.resources", SimpleNamespace(files=lambda name: tmp_path))
+    assert zoo() == []
+    refused(lambda: load("emoji64"), "no run emoji64", "none")
+
+
+def test_by_hub_id(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is asked for is enough to sample and to reconstruct: a download of just that is usable."""
+    asked: list[str] = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        for file in trained.rglob("*"):
+            name = file.relative_to(trained).as_posix()
+            if file.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, tmp_path / "hub" / name)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("vqvae2.run.snapshot_download", snapshot_download)
+    run = load("somebody/pictures", "cpu")
+    assert asked == ["somebody/pictures"]
+    assert run.folder == tmp_path / "hub"
+    assert torch.equal(run.sample(2), load(trained, "cpu").sample(2))
+    assert not (tmp_path / "hub" / "data").exists(), "the training pictures are not needed"
+
+
+def test_a_hub_that_has_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def absent(name: str, allow_patterns: list[str]) -> str:
+        raise OSError("404:\n no such repository")
+
+    monkeypatch.setattr("vqvae2.run.snapshot_download", absent)
+    refused(lambda: load("somebody/nothing"), "no folder somebody/nothing", "404: no such repository")
+    monkeypatch.setattr("vqvae2.run.snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    refused(lambda: load("somebody/nothing"), "no config.yaml")
+
+
+@pytest.mark.parametrize("name", ["nothing", "./some/thing", "/some/thing", "a/b/c", "../thing"])
+def test_names_that_cannot_be_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def asked(*args: Any, **kwargs: Any) -> str:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vqvae2.run.snapshot_download", asked)
+    refused(lambda: load(name), f"no run {name}", "a run folder", "owner/name")
+
+
+def test_a_mistyped_run_beside_others_is_not_looked_for_on_the_hub(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.parent.parent)
+    monkeypatch.setattr("vqvae2.run.snapshot_download", lambda *a, **k: pytest.fail("the Hub was asked"))
+    refused(lambda: load(f"{trained.parent.name}/runn"), "no run")
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("hello")
+    refused(lambda: load(tmp_path), "no run folder", "config.yaml")
+    refused(lambda: load(tmp_path / "file"), "no run folder", "config.yaml")
+    refused(lambda: Run(tmp_path), "no run folder", "config.yaml")
+
+
+def test_a_run_of_a_newer_version(run: Path) -> None:
+    value = read_yaml(run / "config.yaml")
+    value["run"] |= {"format": checkpoint.FORMAT + 1, "version": "9.1"}
+    (run / "config.yaml").write_text(yaml.safe_dump(value))
+    refused(lambda: load(run), "9.1", "upgrade")
+
+
+# --- what it draws ---
+
+
+def test_a_sample_depends_on_its_number_and_the_seed_alone(trained: Path) -> None:
+    run = load(trained, "cpu")
+    whole = codes_of(run.draw(12, seed=5))
+    for n, batch in ((12, 1), (12, 5), (12, 12), (7, 3), (1, 64)):
+        assert codes_of(run.draw(n, seed=5, sampling=Sampling(batch=batch))) == whole[:n]
+    assert codes_of(run.draw(12, seed=6)) != whole
+    assert len({tuple(codes) for codes in whole}) > 6
+
+
+def test_samples_are_pictures(trained: Path) -> None:
+    run = load(trained, "cpu")
+    images = run.sample(16, labels=None, seed=0)
+    assert images.shape == (16, 3, 16, 16)
+    assert images.abs().max() <= 1
+    assert torch.equal(images, run.sample(16, labels=None, seed=0))
+    assert torch.allclose(images[:5], run.sample(5), atol=1e-5)
+    assert not torch.equal(images, run.sample(16, seed=1))
+    drawn = list(run.draw(16, sampling=Sampling(batch=10)))
+    assert [part.numbers for part in drawn] == [range(10), range(10, 16)]
+    decoded = torch.cat([run.autoencoder.decode(part.codes) for part in drawn])
+    assert torch.allclose(images, decoded, atol=1e-5)
+
+
+@pytest.mark.parametrize(("labels", "numbers"), [
+    (None, [0, 1, 2, 0, 1]),
+    ("disc", [1] * 5),
+    ("  BLUE SKY ", [0] * 5),
+    (2, [2] * 5),
+    ("2", [2] * 5),
+    (["stripes", 0], [2, 0, 2, 0, 2]),
+])  # fmt: skip
+def test_labels(labels: Any, numbers: list[int], trained: Path) -> None:
+    (part,) = load(trained, "cpu").draw(5, labels)
+    assert part.labels.tolist() == numbers
+
+
+def test_labels_that_do_not_exist(trained: Path) -> None:
+    run = load(trained, "cpu")
+    refused(lambda: run.sample(1, "disk"), "no class 'disk'", "0..2", "disc", kind=UserError)
+    refused(lambda: run.sample(1, 3), "no class 3", "0..2", kind=UserError)
+    refused(lambda: run.sample(1, []), "at least one label", kind=UserError)
+    refused(lambda: run.sample(0), "n = 0", kind=UserError)
+    refused(lambda: run.sample(1, seed=-1), "seed", "-1", kind=UserError)
+
+
+def test_how_a_run_draws_by_default(run: Path) -> None:
+    """`sampling` of the configuration is used when nothing is asked for, and only then."""
+    value = read_yaml(run / "config.yaml")
+    value["sampling"] |= {"temperature": 0.0}
+    (run / "config.yaml").write_text(yaml.safe_dump(value))
+    changed = load(run, "cpu")
+    assert changed.sampling == Sampling(temperature=0.0)
+    codes = codes_of(changed.draw(6, "disc"))
+    assert all(row == codes[0] for row in codes), "at temperature 0 every sample of a class is the likeliest"
+    assert codes_of(changed.draw(6, "disc", seed=9)) == codes
+    hot = codes_of(changed.draw(6, "disc", sampling=Sampling()))
+    assert hot != codes
+    assert len({tuple(row) for row in hot}) > 3
+
+
+# --- reconstructions ---
+
+
+def test_reconstructions_are_what_the_codes_say(trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    images = originals(run, pictures)
+    codes = run.autoencoder.encode(images)
+    assert torch.equal(run.reconstruct(images), run.autoencoder.decode(codes))
+    assert torch.equal(run.reconstruct(images, levels=1), run.autoencoder.decode(codes, 1))
+    assert not torch.equal(run.reconstruct(images, levels=1), run.reconstruct(images))
+    assert run.reconstruct(images).shape == images.shape
+
+
+def test_reconstructions_are_better_than_a_flat_picture(trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    images = originals(run, pictures, 24)
+    flat = images.mean((0, 2, 3), keepdim=True).expand_as(images)
+    assert psnr(run.reconstruct(images), images).mean() > psnr(flat, images).mean() + 1
+    coarse, fine = (psnr(run.reconstruct(images, level), images).mean() for level in (1, 2))
+    assert fine > coarse, "the finer level adds something"
+
+
+# --- what it says of itself ---
+
+
+def test_models_are_loaded_once_and_for_use(trained: Path) -> None:
+    run = load(trained, "cpu")
+    assert run.autoencoder is run.autoencoder
+    assert run.prior is run.prior
+    assert not run.autoencoder.training
+    assert not run.prior.training
+    assert run.prior.geometry == run.config.geometry == run.autoencoder.geometry(16, 16)
+
+
+def test_the_models_of_a_run_fit_its_codes(trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    codes = run.autoencoder.encode(originals(run, pictures))
+    with torch.no_grad():
+        assert run.prior.log_prob(codes, torch.zeros(4, dtype=torch.int64)).shape == (4, 2)
+
+
+def test_figures(trained: Path, half: Path) -> None:
+    run = load(trained, "cpu")
+    assert run.figures()["heldout_psnr"] > 5
+    for level in (0, 1):
+        figures = run.figures(level)
+        assert figures["uniform_bits"] == 4
+        assert 0 < figures["heldout_bits"] < 5
+        assert figures["heldout_bits"] == pytest.approx(figures["heldout_nats"] * 1.442695, rel=1e-5)
+    assert load(half, "cpu").figures(0) == run.figures(0)
+    assert load(half, "cpu").figures(1) == {}
+
+
+def test_a_half_trained_run(half: Path, pictures: Path) -> None:
+    run = load(half, "cpu")
+    done = {"autoencoder": True, "codes": True, "prior level 0": True, "prior level 1": False}
+    assert run.done() == done
+    assert run.reconstruct(originals(run, pictures)).shape == (4, 3, 16, 16)
+    refused(lambda: run.sample(1), "prior of level 1", "not trained yet", f"--run {half}", "goes on")
+    shutil.rmtree(half / "autoencoder")
+    bare = load(half, "cpu")
+    assert not bare.done()["autoencoder"]
+    refused(lambda: bare.autoencoder, "autoencoder", "not trained yet", "goes on")
+
+
+def test_damaged_weights_are_said_by_everything_that_reads_them(run: Path) -> None:
+    file = run / "prior" / "level-0" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    damaged = load(run, "cpu")
+    for call in (lambda: damaged.prior, lambda: damaged.sample(1), lambda: damaged.figures(0)):
+        refused(call, str(file), "damaged", kind=checkpoint.CheckpointError)
+    assert damaged.figures(1)
+
+
+def test_weights_of_another_configuration(run: Path) -> None:
+    value = read_yaml(run / "config.yaml")
+    value["autoencoder"]["hidden"] = 32
+    (run / "config.yaml").write_text(yaml.safe_dump(value))
+    refused(
+        lambda: load(run, "cpu").autoencoder,
+        "does not fit the configuration",
+        "expected",
+        kind=checkpoint.CheckpointError,
+    )
+
+
+def test_the_configuration_that_is_written_down(trained: Path) -> None:
+    value = read_yaml(trained / "config.yaml")
+    record = value.pop("run")
+    run = load(trained, "cpu")
+    assert parse(value) == run.config
+    assert record == run.record
+    assert record["format"] == checkpoint.FORMAT
+    assert len(record["fingerprint"]) == 64
