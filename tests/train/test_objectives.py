@@ -1,0 +1,421 @@
+"""The two objectives: losses, epoch statistics and held-out figures against brute force, and batches by (seed, step)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from train_helpers import changed, code_store, image_set, run, tiny, with_classes
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.data.grid import grid
+from vqvae2.data.pixels import to_float
+from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
+from vqvae2.train.loop import make_accelerator, read_metrics
+from vqvae2.train.prior import PriorObjective, copies
+
+
+def shares(objective: Any, world: int, start: int, count: int) -> list[list[Any]]:
+    """`count` steps of every rank's batches from `start` on: [step][rank]."""
+    streams = [objective.batches(start, rank, world) for rank in range(world)]
+    return [[next(stream) for stream in streams] for _ in range(count)]
+
+
+def flat(batch: Any) -> list[Tensor]:
+    """The tensors of a batch."""
+    return [t for item in batch for t in ([item] if isinstance(item, Tensor) else item)]
+
+
+def joined(parts: list[Any]) -> list[Tensor]:
+    """The global batch of the processes' shares."""
+    return [torch.cat(tensors) for tensors in zip(*map(flat, parts), strict=True)]
+
+
+def assert_any_split(objective: Any) -> None:
+    """The global batch of a step depends on neither the number of processes nor where one started."""
+    whole = [joined(parts) for parts in shares(objective, 1, 0, 9)]
+    for world in (2, 4):
+        for step, parts in enumerate(shares(objective, world, 0, 9)):
+            assert all(len(flat(part)[0]) == 4 // world for part in parts)
+            assert all(torch.equal(a, b) for a, b in zip(joined(parts), whole[step], strict=True))
+    for start in (1, 5, 8):
+        later = [joined(parts) for parts in shares(objective, 2, start, 9 - start)]
+        for a, b in zip(later, whole[start:], strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not any(torch.equal(a[0], b[0]) for a, b in itertools.combinations(whole, 2))
+
+
+def heldout(objective: AutoencoderObjective) -> Tensor:
+    """The held-out pictures, float."""
+    return to_float(objective.images.pixels(objective.images.heldout))
+
+
+# --- autoencoder ---
+
+
+def test_the_loss_is_reconstruction_plus_commitment(tmp_path: Path) -> None:
+    config = tiny(autoencoder={"commitment_cost": 0.7})
+    objective = AutoencoderObjective(config, image_set(tmp_path, config))
+    batch = next(objective.batches(0, 0, 1))
+    model = objective.model.eval().requires_grad_(False)
+    loss, logs = objective.loss(model, batch)
+    out = model(batch[0])
+    mse = (out.images - batch[0]).square().mean()
+    commitment = 0.0
+    inputs: list[Tensor] = []
+    for quantizer in model.quantizers:
+        quantizer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    codes = model(batch[0]).codes
+    for quantizer, z, level in zip(model.quantizers, inputs, codes.levels, strict=True):
+        commitment += 0.7 * float((quantizer.embeddings[level] - z).square().mean())
+    assert float(loss) == pytest.approx(float(mse) + commitment, rel=1e-5)
+    assert float(logs["mse"]) == pytest.approx(float(mse), rel=1e-5)
+    assert float(logs["commitment"]) == pytest.approx(commitment, rel=1e-5)
+    for index, level in enumerate(codes.levels):
+        share = level.flatten().bincount() / level.numel()
+        entropy = -float((share * share.clamp_min(1e-30).log()).sum())
+        assert float(logs[f"batch_perplexity_{index}"]) == pytest.approx(math.exp(entropy), rel=1e-4)
+
+
+def brute_usage(counts: np.ndarray) -> tuple[float, float]:
+    """Share of the codes in use, and perplexity, from counts."""
+    share = counts[counts > 0] / counts.sum()
+    return len(share) / len(counts), float(np.exp(-(share * np.log(share)).sum()))
+
+
+@pytest.mark.parametrize("batch", [4, 5, 20])
+def test_epoch_statistics_are_those_of_the_epoch(batch: int, tmp_path: Path) -> None:
+    """Counted by hand from what the quantizers gave out; each epoch anew, whatever the batch divides."""
+    config = tiny(train={"batch": batch, "steps": 9, "evaluate_every": 2})
+    objective = AutoencoderObjective(config, image_set(tmp_path, config))
+    epoch_steps = math.ceil(len(objective.images.train) / batch)
+    seen: list[list[np.ndarray]] = [[], []]
+    for level, quantizer in enumerate(objective.model.quantizers):
+
+        def note(module: Any, args: Any, out: Any, level: int = level) -> None:
+            if module.training:
+                size = module.num_embeddings
+                seen[level].append(np.bincount(out.encoding_indices.flatten().numpy(), minlength=size))
+
+        quantizer.register_forward_hook(note)
+    run(objective, config.train_autoencoder, tmp_path / "run")
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "epoch" in line]
+    assert [(line["step"], line["epoch"]) for line in lines] == [
+        (epoch * epoch_steps, epoch) for epoch in range(1, 9 // epoch_steps + 1)
+    ]
+    for line in lines:
+        for level in (0, 1):
+            usage, perplexity = brute_usage(sum(seen[level][line["step"] - epoch_steps : line["step"]]))  # type: ignore[arg-type]
+            assert line[f"usage_{level}"] == pytest.approx(usage)
+            assert line[f"perplexity_{level}"] == pytest.approx(perplexity, rel=1e-6)
+    rest = 9 % epoch_steps
+    for level, count in enumerate(objective.counts()):
+        expected = sum(seen[level][9 - rest :]) if rest else np.zeros(len(count), np.int64)
+        assert count.tolist() == expected.tolist()  # type: ignore[union-attr]
+
+
+def test_usage_figures() -> None:
+    counts = [torch.tensor([5, 0, 5, 0]), torch.tensor([1, 1, 1, 1, 1]), torch.tensor([0, 9])]
+    figures = usage_figures(counts)
+    for level, (usage, perplexity) in enumerate([(0.5, 2), (1, 5), (0.5, 1)]):
+        assert figures[f"usage_{level}"] == usage
+        assert figures[f"perplexity_{level}"] == pytest.approx(perplexity, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 100])
+def test_heldout_figures_are_brute_force_at_any_batch_size(batch: int, tmp_path: Path) -> None:
+    config = tiny(train={"batch": batch}, data={"holdout": 0.5, "flip": True, "shift": 3})
+    objective = AutoencoderObjective(config, image_set(tmp_path, config))
+    model = objective.model
+    model.train()(to_float(objective.images.pixels(objective.images.train)))  # codebooks from the data
+    for quantizer in model.quantizers:
+        quantizer.usage.zero_()
+    with torch.no_grad():
+        model.decoder[-1][-1].weight *= 200  # some pixels beyond [-1, 1], which no picture has
+    model.eval()
+    figures = objective.evaluate(model, make_accelerator())
+    images = heldout(objective)
+    assert 4 < len(images) < 14
+    with torch.no_grad():
+        out = [model(image[None]) for image in images]
+    assert max(float(item.images.abs().max()) for item in out) > 1
+    errors = [
+        float((item.images[0].double().clamp(-1, 1) - image).square().mean())
+        for item, image in zip(out, images, strict=True)
+    ]
+    mse = sum(errors) / len(errors)
+    assert figures["heldout_mse"] == pytest.approx(mse, rel=1e-5)
+    assert figures["score"] == figures["heldout_mse"]
+    assert figures["heldout_psnr"] == pytest.approx(10 * math.log10(4 / mse), rel=1e-5)
+    each = sum(10 * math.log10(4 / error) for error in errors) / len(errors)
+    assert figures["heldout_psnr_per_picture"] == pytest.approx(each, rel=1e-5)
+    for level, size in enumerate(config.autoencoder.codes):
+        codes = torch.cat([item.codes.levels[level].flatten() for item in out]).numpy()
+        usage, perplexity = brute_usage(np.bincount(codes, minlength=size))
+        assert figures[f"heldout_usage_{level}"] == pytest.approx(usage)
+        assert figures[f"heldout_perplexity_{level}"] == pytest.approx(perplexity, rel=1e-6)
+    assert not any(count.any() for count in objective.counts()), "evaluation is no training"
+
+
+def test_a_perfect_reconstruction_has_a_finite_psnr(tmp_path: Path) -> None:
+    config = tiny()
+    objective = AutoencoderObjective(config, image_set(tmp_path, config))
+
+    class Same(VQVAE):
+        def forward(self, images: Tensor) -> Any:
+            out = super().forward(images)
+            object.__setattr__(out, "images", images)
+            return out
+
+    figures = objective.evaluate(Same(config.autoencoder).eval(), make_accelerator())
+    assert figures["heldout_mse"] <= 1.01e-10
+    assert figures["heldout_psnr"] == pytest.approx(106.02, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 15, 16, 17, 40])
+def test_every_original_stands_above_its_reconstruction(count: int, tmp_path: Path) -> None:
+    config = tiny()
+    images = image_set(tmp_path, config, count=max(count + 1, 14))
+    images.heldout = np.arange(count)
+    objective = AutoencoderObjective(config, images)
+    objective.model.eval()
+    objective.draw(objective.model, tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    pixels = images.pixels(images.heldout)
+    with torch.no_grad():
+        again = objective.model(to_float(pixels)).images
+    shown: set[int] = set()
+    columns = min(8, count)
+    assert sheet.shape[:2] == (2 + 18 * (4 if count >= 16 else 2), 2 + 18 * columns)
+    for row, column in itertools.product(range(0, sheet.shape[0] // 18, 2), range(columns)):
+        above, below = (
+            sheet[2 + 18 * (row + i) : 18 + 18 * (row + i), 2 + 18 * column : 18 + 18 * column]
+            for i in (0, 1)
+        )
+        fits = (pixels.numpy() == above).all((1, 2, 3))
+        assert fits.sum() == 1, "an original"
+        number = int(fits.argmax())
+        expected = np.asarray(grid(again[number : number + 1], 1, margin=0).convert("RGB"))
+        assert np.abs(below.astype(int) - expected.astype(int)).max() <= 1
+        shown.add(number)
+    assert len(shown) == (16 if count >= 16 else min(count, 8))
+
+
+def test_autoencoder_batches_at_any_split(tmp_path: Path) -> None:
+    config = tiny(data={"flip": True, "shift": 2})
+    objective = AutoencoderObjective(config, image_set(tmp_path, config, classes=("a", "b")))
+    assert_any_split(objective)
+
+
+def test_training_batches_hold_no_heldout_picture(tmp_path: Path) -> None:
+    config = tiny()
+    objective = AutoencoderObjective(config, image_set(tmp_path, config))
+    held = {image.numpy().tobytes() for image in heldout(objective)}
+    batches = itertools.islice(objective.batches(0, 0, 1), 10)
+    seen = {image.numpy().tobytes() for images, _ in batches for image in images}
+    assert not held & seen
+    assert len(seen) == len(objective.images.train), "all the others, and nothing else"
+
+
+# --- prior ---
+
+
+def prior(place: Path, level: int = 1, classes: int = 3, **options: Any) -> PriorObjective:
+    """The objective of one level on random codes, with weights that were shaken: fresh ones give uniform logits."""
+    settings = options.pop("settings", {})
+    config = with_classes(tiny(levels=3, **settings), classes)
+    objective = PriorObjective(config, code_store(place, config, classes=classes, **options), level)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in objective.model.parameters():
+            p += 0.3 * torch.randn(p.shape, generator=generator)
+    return objective
+
+
+def by_hand(objective: PriorObjective, indices: Any, hide: bool = False) -> np.ndarray:
+    """The NLL in nats of every code of some pictures, each alone, from the logits: [n, H, W]."""
+    model, level = objective.model.eval(), objective.level
+    found = []
+    for index in indices:
+        codes = objective.store.codes([index]).levels
+        label = torch.tensor([objective.classes if hide else int(objective.store.labels[index])])
+        with torch.no_grad():
+            logits = model(codes[level], codes[:level], label if objective.classes else None)[0].double().numpy()  # fmt: skip
+        normal = np.log(np.exp(logits).sum(0))
+        h, w = np.indices(normal.shape)
+        found.append(normal - logits[codes[level][0].numpy(), h, w])
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_nll_is_the_cross_entropy_by_hand(level: int, classes: int, tmp_path: Path) -> None:
+    """Held-out pictures all of them, training ones by the probe; bits are nats / ln 2; no label is hidden."""
+    objective = prior(tmp_path, level, classes)
+    objective.model.eval()
+    figures = objective.evaluate(objective.model, make_accelerator())
+    held, train = by_hand(objective, range(4)).mean(), by_hand(objective, range(4, 14)).mean()
+    assert figures["heldout_nats"] == pytest.approx(held, rel=1e-5)
+    assert figures["train_nats"] == pytest.approx(train, rel=1e-5)
+    assert held != pytest.approx(train, rel=1e-4)
+    assert figures["score"] == figures["heldout_nats"]
+    for side in ("heldout", "train"):
+        assert figures[f"{side}_bits"] * math.log(2) == pytest.approx(figures[f"{side}_nats"])
+    assert figures["uniform_bits"] == pytest.approx(math.log2((8, 10, 12)[level]))
+    if classes:
+        change = by_hand(objective, range(4), hide=True) - by_hand(objective, range(4))
+        assert np.abs(change).max() > 0.1, "the label matters here"
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 50])
+def test_nll_does_not_depend_on_the_batch_size(batch: int, tmp_path: Path) -> None:
+    objective = prior(tmp_path, settings={"train": {"batch": batch}})
+    objective.model.eval()
+    found = objective.evaluate(objective.model, make_accelerator())["heldout_nats"]
+    assert found == pytest.approx(by_hand(objective, range(4)).mean(), rel=1e-5)
+
+
+def test_an_untrained_prior_is_nearly_uniform(tmp_path: Path) -> None:
+    config = tiny()
+    objective = PriorObjective(config, code_store(tmp_path, config), 1)
+    figures = objective.evaluate(objective.model.eval(), make_accelerator())
+    assert figures["heldout_bits"] == pytest.approx(math.log2(10), abs=0.1)
+    assert figures["uniform_bits"] == pytest.approx(math.log2(10))
+
+
+def test_the_training_loss_is_the_mean_nll_in_nats(tmp_path: Path) -> None:
+    level = {"label_dropout": 0.0, "hidden": 8, "residual": 8, "layers": 1, "kernel": 3}
+    objective = prior(tmp_path, settings={"prior": {"levels": [level] * 3}})
+    objective.model.eval()
+    batch = next(objective.batches(3, 0, 1))
+    loss, logs = objective.loss(objective.model, batch)
+    numbers = [
+        next(i for i in objective.store.train if torch.equal(objective.store.codes([i]).levels[1][0], codes))
+        for codes in batch[0][1]
+    ]
+    assert float(loss.detach()) == pytest.approx(by_hand(objective, numbers).mean(), rel=1e-5)
+    assert logs == {}
+
+
+def labels_seen(objective: PriorObjective, count: int) -> tuple[Tensor, Tensor]:
+    """The labels of `count` batches, and the ones that reached the model."""
+    asked, given = [], []
+    hook = objective.model.register_forward_pre_hook(lambda _, args: given.append(args[2]))
+    for batch in itertools.islice(objective.batches(0, 0, 1), count):
+        asked.append(batch[1])
+        objective.loss(objective.model, batch)
+    hook.remove()
+    return torch.cat(asked), torch.cat(given)
+
+
+def evaluated_labels(objective: PriorObjective) -> tuple[Tensor, Tensor]:
+    """The labels of the pictures that are evaluated, and the ones that reached the model."""
+    given: list[Tensor] = []
+    hook = objective.model.register_forward_pre_hook(lambda _, args: given.append(args[2]))
+    objective.evaluate(objective.model.eval(), make_accelerator())
+    hook.remove()
+    numbers = [*objective.store.heldout, *objective.probe]
+    return torch.tensor([int(objective.store.labels[i]) for i in numbers]), torch.cat(given)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_label_dropout(share: float, tmp_path: Path) -> None:
+    """Share 0 hides none, 1 all, others about as many; what is not hidden is the picture's own label."""
+    level = {"label_dropout": share, "hidden": 8, "residual": 8, "layers": 1, "kernel": 3}
+    objective = prior(tmp_path, settings={"prior": {"levels": [level] * 3}, "train": {"batch": 50}})
+    asked, given = labels_seen(objective, 20)
+    hidden = given == 3
+    assert torch.equal(given[~hidden], asked[~hidden])
+    assert int(asked.max()) == 2
+    assert float(hidden.double().mean()) == pytest.approx(share, abs=0.07 if 0 < share < 1 else 0)
+    asked, given = evaluated_labels(objective)
+    assert torch.equal(asked, given), "evaluation hides no label"
+
+
+def test_without_classes_no_label_is_given(tmp_path: Path) -> None:
+    objective = prior(tmp_path, classes=0)
+    given: list[Any] = []
+    objective.model.register_forward_pre_hook(lambda _, args: given.append(args[2]))
+    objective.loss(objective.model, next(objective.batches(0, 0, 1)))
+    assert given == [None]
+
+
+def test_the_probe_is_fixed_and_spread_over_the_training_pictures(tmp_path: Path) -> None:
+    config = tiny()
+    big = code_store(tmp_path / "big", config, count=3000, heldout=100)
+    probes = [PriorObjective(changed(config, seed=seed), big, level).probe for seed in (0, 1) for level in (0, 1)]  # fmt: skip
+    assert all(np.array_equal(probe, probes[0]) for probe in probes)
+    assert len(set(probes[0])) == 512
+    assert set(probes[0]) <= set(big.train)
+    assert np.histogram(probes[0], bins=4, range=(100, 100 + 512 * 5))[0].tolist() == [128] * 4
+    small = code_store(tmp_path / "small", config)
+    assert np.array_equal(PriorObjective(config, small, 0).probe, small.train)
+
+
+def test_the_probe_is_not_augmented(tmp_path: Path) -> None:
+    """The store holds the training pictures as they are first, then their augmented copies."""
+    config = tiny(train={"batch": 4}, train_prior=[{**tiny().train_prior[0].model_dump(), "copies": n} for n in (1, 3)])  # fmt: skip
+    assert copies(config) == 3
+    store = code_store(tmp_path, config, count=4 + 3 * 10)
+    for level in (0, 1):
+        assert PriorObjective(config, store, level).probe.tolist() == list(range(4, 14))
+
+
+def test_prior_batches_at_any_split(tmp_path: Path) -> None:
+    assert_any_split(prior(tmp_path, level=2))
+
+
+def test_prior_batches_hold_every_training_picture_once_an_epoch(tmp_path: Path) -> None:
+    """With its label and its coarser codes; never a held-out one."""
+    objective = prior(tmp_path, level=1, count=16)
+    store = objective.store
+    for epoch in range(3):
+        numbers = []
+        for (coarse, fine), labels in itertools.islice(objective.batches(3 * epoch, 0, 1), 3):
+            for a, b, label in zip(coarse, fine, labels, strict=True):
+                fits = [
+                    int(i)
+                    for i in store.train
+                    if torch.equal(store.codes([i]).levels[0][0], a)
+                    and torch.equal(store.codes([i]).levels[1][0], b)
+                ]
+                assert [int(store.labels[i]) for i in fits] == [int(label)]
+                numbers += fits
+        assert sorted(numbers) == store.train.tolist()
+
+
+def test_levels_see_the_pictures_in_different_orders(tmp_path: Path) -> None:
+    config = with_classes(tiny(), 3)
+    store = code_store(tmp_path, config, classes=3)
+    first, second = (next(PriorObjective(config, store, level).batches(0, 0, 1)) for level in (0, 1))
+    assert not torch.equal(first[0][0], second[0][0])
+
+
+# --- both ---
+
+
+def test_initial_weights_are_a_function_of_the_seed_alone(tmp_path: Path) -> None:
+    """And the global random state is left alone."""
+    config = tiny()
+    images, store = image_set(tmp_path, config), code_store(tmp_path / "codes", config)
+    for make in (
+        lambda seed: AutoencoderObjective(changed(config, seed=seed), images),
+        lambda seed: PriorObjective(changed(config, seed=seed), store, 1),
+    ):
+        weights = []
+        for number, seed in enumerate((3, 3, 4)):
+            torch.manual_seed(number)
+            before = torch.random.get_rng_state()
+            model: VQVAE | LevelPrior = make(seed).model
+            assert torch.equal(torch.random.get_rng_state(), before)
+            weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])

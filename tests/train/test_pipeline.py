@@ -1,0 +1,694 @@
+"""The chained pipeline: every stage in one folder, resumable between any two steps, and true to its settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from train_helpers import Spoken, changed, pictures, signal_at, tiny
+
+from vqvae2 import checkpoint
+from vqvae2.checkpoint import CheckpointError, load_tensors, read_json
+from vqvae2.codes import Codes
+from vqvae2.config import Config, ConfigError
+from vqvae2.data.grid import grid
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.pixels import to_float
+from vqvae2.data.store import open_store
+from vqvae2.train import pipeline
+from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.pipeline import (
+    RunError,
+    claim,
+    code_use,
+    finished,
+    load_autoencoder,
+    load_prior,
+    model_file,
+    read_run,
+    train,
+)
+from vqvae2.train.progress import Reporter
+
+CLASSES = ("cats", "dogs")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: no handler of ours may catch it."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen pictures in two classes."""
+    return pictures(tmp_path_factory.mktemp("data") / "pictures", classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    """Two levels; the finer prior's settings differ from the coarser's, and copies are augmented."""
+    config = tiny(data={"shift": 1, "flip": True}, train={"average": 0.5})
+    priors = [settings.model_dump() | {"copies": 2} for settings in config.train_prior]
+    return changed(config, train_prior=priors)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all stages without an interruption; read only."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    reporter = Spoken()
+    train(str(data), folder, config, command="vqvae2 train", reporter=reporter)
+    (folder / "said.json").write_text(json.dumps(reporter.lines))
+    return folder
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """A copy of that run to work on."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def go(data: Path, folder: Path, config: Config) -> list[str]:
+    """`train` in silence; what it would say."""
+    reporter = Spoken()
+    train(str(data), folder, config, command="vqvae2 train", reporter=reporter)
+    return reporter.lines
+
+
+def ask(folder: Path, data: Path, config: Config) -> Config:
+    """`claim`."""
+    return claim(folder, str(data), config, "vqvae2 train again", make_accelerator())
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and bytes of every file."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What every file says: bytes, where the order of keys is not free, without the time it all took."""
+    found: dict[str, Any] = {}
+    for name, (_, data) in snapshot(folder).items():
+        if name.endswith(".jsonl"):
+            found[name] = [json.loads(line) for line in data.decode().splitlines()]
+        elif name.endswith("config.json"):
+            found[name] = json.loads(data)
+            del found[name]["outcome"]["seconds"]
+        elif name.endswith(".safetensors"):
+            tensors, meta = load_tensors(folder / name)
+            found[name] = checkpoint.digest(tensors), meta
+        elif name != "said.json":
+            found[name] = data
+    return found
+
+
+def only_stage_1(folder: Path) -> Path:
+    """Take everything after the autoencoder away."""
+    for part in ("codes", "prior"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    return folder
+
+
+# --- all of it ---
+
+
+def test_every_stage_leaves_its_files(whole: Path, config: Config) -> None:
+    names = set(snapshot(whole))
+    for part, training in [
+        ("autoencoder", config.train_autoencoder),
+        *((f"prior/level-{i}", settings) for i, settings in enumerate(config.train_prior)),
+    ]:
+        assert {f"{part}/{name}" for name in ("model.safetensors", "config.json", "metrics.jsonl")} <= names
+        outcome = read_json(whole / part / "config.json")["outcome"]
+        tensors, meta = load_tensors(whole / part / "model.safetensors")
+        assert (outcome["step"], meta["step"]) == (training.steps, outcome["best_step"])
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+        steps = [line["step"] for line in read_metrics(whole / part / "metrics.jsonl")]
+        assert steps == sorted(steps)
+        assert steps[-1] == training.steps
+    assert not [name for name in names if "checkpoints" in name or name.endswith(".tmp")]
+    assert {"config.yaml", "codes/manifest.json", "codes/level-0.npy", "codes/level-1.npy"} <= names
+    assert finished(whole, config)
+
+
+def test_pictures_exist_and_open(whole: Path) -> None:
+    """Originals above reconstructions at every evaluation, 64 samples of every level."""
+    shown = sorted(path.name for path in (whole / "autoencoder" / "pictures").iterdir())
+    assert shown == ["step-0000003.png", "step-0000006.png"]
+    for path in whole.glob("autoencoder/pictures/*.png"):
+        with Image.open(path) as picture:
+            assert picture.convert("RGB").height == 2 + 2 * 18
+    for level in (0, 1):
+        with Image.open(whole / "prior" / f"level-{level}" / "samples.png") as picture:
+            picture.load()
+            assert picture.size == (2 + 8 * 18, 2 + 8 * 18)
+
+
+def test_the_record_of_the_run(whole: Path, data: Path, config: Config) -> None:
+    record, settings = read_run(whole)
+    assert record["source"] == str(data)
+    assert record["command"] == "vqvae2 train"
+    assert record["classes"] == list(CLASSES)
+    assert len(record["fingerprint"]) == 64
+    assert settings == changed(config, prior={"classes": 2})
+
+
+def test_the_published_weights_are_the_best_not_the_last(data: Path, tmp_path: Path) -> None:
+    """At a rate that spoils the model, the first evaluation stays the best one."""
+    config = tiny(train_autoencoder={"lr": 1e-3}, train={"evaluate_every": 1, "steps": 6})
+    priors = [
+        settings.model_dump() | {"lr": 1.0, "warmup": 0, "schedule": "constant"}
+        for settings in config.train_prior
+    ]
+    config = changed(config, train_prior=priors)
+    go(data, tmp_path / "run", config)
+    for level in (0, 1):
+        part = tmp_path / "run" / "prior" / f"level-{level}"
+        lines = [line for line in read_metrics(part / "metrics.jsonl") if "heldout_nats" in line]
+        best = min(lines, key=lambda line: line["heldout_nats"])
+        _, meta = load_tensors(part / "model.safetensors")
+        assert meta["step"] == best["step"] < 6
+        assert meta["figures"]["heldout_nats"] == best["heldout_nats"] < lines[-1]["heldout_nats"]
+        store = open_store(tmp_path / "run" / "codes")
+        prior = load_prior(tmp_path / "run", read_run(tmp_path / "run")[1], "cpu")
+        held = store.codes(store.heldout)
+        nats = -prior.log_prob(held, torch.from_numpy(store.labels[store.heldout]))[:, level].detach()
+        size = held.levels[level][0].numel()
+        assert float(nats.mean()) / size == pytest.approx(best["heldout_nats"], rel=1e-4)
+
+
+def test_the_codes_are_what_the_published_autoencoder_makes(whole: Path, data: Path, config: Config) -> None:
+    """Held-out pictures once, the training ones as they are and once augmented, labels along."""
+    images = open_images(str(data), config.data, whole / "data", say=lambda _: None)
+    store = open_store(whole / "codes")
+    autoencoder, digest = load_autoencoder(whole, config, "cpu")
+    assert store.digest == digest
+    order = [*images.heldout, *images.train, *images.train]
+    assert len(store) == len(order)
+    assert images.labels is not None
+    assert store.labels.tolist() == images.labels[order].tolist()
+    assert store.split.tolist() == [1] * len(images.heldout) + [0] * 2 * len(images.train)
+    plain = len(images.heldout) + len(images.train)
+    codes = autoencoder.encode(to_float(images.pixels(order[:plain])))
+    for found, expected in zip(store.codes(range(plain)).levels, codes.levels, strict=True):
+        assert torch.equal(found, expected)
+    first = store.codes(range(len(images.heldout), plain)).levels[1]
+    again = store.codes(range(plain, len(order))).levels[1]
+    assert not torch.equal(first, again), "the second copy is shifted and mirrored"
+
+
+@pytest.mark.parametrize(("levels", "channels"), [(1, 1), (1, 4), (3, 1), (3, 4)])
+def test_other_shapes_without_classes(levels: int, channels: int, tmp_path: Path) -> None:
+    config = tiny(levels, channels, train={"steps": 2})
+    root = pictures(tmp_path / "pictures", channels=channels)
+    said = go(root, tmp_path / "run", config)
+    assert any("no classes" in line for line in said)
+    settings = read_run(tmp_path / "run")[1]
+    assert settings == config
+    prior = load_prior(tmp_path / "run", settings, "cpu")
+    drawn = prior.sample(2)
+    autoencoder, _ = load_autoencoder(tmp_path / "run", settings, "cpu")
+    assert autoencoder.decode(drawn).shape == (2, channels, 16, 16)
+    for level in range(levels):
+        with Image.open(tmp_path / "run" / "prior" / f"level-{level}" / "samples.png") as picture:
+            picture.load()
+            assert picture.mode == {1: "RGB", 4: "RGBA"}[channels]
+    assert go(root, tmp_path / "run", config) == [f"{tmp_path / 'run'}: all is done; nothing to train"]
+
+
+def test_again_there_is_nothing_to_train(copied: Path, data: Path, config: Config) -> None:
+    """No file is touched; the pictures are not even looked at."""
+    before = snapshot(copied)
+    assert go(data, copied, config) == [f"{copied}: all is done; nothing to train"]
+    assert snapshot(copied) == before
+
+
+def test_a_run_is_a_function_of_its_settings(whole: Path, data: Path, config: Config, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    go(data, tmp_path / "run", config)
+    assert content(tmp_path / "run") == content(whole)
+
+
+def test_the_precision_of_the_run(data: Path, tmp_path: Path) -> None:
+    """All stages in bfloat16, then nothing to do in float32: the run is the same one."""
+    config = tiny(1, train={"steps": 2}, precision="bf16")
+    go(data, tmp_path / "run", config)
+    for part in ("autoencoder", "prior/level-0"):
+        tensors, meta = load_tensors(tmp_path / "run" / part / "model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} <= {torch.float32, torch.int64}
+        assert all(np.isfinite(value) for value in meta["figures"].values())
+    exact = changed(config, precision="no")
+    assert go(data, tmp_path / "run", exact) == [f"{tmp_path / 'run'}: all is done; nothing to train"]
+    float32, _ = load_tensors(tmp_path / "run" / "autoencoder" / "model.safetensors")
+    go(data, tmp_path / "exact", exact)
+    tensors, _ = load_tensors(tmp_path / "exact" / "autoencoder" / "model.safetensors")
+    assert not torch.equal(tensors["decoder.0.weight"], float32["decoder.0.weight"]), "it makes a difference"
+
+
+# --- killed and resumed ---
+
+PLACES = {  # function of the pipeline, which of its calls, whether the process ends before or after it
+    "after the claim": ("_open", 1, "before"),
+    "after the pictures": ("_open", 1, "after"),
+    "before stage 1": ("_stage1", 1, "before"),
+    "after stage 1": ("_stage1", 1, "after"),
+    "in the extraction": ("_extract_some", 1, "before"),
+    "after the codes": ("_codes", 1, "after"),
+    "after level 0": ("_stage2", 1, "after"),
+    "after its samples": ("_draw_level", 1, "after"),
+    "after level 1": ("_stage2", 2, "after"),
+    "in the last samples": ("_draw_level", 2, "before"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_between_two_stages_and_resumed(
+    place: str, whole: Path, data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, number, side = PLACES[place]
+    calls = 0
+    owner, name = (ImageSet, "raw") if name == "_extract_some" else (pipeline, name)
+    usual = getattr(owner, name)
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        if owner is ImageSet and not model_file(tmp_path / "run").exists():
+            return usual(*arguments, **options)
+        calls += 1
+        if calls < number:
+            return usual(*arguments, **options)
+        if side == "after":
+            usual(*arguments, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dying)
+        with pytest.raises(Killed):
+            go(data, tmp_path / "run", config)
+    assert not finished(tmp_path / "run", config)
+    said = go(data, tmp_path / "run", config)
+    assert content(tmp_path / "run") == content(whole)
+    trained = [line.split(":")[0] for line in said if "is the best of" in line]
+    done = {"after stage 1": 1, "in the extraction": 1, "after the codes": 1, "after level 0": 2, "after its samples": 2, "after level 1": 3, "in the last samples": 3}  # fmt: skip
+    assert trained == ["autoencoder", "prior level 0", "prior level 1"][done.get(place, 0) :]
+    assert finished(tmp_path / "run", config)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("stage", ["autoencoder", "prior/level-1"])
+def test_killed_while_publishing(
+    stage: str, file: str, whole: Path, data: Path, config: Config, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The training is over and its state saved; one of the two files is there when the process ends."""
+    usual = Path.replace
+    target = tmp_path / "run" / stage / file
+
+    def dying(self: Path, to: Path) -> Path:
+        moved = usual(self, to)
+        if Path(to) == target:
+            raise Killed
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            go(data, tmp_path / "run", config)
+    go(data, tmp_path / "run", config)
+    left = tmp_path / "run" / stage / "checkpoints"
+    assert left.exists() == (file == "model.safetensors"), "left over, and harmless"
+    shutil.rmtree(left, ignore_errors=True)
+    assert content(tmp_path / "run") == content(whole)
+
+
+@pytest.mark.parametrize("name", ["AutoencoderObjective", "PriorObjective"])
+def test_interrupted_within_a_stage(
+    name: str, whole: Path, data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at each of the stage's steps in turn, the last one included."""
+    usual = getattr(pipeline, name)
+    for step in range(1, 7):
+
+        def make(*arguments: Any, step: int = step) -> Any:
+            objective = usual(*arguments)
+            signal_at(objective, {step}, signal.SIGTERM)
+            return objective
+
+        monkeypatch.setattr(pipeline, name, make)
+        with pytest.raises(Interrupted, match=f"saved at step {step} of 6"):
+            go(data, tmp_path / "run", config)
+    monkeypatch.setattr(pipeline, name, usual)
+    go(data, tmp_path / "run", config)
+    assert content(tmp_path / "run") == content(whole)
+
+
+def test_a_missing_sheet_of_samples_is_drawn_again(copied: Path, whole: Path, data: Path, config: Config) -> None:  # fmt: skip
+    (copied / "prior" / "level-0" / "samples.png").unlink()
+    said = go(data, copied, config)
+    assert not any("is the best of" in line for line in said)
+    assert content(copied) == content(whole)
+
+
+def test_a_damaged_model_is_named(copied: Path, data: Path, config: Config) -> None:
+    (copied / "prior" / "level-0" / "samples.png").unlink()
+    file = model_file(copied)
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"autoencoder/model\.safetensors is damaged"):
+        go(data, copied, config)
+
+
+# --- what may change, and what may not ---
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"seed": 5}, "seed: 0 -> 5"),
+    ({"data": {"size": 24}}, "data.size: 16 -> 24"),
+    ({"data": {"flip": False}}, "data.flip: True -> False"),
+    ({"data": {"holdout": 0.5}}, "data.holdout: 0.3 -> 0.5"),
+    ({"autoencoder": {"codes": [8, 16]}}, r"autoencoder.codes: \[8, 10\] -> \[8, 16\]"),
+    ({"train_autoencoder": {"steps": 7}}, "train_autoencoder.steps: 6 -> 7"),
+]
+FREE: list[dict[str, Any]] = [
+    {"data": {"workers": 2}},
+    {"data": {"cache_gb": 0.5}},
+    {"data": {"streaming": True}},
+    {"precision": "bf16"},
+    {"compile": True},
+    {"sampling": {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "guidance": 2.0}},
+]
+
+
+def prior_patch(config: Config, level: int, **options: Any) -> dict[str, Any]:
+    """A change of one level's prior training."""
+    return {"train_prior": [s.model_dump() | (options if i == level else {}) for i, s in enumerate(config.train_prior)]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("patch", "said"), REFUSED)
+def test_settings_of_a_trained_stage_are_kept(
+    patch: dict[str, Any], said: str, copied: Path, data: Path, config: Config
+) -> None:
+    only_stage_1(copied)
+    before = snapshot(copied)
+    with pytest.raises(RunError, match=rf"was trained with other settings \({said}\); use the old") as caught:
+        ask(copied, data, changed(config, **patch))
+    assert "\n" not in str(caught.value)
+    assert snapshot(copied) == before
+
+
+def test_every_difference_is_shown(copied: Path, data: Path, config: Config) -> None:
+    patch = {"seed": 5, "data": {"shift": 2, "workers": 3}}
+    with pytest.raises(
+        RunError, match=r"\(data: .*pictures -> elsewhere; seed: 0 -> 5; data\.shift: 1 -> 2\)"
+    ):
+        ask(copied, Path("elsewhere"), changed(config, **patch))
+
+
+@pytest.mark.parametrize("patch", FREE)
+def test_free_settings_may_always_change(
+    patch: dict[str, Any], copied: Path, data: Path, config: Config
+) -> None:
+    wanted = changed(config, **patch)
+    claimed = ask(copied, data, wanted)
+    assert claimed == changed(wanted, prior={"classes": 2})
+    record, settings = read_run(copied)
+    assert settings == claimed
+    assert record["command"] == "vqvae2 train", "what is trained was asked for then"
+
+
+def test_settings_of_stages_not_begun_may_change(copied: Path, data: Path, config: Config) -> None:
+    shutil.rmtree(copied / "prior" / "level-1")
+    level = config.prior.levels[1].model_dump()
+    wanted = changed(
+        config,
+        prior={"levels": [config.prior.levels[0].model_dump(), level | {"hidden": 12}]},
+        **prior_patch(config, 1, steps=4),
+    )
+    assert ask(copied, data, wanted) == changed(wanted, prior={"classes": 2})
+    assert read_run(copied)[0]["command"] == "vqvae2 train again"
+    go(data, copied, wanted)
+    assert read_json(copied / "prior" / "level-1" / "config.json")["outcome"]["step"] == 4
+    with pytest.raises(RunError, match=r"\(train_prior\.0\.lr: 0\.003 -> 0\.1\)"):
+        ask(copied, data, changed(wanted, **prior_patch(wanted, 0, lr=0.1)))
+    with pytest.raises(RunError, match=r"prior\.levels\.1\.hidden: 12 -> 8; train_prior\.1\.steps: 4 -> 6"):
+        ask(copied, data, config)
+
+
+def test_before_anything_is_trained_all_may_change(data: Path, config: Config, tmp_path: Path) -> None:
+    """Number of levels and data included."""
+    ask(tmp_path / "run", data, config)
+    other = tiny(3, seed=4)
+    assert ask(tmp_path / "run", Path("elsewhere"), other) == other
+    record, settings = read_run(tmp_path / "run")
+    assert (record["source"], record["command"], settings) == ("elsewhere", "vqvae2 train again", other)
+
+
+def test_a_begun_stage_counts_as_trained(
+    data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state is saved, its model not yet there."""
+    usual = pipeline.AutoencoderObjective
+
+    def make(*arguments: Any) -> Any:
+        objective = usual(*arguments)
+        signal_at(objective, {2})
+        return objective
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "AutoencoderObjective", make)
+        with pytest.raises(Interrupted):
+            go(data, tmp_path / "run", config)
+    with pytest.raises(RunError, match=r"train_autoencoder\.lr: 0\.003 -> 0\.1"):
+        ask(tmp_path / "run", data, changed(config, train_autoencoder={"lr": 0.1}))
+    ask(tmp_path / "run", data, changed(config, **prior_patch(config, 0, lr=0.1)))
+
+
+def test_copies_may_change_until_a_prior_is_begun(copied: Path, data: Path, config: Config) -> None:
+    """All levels share the codes; a store with another number of copies is made anew."""
+    shutil.rmtree(copied / "prior")
+    images = open_images(str(data), config.data, copied / "data", say=lambda _: None)
+    wanted = changed(config, **prior_patch(config, 1, copies=3))
+    go(data, copied, wanted)
+    assert len(open_store(copied / "codes")) == len(images.heldout) + 3 * len(images.train)
+    shutil.rmtree(copied / "prior" / "level-1")
+    with pytest.raises(RunError, match=r"train_prior\.1\.copies: 3 -> 2"):
+        ask(copied, data, config)
+
+
+# --- the data ---
+
+
+def test_other_data_is_refused(copied: Path, data: Path, config: Config) -> None:
+    before = snapshot(copied)
+    with pytest.raises(RunError, match=r"other settings \(data: .*pictures -> emoji64\)"):
+        go(Path("emoji64"), copied, config)
+    assert snapshot(copied) == before
+
+
+def test_changed_data_is_refused(copied: Path, config: Config, data: Path, tmp_path: Path) -> None:
+    """A picture was added, or one is another now, since the autoencoder was trained."""
+    mine = Path(shutil.copytree(data, tmp_path / "mine"))
+    run = tmp_path / "changing"
+    go(mine, run, config)
+    only_stage_1(run)
+    added = mine / "cats" / "new.png"
+    shutil.copy(mine / "dogs" / "001.png", added)
+    with pytest.raises(RunError, match=r"the pictures in .*mine changed since .*changing was begun"):
+        go(mine, run, config)
+    added.unlink()
+    kept = (mine / "cats" / "000.png").read_bytes()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(mine / "cats" / "000.png")
+    with pytest.raises(RunError, match="changed since"):
+        go(mine, run, config)
+    assert not (run / "codes").exists()
+    (mine / "cats" / "000.png").write_bytes(kept)
+    original = data / "cats" / "000.png"
+    os.utime(mine / "cats" / "000.png", ns=(original.stat().st_atime_ns, original.stat().st_mtime_ns))
+    go(mine, run, config)
+    assert finished(run, config)
+
+
+def test_data_may_change_before_anything_is_trained(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = pictures(tmp_path / "mine", classes=CLASSES)
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
+        patch.setattr(pipeline, "_stage1", lambda *arguments: (_ for _ in ()).throw(Killed))
+        go(mine, tmp_path / "run", config)
+    before = read_run(tmp_path / "run")[0]
+    pictures(mine, 20, classes=("birds", "cats", "dogs"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
+        patch.setattr(pipeline, "_stage1", lambda *arguments: (_ for _ in ()).throw(Killed))
+        go(mine, tmp_path / "run", config)
+    record, settings = read_run(tmp_path / "run")
+    assert record["fingerprint"] != before["fingerprint"]
+    assert record["classes"] == ["birds", "cats", "dogs"]
+    assert settings.prior.classes == 3
+
+
+# --- folders that cannot be used ---
+
+
+def test_a_run_of_a_newer_version(copied: Path, data: Path, config: Config) -> None:
+    file = copied / "config.yaml"
+    value = yaml.safe_load(file.read_text())
+    value["run"] |= {"format": checkpoint.FORMAT + 1, "version": "99.0"}
+    value["a setting of tomorrow"] = 1
+    file.write_text(yaml.safe_dump(value))
+    before = snapshot(copied)
+    with pytest.raises(RunError, match=r"was made by vqvae2 99\.0 \(format 2\).*please upgrade"):
+        go(data, copied, config)
+    assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_in_the_place_of_the_folder(below: str, data: Path, config: Config, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(RunError, match=r"cannot use .*run.* as a run folder") as caught:
+        go(data, tmp_path / "run" / below, config)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "][", "5", "- a\n- b\n", "run: 3\n", "run: {format: x}\n", "run: {}\ndata: {size: -1}\n", "run: {}\nwho: 1\n"],
+)  # fmt: skip
+def test_a_damaged_record(text: str, copied: Path, data: Path, config: Config) -> None:
+    (copied / "config.yaml").write_text(text)
+    before = snapshot(copied)
+    with pytest.raises(ConfigError) as caught:
+        go(data, copied, config)
+    assert "\n" not in str(caught.value)
+    assert snapshot(copied) == before
+
+
+def test_a_record_that_is_no_text(copied: Path, data: Path, config: Config) -> None:
+    (copied / "config.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        go(data, copied, config)
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is no run folder: it has no config\.yaml"):
+        read_run(tmp_path)
+
+
+# --- codes ---
+
+
+def test_codes_of_another_autoencoder_are_extracted_anew(
+    copied: Path, whole: Path, data: Path, config: Config
+) -> None:
+    """In silence before stage 2, with a word when priors were trained on them."""
+    manifest = copied / "codes" / "manifest.json"
+    for priors in (True, False):
+        if not priors:
+            shutil.rmtree(copied / "prior")
+        (copied / "prior" / "level-1" / "samples.png").unlink(missing_ok=True)
+        manifest.write_text(json.dumps(read_json(manifest) | {"digest": "of another"}))
+        level = copied / "codes" / "level-0.npy"
+        np.save(level, np.zeros_like(np.load(level)))
+        said = go(data, copied, config)
+        assert any("extracting anew" in line for line in said) == priors
+        assert content(copied) == content(whole)
+
+
+@pytest.mark.parametrize("damage", ["manifest.json", "level-1.npy", "all"])
+def test_a_damaged_store_is_extracted_anew(
+    damage: str, copied: Path, whole: Path, data: Path, config: Config
+) -> None:
+    if damage == "all":
+        shutil.rmtree(copied / "codes")
+    else:
+        (copied / "codes" / damage).write_bytes(b"x")
+    (copied / "prior" / "level-1" / "samples.png").unlink()
+    go(data, copied, config)
+    assert content(copied) == content(whole)
+
+
+def test_code_use_is_counted_over_the_training_codes(whole: Path) -> None:
+    store = open_store(whole / "codes")
+    for level, figures in enumerate(code_use(store)):
+        codes = store.codes(store.train).levels[level].numpy()
+        counts = np.bincount(codes.ravel(), minlength=store.geometry.vocabulary[level])
+        share = counts[counts > 0] / counts.sum()
+        assert figures["usage"] == pytest.approx(len(share) / len(counts))
+        assert figures["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
+
+
+def test_a_collapsed_level_is_reported_before_stage_2(tmp_path: Path) -> None:
+    """One colour only: a few codes of 64 are used at the coarse level, and the user is told what to do."""
+    root = tmp_path / "flat"
+    root.mkdir()
+    for number in range(8):
+        Image.new("RGB", (16, 16), (200, 30, 40)).save(root / f"{number}.png")
+    config = tiny(autoencoder={"codes": [64, 4]})
+    said = go(root, tmp_path / "run", config)
+    warnings = [i for i, line in enumerate(said) if "collapsed" in line]
+    assert len(warnings) == 1, said
+    line = said[warnings[0]]
+    coarse, fine = code_use(open_store(tmp_path / "run" / "codes"))
+    assert coarse["usage"] < 0.1 <= fine["usage"]
+    found = f"it uses {coarse['usage']:.1%} of its codes (perplexity {coarse['perplexity']:.1f})"
+    assert f"level 0 is collapsed: {found}" in line
+    assert "Try fewer codes (--set autoencoder.codes=" in line
+    places = [
+        i for i, line in enumerate(said) if line.startswith(("autoencoder: step", "prior level 0: step"))
+    ]
+    assert places[0] < warnings[0] < places[1]
+
+
+def test_a_healthy_level_is_not_reported(whole: Path) -> None:
+    said = json.loads((whole / "said.json").read_text())
+    assert not any("collapsed" in line for line in said)
+    assert any(line.startswith("prior level 1: step") for line in said)
+
+
+# --- samples ---
+
+
+def test_samples_of_a_level_replace_finer_ones_by_their_mean_code(whole: Path) -> None:
+    """What is drawn as soon as the coarse prior is trained: its codes, decoded without the finer level."""
+    settings = read_run(whole)[1]
+    autoencoder, _ = load_autoencoder(whole, settings, "cpu")
+    labels = torch.arange(64) % 2
+    coarse = load_prior(whole, settings, "cpu", levels=1).sample(64, labels, seed=settings.seed)
+    both = load_prior(whole, settings, "cpu").sample(64, labels, seed=settings.seed)
+    assert torch.equal(coarse.levels[0], both.levels[0])
+    finest = torch.zeros_like(both.levels[1])
+    for level, codes in enumerate((Codes((*coarse.levels, finest)), both)):
+        expected = np.asarray(grid(autoencoder.decode(codes, level + 1), 8))
+        with Image.open(whole / "prior" / f"level-{level}" / "samples.png") as picture:
+            assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
+
+
+def test_priors_need_their_files(copied: Path) -> None:
+    settings = read_run(copied)[1]
+    model_file(copied, 1).unlink()
+    load_prior(copied, settings, "cpu", levels=1)
+    with pytest.raises(CheckpointError, match=r"no weights at .*level-1"):
+        load_prior(copied, settings, "cpu")
+
+
+def test_worker_processes_end_with_the_pictures(
+    data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures are closed after the codes, and when training fails."""
+    closed: list[int] = []
+    usual = ImageSet.close
+    monkeypatch.setattr(ImageSet, "close", lambda self: closed.append(1) or usual(self))
+    monkeypatch.setattr(pipeline, "_stage1", lambda *arguments: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        train(str(data), tmp_path / "run", config, reporter=Reporter(quiet=True))
+    assert closed == [1]

@@ -1,0 +1,204 @@
+"""Two processes with half the batch each do what one does with the whole batch, stop together and fail together."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import Spoken, changed, pictures, tiny
+
+from vqvae2.checkpoint import digest, load_tensors
+from vqvae2.config import Config
+from vqvae2.data.store import open_store
+from vqvae2.train.loop import read_metrics
+from vqvae2.train.pipeline import model_file, train
+
+PARTS = ("autoencoder", "prior/level-0", "prior/level-1")
+
+# Four jobs: a whole run; one that rank 1 is asked to stop; one whose loss spoils on rank 1 alone; an uneven batch.
+_WORKER = """
+import json, math, os, signal, sys, warnings
+from pathlib import Path
+import torch
+from vqvae2.checkpoint import digest
+from vqvae2.config import parse
+from vqvae2.train import loop, pipeline
+from vqvae2.train.progress import Reporter
+
+warnings.simplefilter("error")
+torch.set_num_threads(1)
+data, place = sys.argv[1], Path(sys.argv[2])
+rank = int(os.environ["RANK"])
+configs = json.loads((place / "configs.json").read_text())
+notes = {"trained": [], "extracted": 0, "said": []}
+usual_fit, usual_extract, usual_loss = pipeline.fit, pipeline.extract, pipeline.AutoencoderObjective.loss
+
+class Notes(Reporter):
+    def say(self, text):
+        notes["said"].append(text) if not self.quiet else None
+
+def fit(objective, *arguments):
+    outcome = usual_fit(objective, *arguments)
+    notes["trained"].append(digest(objective.model.state_dict()))
+    return outcome
+
+def extract(*arguments):
+    notes["extracted"] += 1
+    usual_extract(*arguments)
+
+def train(name, config="whole"):
+    pipeline.train(data, place / name, parse(configs[config]), reporter=Notes())
+
+pipeline.fit, pipeline.extract = fit, extract
+train("whole")
+pipeline.fit, pipeline.extract = usual_fit, usual_extract
+
+calls = 0
+def asked(self, model, batch):
+    global calls
+    calls += 1
+    if rank == 1 and calls == 2:
+        signal.raise_signal(signal.SIGTERM)
+    return usual_loss(self, model, batch)
+
+pipeline.AutoencoderObjective.loss = asked
+try:
+    train("stopped")
+except loop.Interrupted as error:
+    notes["interrupted"] = str(error)
+pipeline.AutoencoderObjective.loss = usual_loss
+train("stopped")
+
+calls = 0
+def spoilt(self, model, batch):
+    global calls
+    calls += 1
+    loss, logs = usual_loss(self, model, batch)
+    return loss * (math.nan if rank == 1 and calls == 3 else 1), logs
+
+pipeline.AutoencoderObjective.loss = spoilt
+for name, config in (("spoilt", "whole"), ("uneven", "uneven")):
+    try:
+        train(name, config)
+    except loop.TrainingError as error:
+        notes[name] = str(error)
+(place / f"notes-{rank}.json").write_text(json.dumps(notes))
+torch.distributed.destroy_process_group()
+"""
+
+
+def settings() -> Config:
+    """Without dropout, whose noise is each process's own; with averages, parts, classes and an evaluation in between."""
+    config = tiny(train={"lr": 1e-3, "steps": 6, "evaluate_every": 3, "average": 0.5, "accumulate": 1})
+    level = config.prior.levels[0].model_dump() | {"dropout": 0.0, "label_dropout": 0.0}
+    return changed(config, prior={"levels": [level, level]})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes did their jobs, and one process the first of them."""
+    place = tmp_path_factory.mktemp("processes")
+    data = pictures(place / "pictures", classes=("cats", "dogs"))
+    config = settings()
+    uneven = changed(config, train_autoencoder={"batch": 5})
+    value = {"whole": config.model_dump(mode="json"), "uneven": uneven.model_dump(mode="json")}
+    (place / "configs.json").write_text(json.dumps(value))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(data), str(place)],
+            env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        train(str(data), place / "one", config, reporter=Spoken())
+        for worker in workers:
+            _, said = worker.communicate(timeout=200)
+            assert worker.returncode == 0, said
+    finally:
+        for worker in workers:
+            worker.kill()
+    return place
+
+
+def notes(place: Path) -> list[dict[str, Any]]:
+    """What each process noted."""
+    return [json.loads((place / f"notes-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_weights_are_those_of_one_process(part: str, place: Path) -> None:
+    """Codebooks and their statistics included."""
+    one, two = (load_tensors(place / run / part / "model.safetensors")[0] for run in ("one", "whole"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(two[name].double(), tensor.double(), rtol=0, atol=1e-4), name
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_record_is_that_of_one_process(part: str, place: Path) -> None:
+    """Losses, epoch statistics and held-out figures are of all processes together, not of the writing one."""
+    one, two = (read_metrics(place / run / part / "metrics.jsonl") for run in ("one", "whole"))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        shared = {key: value for key, value in a.items() if not key.startswith("batch_perplexity")}
+        assert {key: b[key] for key in shared} == pytest.approx(shared, rel=2e-3, abs=1e-6)
+        assert a.keys() == b.keys()
+    assert sum("epoch" in line for line in one) == (2 if part == "autoencoder" else 0)
+
+
+def test_both_processes_end_with_the_same_weights(place: Path) -> None:
+    first, second = notes(place)
+    assert first["trained"] == second["trained"]
+    published = [digest(load_tensors(model_file(place / "whole", level))[0]) for level in (None, 0, 1)]
+    assert first["trained"] == published
+
+
+def test_codes_are_extracted_once(place: Path) -> None:
+    first, second = notes(place)
+    assert (first["extracted"], second["extracted"]) == (1, 0)
+    one, two = (open_store(place / run / "codes") for run in ("one", "whole"))
+    assert (one.labels == two.labels).all()
+    assert (one.split == two.split).all()
+    for a, b in zip(one.codes(range(14)).levels, two.codes(range(14)).levels, strict=True):
+        assert (a == b).double().mean() > 0.95, "equal but for ties that rounding decides"
+
+
+def test_only_one_process_speaks(place: Path) -> None:
+    first, second = notes(place)
+    assert sum("is the best of" in line for line in first["said"]) == 6, "three stages, of two runs"
+    assert second["said"] == []
+
+
+def test_one_that_is_asked_to_stop_stops_both(place: Path) -> None:
+    """At the same step, with the state saved; and the resumed run is the uninterrupted one, bit for bit."""
+    for note in notes(place):
+        assert note["interrupted"] == "autoencoder: saved at step 2 of 6"
+    for part in PARTS:
+        whole, stopped = (load_tensors(place / run / part / "model.safetensors")[0] for run in ("whole", "stopped"))  # fmt: skip
+        assert digest(stopped) == digest(whole)
+        assert read_metrics(place / "stopped" / part / "metrics.jsonl") == read_metrics(place / "whole" / part / "metrics.jsonl")  # fmt: skip
+
+
+def test_a_loss_that_spoils_on_one_process_ends_both(place: Path) -> None:
+    """With the same word, instead of one that waits for the other."""
+    first, second = notes(place)
+    assert "the loss is not finite at step 3 " in first["spoilt"]
+    assert first["spoilt"] == second["spoilt"]
+
+
+def test_a_batch_that_cannot_be_shared_out(place: Path) -> None:
+    for note in notes(place):
+        assert note["uneven"] == "autoencoder: a batch of 5 cannot be shared out evenly to 2 processes"

@@ -1,0 +1,209 @@
+"""Tiny pictures, settings and objectives for the tests of training."""
+
+from __future__ import annotations
+
+import gc
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from vqvae2.checkpoint import load_tensors
+from vqvae2.codes import Codes
+from vqvae2.config import Config, TrainConfig, merge, parse
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.store import CodeStore, StoreWriter, open_store
+from vqvae2.train.autoencoder import AutoencoderObjective
+from vqvae2.train.loop import Outcome, fit, make_accelerator, read_metrics
+from vqvae2.train.prior import PriorObjective
+from vqvae2.train.progress import Reporter
+
+gc.collect()
+gc.freeze()  # `fit` collects garbage at its end: spare it the walk through all of torch, hundreds of times
+
+STRIDES = {1: (4,), 2: (4, 2), 3: (2, 2, 2)}
+TRAIN: dict[str, Any] = {
+    "steps": 6,
+    "batch": 4,
+    "lr": 3e-3,
+    "warmup": 2,
+    "log_every": 2,
+    "evaluate_every": 3,
+}
+
+
+def tiny(levels: int = 2, channels: int = 3, train: dict[str, Any] | None = None, **patch: Any) -> Config:
+    """A configuration that trains in a moment on 16-px pictures; `train` changes every stage's training."""
+    level = {
+        "hidden": 8, "residual": 8, "layers": 1, "kernel": 3, "heads": 2, "output_layers": 1,
+        "condition_blocks": 1, "label_dropout": 0.3,
+    }  # fmt: skip
+    training = TRAIN | (train or {})
+    value = {
+        "data": {"size": 16, "channels": channels, "flip": False, "workers": 0, "holdout": 0.3},
+        "autoencoder": {
+            "channels": channels, "strides": STRIDES[levels], "codes": [8, 10, 12][:levels], "code_dim": 4,
+            "hidden": 8, "residual": 4, "blocks": 1,
+        },
+        "train_autoencoder": training,
+        "prior": {"levels": [level] * levels},
+        "train_prior": [training] * levels,
+    }  # fmt: skip
+    return parse(merge(value, patch))
+
+
+def changed(config: Config, **patch: Any) -> Config:
+    """The configuration with some leaves changed."""
+    return parse(merge(config.model_dump(mode="json"), patch))
+
+
+def pictures(root: Path, count: int = 14, classes: tuple[str, ...] = (), channels: int = 3) -> Path:
+    """A folder of `count` 16-px PNGs of coarse noise, dealt out to the classes."""
+    for number in range(count):
+        place = root / classes[number % len(classes)] if classes else root
+        place.mkdir(parents=True, exist_ok=True)
+        drawn = np.random.default_rng(number).integers(0, 256, (4, 4, channels), np.uint8)
+        values = drawn.repeat(4, 0).repeat(4, 1)
+        Image.fromarray(values[..., 0] if channels == 1 else values).save(place / f"{number:03d}.png")
+    return root
+
+
+def image_set(place: Path, config: Config, count: int = 14, classes: tuple[str, ...] = ()) -> ImageSet:
+    """`count` pictures under `place`, opened."""
+    root = place / "pictures"
+    if not root.exists():
+        pictures(root, count, classes, config.data.channels)
+    return open_images(str(root), config.data, place / "data", seed=config.seed, say=lambda _: None)
+
+
+def code_store(
+    place: Path, config: Config, count: int = 14, classes: int = 0, heldout: int = 4, seed: int = 0
+) -> CodeStore:
+    """Random codes of `count` pictures, the first `heldout` of them held out."""
+    generator = torch.Generator().manual_seed(seed)
+    geometry = config.geometry
+    names = [f"class {i}" for i in range(classes)]
+    with StoreWriter(place, geometry, "digest", count, classes=names) as writer:
+        levels = (
+            torch.randint(k, (count, *grid), generator=generator)
+            for k, grid in zip(geometry.vocabulary, geometry.grids, strict=True)
+        )
+        split = np.zeros(count, np.int8)
+        split[:heldout] = 1
+        writer.append(Codes(tuple(levels)), np.arange(count) % max(classes, 1), split)
+    return open_store(place)
+
+
+def with_classes(config: Config, classes: int) -> Config:
+    """The configuration with this number of classes, as the pipeline sets it from the data."""
+    return changed(config, prior={"classes": classes})
+
+
+class Spoken(Reporter):
+    """Shows nothing and remembers what was said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.lines.append(text)
+
+
+class Toy:
+    """One weight vector; the loss, the scores and what happens at which step are given.
+
+    Args:
+        loss: of the weights and the number of the step, from 1.
+        scores: of the evaluations, in order; the loss of step 1 when there are none.
+        weights: where it starts.
+    """
+
+    name = "toy"
+
+    def __init__(self, loss: Any, scores: dict[int, float] | None = None, weights: Any = (1.0, -2.0)) -> None:
+        self.model = nn.ParameterDict({"w": nn.Parameter(torch.tensor(weights))})
+        self._loss, self.scores = loss, scores
+        self.step = 0
+        self.weights: dict[int, Tensor] = {}  # after each step
+        self.evaluated: dict[int, Tensor] = {}  # at each evaluation
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
+        """The number of the step."""
+        self.step = start
+        while True:
+            self.step += 1
+            yield (torch.full((4,), self.step),)
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """What was given."""
+        return self._loss(self.model["w"], int(batch[0][0])), {}
+
+    def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
+        """Remember the weights."""
+        self.weights[step] = self.model["w"].detach().clone()
+        return {}
+
+    def counts(self) -> list[Tensor]:
+        """Nothing."""
+        return []
+
+    def evaluate(self, model: Any, accelerator: Accelerator) -> dict[str, Any]:
+        """The score of this step."""
+        self.evaluated[self.step] = model["w"].detach().clone()
+        score = 1.0 if self.scores is None else self.scores[self.step]
+        return {"score": score, "heldout": score}
+
+    def draw(self, model: nn.Module, path: Path) -> None:
+        """Nothing."""
+
+
+def stage(kind: str, place: Path, config: Config) -> AutoencoderObjective | PriorObjective:
+    """The objective of a stage: "autoencoder" or "prior" (of the finer level, with three classes)."""
+    if kind == "autoencoder":
+        return AutoencoderObjective(config, image_set(place, config))
+    return PriorObjective(with_classes(config, 3), code_store(place / "codes", config, classes=3), 1)
+
+
+def run(objective: Any, config: TrainConfig, folder: Path, seed: int = 7, precision: str = "no") -> Outcome:
+    """`fit`, silent."""
+    return fit(objective, config, folder, make_accelerator(precision), Reporter(quiet=True), seed)
+
+
+def signal_at(objective: Any, steps: set[int], number: int = signal.SIGINT, times: int = 1) -> None:
+    """Have the objective send a signal to this process right after some steps."""
+    usual = objective.after_step
+
+    def after_step(step: int, accelerator: Accelerator) -> Any:
+        figures = usual(step, accelerator)
+        for _ in range(times if step in steps else 0):
+            signal.raise_signal(number)
+        return figures
+
+    objective.after_step = after_step
+
+
+def result(objective: Any, folder: Path, outcome: Outcome) -> dict[str, Any]:
+    """Everything a training leaves behind, except the time it took."""
+    tensors, _ = load_tensors(folder / "checkpoints" / "last.safetensors")
+    published = {f"published.{k}": v for k, v in objective.model.state_dict().items()}
+    figures = {k: v for k, v in asdict(outcome).items() if k != "seconds"}
+    return {**tensors, **published, "outcome": [figures], "metrics": read_metrics(folder / "metrics.jsonl")}
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, b[name]), name
+        else:
+            assert value == b[name], name
