@@ -93,6 +93,12 @@ class AutoencoderConfig(_Model):
     )
     revive: bool = Field(True, description="move unused codes to where the error is")
     ema: bool = Field(True, description="codebooks by moving averages (paper) rather than by gradient")
+    rate: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="weight of the bits when a code is chosen (0 = paper); more makes codes that priors predict better",
+    )
 
     @field_validator("strides", "codes", mode="before")
     @classmethod

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -570,3 +572,50 @@ def test_it_agrees_with_vector_quantize_pytorch() -> None:
     values, indices, _ = other(z)
     assert torch.equal(out.encoding_indices, indices)
     assert torch.allclose(out.quantize, values, atol=1e-6)
+
+
+# --- the price of bits ---
+
+
+def test_with_a_rate_the_cheapest_of_distance_and_bits_is_chosen() -> None:
+    """By brute force from the statistics, for a codebook whose codes are used unequally."""
+    vq = VectorQuantizer(8, 3, rate=0.3, revive=False).double()
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(400, 3, dtype=torch.float64, generator=generator).square()  # crowded near the origin
+    for _ in range(30):
+        vq(z)
+    share = vq.ema_count / vq.ema_count.sum()
+    error = vq.distortion / (1 - vq.decay**30)
+    cost = torch.cdist(z, vq.embeddings).square() - 0.3 * error * share.clamp_min(0.01 / 8).log2()
+    vq.eval()
+    assert torch.equal(vq(z).encoding_indices, cost.argmin(1))
+    assert not torch.equal(cost.argmin(1), torch.cdist(z, vq.embeddings).argmin(1))
+
+
+def test_a_rate_buys_fewer_bits_with_more_error_whatever_the_scale() -> None:
+    def trained(rate: float, scale: float) -> tuple[float, float]:
+        vq = VectorQuantizer(32, 2, rate=rate)
+        z = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) * scale
+        for _ in range(60):
+            out = vq(z)
+        return float(out.perplexity), float((out.quantize - z).square().mean()) / scale**2
+
+    plain, cheap, large = trained(0, 1), trained(0.5, 1), trained(0.5, 100)
+    assert cheap[0] < plain[0] * 0.9
+    assert cheap[1] > plain[1]
+    assert large == pytest.approx(cheap, rel=0.02)
+
+
+def test_the_running_error_is_the_mean_squared_distance() -> None:
+    vq = VectorQuantizer(4, 3, revive=False).double()
+    z = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = vq(z)
+    assert (vq.distortion / (1 - vq.decay)).item() == pytest.approx(
+        (out.quantize - z).square().sum(1).mean().item()
+    )
+
+
+@pytest.mark.parametrize("options", [{"rate": -0.1}, {"rate": math.inf}, {"rate": 0.1, "ema": False}])
+def test_a_rate_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected rate"):
+        VectorQuantizer(4, 2, **options)

@@ -25,7 +25,8 @@ from prior_helpers import (
 )
 from torch import Tensor, nn
 
-from vqvae2.codes import CodesError
+from vqvae2.codes import CodesError, Geometry
+from vqvae2.config import LevelPriorConfig
 from vqvae2.prior.pixelcnn import ConditionBlock, LevelPrior
 
 LEVELS: list[Grids] = [  # none, one and two coarser levels; no square, and steps of other heights than widths
@@ -391,3 +392,30 @@ def test_bfloat16_autocast_is_near_and_trains() -> None:
     assert (logits.float() - whole).abs().max() < 0.2 * whole.std() + 0.1
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in prior.parameters())
+
+
+# --- before training ---
+
+
+@pytest.mark.parametrize("grids", LEVELS)
+def test_an_untrained_prior_knows_nothing(grids: Grids) -> None:
+    """Every code is equally likely, whatever came before: training starts at log K nats, not above."""
+    geo = geometry(grids)
+    prior = LevelPrior(LevelPriorConfig(hidden=8, residual=8, layers=2, heads=2), geo, len(grids) - 1, 2)
+    codes, coarser, labels = inputs(prior, grids)
+    assert prior(codes, coarser, labels).eq(0).all()
+
+
+def test_codes_that_mean_nearly_the_same_start_nearly_the_same() -> None:
+    """Distances between embeddings follow those between the codes, of this level and of the coarser ones."""
+    geo = Geometry(((2, 2), (4, 4)), (40, 60))
+    prior = LevelPrior(LevelPriorConfig(hidden=64, heads=2), geo, 1, 0)
+    codebooks = [torch.randn(k, 3, generator=torch.Generator().manual_seed(k)) * 5 + 9 for k in (40, 60)]
+    torch.manual_seed(0)
+    prior.start_from(codebooks)
+    assert prior.condition is not None
+    for embedding, codebook in zip([*prior.condition.embeddings, prior.embedding], codebooks, strict=True):
+        assert isinstance(embedding, nn.Embedding)
+        assert embedding.weight.std().item() == pytest.approx(1, abs=0.1)
+        both = torch.stack([torch.pdist(embedding.weight.detach()), torch.pdist(codebook)])
+        assert torch.corrcoef(both)[0, 1] > 0.6

@@ -419,3 +419,13 @@ def test_initial_weights_are_a_function_of_the_seed_alone(tmp_path: Path) -> Non
             weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[0], weights[2])
+
+
+def test_embeddings_start_from_the_codebooks_that_are_given(tmp_path: Path) -> None:
+    """Those of equal codes would be equal but for their own half of the variance."""
+    config = tiny()
+    store = code_store(tmp_path, config)
+    codebooks = [torch.zeros(k, 4) for k in config.autoencoder.codes]
+    plain, given = PriorObjective(config, store, 1), PriorObjective(config, store, 1, codebooks)
+    assert given.model.embedding.weight.std() < 0.9 < plain.model.embedding.weight.std()
+    assert not torch.equal(plain.model.embedding.weight, given.model.embedding.weight)

@@ -74,6 +74,7 @@ class _Level(nn.Module):
             init=config.init,
             revive=config.revive,
             ema=config.ema,
+            rate=config.rate,
         )
         self.conditioner: nn.Sequential | None = None
         if not finest:

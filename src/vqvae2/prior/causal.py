@@ -29,6 +29,14 @@ class ChannelNorm(nn.Module):
         return x * scale * self.gain.view(1, -1, *([1] * (x.ndim - 2)))
 
 
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, C, ...] times weight [O, C] at each position: [B, O, ...]."""
+    if x.ndim == 2:
+        return functional.linear(x, weight, bias)
+    conv = functional.conv2d if x.ndim == 4 else functional.conv1d
+    return conv(x, weight.view(*weight.shape, *([1] * (x.ndim - 2))), bias)
+
+
 class Pointwise(nn.Module):
     """A 1x1 convolution that takes grids [B, C, H, W], rows [B, C, W] and positions [B, C] alike."""
 
@@ -37,15 +45,12 @@ class Pointwise(nn.Module):
         self.linear = nn.Linear(inputs, outputs, bias)
         if zero:
             nn.init.zeros_(self.linear.weight)
+            if bias:
+                nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> [B, O, ...]."""
-        if x.ndim == 2:
-            result: Tensor = self.linear(x)
-            return result
-        weight = self.linear.weight.view(*self.linear.weight.shape, *([1] * (x.ndim - 2)))
-        conv = functional.conv2d if x.ndim == 4 else functional.conv1d
-        return conv(x, weight, self.linear.bias)
+        return pointwise(x, self.linear.weight, self.linear.bias)
 
 
 class VerticalConv(nn.Module):

@@ -9,6 +9,7 @@ Source: paper section 3.2; spec 3.3. Shapes: B batch, H W grid, N = H x W, K cod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.config import LevelPriorConfig
-from vqvae2.prior.causal import CausalAttention, ChannelNorm, GatedLayer, Pointwise, PointwiseBlock
+from vqvae2.prior.causal import CausalAttention, ChannelNorm, GatedLayer, Pointwise, PointwiseBlock, pointwise
 
 
 class ConditionBlock(nn.Module):
@@ -138,8 +139,26 @@ class LevelPrior(nn.Module):
             *(PointwiseBlock(width, config.residual, config.dropout) for _ in range(config.output_layers)),
             ChannelNorm(width),
             nn.Dropout(config.dropout),
-            Pointwise(width, self.vocabulary, zero=True),
+            Pointwise(width, width, zero=True),
         )
+        self.bias = nn.Parameter(torch.zeros(self.vocabulary))
+
+    @torch.no_grad()
+    def start_from(self, codebooks: Sequence[Tensor]) -> None:
+        """Before training: let codes that mean nearly the same start with nearly the same embeddings.
+
+        Half of each embedding's variance comes from the code, turned at random into C dimensions (our decision:
+        with few pictures, most of what is learnt about one code then holds for its neighbours too).
+
+        Args:
+            codebooks: [K, D] of this level and all coarser ones, coarsest first.
+        """
+        embeddings = [*(self.condition.embeddings if self.condition is not None else ()), self.embedding]
+        for embedding, codebook in zip(embeddings, codebooks, strict=True):
+            codes = codebook.to(embedding.weight) - codebook.to(embedding.weight).mean(0)
+            turned = codes @ torch.randn(codes.shape[1], embedding.weight.shape[1], device=codes.device)
+            turned /= turned.square().mean().sqrt().clamp_min(1e-12)
+            embedding.weight.copy_((turned + torch.randn_like(turned)) / 2**0.5)
 
     @property
     def positions(self) -> int:
@@ -178,8 +197,7 @@ class LevelPrior(nn.Module):
             v, h = layer(v, h, context)
             if index in self.attention_after:
                 h = next(attentions)(h)
-        logits: Tensor = self.output(h)
-        return logits
+        return self._logits(h)
 
     def start(self, batch: int, context: Tensor | None) -> Cache:
         """The cache before the first position; `context` from `context`, `batch` images."""
@@ -222,7 +240,11 @@ class LevelPrior(nn.Module):
             if index in self.attention_after:
                 place, layer_attention = next(attentions)
                 h, attention[place] = layer_attention.step(h, attention[place], position)
-        return self.output(h), replace(cache, horizontal=tuple(horizontal), attention=tuple(attention))
+        return self._logits(h), replace(cache, horizontal=tuple(horizontal), attention=tuple(attention))
+
+    def _logits(self, h: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, K, ...]: the output stack, then a product with the embeddings of the codes."""
+        return pointwise(self.output(h), self.embedding.weight, self.bias)
 
     def _layers(self) -> list[GatedLayer]:
         return [layer for layer in self.layers if isinstance(layer, GatedLayer)]

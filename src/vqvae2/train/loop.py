@@ -97,16 +97,15 @@ def make_accelerator(precision: str = "no", compiled: bool = False) -> Accelerat
         TrainingError: the device cannot compute in this precision.
     """
     AcceleratorState._reset_state()  # else a second training in this process must have the first one's precision
+    long = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while one process decodes
+    backend = "inductor" if compiled else None
     try:
-        return Accelerator(
-            mixed_precision=precision,
-            dynamo_backend="inductor" if compiled else None,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(hours=12))
-            ],  # others wait for the decoder
-        )
+        accelerator = Accelerator(mixed_precision=precision, dynamo_backend=backend, kwargs_handlers=[long])
     except ValueError as error:
         raise TrainingError(f"cannot train in precision {precision!r}: {error}") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":  # which accelerate would take for "no"
+        raise TrainingError("cannot train in precision 'fp16' on a CPU: use bf16, or no")
+    return accelerator
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -88,7 +88,7 @@ def train(
     _health(store, reporter)
     for level in range(config.autoencoder.levels):
         if not model_file(folder, level).exists():
-            _stage2(folder, config, store, level, accelerator, reporter)
+            _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
         if accelerator.is_main_process and not _samples_file(folder, level).exists():
             _draw_level(folder, config, autoencoder, level)
         accelerator.wait_for_everyone()
@@ -372,10 +372,17 @@ def code_use(store: CodeStore) -> list[dict[str, float]]:
 
 
 def _stage2(
-    folder: Path, config: Config, store: CodeStore, level: int, accelerator: Accelerator, reporter: Reporter
+    folder: Path,
+    config: Config,
+    store: CodeStore,
+    autoencoder: VQVAE,
+    level: int,
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> None:
     settings = config.train_prior[level]
-    objective = PriorObjective(config, store, level)
+    codebooks = [quantizer.embeddings for quantizer in autoencoder.quantizers[: level + 1]]
+    objective = PriorObjective(config, store, level, codebooks)
     part = folder / "prior" / f"level-{level}"
     _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)
 

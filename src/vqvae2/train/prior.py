@@ -7,7 +7,7 @@ augmentation, with the label.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,12 @@ class PriorObjective:
         config: the whole configuration; `config.prior.classes` as in the store.
         store: the codes.
         level: 0 is the coarsest.
+        codebooks: [K, D] of this and all coarser levels, from which the embeddings start; () = at random.
     """
 
-    def __init__(self, config: Config, store: CodeStore, level: int) -> None:
+    def __init__(
+        self, config: Config, store: CodeStore, level: int, codebooks: Sequence[Tensor] = ()
+    ) -> None:
         self.config, self.store, self.level = config, store, level
         self.name = f"prior level {level}"
         self.settings = config.train_prior[level]
@@ -43,6 +46,8 @@ class PriorObjective:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1 + level)
             self.model = LevelPrior(config.prior.levels[level], store.geometry, level, self.classes)
+            if codebooks:
+                self.model.start_from(codebooks)
         plain = store.train[: len(store.train) // copies(config)]
         self.probe = plain[:: max(1, len(plain) // _PROBE)][:_PROBE]
 
