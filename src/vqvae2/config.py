@@ -99,6 +99,13 @@ class AutoencoderConfig(_Model):
         le=10,
         description="weight of the bits when a code is chosen (0 = paper); more makes codes that priors predict better",
     )
+    drop_finer: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training pictures decoded without the finer levels (0 = paper), so that coarse codes "
+        "carry the layout and not just what the finer ones leave over",
+    )
 
     @field_validator("strides", "codes", mode="before")
     @classmethod

@@ -426,3 +426,42 @@ def test_bfloat16_autocast_keeps_codes_and_losses_finite() -> None:
     assert loss.isfinite()
     assert all(q.embeddings.dtype == torch.float32 and q.embeddings.isfinite().all() for q in net.quantizers)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+# --- decoding some training images from the coarser levels alone ---
+
+
+def test_an_image_decoded_without_its_finer_levels_is_what_decode_makes_of_them() -> None:
+    net = model((2, 2, 2), drop_finer=0.5).train()
+    for quantizer in net.quantizers:  # else the codebooks move on between the two calls
+        quantizer.eval()
+    images = noise(64, 3, 16, 16)
+    with torch.no_grad():
+        out = net(images)
+    assert set(out.used.tolist()) == {1, 2, 3}
+    assert 0.25 < (out.used < 3).double().mean().item() < 0.75
+    for count in (1, 2, 3):
+        expected = net.decode(out.codes, count)
+        chosen = out.used == count
+        assert torch.allclose(out.images.clamp(-1, 1)[chosen], expected[chosen], atol=1e-5)
+
+
+def test_every_level_is_used_outside_training_and_by_default() -> None:
+    images = noise(16, 3, 8, 8)
+    assert model((2, 2), drop_finer=0.9)(images).used.eq(2).all()
+    assert model((2, 2)).train()(images).used.eq(2).all()
+    assert model((2,), drop_finer=0.9).train()(images).used.eq(1).all()
+
+
+def test_the_finer_levels_get_no_gradient_from_images_decoded_without_them() -> None:
+    net = model((2, 2), drop_finer=0.5).train()
+    images = noise(32, 3, 8, 8).requires_grad_()
+    out = net(images)
+    dropped = out.used < 2
+    (gradient,) = torch.autograd.grad(
+        out.images[dropped].sum(), out.levels[1].quantize, retain_graph=True, allow_unused=True
+    )
+    assert gradient.eq(0).all()
+    (gradient,) = torch.autograd.grad(out.images[~dropped].sum(), out.levels[1].quantize)
+    assert gradient[~dropped].ne(0).any()
+    assert gradient[dropped].eq(0).all()

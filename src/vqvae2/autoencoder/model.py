@@ -29,10 +29,12 @@ class Reconstruction:
     Attributes:
         images: [B, C, H, W], the decoder's linear output; about [-1, 1], not clipped.
         levels: each level's quantizer output, coarsest first.
+        used: [B], how many levels, from the coarsest, each image was decoded from; all unless `drop_finer`.
     """
 
     images: Tensor
     levels: tuple[Quantized, ...]
+    used: Tensor
 
     @property
     def codes(self) -> Codes:
@@ -135,9 +137,22 @@ class VQVAE(nn.Module):
     def forward(self, images: Tensor) -> Reconstruction:
         """Images [B, C, H, W] in [-1, 1] to their reconstruction; in training mode the codebooks learn."""
         quantized = self._quantize(images)
-        return Reconstruction(
-            self._decode([_channels_first(level.quantize) for level in quantized]), tuple(quantized)
-        )
+        parts = [_channels_first(level.quantize) for level in quantized]
+        used = self._levels_used(images)
+        if self.training and self.config.drop_finer:
+            for index, quantizer in enumerate(self.quantizers):
+                keep = (used > index).view(-1, 1, 1, 1)
+                parts[index] = torch.where(keep, parts[index], quantizer.mean_code().view(1, -1, 1, 1))
+        return Reconstruction(self._decode(parts), tuple(quantized), used)
+
+    def _levels_used(self, images: Tensor) -> Tensor:
+        """[B]: every level; in training, of a share `drop_finer` of the images only some (Rippel et al. 2014)."""
+        count, batch = self.config.levels, images.shape[0]
+        every = torch.full((batch,), count, device=images.device)
+        if not self.training or not self.config.drop_finer or count == 1:
+            return every
+        some = torch.randint(1, count, (batch,), device=images.device)
+        return torch.where(torch.rand(batch, device=images.device) < self.config.drop_finer, some, every)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:

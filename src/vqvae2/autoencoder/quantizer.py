@@ -23,6 +23,9 @@ from torch import distributed as dist
 from torch.nn import functional
 
 _CHUNK_ELEMENTS = 512 * 4096  # distances held at once: 8 MiB in float32
+_RATE_RAMP = (
+    1000  # updates over which the price of bits rises to `rate`: first the codes must come to mean something
+)
 _REVIVE_SHARE = 0.03  # a code is dead when it is used less than this share of the mean use (our decision)
 
 
@@ -209,7 +212,8 @@ class VectorQuantizer(nn.Module):
             return None
         debias = 1 - self.decay ** int(self.counter)
         share = (self.ema_count / self.ema_count.sum()).clamp_min(0.01 / self.num_embeddings)
-        return -self.rate * self.distortion / debias * share.log2()
+        ramp = min(1.0, int(self.counter) / _RATE_RAMP)
+        return -self.rate * ramp * self.distortion / debias * share.log2()
 
     @torch.no_grad()
     def _start_from(self, flat: Tensor) -> None:

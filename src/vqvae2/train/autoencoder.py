@@ -58,8 +58,10 @@ class AutoencoderObjective:
         """Reconstruction plus commitment; logs both and each level's batch perplexity."""
         images = batch[0].to(next(model.parameters()).device)
         out = model(images)
-        mse = (out.images.float() - images).square().mean()
-        logs = {"mse": mse, "commitment": out.commitment}
+        errors = (out.images.float() - images).square().mean((1, 2, 3))
+        whole = out.used == self.config.autoencoder.levels
+        mse = errors.mean()
+        logs = {"mse": errors[whole].mean() if bool(whole.any()) else mse, "commitment": out.commitment}
         logs |= {f"batch_perplexity_{level}": item.perplexity for level, item in enumerate(out.levels)}
         return mse + out.commitment, logs
 
