@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from vqvae2.run import Run
-from vqvae2.train.pipeline import model_file, write_config
+from vqvae2.train.folder import model_file, write_config
 
 ZOO = Path(__file__).resolve().parents[1] / "src" / "vqvae2" / "zoo"
 LIMIT = 40_000_000  # bytes of one model

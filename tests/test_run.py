@@ -21,7 +21,7 @@ from vqvae2.config import parse, read_yaml
 from vqvae2.data.decoding import load_image
 from vqvae2.data.pixels import psnr, to_float
 from vqvae2.errors import UserError
-from vqvae2.train.pipeline import RunError
+from vqvae2.train.folder import RunError
 
 
 @pytest.fixture

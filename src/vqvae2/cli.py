@@ -117,7 +117,7 @@ def train(
     from vqvae2.config import DataConfig, read_yaml
     from vqvae2.data.peek import peek
     from vqvae2.run import load
-    from vqvae2.train.pipeline import read_run
+    from vqvae2.train.folder import read_run
     from vqvae2.train.pipeline import train as run_training
     from vqvae2.train.progress import Reporter
 

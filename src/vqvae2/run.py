@@ -18,7 +18,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config import Config
 from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.train.pipeline import RunError, load_autoencoder, load_prior, model_file, read_run
+from vqvae2.train.folder import RunError, load_autoencoder, load_prior, model_file, read_run
 
 _PARTS = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
 

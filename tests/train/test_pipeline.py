@@ -25,18 +25,17 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.data.store import open_store
 from vqvae2.train import pipeline
-from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
-from vqvae2.train.pipeline import (
+from vqvae2.train.folder import (
     RunError,
     claim,
-    code_use,
     finished,
     load_autoencoder,
     load_prior,
     model_file,
     read_run,
-    train,
 )
+from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.pipeline import code_use, train
 from vqvae2.train.progress import Reporter
 
 CLASSES = ("cats", "dogs")

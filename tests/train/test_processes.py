@@ -17,8 +17,9 @@ from train_helpers import Spoken, changed, pictures, tiny
 from vqvae2.checkpoint import digest, load_tensors
 from vqvae2.config import Config
 from vqvae2.data.store import open_store
+from vqvae2.train.folder import model_file
 from vqvae2.train.loop import read_metrics
-from vqvae2.train.pipeline import model_file, train
+from vqvae2.train.pipeline import train
 
 PARTS = ("autoencoder", "prior/level-0", "prior/level-1")
 

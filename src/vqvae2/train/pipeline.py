@@ -1,56 +1,42 @@
 """The chained pipeline: pictures -> autoencoder -> codes -> one prior per level, in one run folder, resumable.
 
-    RUN/config.yaml        what was asked for, resolved, with version, command, source and fingerprint
-    RUN/data/              decoded pictures, skipped.txt
-    RUN/autoencoder/       model.safetensors, config.json, metrics.jsonl, checkpoints/, pictures/
-    RUN/codes/             the code store
-    RUN/prior/level-0/ ... as autoencoder/
-
-Each stage is done when its model file (or manifest) is there. Called again, the pipeline goes on where it stopped;
-a setting that contradicts what is already trained is refused with the difference.
+Called again, it goes on where it stopped; `train/folder.py` says what counts as done, and what is refused.
 """
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 
 from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.codes import Codes, Geometry
-from vqvae2.config import Config, ConfigError, differences, parse, read_yaml
+from vqvae2.codes import Codes
+from vqvae2.config import Config
 from vqvae2.data.batches import sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
-from vqvae2.errors import UserError
-from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
+from vqvae2.train.folder import (
+    claim,
+    finished,
+    load_autoencoder,
+    load_prior,
+    model_file,
+    samples_file,
+    with_classes,
+)
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.progress import Reporter
 
-_FREE = (
-    "data.workers",
-    "data.cache_gb",
-    "data.streaming",
-    "precision",
-    "compile",
-    "sampling",
-)  # may change at any time
 _COLLAPSED = 0.10  # a level that uses fewer codes than this share is reported before stage 2
-
-
-class RunError(UserError):
-    """A run folder that cannot be used as asked."""
 
 
 def train(
@@ -80,7 +66,7 @@ def train(
         return
     images = _open(data, folder, config, accelerator, reporter)
     try:
-        config = _with_classes(folder, config, images, accelerator)
+        config = with_classes(folder, config, images, accelerator)
         autoencoder, digest = _stage1(folder, config, images, accelerator, reporter)
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
     finally:
@@ -89,99 +75,9 @@ def train(
     for level in range(config.autoencoder.levels):
         if not model_file(folder, level).exists():
             _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
-        if accelerator.is_main_process and not _samples_file(folder, level).exists():
+        if accelerator.is_main_process and not samples_file(folder, level).exists():
             _draw_level(folder, config, autoencoder, level)
         accelerator.wait_for_everyone()
-
-
-def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:
-    """Make RUN ours: refuse what contradicts it, write down the resolved configuration.
-
-    Raises:
-        RunError: see `train`.
-    """
-    file = folder / "config.yaml"
-    record: dict[str, Any] = {
-        "version": metadata.version("vqvae2"),
-        "format": checkpoint.FORMAT,
-        "command": command,
-        "source": data,
-    }
-    if file.exists():
-        old_record, old = read_run(folder)
-        begun = _begun(folder, old)
-        old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
-        new_value["prior"]["classes"] = old_value["prior"]["classes"]
-        changed = [line for line in differences(old_value, new_value) if not line.startswith(_FREE)]
-        refused = [line for line in changed if any(line.startswith(prefix) for prefix in begun)]
-        if begun and old_record.get("source") != data:
-            refused.insert(0, f"data: {old_record.get('source')} -> {data}")
-        if refused:
-            raise RunError(
-                f"{folder} was trained with other settings ({'; '.join(refused)}); "
-                f"use the old settings, or another --run"
-            )
-        config = parse(new_value)
-        asked_anew = changed or old_record.get("source") != data
-        record = {**old_record, **({"command": command} if asked_anew else {}), "source": data}
-    if accelerator.is_main_process:
-        try:
-            write_config(folder, record, config)
-        except checkpoint.CheckpointError as error:
-            raise RunError(f"cannot use {folder} as a run folder: {error}") from error
-    accelerator.wait_for_everyone()
-    return config
-
-
-def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
-    """Write RUN/config.yaml, unless it says so already: the record under `run`, then the settings."""
-    file = folder / "config.yaml"
-    text = yaml.safe_dump({"run": record, **config.model_dump(mode="json")}, sort_keys=False)
-    if not (file.is_file() and file.read_text(encoding="utf-8") == text):
-        checkpoint.write_text(file, text)
-
-
-def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
-    """The record and the settings in RUN/config.yaml.
-
-    Raises:
-        RunError: not a run folder, or one of a newer version.
-        ConfigError: damaged.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder} is no run folder: it has no config.yaml")
-    value = read_yaml(folder / "config.yaml")
-    record = value.pop("run", {})
-    if not isinstance(record, dict) or not isinstance(record.get("format", 0), int):
-        raise ConfigError(f"{folder / 'config.yaml'} is damaged: it has no record of the run")
-    if record.get("format", 0) > checkpoint.FORMAT:
-        raise RunError(
-            f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
-            f"this is {metadata.version('vqvae2')} (format {checkpoint.FORMAT}): please upgrade"
-        )
-    return record, parse(value)
-
-
-def model_file(folder: Path, level: int | None = None) -> Path:
-    """The weights of the autoencoder (level None) or of one level's prior."""
-    part = folder / "autoencoder" if level is None else folder / "prior" / f"level-{level}"
-    return part / "model.safetensors"
-
-
-def _samples_file(folder: Path, level: int) -> Path:
-    return folder / "prior" / f"level-{level}" / "samples.png"
-
-
-def finished(folder: Path, config: Config) -> bool:
-    """Whether every stage of the pipeline is done."""
-    levels = range(config.autoencoder.levels)
-    parts = [
-        model_file(folder),
-        folder / "codes" / "manifest.json",
-        *(model_file(folder, level) for level in levels),
-        *(_samples_file(folder, level) for level in levels),
-    ]
-    return all(part.exists() for part in parts)
 
 
 def extract(
@@ -219,23 +115,6 @@ def _total(images: ImageSet, config: Config) -> int:
     return len(images.heldout) + copies(config) * len(images.train)
 
 
-def _begun(folder: Path, config: Config) -> list[str]:
-    """Prefixes of the settings that what is already trained depends on."""
-
-    def started(part: Path) -> bool:
-        return (part / "model.safetensors").exists() or (part / "checkpoints" / "last.safetensors").exists()
-
-    prefixes = []
-    levels = range(config.autoencoder.levels)
-    if started(folder / "autoencoder"):
-        prefixes += ["seed", "data", "autoencoder", "train_autoencoder"]
-    for level in levels:
-        if started(folder / "prior" / f"level-{level}"):
-            prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
-            prefixes += [f"train_prior.{other}.copies" for other in levels]  # all levels share the codes
-    return prefixes
-
-
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
     with accelerator.main_process_first(), reporter.track("reading pictures", 1, unit="images") as tracker:
 
@@ -253,24 +132,6 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
     return images
 
 
-def _with_classes(folder: Path, config: Config, images: ImageSet, accelerator: Accelerator) -> Config:
-    """Write the data's fingerprint and classes down; refuse data that changed under a trained model."""
-    record, _ = read_run(folder)
-    known = record.get("fingerprint")
-    if known and known != images.fingerprint and _begun(folder, config):
-        raise RunError(
-            f"the pictures in {record['source']} changed since {folder} was begun; use another --run, or restore them"
-        )
-    record |= {"fingerprint": images.fingerprint, "classes": list(images.classes)}
-    config = config.model_copy(
-        update={"prior": config.prior.model_copy(update={"classes": len(images.classes)})}
-    )
-    if accelerator.is_main_process:
-        write_config(folder, record, config)
-    accelerator.wait_for_everyone()
-    return config
-
-
 def _stage1(
     folder: Path, config: Config, images: ImageSet, accelerator: Accelerator, reporter: Reporter
 ) -> tuple[VQVAE, str]:
@@ -279,38 +140,6 @@ def _stage1(
         objective = AutoencoderObjective(config, images)
         _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
     return load_autoencoder(folder, config, accelerator.device)
-
-
-def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -> tuple[VQVAE, str]:
-    """The trained autoencoder of a run in eval mode, and the digest of its weights.
-
-    Raises:
-        CheckpointError: not trained yet, or damaged.
-    """
-    tensors, _ = checkpoint.load_tensors(model_file(folder))
-    model = VQVAE(config.autoencoder)
-    checkpoint.load_weights(model, tensors, model_file(folder))
-    return model.to(device).eval(), checkpoint.digest(tensors)
-
-
-def load_prior(
-    folder: Path, config: Config, device: torch.device | str, levels: int | None = None
-) -> HierarchicalPrior:
-    """The trained priors of a run in eval mode, of its coarsest `levels` levels (None: all).
-
-    Raises:
-        CheckpointError: not trained yet, or damaged.
-    """
-    count = config.autoencoder.levels if levels is None else levels
-    whole = config.geometry
-    geometry = Geometry(whole.grids[:count], whole.vocabulary[:count])
-    prior = HierarchicalPrior(
-        config.prior.model_copy(update={"levels": config.prior.levels[:count]}), geometry
-    )
-    for level in range(count):
-        tensors, _ = checkpoint.load_tensors(model_file(folder, level))
-        checkpoint.load_weights(prior.level(level), tensors, model_file(folder, level))
-    return prior.to(device).eval()
 
 
 def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) -> None:
@@ -323,7 +152,7 @@ def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) ->
     finer = config.geometry.grids[level + 1 :]
     rest = (torch.zeros(count, *grid, dtype=torch.int64, device=device) for grid in finer)
     pictures = autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1)
-    save_grid(pictures.cpu(), _samples_file(folder, level), columns=8)
+    save_grid(pictures.cpu(), samples_file(folder, level), columns=8)
 
 
 def _codes(
@@ -418,18 +247,3 @@ def _fit(
 
 def _figures(figures: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float))
-
-
-__all__ = [
-    "ConfigError",
-    "RunError",
-    "claim",
-    "code_use",
-    "extract",
-    "finished",
-    "load_autoencoder",
-    "load_prior",
-    "model_file",
-    "read_run",
-    "train",
-]
