@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import open_store
 from vqvae2.evaluate.neighbours import nearest_pictures
 from vqvae2.evaluate.report import Curve, Page
-from vqvae2.run import Run, Sampling, load, zoo
+from vqvae2.run import Run, load, zoo
 from vqvae2.train.loop import read_metrics
 from vqvae2.train.pipeline import code_use, train
 from vqvae2.train.progress import Reporter
@@ -64,7 +64,7 @@ def demo(folder: Path, config: Config, command: str, reporter: Reporter) -> Demo
 
 def _sample(run: Run, n: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     begun = time.perf_counter()
-    parts = list(run.draw(n, None, 0, Sampling(batch=n)))
+    parts = list(run.draw(n, None, 0, replace(run.sampling, batch=n)))
     seconds = (time.perf_counter() - begun) / n
     return torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]), seconds
 

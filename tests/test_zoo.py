@@ -1,0 +1,98 @@
+"""The model that the package ships: it is what its card says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import vqvae2
+from vqvae2.data.batches import sequential
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.pixels import psnr
+from vqvae2.run import Run
+
+GOAL = {"psnr": 27.0, "usage": 0.95, "bits": 0.65}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Run:
+    return vqvae2.load("emoji64", "cpu")
+
+
+@pytest.fixture(scope="module")
+def images(shipped: Run, tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    folder = tmp_path_factory.mktemp("emoji") / "data"
+    return open_images("emoji64", shipped.config.data, folder, say=lambda _: None)
+
+
+def card(run: Run) -> str:
+    return (run.folder / "README.md").read_text(encoding="utf-8")
+
+
+def written(run: Run, figure: str) -> float:
+    """The number that the card gives for a figure."""
+    row = re.search(rf"^\| {re.escape(figure)}[^|]*\| ([\d.]+)", card(run), re.MULTILINE)
+    assert row, f"the card has no figure {figure!r}"
+    return float(row[1])
+
+
+def test_it_is_small_and_complete(shipped: Run) -> None:
+    assert "emoji64" in vqvae2.zoo()
+    assert sum(file.stat().st_size for file in shipped.folder.rglob("*") if file.is_file()) <= 40_000_000
+    assert list(shipped.config.geometry.grids) == [(8, 8), (16, 16)]
+    assert shipped.config.geometry.vocabulary == (512, 512)
+    assert len(shipped.classes) == 9
+    for word in ("Data", "Recipe", "For", "Not for", "MIT"):
+        assert word in card(shipped)
+
+
+def test_it_was_trained_on_these_pictures_with_this_recipe(shipped: Run, images: ImageSet) -> None:
+    assert shipped.record["fingerprint"] == images.fingerprint
+    recipe = Path(__file__).resolve().parents[1] / "recipes" / "emoji64.yaml"
+    from vqvae2.config import complete, differences, merge, parse, read_yaml
+
+    settings = parse(complete(merge(shipped.config.model_dump(mode="json"), read_yaml(recipe))))
+    assert differences(shipped.config.model_dump(mode="json"), settings.model_dump(mode="json")) == []
+
+
+def test_held_out_reconstructions_are_as_good_as_the_card_says(shipped: Run, images: ImageSet) -> None:
+    errors, used = [], [torch.zeros(512, dtype=torch.bool) for _ in range(2)]
+    for pictures, _ in sequential(images, images.heldout, shipped.config.data, batch=64):
+        codes = shipped.autoencoder.encode(pictures)
+        errors.append(4 * 10 ** (-psnr(shipped.autoencoder.decode(codes), pictures) / 10))
+        for seen, level in zip(used, codes.levels, strict=True):
+            seen[level.unique()] = True
+    found = float(10 * torch.log10(4 / torch.cat(errors).mean()))
+    assert found >= GOAL["psnr"]
+    assert found == pytest.approx(written(shipped, "held-out PSNR"), abs=0.02)
+    for level, seen in enumerate(used):
+        assert seen.double().mean() >= GOAL["usage"]
+        said = written(shipped, f"level {level} ({'8x8' if level == 0 else '16x16'}): codes used")
+        assert float(seen.double().mean()) * 100 == pytest.approx(said, abs=0.5)
+
+
+def test_its_priors_predict_held_out_codes(shipped: Run, images: ImageSet) -> None:
+    """On an eighth of the held-out pictures, so within a quarter of a bit of the card's figure for all."""
+    chosen = images.heldout[::8]
+    pictures, labels = next(iter(sequential(images, chosen, shipped.config.data, batch=len(chosen))))
+    codes = shipped.autoencoder.encode(pictures)
+    with torch.no_grad():
+        nats = -shipped.prior.log_prob(codes, labels).mean(0)
+    for level, positions in enumerate(shipped.config.geometry.positions):
+        bits = float(nats[level]) / positions / 0.693147
+        said = written(shipped, f"level {level}: bits per code, held out")
+        assert said < GOAL["bits"] * 9
+        assert bits == pytest.approx(said, abs=0.25)
+
+
+def test_its_samples_are_pictures_of_their_class(shipped: Run) -> None:
+    """Flags are mostly saturated rectangles, smileys mostly yellow: more so than the other way round."""
+    draws = {label: shipped.sample(8, labels=label, seed=1) for label in ("Flags", "Smileys & Emotion")}
+    yellow = {label: float((x[:, 0] - x[:, 2]).mean()) for label, x in draws.items()}
+    assert yellow["Smileys & Emotion"] > yellow["Flags"]
+    for x in draws.values():
+        assert x.abs().max() <= 1
+        assert x.std(0).mean() > 0.1  # not eight times the same
