@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("generate",), ("codec",)),
     (("evaluate",), ("train",)),
     (("run",),),
-    (("demo",), ("inspection",)),
+    (("demo",), ("inspection",), ("gallery",)),
     (("cli", "__main__"), ("web",)),
 )
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}

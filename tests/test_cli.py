@@ -479,7 +479,7 @@ def test_reconstruct_folders_and_files(
     assert said.code == 0
     items = json.loads(said.out)
     assert [item["source"] for item in items] == [*map(str, sorted(pictures.rglob("*.png"))), str(extra)]
-    assert len({item["stem"] for item in items}) == len(items) == 25
+    assert len({item["file"] for item in items}) == len(items) == 25
     for item in items:
         assert item["file"] == str(out / f"{item['stem']}.png")
         assert item["levels"] == str(out / f"{item['stem']}-levels.png")

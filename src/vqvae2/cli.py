@@ -6,7 +6,6 @@ Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 aft
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import shlex
 import sys
@@ -177,56 +176,26 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw new pictures: one PNG each, a grid of the first 256, and samples.json, a list of what they are."""
-    import torch
-
-    from vqvae2.checkpoint import write_json
-    from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.pixels import to_pil
+    from vqvae2.gallery import make_folder, write_samples
     from vqvae2.run import load
     from vqvae2.train.progress import Reporter
 
     loaded = load(run)
-    asked: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "guidance": guidance,
-        "batch": batch,
-    }
+    asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance, "batch": batch}  # fmt: skip
     sampling = replace(loaded.sampling, **{key: value for key, value in asked.items() if value is not None})
     drawn = loaded.draw(n, label, seed, sampling)
     loaded.prior  # noqa: B018 - loads, so that a missing model is said before the folder is made
-    _folder(out)
+    make_folder(out)
     begun = time.perf_counter()
-    entries: list[dict[str, Any]] = []
-    shown: list[Any] = []
     with Reporter().track("samples", n, unit="images") as tracker:
-        for part in drawn:
-            for place, (number, picture) in enumerate(zip(part.numbers, to_pil(part.images), strict=True)):
-                name = f"{number:05d}.png"
-                save_picture(picture, out / name)
-                entry: dict[str, Any] = {"file": name, "number": number}
-                if part.labels is not None:
-                    entry["label"] = int(part.labels[place])
-                    entry["class"] = loaded.classes[entry["label"]]
-                entries.append(entry)
-            shown += part.images[: _SHEET - len(shown)].cpu()
-            tracker.update(part.numbers.stop)
-    images = torch.stack(shown)
-    save_grid(
-        images,
-        out / "grid.png",
-        columns=max(1, round(len(images) ** 0.5)),
-        zoom=max(1, 128 // images.shape[-1]) if len(images) <= 16 else 1,
-    )
+        result = write_samples(
+            drawn, loaded.classes, out, {"n": n, "seed": seed, **asdict(sampling)}, tracker
+        )
     seconds = time.perf_counter() - begun
-    result = {"n": n, "seed": seed, **asdict(sampling), "seconds": seconds, "grid": str(out / "grid.png"),
-              "samples": entries}  # fmt: skip
-    write_json(out / "samples.json", result)
     if as_json:
-        _print_json(result)
+        _print_json({"seconds": seconds, **result})
     else:
-        typer.echo(f"{n} samples in {seconds:.1f} s ({seconds / n:.3f} s each): {out / 'grid.png'}")
+        typer.echo(f"{n} samples in {seconds:.1f} s ({seconds / n:.3f} s each): {result['grid']}")
 
 
 @app.command()
@@ -239,42 +208,17 @@ def reconstruct(
     as_json: Json = False,
 ) -> None:
     """Send pictures through the codes and back: NAME.png, and NAME-levels.png (original, coarsest level alone, ... all)."""
-    import torch
-
-    from vqvae2.data.decoding import load_image
-    from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.pixels import psnr, to_float, to_pil
+    from vqvae2.gallery import write_reconstructions
     from vqvae2.run import load
 
     loaded = load(run)
-    autoencoder = loaded.autoencoder
-    files = _files(images)
-    pictures = [to_float(torch.from_numpy(load_image(file, loaded.config.data))[None]) for file in files]
-    _folder(out)
-    taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
-    results: list[dict[str, Any]] = []
-    for file, original in zip(files, pictures, strict=True):
-        codes = autoencoder.encode(original.to(loaded.device))
-        steps = [
-            autoencoder.decode(codes, level + 1).cpu() for level in range(loaded.config.autoencoder.levels)
-        ]
-        stem = _free_name(file.stem, taken)
-        save_picture(to_pil(steps[-1])[0], out / f"{stem}.png")
-        save_grid(
-            torch.cat([original, *steps]),
-            out / f"{stem}-levels.png",
-            columns=1 + len(steps),
-            zoom=max(1, 128 // original.shape[-1]),
-        )
-        results.append({"stem": stem, "source": str(file), "file": str(out / f"{stem}.png"), "levels": str(out / f"{stem}-levels.png"),
-                        "psnr": [float(psnr(step, original)[0]) for step in steps]})  # fmt: skip
+    results = write_reconstructions(loaded, images, out)
     if as_json:
         _print_json(results)
         return
     for item in results:
-        typer.echo(
-            f"{item['source']}: {item['file']}  PSNR {item['psnr'][-1]:.2f} dB at {loaded.config.data.size} px"
-        )
+        where = f"{item['source']}: {item['file']}"
+        typer.echo(f"{where}  PSNR {item['psnr'][-1]:.2f} dB at {loaded.config.data.size} px")
 
 
 @app.command()
@@ -372,39 +316,6 @@ def _summary(run: Any) -> dict[str, Any]:
         "autoencoder": run.figures(),
         "prior": [run.figures(level) for level in levels],
     }
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        files += (
-            sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            if path.is_dir()
-            else [path]
-        )
-    if not files:
-        raise UserError(f"no pictures in {', '.join(map(str, paths))}")
-    missing = [str(path) for path in files if not path.exists()]
-    if missing:
-        raise UserError(f"no such file: {', '.join(missing)}")
-    return files
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    """`stem`, or with a number such that neither STEM.png nor STEM-levels.png is `taken`; both are from now on."""
-    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
-        files = {f"{name}.png".casefold(), f"{name}-levels.png".casefold()}
-        if not files & taken:
-            taken |= files
-            return name
-    raise AssertionError("the numbers never end")
-
-
-def _folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
 
 
 def _command() -> str:
