@@ -49,7 +49,7 @@ def counted(call: Any) -> int:
     changed(),
     changed("prior.classes=7"),
     changed("data.channels=1", "autoencoder.channels=1", "autoencoder.codes=[16, 1024]"),
-    changed("autoencoder.ema=false"),
+    changed("autoencoder.ema=false", "autoencoder.rate=0"),
     changed(base="small64"),
 ], ids=["tiny", "classes", "grey", "gradient codebooks", "small64"])  # fmt: skip
 def test_parameters_are_a_direct_count(config: Config) -> None:

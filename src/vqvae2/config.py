@@ -120,6 +120,10 @@ class AutoencoderConfig(_Model):
             )
         if any(s < 1 or s > 64 for s in self.strides) or any(s < 2 for s in self.strides[1:]):
             raise ValueError(f"expected strides of 1 to 64 (2 to 64 between levels), found {self.strides}")
+        if self.rate and not self.ema:
+            raise ValueError(
+                f"expected rate 0 with codebooks trained by gradient (ema: false), found {self.rate}"
+            )
         if any(k < 2 or k > 65536 for k in self.codes):
             raise ValueError(f"expected codebooks of 2 to 65536 codes, found {self.codes}")
         return self
