@@ -339,6 +339,8 @@ def test_files_that_hold_no_configuration(tmp_path: Path) -> None:
 
 
 def test_a_price_on_bits_needs_moving_averages() -> None:
-    value = override(preset("tiny").model_dump(mode="json"), ["autoencoder.rate=0.1", "autoencoder.ema=false"])
+    value = override(
+        preset("tiny").model_dump(mode="json"), ["autoencoder.rate=0.1", "autoencoder.ema=false"]
+    )
     with pytest.raises(ConfigError, match="expected rate 0 with codebooks trained by gradient"):
         parse(value)

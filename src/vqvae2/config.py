@@ -220,6 +220,12 @@ class TrainConfig(_Model):
     patience: int = Field(
         0, ge=0, description="stop after so many held-out evaluations without a better one; 0 = never"
     )
+    minutes: float = Field(
+        0.0,
+        ge=0,
+        description="end after so many minutes even if steps are left, the schedule ending with them; 0 = never. "
+        "On a machine where the time runs out the result depends on its speed",
+    )
     accumulate: int = Field(1, ge=1, description="gradient accumulation: parts into which a batch is cut")
 
 

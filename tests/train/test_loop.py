@@ -619,3 +619,33 @@ def test_the_state_file_is_plain_json_and_tensors(tmp_path: Path) -> None:
     assert meta["outcome"]["step"] == 6
     assert meta["config"]["steps"] == 6
     assert {"model.w", "best.w", "optimizer.0.exp_avg"} <= names
+
+
+# --- a limit in time ---
+
+
+def test_a_training_ends_when_its_minutes_are_spent(tmp_path: Path) -> None:
+    """Evaluated and saved as at the last step; and a second call does nothing more."""
+    config = toy_config(steps=50, evaluate_every=40, minutes=1e-9)
+    outcome = run(Toy(lambda w, step: w.square().sum()), config, tmp_path)
+    assert (outcome.step, outcome.best_step) == (1, 1)
+    again = run(Toy(lambda w, step: w.square().sum()), config, tmp_path)
+    assert again.step == 1
+
+
+def test_the_time_spent_in_earlier_sittings_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 10))  # every look at the clock is ten seconds later
+    monkeypatch.setattr("vqvae2.train.loop.time.monotonic", lambda: next(clock))
+    outcome = run(Toy(lambda w, step: w.square().sum()), toy_config(steps=90, minutes=1), tmp_path)
+    assert outcome.seconds >= 60
+    assert outcome.step < 8
+
+
+def test_the_schedule_ends_with_the_steps_or_the_time() -> None:
+    config = TrainConfig(steps=100, warmup=0, lr=1.0, minutes=2)
+    assert learning_rate(config, 50, 0) == pytest.approx(0.51)
+    assert learning_rate(config, 50, 60) == pytest.approx(0.51)
+    assert learning_rate(config, 10, 60) == pytest.approx(0.51)
+    assert learning_rate(config, 10, 120) == pytest.approx(0.02)
+    assert learning_rate(config, 10, 500) == pytest.approx(0.02)
+    assert learning_rate(TrainConfig(steps=100, warmup=0, lr=1.0), 50, 1e9) == pytest.approx(0.51)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -108,13 +108,15 @@ def make_accelerator(precision: str = "no", compiled: bool = False) -> Accelerat
     return accelerator
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then constant, or a cosine that ends at 1/50 of the peak."""
+def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
+    """Linear warm-up, then constant, or a cosine that ends at 1/50 of the peak with the steps or the time."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
         return config.lr
     share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.minutes:
+        share = max(share, seconds / (60 * config.minutes))
     return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
@@ -176,6 +178,7 @@ class _Trainer:
         self.state_file = folder / "checkpoints" / "last.safetensors"
         self.metrics_file = folder / "metrics.jsonl"
         self._load()
+        self.seconds = self._agreed_seconds()
         # Buffers are not broadcast: the quantizer keeps its own in step, and counts each process's own.
         buffers = [name for name, _ in self.raw.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.raw, buffers)
@@ -188,22 +191,25 @@ class _Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.objective.batches(outcome.step, rank, world)
         with self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
-            while outcome.step < config.steps and not self._tired():
-                logs = self._step(next(batches))
+            while outcome.step < config.steps and not self._tired() and not self._late():
+                rate = learning_rate(config, outcome.step, self.seconds)
+                logs = self._step(next(batches), rate)
                 outcome.step += 1
+                outcome.seconds = before + time.monotonic() - begun
+                self.seconds = self._agreed_seconds()
                 self._sum(logs)
                 self._log(self.objective.after_step(outcome.step, self.accelerator))
                 stopping = self._stopping()
-                evaluate = outcome.step % config.evaluate_every == 0 or outcome.step == config.steps
+                last = outcome.step == config.steps or self._late()
+                evaluate = last or outcome.step % config.evaluate_every == 0
                 log = evaluate or outcome.step % config.log_every == 0
                 if log or stopping:
                     self._check()
                 if log:
                     means = self._means()
-                    self._log({**means, "lr": learning_rate(config, outcome.step - 1)})
+                    self._log({**means, "lr": rate})
                     best = f", best {outcome.best_score:.4f}" if outcome.best_step else ""
                     tracker.update(outcome.step, f"loss {means['loss']:.4f}{best}", config.batch, "images")
-                outcome.seconds = before + time.monotonic() - begun
                 if evaluate:
                     self._evaluate()
                     self._save()
@@ -217,11 +223,11 @@ class _Trainer:
             self.raw.load_state_dict(self.best)
         return outcome
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
         step = self.outcome.step
         torch.manual_seed(((self.seed * 1_000_003 + step) * 64 + self.accelerator.process_index) % 2**63)
         for group in self.prepared.param_groups:
-            group["lr"] = learning_rate(self.config, step)
+            group["lr"] = rate
         self.model.train()
         parts = _parts(batch, self.config.accumulate)
         logs: dict[str, Tensor] = {}
@@ -280,6 +286,16 @@ class _Trainer:
 
     def _tired(self) -> bool:
         return bool(self.config.patience) and self.outcome.stale >= self.config.patience
+
+    def _late(self) -> bool:
+        return bool(self.config.minutes) and self.seconds >= 60 * self.config.minutes
+
+    def _agreed_seconds(self) -> float:
+        """The time spent, as the main process has it; 0 where none is set. A collective."""
+        if not self.config.minutes or self.accelerator.num_processes == 1:
+            return self.outcome.seconds if self.config.minutes else 0.0
+        spent = torch.tensor(self.outcome.seconds, device=self.accelerator.device)
+        return float(broadcast(spent))
 
     def _stopping(self) -> bool:
         """Whether any process was asked to stop; a collective, so every process calls it at the same step."""
