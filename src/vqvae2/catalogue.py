@@ -103,7 +103,7 @@ def _demo(preset: dict[str, Any]) -> dict[str, Any]:
     fine |= {"batch": 16, "steps": 600}
     for training, minutes in ((preset["train_autoencoder"], 3.5), (coarse, 2.5), (fine, 3.5)):
         training["minutes"] = minutes
-    return preset | {"sampling": {"guidance": 2.0, "top_p": 0.9}}
+    return preset | {"sampling": {"guidance": 3.0, "top_p": 0.95}}
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
