@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import vqvae2
+from vqvae2.config import complete, differences, merge, parse, read_yaml
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import psnr
@@ -52,8 +54,6 @@ def test_it_is_small_and_complete(shipped: Run) -> None:
 def test_it_was_trained_on_these_pictures_with_this_recipe(shipped: Run, images: ImageSet) -> None:
     assert shipped.record["fingerprint"] == images.fingerprint
     recipe = Path(__file__).resolve().parents[1] / "recipes" / "emoji64.yaml"
-    from vqvae2.config import complete, differences, merge, parse, read_yaml
-
     settings = parse(complete(merge(shipped.config.model_dump(mode="json"), read_yaml(recipe))))
     assert differences(shipped.config.model_dump(mode="json"), settings.model_dump(mode="json")) == []
 
@@ -82,7 +82,7 @@ def test_its_priors_predict_held_out_codes(shipped: Run, images: ImageSet) -> No
     with torch.no_grad():
         nats = -shipped.prior.log_prob(codes, labels).mean(0)
     for level, positions in enumerate(shipped.config.geometry.positions):
-        bits = float(nats[level]) / positions / 0.693147
+        bits = float(nats[level]) / positions / math.log(2)
         said = written(shipped, f"level {level}: bits per code, held out")
         assert said < GOAL["bits"] * 9
         assert bits == pytest.approx(said, abs=0.25)

@@ -49,10 +49,10 @@ def _level(hidden: int, layers: int, attention: int, dropout: float, blocks: int
     }
 
 
-def _prior_training(steps: int, batch: int, copies: int, every: int) -> dict[str, Any]:
+def _prior_training(steps: int, copies: int, every: int) -> dict[str, Any]:
     return {
         "steps": steps,
-        "batch": batch,
+        "batch": 32,
         "lr": 1e-3,
         "warmup": min(200, steps // 10 + 1),
         "weight_decay": 0.05,
@@ -93,7 +93,7 @@ def _preset(
             "evaluate_every": every,
         },
         "prior": {"levels": priors},
-        "train_prior": [_prior_training(steps[1], 32, copies, every) for _ in range(levels)],
+        "train_prior": [_prior_training(steps[1], copies, every) for _ in range(levels)],
     }
 
 

@@ -20,7 +20,6 @@ from rich.table import Table
 
 from vqvae2.errors import UserError
 
-_SHEET = 256  # pictures on a grid of samples, at most
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(

@@ -138,21 +138,13 @@ class VQVAE(nn.Module):
         """Images [B, C, H, W] in [-1, 1] to their reconstruction; in training mode the codebooks learn."""
         quantized = self._quantize(images)
         parts = [_channels_first(level.quantize) for level in quantized]
-        used = self._levels_used(images)
-        if self.training and self.config.drop_finer:
-            for index, quantizer in enumerate(self.quantizers):
-                keep = (used > index).view(-1, 1, 1, 1)
-                parts[index] = torch.where(keep, parts[index], quantizer.mean_code().view(1, -1, 1, 1))
-        return Reconstruction(self._decode(parts), tuple(quantized), used)
-
-    def _levels_used(self, images: Tensor) -> Tensor:
-        """[B]: every level; in training, of a share `drop_finer` of the images only some (Rippel et al. 2014)."""
-        count, batch = self.config.levels, images.shape[0]
-        every = torch.full((batch,), count, device=images.device)
-        if not self.training or not self.config.drop_finer or count == 1:
-            return every
-        some = torch.randint(1, count, (batch,), device=images.device)
-        return torch.where(torch.rand(batch, device=images.device) < self.config.drop_finer, some, every)
+        every = torch.full((images.shape[0],), self.config.levels, device=images.device)
+        if not self.training or not self.config.drop_finer or self.config.levels == 1:
+            return Reconstruction(self._decode(parts), tuple(quantized), every)
+        some = torch.randint_like(every, 1, self.config.levels)
+        dropped = torch.rand(every.shape, device=every.device) < self.config.drop_finer
+        used = torch.where(dropped, some, every)  # nested dropout (Rippel et al. 2014)
+        return Reconstruction(self._decode(parts, used), tuple(quantized), used)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
@@ -191,11 +183,11 @@ class VQVAE(nn.Module):
         use = count if levels is None else levels
         if not 1 <= use <= count:
             raise CodesError(f"expected levels between 1 and {count}, found {levels}")
-        parts = []
-        for index, (quantizer, level) in enumerate(zip(self.quantizers, codes.levels, strict=True)):
-            e = quantizer.lookup(level)
-            parts.append(_channels_first(e if index < use else quantizer.mean_code().expand_as(e)))
-        return self._decode(parts).clamp(-1, 1)
+        parts = [
+            _channels_first(q.lookup(level)) for q, level in zip(self.quantizers, codes.levels, strict=True)
+        ]
+        used = None if use == count else torch.full((len(codes),), use, device=finest.device)
+        return self._decode(parts, used).clamp(-1, 1)
 
     def _levels(self) -> list[_Level]:
         return [level for level in self.levels if isinstance(level, _Level)]
@@ -213,7 +205,13 @@ class VQVAE(nn.Module):
             hint = level.tell(_channels_first(quantized[-1].quantize), hint)
         return quantized
 
-    def _decode(self, parts: list[Tensor]) -> Tensor:
+    def _decode(self, parts: list[Tensor], used: Tensor | None = None) -> Tensor:
+        """Quantized levels [B, D, h, w] to images; of the coarsest used[b] levels only, the others at their mean code."""
+        if used is not None:
+            parts = [
+                torch.where((used > index).view(-1, 1, 1, 1), part, quantizer.mean_code().view(1, -1, 1, 1))
+                for index, (part, quantizer) in enumerate(zip(parts, self.quantizers, strict=True))
+            ]
         finest = [level.to_finest(e) for level, e in zip(self._levels(), parts, strict=True)]
         image: Tensor = self.decoder(torch.cat(finest, 1))
         return image

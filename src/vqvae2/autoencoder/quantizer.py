@@ -183,12 +183,14 @@ class VectorQuantizer(nn.Module):
             indices = nearest_code(flat, self.embeddings.detach(), self._penalty())
             quantized = functional.embedding(indices, self.embeddings).reshape(exact.shape)
             count = torch.bincount(indices, minlength=self.num_embeddings)
-            loss = self.commitment_cost * _mean_square(quantized.detach() - exact)
+            squares = (quantized.detach() - exact).square().sum()
+            elements = max(exact.numel(), 1)  # an empty batch has loss 0, not NaN
+            loss = self.commitment_cost * squares / elements
             if not self.ema:
-                loss = loss + _mean_square(quantized - exact.detach())
+                loss = loss + (quantized - exact.detach()).square().sum() / elements
             straight = exact + (quantized - exact).detach()
             if learn:
-                self._learn(flat, indices, count)
+                self._learn(flat, indices, count, squares.detach())
             if self.training:
                 self.usage += count
         return Quantized(straight.to(z.dtype), loss, perplexity(count), indices.reshape(z.shape[:-1]))
@@ -224,12 +226,16 @@ class VectorQuantizer(nn.Module):
             self.embeddings.copy_(drawn.repeat(repeats, 1)[: self.num_embeddings])
 
     @torch.no_grad()
-    def _learn(self, flat: Tensor, indices: Tensor, count: Tensor) -> None:
-        """Update the running statistics and write the codebook of the next step."""
+    def _learn(self, flat: Tensor, indices: Tensor, count: Tensor, squares: Tensor) -> None:
+        """Update the running statistics and write the codebook of the next step.
+
+        Args:
+            flat: [N, D], the inputs; `indices` [N] their codes, `count` [K] of each.
+            squares: scalar, their squared distances to their codes, summed.
+        """
         size = self.num_embeddings
         count = count.to(flat.dtype)
         total = torch.zeros_like(self.ema_sum).index_add_(0, indices, flat)
-        squares = (flat - functional.embedding(indices, self.embeddings)).square().sum()
         if _distributed():
             both = torch.cat([count[:, None], total, squares.expand(size, 1)], 1)
             dist.all_reduce(both)
@@ -272,11 +278,6 @@ def perplexity(count: Tensor) -> Tensor:
     """exp of the entropy in nats of code counts [K] (Sonnet's 1e-10 inside the logarithm); 1 for no counts."""
     share = count.double() / count.sum().clamp_min(1)
     return torch.exp(-(share * (share + 1e-10).log()).sum())
-
-
-def _mean_square(difference: Tensor) -> Tensor:
-    """Mean of squares over all elements; 0, not NaN, for an empty batch."""
-    return difference.square().sum() / max(difference.numel(), 1)
 
 
 def _draw(flat: Tensor, log_weight: Tensor, count: int, seed: int) -> Tensor:

@@ -61,7 +61,8 @@ class AutoencoderObjective:
         errors = (out.images.float() - images).square().mean((1, 2, 3))
         whole = out.used == self.config.autoencoder.levels
         mse = errors.mean()
-        logs = {"mse": errors[whole].mean() if bool(whole.any()) else mse, "commitment": out.commitment}
+        of_whole = (errors * whole).sum() / whole.sum().clamp_min(1)
+        logs = {"mse": torch.where(whole.any(), of_whole, mse), "commitment": out.commitment}
         logs |= {f"batch_perplexity_{level}": item.perplexity for level, item in enumerate(out.levels)}
         return mse + out.commitment, logs
 

@@ -291,9 +291,11 @@ class _Trainer:
         return bool(self.config.minutes) and self.seconds >= 60 * self.config.minutes
 
     def _agreed_seconds(self) -> float:
-        """The time spent, as the main process has it; 0 where none is set. A collective."""
-        if not self.config.minutes or self.accelerator.num_processes == 1:
-            return self.outcome.seconds if self.config.minutes else 0.0
+        """The time spent, as the main process has it; 0 where there is no limit. A collective."""
+        if not self.config.minutes:
+            return 0.0
+        if self.accelerator.num_processes == 1:
+            return self.outcome.seconds
         spent = torch.tensor(self.outcome.seconds, device=self.accelerator.device)
         return float(broadcast(spent))
 
@@ -319,7 +321,7 @@ class _Trainer:
             )
             raise TrainingError(
                 f"{self.objective.name}: {what} not finite at step {step} "
-                f"(learning rate {learning_rate(self.config, step - 1):.2e}); {kept}; "
+                f"(learning rate {learning_rate(self.config, step - 1, self.seconds):.2e}); {kept}; "
                 f"try a smaller learning rate or more warm-up, in a new run"
             )
 

@@ -96,7 +96,7 @@ class PriorObjective:
         }
 
     def draw(self, model: nn.Module, path: Path) -> None:
-        """Nothing: samples need every level and the decoder; the pipeline draws them when all levels are done."""
+        """Nothing: samples need every level and the decoder; the pipeline draws them when this prior is trained."""
 
     def _fetch(self, indices: NDArray[np.int64]) -> tuple[tuple[Tensor, ...], Tensor]:
         codes = self.store.codes(indices)
