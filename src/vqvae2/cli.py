@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,13 @@ Settings = Annotated[
         help="change one setting, e.g. train_autoencoder.steps=2000 or train_prior.*.lr=5e-4; repeatable",
     ),
 ]
+
+
+class Stage(StrEnum):
+    """The two stages of training."""
+
+    autoencoder = "autoencoder"
+    prior = "prior"
 
 
 @app.command()
@@ -101,6 +109,9 @@ def train(
     settings: Settings = None,
     split: Annotated[str | None, typer.Option(help="split of a Hub data set")] = None,
     streaming: Annotated[bool, typer.Option(help="read a Hub data set as a stream")] = False,
+    until: Annotated[
+        Stage, typer.Option(help="stop after this stage; the same command without it goes on")
+    ] = Stage.prior,
     help_config: Annotated[
         bool,
         typer.Option(
@@ -135,7 +146,12 @@ def train(
     extra = [f"data.split={split}"] if split else []
     extra += ["data.streaming=true"] if streaming else []
     run_training(
-        data, run, _resolve(base, file, [*(settings or []), *extra]), command=_command(), reporter=reporter
+        data,
+        run,
+        _resolve(base, file, [*(settings or []), *extra]),
+        command=_command(),
+        reporter=reporter,
+        until=until.value,
     )
     if as_json:
         _print_json(_summary(load(run, "cpu")))

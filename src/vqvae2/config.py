@@ -93,6 +93,24 @@ class AutoencoderConfig(_Model):
     )
     revive: bool = Field(True, description="move unused codes to where the error is")
     ema: bool = Field(True, description="codebooks by moving averages (paper) rather than by gradient")
+    quantizer: Literal["vq", "fsq"] = Field(
+        "vq",
+        description="vq: a learnt codebook (paper); fsq: finite scalar quantization, a fixed lattice of as many codes",
+    )
+    stem_relu: bool = Field(
+        False,
+        description="a ReLU between an encoder's last 3x3 and its residual stack (Sonnet v2's notebook; off: Sonnet v1)",
+    )
+    weights: Literal["torch", "sonnet"] = Field(
+        "torch",
+        description="first weights of the convolutions: torch's, or Sonnet's (normal of deviation 1/sqrt(fan-in), cut at "
+        "two deviations, biases 0), which are sqrt(3) times as large",
+    )
+    variance: float = Field(
+        1.0,
+        gt=0,
+        description="the squared error is divided by this in the loss; the pixels' variance in [-1, 1] makes it Sonnet's",
+    )
     rate: float = Field(
         0.0,
         ge=0,
@@ -120,9 +138,9 @@ class AutoencoderConfig(_Model):
             )
         if any(s < 1 or s > 64 for s in self.strides) or any(s < 2 for s in self.strides[1:]):
             raise ValueError(f"expected strides of 1 to 64 (2 to 64 between levels), found {self.strides}")
-        if self.rate and not self.ema:
+        if self.rate and not (self.ema and self.quantizer == "vq"):
             raise ValueError(
-                f"expected rate 0 with codebooks trained by gradient (ema: false), found {self.rate}"
+                f"expected rate 0 without codebooks of moving averages (ema: false, or fsq), found {self.rate}"
             )
         if any(k < 2 or k > 65536 for k in self.codes):
             raise ValueError(f"expected codebooks of 2 to 65536 codes, found {self.codes}")

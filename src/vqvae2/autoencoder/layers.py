@@ -49,11 +49,25 @@ def _kernel(prime: int) -> tuple[int, int]:
     return prime + 2, 1
 
 
-def downsample(in_channels: int, out_channels: int, width: int, factor: int) -> nn.Sequential:
+def sonnet_weights(module: nn.Module) -> None:
+    """Sonnet's first weights for every convolution in `module`: biases 0, weights from a normal distribution of
+    deviation 1 / sqrt(fan-in) cut at two deviations (Sonnet's `Conv2D`, `Conv2DTranspose`; spec 8.1).
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            fan_in = part.in_channels * part.kernel_size[0] * part.kernel_size[1]
+            nn.init.trunc_normal_(part.weight, std=fan_in**-0.5, a=-2 * fan_in**-0.5, b=2 * fan_in**-0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def downsample(
+    in_channels: int, out_channels: int, width: int, factor: int, relu: bool = False
+) -> nn.Sequential:
     """Reduce height and width by `factor`, one strided convolution with ReLU per prime factor.
 
     A factor of 4 gives Conv4x4/2 -> width/2, ReLU, Conv4x4/2 -> width, ReLU (spec 2.4.1): every strided
-    convolution but the last has half the width. A last 3x3 convolution maps to `out_channels`.
+    convolution but the last has half the width. A last 3x3 convolution maps to `out_channels`, followed by a ReLU if `relu`.
     """
     primes = prime_factors(factor)
     layers: list[nn.Module] = []
@@ -63,7 +77,8 @@ def downsample(in_channels: int, out_channels: int, width: int, factor: int) -> 
         kernel, padding = _kernel(prime)
         layers += [nn.Conv2d(channels, following, kernel, stride=prime, padding=padding), nn.ReLU()]
         channels = following
-    return nn.Sequential(*layers, nn.Conv2d(channels, out_channels, 3, padding=1))
+    layers.append(nn.Conv2d(channels, out_channels, 3, padding=1))
+    return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
 
 def upsample(in_channels: int, out_channels: int, width: int, factor: int) -> nn.Sequential:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.layers import downsample, residual_stack, upsample
+from vqvae2.autoencoder.layers import downsample, residual_stack, sonnet_weights, upsample
 from vqvae2.autoencoder.quantizer import Quantized, VectorQuantizer
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config import AutoencoderConfig
@@ -63,7 +63,7 @@ class _Level(nn.Module):
         hint = dim if level else 0
         channels = config.channels if finest else width
         self.encoder = nn.Sequential(
-            downsample(channels, width, width, config.strides[step]),
+            downsample(channels, width, width, config.strides[step], relu=config.stem_relu),
             residual_stack(width, config.residual, config.blocks),
         )
         self.projection = nn.Conv2d(width + hint, dim, 1)
@@ -120,6 +120,8 @@ class VQVAE(nn.Module):
             residual_stack(config.hidden, config.residual, config.blocks),
             upsample(config.hidden, config.channels, config.hidden, config.strides[0]),
         )
+        if config.weights == "sonnet":
+            sonnet_weights(self)
 
     @property
     def quantizers(self) -> tuple[VectorQuantizer, ...]:

@@ -1,6 +1,6 @@
-"""Stage 1: the objective of the autoencoder. L = MSE(x, x_hat) + beta x sum of commitments (paper eq. 2).
+"""Stage 1: the objective of the autoencoder. L = MSE(x, x_hat) / variance + sum of the levels' latent losses (paper eq. 2).
 
-The reconstruction term is the mean squared error over pixels in [-1, 1]; no division by the data's variance.
+The reconstruction term is the mean squared error over pixels in [-1, 1]; `variance` is 1 unless configured.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class AutoencoderObjective:
         of_whole = (errors * whole).sum() / whole.sum().clamp_min(1)
         logs = {"mse": torch.where(whole.any(), of_whole, mse), "commitment": out.commitment}
         logs |= {f"batch_perplexity_{level}": item.perplexity for level, item in enumerate(out.levels)}
-        return mse + out.commitment, logs
+        return mse / self.config.autoencoder.variance + out.commitment, logs
 
     def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
         """Every epoch: perplexity and share of codes used per level over the epoch, by all processes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,9 +40,15 @@ _COLLAPSED = 0.10  # a level that uses fewer codes than this share is reported b
 
 
 def train(
-    data: str, folder: str | Path, config: Config, *, command: str = "", reporter: Reporter | None = None
+    data: str,
+    folder: str | Path,
+    config: Config,
+    *,
+    command: str = "",
+    reporter: Reporter | None = None,
+    until: Literal["autoencoder", "prior"] = "prior",
 ) -> None:
-    """Do what is not yet done of the whole pipeline.
+    """Do what is not yet done of the whole pipeline, or of its first stage.
 
     Args:
         data: see `open_images`.
@@ -50,6 +56,7 @@ def train(
         config: every setting.
         command: what the user typed, for the record.
         reporter: where to speak.
+        until: "autoencoder" stops after stage 1; a later call without it goes on.
 
     Raises:
         RunError: RUN cannot be written, is of a newer version, or holds something trained otherwise.
@@ -68,6 +75,8 @@ def train(
     try:
         config = with_classes(folder, config, images, accelerator)
         autoencoder, digest = _stage1(folder, config, images, accelerator, reporter)
+        if until == "autoencoder":
+            return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
     finally:
         images.close()
