@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from vqvae2.autoencoder.layers import ResidualBlock
+from vqvae2.autoencoder.model import VQVAE
 from vqvae2.catalogue import choose, preset, presets
 from vqvae2.config import Config, ConfigError, TrainConfig, parse
+from vqvae2.prior.causal import CausalAttention, GatedLayer, PointwiseBlock
+from vqvae2.prior.pixelcnn import LevelPrior
 
 SIDES = (32, 64, 128, 256)
 FEW = 20_000
@@ -48,6 +56,7 @@ def test_names() -> None:
     names = presets()
     assert len(set(names)) == len(names)
     assert {"tiny", "demo"} <= set(names)
+    assert names[-2:] == ("ffhq1024", "imagenet256")
     assert {f"{kind}{side}" for kind in ("small", "large") for side in SIDES} <= set(names)
 
 
@@ -100,6 +109,185 @@ def test_an_unknown_preset_lists_the_others(name: str) -> None:
 ])  # fmt: skip
 def test_the_preset_that_is_chosen(pictures: int, pixels: int, name: str) -> None:
     assert choose(pictures, pixels) == name
+
+
+# --- the paper's models ---
+
+# The tables of the paper's appendix, row for row; a row of a table's priors holds one value for each level, coarsest first.
+# None is a dash in the table: the row says nothing about that level, or the level has none of it.
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "imagenet256": {
+        "Input size": (256, 256),
+        "Latent layers": [(32, 32), (64, 64)],
+        "Strides between stages": [4, 2],
+        "beta (commitment)": 0.25,
+        "gamma (decay of the averages)": 0.99,
+        "Batch size": 128,
+        "Hidden units": 128,
+        "Residual units": 64,
+        "Layers": 2,
+        "Codebook size": 512,
+        "Codebook dimension": 64,
+        "Encoder conv filter size": 3,
+        "Upsampling conv filter size": 4,
+        "Training steps": 2_207_444,
+    },
+    "ffhq1024": {
+        "Input size": (1024, 1024),
+        "Latent layers": [(32, 32), (64, 64), (128, 128)],
+        "Strides between stages": [8, 2, 2],
+        "beta (commitment)": 0.25,
+        "gamma (decay of the averages)": 0.99,
+        "Batch size": 128,
+        "Hidden units": 128,
+        "Residual units": 64,
+        "Layers": 2,
+        "Codebook size": 512,
+        "Codebook dimension": 64,
+        "Encoder conv filter size": 3,
+        "Upsampling conv filter size": 4,
+        "Training steps": 304_741,
+    },
+}
+PRIORS: dict[str, dict[str, list[Any]]] = {
+    "imagenet256": {
+        "Input size": [(32, 32), (64, 64)],
+        "Batch size": [1024, 512],
+        "Hidden units": [512, 512],
+        "Residual units": [2048, 1024],
+        "Layers": [20, 20],
+        "Attention layers": [4, 0],
+        "Attention heads": [8, None],
+        "Conv filter size": [5, 5],
+        "Dropout": [0.1, 0.1],
+        "Output stack layers": [20, None],
+        "Conditioning stack residual blocks": [None, 20],
+        "Training steps": [1_600_000, 754_000],
+    },
+    "ffhq1024": {
+        "Input size": [(32, 32), (64, 64), (128, 128)],
+        "Batch size": [1024, 512, 256],
+        "Hidden units": [512, 512, 512],
+        "Residual units": [2048, 1024, 1024],
+        "Layers": [20, 20, 10],
+        "Attention layers": [4, 1, 0],
+        "Attention heads": [8, None, None],
+        "Conv filter size": [5, 5, 5],
+        "Dropout": [0.5, 0.3, 0.25],
+        "Output stack layers": [0, 0, 0],
+        "Conditioning stack residual blocks": [None, 8, 8],
+        "Training steps": [237_000, 57_400, 270_000],
+    },
+}
+
+
+def autoencoder_row(config: Config, row: str) -> Any:
+    """What the network that is built, or else its training, has in that row of the table."""
+    settings, size = config.autoencoder, config.data.size
+    with torch.device("meta"):
+        model = VQVAE(settings)
+    blocks = [part for part in model.modules() if isinstance(part, ResidualBlock)]
+    encoders = [part for name, part in model.named_modules() if ".encoder" in name]
+    stacks = [
+        part
+        for part in model.modules()
+        if isinstance(part, nn.Sequential) and len(part) and isinstance(part[0], ResidualBlock)
+    ]
+    return {
+        "Input size": lambda: (size, size),
+        "Latent layers": lambda: list(config.geometry.grids),
+        "Strides between stages": lambda: list(settings.strides),
+        "beta (commitment)": lambda: same(q.commitment_cost for q in model.quantizers),
+        "gamma (decay of the averages)": lambda: same(q.decay for q in model.quantizers),
+        "Batch size": lambda: config.train_autoencoder.batch,
+        "Hidden units": lambda: same(block.conv3.in_channels for block in blocks),
+        "Residual units": lambda: same(block.conv3.out_channels for block in blocks),
+        "Layers": lambda: same(sum(isinstance(part, ResidualBlock) for part in stack) for stack in stacks),
+        "Codebook size": lambda: same(q.num_embeddings for q in model.quantizers),
+        "Codebook dimension": lambda: same(q.embedding_dim for q in model.quantizers),
+        "Encoder conv filter size": lambda: same(
+            side
+            for part in encoders
+            if isinstance(part, nn.Conv2d) and part.stride == (1, 1) and part.kernel_size != (1, 1)
+            for side in part.kernel_size
+        ),
+        "Upsampling conv filter size": lambda: same(
+            side
+            for part in model.modules()
+            if isinstance(part, nn.ConvTranspose2d)
+            for side in part.kernel_size
+        ),
+        "Training steps": lambda: config.train_autoencoder.steps,
+    }[row]()
+
+
+def prior_row(config: Config, row: str, level: int) -> Any:
+    """What a level's network that is built, or else its training, has in that row of the table."""
+    settings, training = config.prior.levels[level], config.train_prior[level]
+    with torch.device("meta"):
+        model = LevelPrior(settings, config.geometry, level, config.prior.classes)
+    layers = [part for part in model.layers if isinstance(part, GatedLayer)]
+    heads = [part.heads for part in model.attentions if isinstance(part, CausalAttention)]
+    return {
+        "Input size": lambda: (model.height, model.width),
+        "Batch size": lambda: training.batch,
+        "Hidden units": lambda: same(layer.out_h.linear.out_features for layer in layers),
+        "Residual units": lambda: same(layer.residual for layer in layers),
+        "Layers": lambda: len(layers),
+        "Attention layers": lambda: len(heads),
+        "Attention heads": lambda: same(heads),
+        "Conv filter size": lambda: same(layer.vertical.conv.kernel_size[1] for layer in layers),
+        "Dropout": lambda: same([layer.dropout for layer in layers] + [settings.dropout]),
+        "Output stack layers": lambda: sum(isinstance(part, PointwiseBlock) for part in model.output),
+        "Conditioning stack residual blocks": lambda: (
+            len(model.condition.blocks) if model.condition else None
+        ),
+        "Training steps": lambda: training.steps,
+    }[row]()
+
+
+def same(values: Iterable[Any]) -> Any:
+    """The one value that they all have."""
+    (value,) = set(values)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [(name, row) for name, table in AUTOENCODERS.items() for row in table]
+)
+def test_a_row_of_the_papers_table_of_autoencoders(name: str, row: str) -> None:
+    assert autoencoder_row(preset(name), row) == AUTOENCODERS[name][row]
+
+
+@pytest.mark.parametrize(("name", "row"), [(name, row) for name, table in PRIORS.items() for row in table])
+def test_a_row_of_the_papers_tables_of_priors(name: str, row: str) -> None:
+    config = preset(name)
+    assert len(PRIORS[name][row]) == len(config.prior.levels)
+    for level, value in enumerate(PRIORS[name][row]):
+        if value is not None:
+            assert prior_row(config, row, level) == value
+        elif row == "Output stack layers":
+            assert config.prior.levels[level].output_layers == 0
+
+
+@pytest.mark.parametrize(("name", "classes"), [("imagenet256", 1000), ("ffhq1024", 0)])
+def test_the_papers_models_are_nothing_but_the_papers(name: str, classes: int) -> None:
+    """No price on bits, no dropped levels, no early end; every setting that the tables leave open is the default."""
+    config = preset(name)
+    assert config.prior.classes == classes
+    assert (config.autoencoder.rate, config.autoencoder.drop_finer) == (0, 0)
+    assert (config.autoencoder.init, config.autoencoder.revive) == ("data", True)
+    stages: list[TrainConfig] = [config.train_autoencoder, *config.train_prior]
+    for training in stages:
+        assert (
+            type(training)(**{name: getattr(training, name) for name in ("steps", "batch", "evaluate_every")})
+            == training
+        )
+        assert (training.patience, training.minutes, training.lr) == (0, 0, 3e-4)
+    # attention stands every five layers where there are four of twenty (paper section 3.2), else after the last
+    assert [level.attention_every for level in config.prior.levels] == ([5, 0] if classes else [5, 20, 0])
+    # the middle level's heads are not in the table: as elsewhere (docs/decisions.md)
+    assert {level.heads for level in config.prior.levels} == {8}
 
 
 @given(pictures=st.integers(0, 10**8), pixels=st.integers(0, 10**5))

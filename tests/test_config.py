@@ -342,5 +342,5 @@ def test_a_price_on_bits_needs_moving_averages() -> None:
     value = override(
         preset("tiny").model_dump(mode="json"), ["autoencoder.rate=0.1", "autoencoder.ema=false"]
     )
-    with pytest.raises(ConfigError, match="expected rate 0 with codebooks trained by gradient"):
+    with pytest.raises(ConfigError, match="expected rate 0 without codebooks of moving averages"):
         parse(value)

@@ -106,6 +106,55 @@ def _demo(preset: dict[str, Any]) -> dict[str, Any]:
     return preset | {"sampling": {"guidance": 3.0, "top_p": 0.95}}
 
 
+def _paper_prior(
+    residual: int,
+    dropout: float,
+    *,
+    layers: int = 20,
+    attention: int = 0,
+    output: int = 0,
+    condition: int = 0,
+) -> dict[str, Any]:
+    return {
+        "hidden": 512,
+        "residual": residual,
+        "layers": layers,
+        "kernel": 5,
+        "attention_every": layers // attention if attention else 0,
+        "heads": 8,
+        "dropout": dropout,
+        "output_layers": output,
+        "condition_blocks": condition,
+    }
+
+
+def _paper(
+    size: int,
+    strides: list[int],
+    steps: int,
+    priors: list[dict[str, Any]],
+    trainings: list[tuple[int, int]],
+    classes: int,
+) -> dict[str, Any]:
+    """The paper's own models; `trainings` are (batch, steps) of each prior. What its tables leave open is our default."""
+    return {
+        "data": {"size": size},
+        "autoencoder": {
+            "strides": strides,
+            "codes": [512] * len(strides),
+            "code_dim": 64,
+            "hidden": 128,
+            "residual": 64,
+            "blocks": 2,
+            "commitment_cost": 0.25,
+            "decay": 0.99,
+        },
+        "train_autoencoder": {"steps": steps, "batch": 128, "evaluate_every": 5000},
+        "prior": {"levels": priors, "classes": classes},
+        "train_prior": [{"steps": n, "batch": batch, "evaluate_every": 5000} for batch, n in trainings],
+    }
+
+
 _PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _preset(32, [4, 2], 32, 64, (60, 40), [_level(32, 2, 2, 0.1), _level(32, 2, 0, 0.1, 1)], 1, 20),
     "demo": _demo(_preset(64, [4, 2], 64, 512, (1800, 1000), [_level(96, 6, 2, 0.2), _level(96, 5, 3, 0.1, 3)], 6, 200)),
@@ -117,4 +166,17 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "large64": _preset(64, [4, 2], 128, 512, (80000, 80000), [_level(384, 12, 3, 0.1), _level(256, 12, 4, 0.1, 6)], 1, 2000),
     "large128": _preset(128, [4, 2], 128, 512, (150000, 150000), [_level(384, 16, 4, 0.1), _level(256, 16, 0, 0.1, 8)], 1, 2000),
     "large256": _preset(256, [4, 2], 128, 512, (300000, 300000), [_level(512, 20, 5, 0.1), _level(384, 20, 0, 0.1, 10)], 1, 5000),
+    "ffhq1024": _paper(
+        1024, [8, 2, 2], 304_741,
+        [_paper_prior(2048, 0.5, attention=4), _paper_prior(1024, 0.3, attention=1, condition=8),
+         _paper_prior(1024, 0.25, layers=10, condition=8)],
+        [(1024, 237_000), (512, 57_400), (256, 270_000)],
+        classes=0,
+    ),
+    "imagenet256": _paper(
+        256, [4, 2], 2_207_444,
+        [_paper_prior(2048, 0.1, attention=4, output=20), _paper_prior(1024, 0.1, condition=20)],
+        [(1024, 1_600_000), (512, 754_000)],
+        classes=1000,
+    ),
 }  # fmt: skip

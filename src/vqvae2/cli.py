@@ -31,6 +31,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+importing = typer.Typer(
+    help="Take an autoencoder trained elsewhere into a run folder.", rich_markup_mode=None
+)
+app.add_typer(importing, name="import")
+
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
 RunName = Annotated[
@@ -277,6 +282,31 @@ def presets() -> None:
         typer.echo(
             f"{name:12s} {config.data.size} px, grids {grids}, {config.autoencoder.codes[0]} codes, steps {steps}"
         )
+
+
+@importing.command()
+def rosinality(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="a vqvae_NNN.pt of rosinality/vq-vae-2-pytorch")
+    ],
+    run: Annotated[Path, typer.Option("--run", help="run folder to make; nothing trained is overwritten")],
+    size: Annotated[
+        int, typer.Option(min=8, help="height and width of the pictures in px, a multiple of 8")
+    ] = 256,
+    as_json: Json = False,
+) -> None:
+    """Import a stage-1 checkpoint of rosinality/vq-vae-2-pytorch; `vqvae2 train DATA --run RUN` adds the priors."""
+    from vqvae2.run import load
+    from vqvae2.train.rosinality import import_rosinality
+
+    config = import_rosinality(checkpoint, run, size, _command())
+    if as_json:
+        _print_json(_summary(load(run, "cpu")))
+        return
+    grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
+    typer.echo(
+        f"{run}: autoencoder imported, {size} px, grids {grids}; `vqvae2 train DATA --run {run}` adds the priors"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

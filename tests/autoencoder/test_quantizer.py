@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,11 +134,6 @@ def test_sonnet_initial_range() -> None:
     assert vq.embeddings.std() == pytest.approx(0.125, rel=0.01)
 
 
-def test_the_codebook_is_no_parameter_unless_asked() -> None:
-    assert not list(VectorQuantizer(4, 2).parameters())
-    assert [name for name, _ in VectorQuantizer(4, 2, ema=False).named_parameters()] == ["embeddings"]
-
-
 @pytest.mark.parametrize("options", [
     {"num_embeddings": 0}, {"embedding_dim": 0}, {"decay": 1.0}, {"decay": -0.1}, {"init": "zeros"},
 ])  # fmt: skip
@@ -181,13 +175,6 @@ def test_nearest_code_is_brute_force(n: int, k: int, d: int, seed: int, rows: in
     assert torch.equal(found, brute_force(vectors, codebook))
 
 
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 40), k=st.integers(1, 30), d=st.integers(1, 12), seed=st.integers(0, 999))
-def test_nearest_code_of_real_vectors(n: int, k: int, d: int, seed: int) -> None:
-    vectors, codebook = blobs(n, d, seed=seed).double(), blobs(k, d, seed=seed + 1000).double()
-    assert torch.equal(nearest_code(vectors, codebook), brute_force(vectors, codebook))
-
-
 def test_ties_go_to_the_lowest_index() -> None:
     vq = VectorQuantizer(600, 3, init="sonnet").eval()
     vq.embeddings.zero_()
@@ -199,28 +186,6 @@ def test_ties_go_to_the_lowest_index() -> None:
 # --- forward ---
 
 
-@pytest.mark.parametrize("shape", [(2,), (5, 2), (3, 4, 5, 2), (0, 5, 5, 2)])
-def test_any_leading_shape(shape: tuple[int, ...]) -> None:
-    vq = VectorQuantizer(4, 2).eval()
-    z = torch.randn(shape)
-    out = vq(z)
-    assert out.quantize.shape == z.shape
-    assert out.encoding_indices.shape == z.shape[:-1]
-    assert torch.allclose(out.quantize, vq.lookup(out.encoding_indices), atol=1e-6)
-
-
-@pytest.mark.parametrize("ema", [True, False])
-def test_evaluation_changes_nothing(ema: bool) -> None:
-    vq = VectorQuantizer(8, 3, ema=ema)
-    vq(blobs(40, 3))
-    vq.eval()
-    before, usage = state(vq), vq.usage.clone()
-    for seed in range(10):
-        vq(blobs(40, 3, seed=seed))
-    assert same(before, state(vq))
-    assert torch.equal(usage, vq.usage)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_the_gradient_goes_straight_through(training: bool) -> None:
     vq = VectorQuantizer(8, 3).train(training)
@@ -229,19 +194,6 @@ def test_the_gradient_goes_straight_through(training: bool) -> None:
     (vq(z).quantize * weight).sum().backward()
     assert z.grad is not None
     assert torch.equal(z.grad, weight)
-
-
-def test_the_old_codebook_quantizes() -> None:
-    """Indices, values and loss come from the codebook before the step; the next step sees the new one."""
-    vq = VectorQuantizer(6, 3, decay=0.5, init="sonnet", revive=False).double()
-    for seed in range(5):
-        old = vq.embeddings.clone()
-        z = blobs(30, 3, seed=seed).double()
-        out = vq(z)
-        assert torch.equal(out.encoding_indices, brute_force(z, old))
-        assert torch.allclose(out.quantize, old[out.encoding_indices], atol=1e-12)
-        assert torch.allclose(out.loss, 0.25 * (old[out.encoding_indices] - z).square().mean())
-        assert not torch.equal(vq.embeddings, old)
 
 
 def test_what_was_returned_stays_when_the_codebook_moves_on() -> None:
@@ -262,49 +214,7 @@ def test_backward_after_the_update(ema: bool) -> None:
     assert z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("training", [True, False])
-def test_half_precision_input(dtype: torch.dtype, training: bool) -> None:
-    """The arithmetic is float32 under any autocast: no overflow at 1000^2, no coarse distances."""
-    vq = VectorQuantizer(16, 8, init="sonnet", revive=False).train(training)
-    vq.embeddings.copy_(blobs(16, 8) * 1000)
-    z = (blobs(64, 8, seed=1) * 1000).to(dtype).requires_grad_()
-    expected = brute_force(z.detach().double(), vq.embeddings.double())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = vq(z)
-    assert torch.equal(out.encoding_indices, expected)
-    assert out.quantize.dtype == dtype
-    assert out.loss.dtype == torch.float32
-    assert out.loss.isfinite()
-    assert vq.embeddings.dtype == torch.float32
-    out.loss.backward()
-    assert z.grad is not None
-    assert z.grad.isfinite().all()
-
-
-def test_not_contiguous_input() -> None:
-    vq = VectorQuantizer(16, 4, init="sonnet").eval()
-    images = torch.randn(2, 4, 5, 6)
-    turned = images.permute(0, 2, 3, 1)
-    assert not turned.is_contiguous()
-    a, b = vq(turned), vq(turned.contiguous())
-    assert torch.equal(a.quantize, b.quantize)
-    assert torch.equal(a.encoding_indices, b.encoding_indices)
-
-
 # --- the empty batch ---
-
-
-@pytest.mark.parametrize("init", ["data", "sonnet"])
-def test_an_empty_batch_changes_no_code(init: str) -> None:
-    vq = VectorQuantizer(8, 3, init=init, decay=0.9)  # type: ignore[arg-type]
-    vq(blobs(40, 3))
-    before = vq.embeddings.clone()
-    out = vq(torch.zeros(0, 3))
-    assert out.loss == 0
-    assert out.perplexity == 1
-    assert all(value.isfinite().all() for value in state(vq).values())
-    assert torch.allclose(vq.embeddings, before, atol=1e-6)
 
 
 @pytest.mark.parametrize("init", ["data", "sonnet"])
@@ -321,17 +231,6 @@ def test_an_empty_first_batch_is_as_if_it_had_not_been(init: str) -> None:
 
 
 # --- known bugs of other implementations ---
-
-
-def test_one_step_stays_within_the_data() -> None:
-    """Ports without zero-debias throw unused codes to 1e5 times their size in the first step (spec 7.4)."""
-    for centre in (0.0, 50.0):
-        for size in (4, 64, 500):  # fewer codes than vectors, and more
-            vq = VectorQuantizer(size, 3)
-            for seed in range(3):
-                z = blobs(100, 3, centre, seed)
-                vq(z)
-                assert vq.embeddings.norm(dim=1).max() <= z.norm(dim=1).max() * 1.05
 
 
 @settings(max_examples=25, deadline=None)
@@ -513,47 +412,66 @@ import sys
 import torch
 from torch import distributed as dist
 from vqvae2.autoencoder.quantizer import VectorQuantizer
-rank, world, place, steps = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+rank, world, place = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 if world > 1:
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=world)
-torch.manual_seed(rank)
-vq = VectorQuantizer(24, 3, decay=0.8).double()
-indices, codes = [], []
-for step in range(steps):
-    centre = 4.0 * (step // 6)  # the data move, so that codes fall idle and are revived
-    z = torch.randn(40, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64) + centre
-    rows = 40 // world
-    indices.append(vq(z[rank * rows : (rank + 1) * rows]).encoding_indices)
-    codes.append(vq.embeddings.clone())
-torch.save({"indices": indices, "codes": codes, "count": vq.ema_count, "sum": vq.ema_sum}, f"{place}/{world}-{rank}.pt")
+found = {}
+for init in ("data", "sonnet"):
+    torch.manual_seed(rank if init == "data" else 0)  # drawn from the data, the first codebook needs no shared seed
+    vq = VectorQuantizer(24, 3, decay=0.8, init=init).double()
+    indices, codes = [], []
+    for step in range(50):
+        centre = 4.0 * (step // 6)  # the data move, so that codes fall idle and are revived
+        z = torch.randn(40, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64) + centre
+        rows = 40 // world
+        indices.append(vq(z[rank * rows : (rank + 1) * rows]).encoding_indices)
+        codes.append(vq.embeddings.clone())
+    found[init] = {"indices": indices, "codes": codes, "count": vq.ema_count, "sum": vq.ema_sum}
+torch.save(found, f"{place}/{world}-{rank}.pt")
 if world > 1:
     dist.destroy_process_group()
 """
 
 
-def test_two_processes_are_one_with_the_whole_batch(tmp_path: Path) -> None:
-    """Data init, statistics and revival, 24 steps: the codebooks stay those of the big batch, on both ranks."""
-    steps = 24
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """What one process with the whole batch found, and each of two with half of it."""
+    place = tmp_path_factory.mktemp("processes")
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(rank), str(world), str(tmp_path), str(steps)],
+            [sys.executable, "-c", _WORKER, str(rank), str(world), str(place)],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
         )
         for rank, world in ((0, 2), (1, 2), (0, 1))
     ]  # fmt: skip
-    for worker in workers:
-        _, said = worker.communicate(timeout=120)
-        assert worker.returncode == 0, said
-    one, left, right = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
-    for step in range(steps):
+    try:
+        for worker in workers:
+            _, said = worker.communicate(timeout=120)
+            assert worker.returncode == 0, said
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    return [torch.load(place / f"{name}.pt") for name in ("1-0", "2-0", "2-1")]
+
+
+@pytest.mark.parametrize("init", ["data", "sonnet"])
+def test_two_processes_are_one_with_the_whole_batch(
+    init: str, processes: list[dict[str, dict[str, Any]]]
+) -> None:
+    """First codebook, statistics and revival, 50 steps: the codebooks stay those of the big batch, on both ranks."""
+    one, left, right = (found[init] for found in processes)
+    assert len(one["codes"]) == 50
+    for step in range(50):
         assert torch.equal(torch.cat([left["indices"][step], right["indices"][step]]), one["indices"][step])
         assert torch.equal(left["codes"][step], right["codes"][step]), "the ranks drift apart"
         assert torch.allclose(left["codes"][step], one["codes"][step], rtol=0, atol=1e-10)
     assert torch.allclose(left["count"], one["count"], atol=1e-10)
     assert torch.allclose(left["sum"], one["sum"], atol=1e-10)
-    jumps = [(b - a).norm(dim=1).max() for a, b in zip(one["codes"], one["codes"][1:], strict=False)]
-    assert max(jumps) > 5, "no code was revived: the test does not test it"
+    pairs = zip(one["codes"][1:], one["codes"][2:], strict=False)
+    jumps = [float((after - before).norm(dim=1).max()) for before, after in pairs]
+    assert sum(jump > 5 for jump in jumps) >= 3, "too few codes were revived: the test does not test it"
 
 
 def test_it_agrees_with_vector_quantize_pytorch() -> None:
@@ -572,6 +490,8 @@ def test_it_agrees_with_vector_quantize_pytorch() -> None:
     values, indices, _ = other(z)
     assert torch.equal(out.encoding_indices, indices)
     assert torch.allclose(out.quantize, values, atol=1e-6)
+    _, _, loss = other.train()(z, freeze_codebook=True)  # it has no loss in evaluation
+    assert torch.allclose(out.loss, loss, rtol=1e-6)
 
 
 # --- the price of bits ---

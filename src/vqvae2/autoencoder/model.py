@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
 from vqvae2.autoencoder.layers import downsample, residual_stack, sonnet_weights, upsample
 from vqvae2.autoencoder.quantizer import Quantized, VectorQuantizer
 from vqvae2.codes import Codes, CodesError, Geometry
@@ -47,6 +48,25 @@ class Reconstruction:
         return torch.stack([level.loss for level in self.levels]).sum()
 
 
+Quantizer = VectorQuantizer | FiniteScalarQuantizer
+
+
+def _quantizer(config: AutoencoderConfig, size: int) -> Quantizer:
+    if config.quantizer == "fsq":
+        return FiniteScalarQuantizer(size, config.code_dim, config.decay)
+    return VectorQuantizer(
+        size,
+        config.code_dim,
+        config.commitment_cost,
+        config.decay,
+        config.epsilon,
+        init=config.init,
+        revive=config.revive,
+        ema=config.ema,
+        rate=config.rate,
+    )
+
+
 class _Level(nn.Module):
     """One level: its encoder, its quantizer, and what it tells the finer levels.
 
@@ -67,17 +87,7 @@ class _Level(nn.Module):
             residual_stack(width, config.residual, config.blocks),
         )
         self.projection = nn.Conv2d(width + hint, dim, 1)
-        self.quantizer = VectorQuantizer(
-            config.codes[level],
-            dim,
-            config.commitment_cost,
-            config.decay,
-            config.epsilon,
-            init=config.init,
-            revive=config.revive,
-            ema=config.ema,
-            rate=config.rate,
-        )
+        self.quantizer = _quantizer(config, config.codes[level])
         self.conditioner: nn.Sequential | None = None
         if not finest:
             self.conditioner = nn.Sequential(
@@ -124,7 +134,7 @@ class VQVAE(nn.Module):
             sonnet_weights(self)
 
     @property
-    def quantizers(self) -> tuple[VectorQuantizer, ...]:
+    def quantizers(self) -> tuple[Quantizer, ...]:
         """The levels' quantizers, coarsest first."""
         return tuple(level.quantizer for level in self._levels())
 

@@ -62,7 +62,9 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
         changed = [line for line in differences(old_value, new_value) if not line.startswith(_FREE)]
         refused = [line for line in changed if any(line.startswith(prefix) for prefix in fixed)]
-        if fixed and old_record.get("source") != data:
+        if (
+            fixed and "fingerprint" in old_record and old_record.get("source") != data
+        ):  # an imported run has none
             refused.insert(0, f"data: {old_record.get('source')} -> {data}")
         if refused:
             raise RunError(

@@ -1,0 +1,124 @@
+"""Finite scalar quantization: a fixed lattice in place of a learnt codebook, behind the quantizer's interface.
+
+    z [..., D] --linear--> [..., d] --bound, round--> lattice point --linear--> q [..., D]
+
+Source: Mentzer, Minnen, Agustsson, Tschannen 2023 (arXiv 2309.15505), section 3. There is no codebook to collapse,
+no commitment loss and nothing to revive: the codes are the points of a lattice of L_1 x ... x L_d, and the gradient
+passes the rounding unchanged. The two linear maps to and from the lattice belong to the quantizer (our decision), so
+that it may stand wherever a `VectorQuantizer` stands.
+
+Shapes: N vectors, D code dimension, d lattice dimension, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2.autoencoder.quantizer import Quantized, perplexity, summed
+
+_MOST = 8  # levels of a dimension; the paper recommends 5 to 8
+_EPSILON = 1e-3  # bounded values reach this much beyond the outermost points, so that two levels work too
+
+
+def lattice(size: int) -> tuple[int, ...]:
+    """The sides of a lattice of exactly `size` points: fewest dimensions of 2 to 8 levels, then the most even ones.
+
+    512 gives 8 x 8 x 8, 1000 gives 8 x 5 x 5 x 5, 1024 gives 8 x 8 x 4 x 4.
+
+    Raises:
+        ValueError: `size` is below 2 or has a prime factor above 8.
+    """
+
+    def splits(rest: int, most: int) -> list[tuple[int, ...]]:
+        if rest == 1:
+            return [()]
+        sides = (side for side in range(min(most, rest), 1, -1) if rest % side == 0)
+        return [(side, *others) for side in sides for others in splits(rest // side, side)]
+
+    found = splits(size, _MOST) if size >= 2 else []
+    if not found:
+        raise ValueError(f"expected a number of codes that is a product of factors of 2 to 8, found {size}")
+    return min(found, key=lambda sides: (len(sides), max(sides) - min(sides)))
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Each vector is mapped to a few bounded numbers, and each of these is rounded.
+
+    Args:
+        num_embeddings: K, a product of factors of 2 to 8; see `lattice`.
+        embedding_dim: D.
+        decay: of the running shares of use, which only `mean_code` needs.
+
+    Raises:
+        ValueError: K has a prime factor above 8.
+    """
+
+    sides: Tensor
+    basis: Tensor
+    ema_count: Tensor
+    usage: Tensor
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, decay: float = 0.99) -> None:
+        super().__init__()
+        sides = lattice(num_embeddings)
+        self.num_embeddings, self.embedding_dim, self.decay = num_embeddings, embedding_dim, decay
+        self.inward = nn.Linear(embedding_dim, len(sides))
+        self.outward = nn.Linear(len(sides), embedding_dim)
+        basis = [math.prod(sides[:i]) for i in range(len(sides))]
+        self.register_buffer("sides", torch.tensor(sides), persistent=False)
+        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+        self.register_buffer("ema_count", torch.zeros(num_embeddings))
+        self.register_buffer("usage", torch.zeros(num_embeddings, dtype=torch.int64), persistent=False)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The codes [K, D] as the decoder sees them."""
+        return self.lookup(torch.arange(self.num_embeddings, device=self.sides.device))
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize the last axis of `z` [..., D]; the loss is 0.
+
+        Raises:
+            ValueError: the last axis is not D.
+        """
+        if z.ndim < 1 or z.shape[-1] != self.embedding_dim:
+            raise ValueError(
+                f"expected vectors of {self.embedding_dim} on the last axis, found shape {tuple(z.shape)}"
+            )
+        with torch.autocast(z.device.type, enabled=False):
+            bounded = self._bound(self.inward(z.to(self.inward.weight.dtype)))
+            steps = bounded + (bounded.round() - bounded).detach()
+            half = self.sides // 2
+            quantized = self.outward(steps / half)
+            indices = ((steps.detach().round().long() + half) * self.basis).sum(-1)
+            count = torch.bincount(indices.flatten(), minlength=self.num_embeddings)
+            if self.training:
+                self.usage += count
+                self.ema_count.lerp_(summed(count.to(self.ema_count.dtype)), 1 - self.decay)
+        return Quantized(quantized.to(z.dtype), quantized.new_zeros(()), perplexity(count), indices)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The codes [..., D] of integer `indices` [...]."""
+        half = self.sides // 2
+        points = (indices.long()[..., None] // self.basis) % self.sides - half
+        codes: Tensor = self.outward(points.to(self.outward.weight.dtype) / half)
+        return codes
+
+    def mean_code(self) -> Tensor:
+        """[D]: the mean code, weighted by use; all weigh the same before the first step."""
+        total = self.ema_count.sum()
+        weight = torch.where(total > 0, self.ema_count / total, 1 / self.num_embeddings)
+        return weight @ self.embeddings.detach()
+
+    def _bound(self, x: Tensor) -> Tensor:
+        """[..., d] to where rounding gives -(L // 2) ... (L - 1) // 2 in each dimension.
+
+        The paper also shifts x so that 0 falls on a point of an even side; at two levels that shift puts every
+        first input on one point, so it is left out (our decision).
+        """
+        half = (self.sides - 1) * (1 + _EPSILON) / 2
+        offset = torch.where(self.sides % 2 == 0, 0.5, 0.0)
+        return x.tanh() * half - offset
