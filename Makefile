@@ -9,10 +9,10 @@ READY := .venv/.ready
 NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench docs clean
+.PHONY: help setup demo test check bench experiments docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv and install the package and its tools, at the pinned versions
 
@@ -37,6 +37,9 @@ check: $(READY) ## check format, lint and types, and change nothing
 bench: $(READY) ## run the benchmarks on this machine, or one: make bench NAME=...
 	@test -n "$(NAME)" || echo "no benchmarks in benchmarks/"
 	@set -e; for name in $(NAME); do echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
+
+experiments: $(READY) ## list the experiments of recipes/experiments.yaml with their times
+	@$(BIN)/python scripts/experiments.py list
 
 docs: ## list the documentation: Markdown, read where it lies, nothing to build
 	@for page in README.md CONTRIBUTING.md CHANGELOG.md docs/*.md; do test ! -f $$page || \

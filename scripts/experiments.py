@@ -1,0 +1,128 @@
+"""Run the comparisons of recipes/experiments.yaml, arms side by side on one core each, and keep their figures.
+
+    python scripts/experiments.py                        list them with their times
+    python scripts/experiments.py run NAME [--cifar10 FOLDER] [--cores 2] [--runs runs/experiments]
+
+Each arm is an ordinary run folder of `vqvae2 train`: asked again, a finished one costs nothing and an interrupted one
+goes on. The figures of all arms that are done go to docs/experiments/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+LIST = ROOT / "recipes" / "experiments.yaml"
+
+
+def arms(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """(name, settings) of every arm with every seed."""
+    return [
+        (f"{arm}-{seed}", [*settings, f"seed={seed}"])
+        for seed in experiment["seeds"]
+        for arm, settings in experiment["arms"].items()
+    ]
+
+
+def command(experiment: dict[str, Any], settings: list[str], run: Path, data: str) -> list[str]:
+    """The `vqvae2 train` of one arm."""
+    own = [setting.removeprefix("recipe=") for setting in settings if setting.startswith("recipe=")]
+    recipe = ROOT / "recipes" / (own[0] if own else experiment["recipe"])
+    line = [sys.executable, "-m", "vqvae2", "train", data, "--run", str(run)]
+    line += ["--preset", experiment["preset"], "--config", str(recipe), "--until", experiment["until"]]
+    for setting in settings:
+        if setting.startswith("recipe="):
+            continue
+        line += ["--set", setting]
+    return line
+
+
+def figures(run: Path) -> dict[str, Any]:
+    """What a run folder measured: the last means of training, the held-out figures, seconds, per part."""
+    parts = {}
+    for file in sorted(run.glob("**/config.json")):
+        part = file.parent
+        outcome = json.loads(file.read_text())["outcome"]
+        lines = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
+        last = next(line for line in reversed(lines) if "loss" in line)
+        parts[str(part.relative_to(run))] = {
+            "training, last mean": last,
+            "held out": outcome["figures"],
+            "step": outcome["best_step"],
+            "seconds": round(outcome["seconds"]),
+        }
+    return parts
+
+
+def run(name: str, experiment: dict[str, Any], data: str, runs: Path, cores: int) -> None:
+    """Every arm, at most `cores` at once, each on a core of its own; then the figures."""
+    free: Queue[int] = Queue()
+    for core in sorted(os.sched_getaffinity(0))[:cores]:
+        free.put(core)
+
+    def one(item: tuple[str, list[str]]) -> None:
+        arm, settings = item
+        core = free.get()
+        folder, began = runs / name / arm, time.time()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (runs / name / f"{arm}.log").open("a") as log:
+            subprocess.run(
+                ["taskset", "-c", str(core), *command(experiment, settings, folder, data)],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+                check=True,
+            )
+        free.put(core)
+        print(f"{arm}: {(time.time() - began) / 60:.1f} min", flush=True)
+
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(one, arms(experiment)))
+    done = {arm: figures(runs / name / arm) for arm, _ in arms(experiment)}
+    target = ROOT / "docs" / "experiments" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
+    print(target)
+
+
+def main() -> None:
+    """List, or run one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=["list", "run"], default="list")
+    parser.add_argument("name", nargs="?", help="an experiment of recipes/experiments.yaml")
+    parser.add_argument("--cifar10", help="folder with CIFAR-10 as train.parquet and test.parquet")
+    parser.add_argument("--cores", type=int, default=2, help="arms at once (default 2)")
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "experiments", help="where the run folders go"
+    )
+    options = parser.parse_args()
+    experiments = yaml.safe_load(LIST.read_text())
+    if options.what == "list":
+        for name, item in experiments.items():
+            count = len(arms(item))
+            print(f"{name:16s} {count} x {item['minutes']} min of one core  {item['data']:8s} {item['asks']}")
+        return
+    if options.name not in experiments:
+        parser.error(f"expected one of {', '.join(experiments)}, found {options.name}")
+    experiment = experiments[options.name]
+    data = experiment["data"]
+    if data == "cifar10":
+        if not options.cifar10:
+            parser.error(f"{options.name} needs --cifar10 FOLDER")
+        data = options.cifar10
+    run(options.name, experiment, data, options.runs, options.cores)
+
+
+if __name__ == "__main__":
+    main()
