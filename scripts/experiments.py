@@ -4,7 +4,7 @@
     python scripts/experiments.py run NAME [--cifar10 FOLDER] [--cores 2] [--runs runs/experiments]
 
 Each arm is an ordinary run folder of `vqvae2 train`: asked again, a finished one costs nothing and an interrupted one
-goes on. The figures of all arms that are done go to docs/experiments/NAME.json.
+goes on. The figures of all arms that are done go to docs/experiments/NAME.json, its curves to docs/images/.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from queue import Queue
 from typing import Any
 
 import yaml
+
+from vqvae2.evaluate.report import svg
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "recipes" / "experiments.yaml"
@@ -65,6 +67,18 @@ def figures(run: Path) -> dict[str, Any]:
     return parts
 
 
+def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
+    """One drawing per metric of stage 1: its curve in every arm, to docs/images/NAME-METRIC.svg."""
+    for metric in metrics:
+        curves = {}
+        for arm, folder in folders.items():
+            text = (folder / "autoencoder" / "metrics.jsonl").read_text()
+            lines = [json.loads(line) for line in text.splitlines()]
+            curves[arm] = [(line["step"], line[metric]) for line in lines if metric in line]
+        drawing = svg(curves).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        (ROOT / "docs" / "images" / f"{name}-{metric.replace('_', '-')}.svg").write_text(drawing + "\n")
+
+
 def run(name: str, experiment: dict[str, Any], data: str, runs: Path, cores: int) -> None:
     """Every arm, at most `cores` at once, each on a core of its own; then the figures."""
     free: Queue[int] = Queue()
@@ -93,6 +107,7 @@ def run(name: str, experiment: dict[str, Any], data: str, runs: Path, cores: int
     target = ROOT / "docs" / "experiments" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
+    draw(name, experiment["curves"], {arm: runs / name / arm for arm, _ in arms(experiment)})
     print(target)
 
 
