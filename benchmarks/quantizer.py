@@ -6,7 +6,7 @@
 ratios hold on a noisy machine. L0 is the matrix product alone, L1 the product and the index of the least, in the best of
 five torch forms. Each peer runs as its users run it: rosinality's `Quantize` from a checkout given by path, and
 vector-quantize-pytorch's `VectorQuantize`. Both allocate N x K temporaries anew at each call, so what glibc does with
-freed memory decides much of their time: everything is measured once under its defaults and once with the heap kept.
+freed memory decides much of their time: everything is measured once under its defaults and, for the small codebook, once with the heap kept.
 Memory is the growth of the process's peak, each case in a process of its own.
 """
 
@@ -33,6 +33,7 @@ ALLOCATORS = {
     "glibc defaults": {},
     "heap kept": {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)},
 }
+LARGE = 4096  # codes from which the peers' kept heaps do not fit into 24 GiB together
 Case = Callable[[], object]
 
 
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.timed:
-        repeats = options.repeats if options.timed < 4096 else max(3, options.repeats // 2)
+        repeats = options.repeats if options.timed < LARGE else max(3, options.repeats // 2)
         print(json.dumps(timed(options.timed, options.rosinality, repeats)))
         return
     if options.peak:
@@ -160,6 +161,7 @@ def main() -> None:
         timings = {
             name: child(options, "--timed", str(size), **environment)
             for name, environment in ALLOCATORS.items()
+            if size < LARGE or not environment
         }
         memory = {name: round(child(options, "--peak", str(size), name), 1) for name in names}
         figures[f"K = {size}"] = {**timings, "extra peak memory, MiB": memory}
