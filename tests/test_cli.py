@@ -27,7 +27,7 @@ from vqvae2.config import Config, override, parse, read_yaml, settings
 from vqvae2.run import load
 from vqvae2.train.loop import read_metrics
 
-VERBS = ("demo", "train", "sample", "reconstruct", "inspect", "presets")
+VERBS = ("demo", "train", "sample", "reconstruct", "inspect", "presets", "import")
 CLASSES = ["Blue sky", "disc", "stripes"]
 Command = Callable[..., Any]
 

@@ -465,3 +465,28 @@ def test_the_finer_levels_get_no_gradient_from_images_decoded_without_them() -> 
     (gradient,) = torch.autograd.grad(out.images[~dropped].sum(), out.levels[1].quantize)
     assert gradient[~dropped].ne(0).any()
     assert gradient[dropped].eq(0).all()
+
+
+def test_sonnets_first_weights() -> None:
+    torch.manual_seed(0)
+    net = VQVAE(config(hidden=64, residual=32, weights="sonnet"))
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            sigma = (part.in_channels * part.kernel_size[0] * part.kernel_size[1]) ** -0.5
+            assert part.weight.abs().max() <= 2 * sigma * 1.0001
+            if (
+                part.weight.numel() > 5000
+            ):  # a normal distribution cut at two deviations keeps .8796 of its own
+                assert part.weight.std().item() == pytest.approx(0.8796 * sigma, rel=0.05)
+            assert part.bias is not None
+            assert (part.bias == 0).all()
+
+
+def test_the_stems_relu_is_the_only_difference() -> None:
+    plain, other = model(), model(stem_relu=True)
+    other.load_state_dict(plain.state_dict())  # no weights of its own: old files fit
+    x = noise(2, 3, 8, 8)
+    for ours, theirs in zip(reversed(plain.levels), reversed(other.levels), strict=True):  # finest first
+        assert not (ours.encoder[0](x) >= 0).all()
+        assert theirs.encoder[0](x).equal(ours.encoder[0](x).relu())
+        x = ours.encoder(x)

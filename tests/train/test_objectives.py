@@ -429,3 +429,11 @@ def test_embeddings_start_from_the_codebooks_that_are_given(tmp_path: Path) -> N
     plain, given = PriorObjective(config, store, 1), PriorObjective(config, store, 1, codebooks)
     assert given.model.embedding.weight.std() < 0.9 < plain.model.embedding.weight.std()
     assert not torch.equal(plain.model.embedding.weight, given.model.embedding.weight)
+
+
+@pytest.mark.parametrize("variance", [1.0, 0.25])
+def test_the_error_is_divided_by_the_variance(tmp_path: Path, variance: float) -> None:
+    config = tiny(autoencoder={"variance": variance})
+    objective = AutoencoderObjective(config, image_set(tmp_path, config))
+    loss, logs = objective.loss(objective.model, next(objective.batches(0, 0, 1)))
+    assert loss.item() == pytest.approx((logs["mse"] / variance + logs["commitment"]).item(), rel=1e-6)

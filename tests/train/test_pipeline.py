@@ -692,3 +692,16 @@ def test_worker_processes_end_with_the_pictures(
     with pytest.raises(Killed):
         train(str(data), tmp_path / "run", config, reporter=Reporter(quiet=True))
     assert closed == [1]
+
+
+def test_until_the_autoencoder_and_on(tmp_path: Path, data: Path, config: Config) -> None:
+    train(str(data), tmp_path / "halves", config, until="autoencoder", reporter=Reporter(quiet=True))
+    assert model_file(tmp_path / "halves").is_file()
+    assert not (tmp_path / "halves" / "codes").exists()
+    assert not finished(tmp_path / "halves", config)
+    train(str(data), tmp_path / "halves", config, reporter=Reporter(quiet=True))
+    train(str(data), tmp_path / "whole", config, reporter=Reporter(quiet=True))
+    for level in (None, 0, 1):
+        a, _ = load_tensors(model_file(tmp_path / "halves", level))
+        b, _ = load_tensors(model_file(tmp_path / "whole", level))
+        assert all(a[name].equal(b[name]) for name in b)
