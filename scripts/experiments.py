@@ -90,15 +90,17 @@ def run(name: str, experiment: dict[str, Any], data: str, runs: Path, cores: int
         core = free.get()
         folder, began = runs / name / arm, time.time()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with (runs / name / f"{arm}.log").open("a") as log:
-            subprocess.run(
-                ["taskset", "-c", str(core), *command(experiment, settings, folder, data)],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=log,
-                check=True,
-            )
-        free.put(core)
+        try:
+            with (runs / name / f"{arm}.log").open("a") as log:
+                subprocess.run(
+                    ["taskset", "-c", str(core), *command(experiment, settings, folder, data)],
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    stdout=log,
+                    stderr=log,
+                    check=True,
+                )
+        finally:  # an arm that fails must not keep the others waiting for its core
+            free.put(core)
         print(f"{arm}: {(time.time() - began) / 60:.1f} min", flush=True)
 
     with ThreadPoolExecutor(cores) as pool:

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.quantizer import Quantized, perplexity, summed
+from vqvae2.autoencoder.quantizer import Quantized, check_vectors, mean_of, perplexity, summed
 
 _MOST = 8  # levels of a dimension; the paper recommends 5 to 8
 _EPSILON = 1e-3  # bounded values reach this much beyond the outermost points, so that two levels work too
@@ -84,10 +84,7 @@ class FiniteScalarQuantizer(nn.Module):
         Raises:
             ValueError: the last axis is not D.
         """
-        if z.ndim < 1 or z.shape[-1] != self.embedding_dim:
-            raise ValueError(
-                f"expected vectors of {self.embedding_dim} on the last axis, found shape {tuple(z.shape)}"
-            )
+        check_vectors(z, self.embedding_dim)
         with torch.autocast(z.device.type, enabled=False):
             bounded = self._bound(self.inward(z.to(self.inward.weight.dtype)))
             steps = bounded + (bounded.round() - bounded).detach()
@@ -109,9 +106,7 @@ class FiniteScalarQuantizer(nn.Module):
 
     def mean_code(self) -> Tensor:
         """[D]: the mean code, weighted by use; all weigh the same before the first step."""
-        total = self.ema_count.sum()
-        weight = torch.where(total > 0, self.ema_count / total, 1 / self.num_embeddings)
-        return weight @ self.embeddings.detach()
+        return mean_of(self.embeddings.detach(), self.ema_count)
 
     def _bound(self, x: Tensor) -> Tensor:
         """[..., d] to where rounding gives -(L // 2) ... (L - 1) // 2 in each dimension.

@@ -204,10 +204,7 @@ class VectorQuantizer(nn.Module):
         Raises:
             ValueError: the last axis is not D.
         """
-        if z.ndim < 1 or z.shape[-1] != self.embedding_dim:
-            raise ValueError(
-                f"expected vectors of {self.embedding_dim} on the last axis, found shape {tuple(z.shape)}"
-            )
+        check_vectors(z, self.embedding_dim)
         with torch.autocast(z.device.type, enabled=False):
             exact = z.to(self.embeddings.dtype)
             vectors = exact.reshape(-1, self.embedding_dim)
@@ -239,9 +236,7 @@ class VectorQuantizer(nn.Module):
 
         Without statistics (`ema=False`, or before the first step) all codes weigh the same.
         """
-        total = self.ema_count.sum()
-        weight = torch.where(total > 0, self.ema_count / total, 1 / self.num_embeddings)
-        return weight @ self.embeddings.detach()
+        return mean_of(self.embeddings.detach(), self.ema_count)
 
     def _penalty(self) -> Tensor | None:
         """[K]: what each code costs besides its distance; a code of no use costs as much as one of 1 / (100 K)."""
@@ -306,6 +301,18 @@ class VectorQuantizer(nn.Module):
         self.embeddings[dead] = drawn
         self.ema_count[dead] = mean * debias
         self.ema_sum[dead] = drawn * mean * debias
+
+
+def check_vectors(z: Tensor, dim: int) -> None:
+    """Raise `ValueError` unless the last axis of `z` is `dim`."""
+    if z.ndim < 1 or z.shape[-1] != dim:
+        raise ValueError(f"expected vectors of {dim} on the last axis, found shape {tuple(z.shape)}")
+
+
+def mean_of(codes: Tensor, count: Tensor) -> Tensor:
+    """[D]: the mean of codes [K, D], weighted by their use [K]; all weigh the same where none was used."""
+    total = count.sum()
+    return torch.where(total > 0, count / total, 1 / len(codes)) @ codes
 
 
 def summed(value: Tensor) -> Tensor:
