@@ -1,7 +1,7 @@
 """Run the comparisons of recipes/experiments.yaml, arms side by side on one core each, and keep their figures.
 
     python scripts/experiments.py                        list them with their times
-    python scripts/experiments.py run NAME [--cifar10 FOLDER] [--cores 2] [--runs runs/experiments]
+    python scripts/experiments.py run NAME [--cifar10 FOLDER] [--vgg FILE] [--cores 2] [--runs runs/experiments]
 
 Each arm is an ordinary run folder of `vqvae2 train`: asked again, a finished one costs nothing and an interrupted one
 goes on. The figures of all arms that are done go to docs/experiments/NAME.json, its curves to docs/images/.
@@ -79,8 +79,8 @@ def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
         (ROOT / "docs" / "images" / f"{name}-{metric.replace('_', '-')}.svg").write_text(drawing + "\n")
 
 
-def run(name: str, experiment: dict[str, Any], data: str, runs: Path, cores: int) -> None:
-    """Every arm, at most `cores` at once, each on a core of its own; then the figures."""
+def run(name: str, experiment: dict[str, Any], data: str, common: list[str], runs: Path, cores: int) -> None:
+    """Every arm with the settings common to all, at most `cores` at once, each on a core of its own; then the figures."""
     free: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0))[:cores]:
         free.put(core)
@@ -93,7 +93,7 @@ def run(name: str, experiment: dict[str, Any], data: str, runs: Path, cores: int
         try:
             with (runs / name / f"{arm}.log").open("a") as log:
                 subprocess.run(
-                    ["taskset", "-c", str(core), *command(experiment, settings, folder, data)],
+                    ["taskset", "-c", str(core), *command(experiment, [*common, *settings], folder, data)],
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                     stdout=log,
                     stderr=log,
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["list", "run"], default="list")
     parser.add_argument("name", nargs="?", help="an experiment of recipes/experiments.yaml")
     parser.add_argument("--cifar10", help="folder with CIFAR-10 as train.parquet and test.parquet")
+    parser.add_argument("--vgg", help="weights of the perceptual distance (scripts/perceptual_weights.py)")
     parser.add_argument("--cores", type=int, default=2, help="arms at once (default 2)")
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs" / "experiments", help="where the run folders go"
@@ -132,13 +133,17 @@ def main() -> None:
         return
     if options.name not in experiments:
         parser.error(f"expected one of {', '.join(experiments)}, found {options.name}")
-    experiment = experiments[options.name]
+    experiment, common = experiments[options.name], []
     data = experiment["data"]
     if data == "cifar10":
         if not options.cifar10:
             parser.error(f"{options.name} needs --cifar10 FOLDER")
         data = options.cifar10
-    run(options.name, experiment, data, options.runs, options.cores)
+    if experiment.get("vgg"):
+        if not options.vgg:
+            parser.error(f"{options.name} needs --vgg FILE")
+        common.append(f"train_autoencoder.perceptual_weights={options.vgg}")
+    run(options.name, experiment, data, common, options.runs, options.cores)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,10 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "one picture": (lambda w: w.train(w.some("a.png")), r"found 1 usable picture: at least 2"),
     "one class twice": (lambda w: w.train(w.some("Cat/1.png", "cat/2.png")), r"'Cat' and 'cat'"),
     "no such split": (lambda w: w.train(None, "--split", "testing"), r"no split 'testing'"),
+    "no perceptual weights": (
+        lambda w: w.train(None, "--set", f"train_autoencoder.perceptual_weights={w.folder}/vgg.safetensors"),
+        r"no weights at .*vgg\.safetensors",
+    ),
     # run folders
     "file in place of the run": (lambda w: w.train(run=w.file("file")), r"cannot use .*file as a run folder"),
     "run below a file": (lambda w: w.train(run=w.file("file") / "run"), r"cannot use .*run as a run folder"),

@@ -113,9 +113,10 @@ class AutoencoderConfig(_Model):
     )
     rate: float = Field(
         0.0,
-        ge=0,
+        ge=-1,
         le=10,
-        description="weight of the bits when a code is chosen (0 = paper); more makes codes that priors predict better",
+        description="weight of the bits when a code is chosen (0 = paper); more makes codes that priors predict better, "
+        "below 0 makes codes that are used more evenly",
     )
     drop_finer: float = Field(
         0.0,
@@ -261,6 +262,27 @@ class TrainConfig(_Model):
     accumulate: int = Field(1, ge=1, description="gradient accumulation: parts into which a batch is cut")
 
 
+class AutoencoderTrainConfig(TrainConfig):
+    """Stage 1's training."""
+
+    perceptual: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a perceptual distance in the loss (0 = paper): sharper pictures, more squared error",
+    )
+    perceptual_weights: str = Field(
+        "",
+        description="its VGG16: a safetensors file with torchvision's names, or a Hub repository such as timm/vgg16.tv_in1k; "
+        "given with perceptual 0 the distance is measured only",
+    )
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> AutoencoderTrainConfig:
+        if self.perceptual and not self.perceptual_weights:
+            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
+        return self
+
+
 class PriorTrainConfig(TrainConfig):
     """Stage 2's training, alike for every level."""
 
@@ -296,7 +318,9 @@ class Config(_Model):
     )
     data: DataConfig = Field(default_factory=DataConfig, description="pictures")
     autoencoder: AutoencoderConfig = Field(default_factory=AutoencoderConfig, description="stage 1 model")
-    train_autoencoder: TrainConfig = Field(default_factory=TrainConfig, description="stage 1 training")
+    train_autoencoder: AutoencoderTrainConfig = Field(
+        default_factory=AutoencoderTrainConfig, description="stage 1 training"
+    )
     prior: PriorConfig = Field(default_factory=PriorConfig, description="stage 2 models")
     train_prior: tuple[PriorTrainConfig, ...] = Field(
         (PriorTrainConfig(), PriorTrainConfig()),
@@ -317,6 +341,10 @@ class Config(_Model):
                 f"and {len(self.train_prior)} prior trainings"
             )
         self.autoencoder.geometry(self.data.size, self.data.size)
+        if self.train_autoencoder.perceptual_weights and self.data.size < 16:
+            raise ValueError(
+                f"a perceptual distance needs pictures of at least 16 px, found {self.data.size}"
+            )
         return self
 
     @property

@@ -527,6 +527,8 @@ def test_a_rate_buys_fewer_bits_with_more_error_whatever_the_scale(monkeypatch: 
     assert cheap[0] < plain[0] * 0.9
     assert cheap[1] > plain[1]
     assert large == pytest.approx(cheap, rel=0.02)
+    even = trained(-1, 1)
+    assert even[0] > plain[0] * 1.03, "below 0 frequent codes cost, so use is more even"
 
 
 def test_the_running_error_is_the_mean_squared_distance() -> None:
@@ -538,7 +540,7 @@ def test_the_running_error_is_the_mean_squared_distance() -> None:
     )
 
 
-@pytest.mark.parametrize("options", [{"rate": -0.1}, {"rate": math.inf}, {"rate": 0.1, "ema": False}])
+@pytest.mark.parametrize("options", [{"rate": math.nan}, {"rate": math.inf}, {"rate": -0.1, "ema": False}])
 def test_a_rate_out_of_range(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected rate"):
+    with pytest.raises(ValueError, match="expected a finite rate"):
         VectorQuantizer(4, 2, **options)

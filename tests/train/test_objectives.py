@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from train_helpers import changed, code_store, image_set, run, tiny, with_classes
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.data.grid import grid
 from vqvae2.data.pixels import to_float
 from vqvae2.prior.pixelcnn import LevelPrior
-from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
+from vqvae2.train.autoencoder import AutoencoderObjective, detail, usage_figures
 from vqvae2.train.loop import make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective, copies
 
@@ -163,6 +164,53 @@ def test_heldout_figures_are_brute_force_at_any_batch_size(batch: int, tmp_path:
         assert figures[f"heldout_usage_{level}"] == pytest.approx(usage)
         assert figures[f"heldout_perplexity_{level}"] == pytest.approx(perplexity, rel=1e-6)
     assert not any(count.any() for count in objective.counts()), "evaluation is no training"
+
+
+class Halves(nn.Module):
+    """In place of the perceptual distance: half the mean absolute difference of each picture."""
+
+    def forward(self, images: Tensor, originals: Tensor) -> Tensor:
+        return (images - originals).abs().mean((1, 2, 3)) / 2
+
+
+def test_a_perceptual_term_is_added_with_its_weight(tmp_path: Path) -> None:
+    """And measured on the held-out pictures, which decides with it which weights are best; none of it is the model's."""
+    plain = tiny(autoencoder={"variance": 0.5})
+    images = image_set(tmp_path, plain)
+    figures, losses = {}, {}
+    for weight in (0.0, 0.3):
+        config = changed(plain, train_autoencoder={"perceptual": weight, "perceptual_weights": "vgg"})
+        objective = AutoencoderObjective(config, images, Halves())
+        batch = next(objective.batches(0, 0, 1))
+        model = objective.model.eval().requires_grad_(False)
+        loss, logs = objective.loss(model, batch)
+        losses[weight] = float(loss)
+        assert ("perceptual" in logs) == bool(weight)
+        figures[weight] = objective.evaluate(model, make_accelerator())
+        assert set(objective.model.state_dict()) == set(VQVAE(config.autoencoder).state_dict())
+    assert losses[0.3] - losses[0.0] == pytest.approx(0.3 * float(logs["perceptual"]), rel=1e-4)
+    again = model(batch[0]).images
+    assert float(logs["perceptual"]) == pytest.approx(float((again - batch[0]).abs().mean()) / 2, rel=1e-5)
+    distance = figures[0.3]["heldout_perceptual"]
+    assert distance == pytest.approx(figures[0.0]["heldout_perceptual"])
+    pictures = heldout(objective)
+    expected = (model(pictures).images.clamp(-1, 1) - pictures).abs().mean() / 2
+    assert distance == pytest.approx(float(expected), rel=1e-5)
+    assert figures[0.0]["score"] == figures[0.0]["heldout_mse"]
+    assert figures[0.3]["score"] == pytest.approx(figures[0.3]["heldout_mse"] + 0.5 * 0.3 * distance)
+
+
+def test_sharpness_is_the_share_of_the_details_energy() -> None:
+    """1 for the picture itself, the factor's square for a weaker one, less for a blurred one; level and slope are none."""
+    x = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    energy = detail(x)
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    by_hand = functional.conv2d(x.flatten(0, 1)[:, None], kernel).square().sum((1, 2, 3)).view(2, 3).sum(1)
+    assert energy == pytest.approx(by_hand, rel=1e-5)
+    assert detail(x / 2) == pytest.approx(energy / 4, rel=1e-5)
+    assert (detail(functional.avg_pool2d(x, 3, 1, 1)) < energy / 4).all()
+    ramp = torch.arange(9.0).expand(1, 1, 9, 9) + 5
+    assert detail(ramp).tolist() == [0]
 
 
 def test_a_perfect_reconstruction_has_a_finite_psnr(tmp_path: Path) -> None:

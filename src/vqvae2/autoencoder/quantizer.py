@@ -137,7 +137,8 @@ class VectorQuantizer(nn.Module):
         rate: weight of the bits in the choice of a code (entropy-constrained vector quantization, Chou, Lookabaugh
             and Gray 1989; our addition): code k is chosen for the least ||z - e_k||^2 + rate x E x -log2 p_k, with p
             the running shares of use and E the running mean of ||z - q||^2. 0 is the paper. More makes codes that
-            a prior predicts with fewer bits, at some cost in error. Needs `ema`.
+            a prior predicts with fewer bits, at some cost in error; below 0 it is frequent codes that cost, which
+            evens their use out. Needs `ema`.
 
     Raises:
         ValueError: an argument out of range.
@@ -171,8 +172,8 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"expected 0 <= decay < 1, found {decay}")
         if init not in ("data", "sonnet"):
             raise ValueError(f"expected init 'data' or 'sonnet', found {init!r}")
-        if not 0 <= rate < math.inf or (rate and not ema):
-            raise ValueError(f"expected rate >= 0, and 0 without ema, found {rate}")
+        if not math.isfinite(rate) or (rate and not ema):
+            raise ValueError(f"expected a finite rate, and 0 without ema, found {rate}")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost

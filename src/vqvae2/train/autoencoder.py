@@ -1,6 +1,7 @@
 """Stage 1: the objective of the autoencoder. L = MSE(x, x_hat) / variance + sum of the levels' latent losses (paper eq. 2).
 
-The reconstruction term is the mean squared error over pixels in [-1, 1]; `variance` is 1 unless configured.
+The reconstruction term is the mean squared error over pixels in [-1, 1]; `variance` is 1 unless configured. Our
+addition, off unless configured: plus `perceptual` x LPIPS(x, x_hat).
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ class AutoencoderObjective:
     Args:
         config: the whole configuration.
         images: the pictures; `images.train` are learnt from, `images.heldout` judged on.
+        distance: measured on the held-out pictures, and part of the loss with weight `train_autoencoder.perceptual`.
     """
 
     name = "autoencoder"
 
-    def __init__(self, config: Config, images: ImageSet) -> None:
+    def __init__(self, config: Config, images: ImageSet, distance: nn.Module | None = None) -> None:
         self.config, self.images = config, images
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model: VQVAE = VQVAE(config.autoencoder)
+        self.distance = distance
         self.epoch_steps = max(1, math.ceil(len(images.train) / config.train_autoencoder.batch))
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
@@ -64,7 +67,17 @@ class AutoencoderObjective:
         of_whole = (errors * whole).sum() / whole.sum().clamp_min(1)
         logs = {"mse": torch.where(whole.any(), of_whole, mse), "commitment": out.commitment}
         logs |= {f"batch_perplexity_{level}": item.perplexity for level, item in enumerate(out.levels)}
-        return mse / self.config.autoencoder.variance + out.commitment, logs
+        loss = mse / self.config.autoencoder.variance + out.commitment
+        weight = self.config.train_autoencoder.perceptual
+        if weight:
+            logs["perceptual"] = self._distance(out.images, images).mean()
+            loss = loss + weight * logs["perceptual"]
+        return loss, logs
+
+    def _distance(self, again: Tensor, images: Tensor) -> Tensor:
+        assert self.distance is not None
+        distances: Tensor = self.distance.to(images.device)(again, images)
+        return distances
 
     def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
         """Every epoch: perplexity and share of codes used per level over the epoch, by all processes."""
@@ -81,33 +94,42 @@ class AutoencoderObjective:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """Held-out MSE in [-1, 1], PSNR in dB (of the mean error, and mean over pictures), code use per level."""
+        """Held-out MSE in [-1, 1], PSNR in dB (of the mean error, and mean over pictures), sharpness, code use per level.
+
+        Sharpness is the energy of the reconstructions' Laplacian over that of the originals: 1 is as sharp, less is
+        blurred. With weights for it, the mean perceptual distance too.
+        """
         assert isinstance(model, VQVAE)
         device = accelerator.device
         share = self.images.heldout[accelerator.process_index :: accelerator.num_processes]
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        totals = torch.zeros(5, dtype=torch.float64, device=device)
         use = [torch.zeros(k, dtype=torch.int64, device=device) for k in self.config.autoencoder.codes]
         for images, _ in sequential(
             self.images, share, self.config.data, batch=self.config.train_autoencoder.batch
         ):
             images = images.to(device)
             out = model(images)
-            decibels = psnr(out.images, images)
-            error = 4 * 10 ** (-decibels / 10)
-            totals += torch.stack(
-                [error.sum(), decibels.sum(), torch.tensor(float(len(images)), device=device)]
-            )
+            again = out.images.float().clamp(-1, 1)
+            decibels = psnr(again, images)
+            per_picture = [4 * 10 ** (-decibels / 10), decibels, detail(again), detail(images)]
+            per_picture.append(self._distance(again, images) if self.distance else torch.zeros_like(decibels))
+            totals += torch.stack([x.double().sum() for x in per_picture])
             for count, level in zip(use, out.codes.levels, strict=True):
                 count += torch.bincount(level.flatten(), minlength=len(count))
-        totals = accelerator.reduce(totals, "sum")
+        mse, mean_psnr, found, aim, looks = (
+            accelerator.reduce(totals, "sum") / len(self.images.heldout)
+        ).tolist()
         use = [accelerator.reduce(count, "sum") for count in use]
-        mse, mean_psnr = float(totals[0] / totals[2]), float(totals[1] / totals[2])
         figures = {
             "heldout_mse": mse,
             "heldout_psnr": 10 * math.log10(4 / max(mse, 1e-10)),
             "heldout_psnr_per_picture": mean_psnr,
+            "heldout_sharpness": found / max(aim, 1e-10),
         }
-        return {"score": mse, **figures, **{f"heldout_{k}": v for k, v in usage_figures(use).items()}}
+        if self.distance:
+            figures["heldout_perceptual"] = looks
+        score = mse + self.config.autoencoder.variance * self.config.train_autoencoder.perceptual * looks
+        return {"score": score, **figures, **{f"heldout_{k}": v for k, v in usage_figures(use).items()}}
 
     @torch.no_grad()
     def draw(self, model: nn.Module, path: Path) -> None:
@@ -121,6 +143,13 @@ class AutoencoderObjective:
         again = model(images).images.float()
         rows = [images[:8], again[:8], images[8:], again[8:]]
         save_grid(torch.cat([row for row in rows if len(row)]).cpu(), path, columns=min(8, len(images)))
+
+
+def detail(images: Tensor) -> Tensor:
+    """[B]: the energy of the Laplacian of pictures [B, C, H, W], summed over their interior: what blur takes first."""
+    inner = images[..., 1:-1, 1:-1]
+    around = images[..., :-2, 1:-1] + images[..., 2:, 1:-1] + images[..., 1:-1, :-2] + images[..., 1:-1, 2:]
+    return (around - 4 * inner).square().sum((1, 2, 3))
 
 
 def usage_figures(counts: list[Tensor]) -> dict[str, float]:

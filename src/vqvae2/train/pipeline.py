@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codes import Codes
 from vqvae2.config import Config
 from vqvae2.data.batches import sequential
@@ -60,7 +61,7 @@ def train(
 
     Raises:
         RunError: RUN cannot be written, is of a newer version, or holds something trained otherwise.
-        DataError, TrainingError, CheckpointError, StoreError: see there. Interrupted: Ctrl-C.
+        DataError, PerceptualError, TrainingError, CheckpointError, StoreError: see there. Interrupted: Ctrl-C.
     """
     folder = Path(folder)
     accelerator = make_accelerator(config.precision, config.compile)
@@ -71,10 +72,12 @@ def train(
     if finished(folder, config):
         reporter.say(f"{folder}: all is done; nothing to train")
         return
+    weights = "" if model_file(folder).exists() else config.train_autoencoder.perceptual_weights
+    distance = PerceptualDistance.read(weights) if weights else None  # first: a wrong path is found at once
     images = _open(data, folder, config, accelerator, reporter)
     try:
         config = with_classes(folder, config, images, accelerator)
-        autoencoder, digest = _stage1(folder, config, images, accelerator, reporter)
+        autoencoder, digest = _stage1(folder, config, images, distance, accelerator, reporter)
         if until == "autoencoder":
             return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
@@ -142,11 +145,16 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
 
 
 def _stage1(
-    folder: Path, config: Config, images: ImageSet, accelerator: Accelerator, reporter: Reporter
+    folder: Path,
+    config: Config,
+    images: ImageSet,
+    distance: PerceptualDistance | None,
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> tuple[VQVAE, str]:
     part = folder / "autoencoder"
     if not model_file(folder).exists():
-        objective = AutoencoderObjective(config, images)
+        objective = AutoencoderObjective(config, images, distance)
         _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
     return load_autoencoder(folder, config, accelerator.device)
 

@@ -1,0 +1,135 @@
+"""A perceptual distance between pictures: features of a VGG16, unit length at every place, compared channel by channel.
+
+It is LPIPS (Zhang, Isola, Efros, Shechtman and Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual
+Metric", CVPR 2018) when the file holds its heads. No weights are shipped: they are read from a file.
+
+Shapes: B batch, C channels, H W px.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vqvae2.errors import UserError
+
+_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions between poolings
+_LEAST = 2 ** (len(_STAGES) - 1)
+# ImageNet's mean and deviation of red, green and blue in [0, 1], brought to [-1, 1]
+_MEAN = (2 * 0.485 - 1, 2 * 0.456 - 1, 2 * 0.406 - 1)
+_DEVIATION = (2 * 0.229, 2 * 0.224, 2 * 0.225)
+
+
+class PerceptualError(UserError):
+    """Weights of a perceptual distance that cannot be used."""
+
+
+class PerceptualDistance(nn.Module):
+    """How different two pictures look: the mean over places of weighted squared differences of VGG16 features.
+
+    The features are those after the last ReLU of each of the five stages (relu1_2 to relu5_3), each place's vector
+    divided by its length. The network's weights are fixed; the distance has a gradient in both pictures.
+
+    Attributes:
+        features: the 13 convolutions, numbered as in torchvision's `vgg16().features`.
+        heads: a weight per channel and stage; ones until `read` finds some, that is the plain distance of unit vectors.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        taps: list[int] = []
+        channels = 3
+        for stage, (width, convolutions) in enumerate(_STAGES):
+            if stage:
+                layers.append(nn.MaxPool2d(2))
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            taps.append(len(layers) - 1)
+        self.features = nn.Sequential(*layers)
+        self.heads = nn.ParameterList(torch.ones(width) for width, _ in _STAGES)
+        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None])
+        self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None])
+        self._taps = frozenset(taps)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def read(cls, source: str | Path) -> PerceptualDistance:
+        """The network with weights from a safetensors file or a Hub repository `owner/name` (its `model.safetensors`).
+
+        The file has torchvision's names (`features.0.weight`, ...), as `timm/vgg16.tv_in1k` on the Hub has; `heads.0`
+        to `heads.4` are optional; what else it holds (the classifier) is not read. scripts/perceptual_weights.py makes one.
+
+        Raises:
+            PerceptualError: no such file, damaged, or not a VGG16.
+        """
+        net = cls()
+        path = _found(source)
+        try:
+            with safe_open(path, "pt") as file:
+                held = set(file.keys())
+                tensors = {key: file.get_tensor(key) for key in net.state_dict() if key in held}
+        except (OSError, SafetensorError) as error:
+            raise PerceptualError(f"cannot read the weights {path}: {' '.join(str(error).split())}") from None
+        state = {k: v for k, v in net.state_dict().items() if k.startswith(("mean", "deviation", "heads"))}
+        state |= tensors
+        for name, own in net.state_dict().items():
+            shape = list(state[name].shape) if name in state else "none"
+            if shape != list(own.shape):
+                raise PerceptualError(
+                    f"{path} holds no VGG16: expected {name} of shape {list(own.shape)}, found {shape}"
+                )
+        net.load_state_dict(state)
+        return net.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor, originals: Tensor) -> Tensor:
+        """The distances [B] >= 0 of pictures [B, C, H, W] in [-1, 1]; grey is taken as RGB, of RGBA the colours.
+
+        Raises:
+            ValueError: shapes that differ, 2 channels or more than 4, or sides below 16 px.
+        """
+        if images.shape != originals.shape or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+            raise ValueError(
+                f"expected two batches of pictures with 1, 3 or 4 channels, found {list(images.shape)} and {list(originals.shape)}"
+            )
+        if min(images.shape[2:]) < _LEAST:
+            raise ValueError(f"expected sides of at least {_LEAST} px, found {list(images.shape[2:])}")
+        with torch.no_grad():
+            aims = self._units(originals)
+        total = torch.zeros(len(images), device=images.device)
+        for head, found, aim in zip(self.heads, self._units(images), aims, strict=True):
+            total = total + ((found - aim).square() * head[:, None, None]).sum(1).mean((1, 2))
+        return total
+
+    def _units(self, images: Tensor) -> list[Tensor]:
+        x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+        x = (x - self.mean) / self.deviation
+        units = []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self._taps:
+                exact = x.float()
+                units.append(exact / (exact.square().sum(1, keepdim=True) + 1e-10).sqrt())
+        return units
+
+
+def _found(source: str | Path) -> Path:
+    path, text = Path(source), str(source)
+    if path.is_file():
+        return path
+    if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
+        try:
+            return Path(hf_hub_download(text, "model.safetensors"))
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PerceptualError(f"no file {text}, and the Hub gave none: {reason}") from None
+    raise PerceptualError(f"no weights at {text}: expected a safetensors file or a Hub repository owner/name")
