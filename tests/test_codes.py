@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae2.codes import Codes, CodesError, Geometry
+from vqvae2.codes import Codes, CodesError, Geometry, prime_factors
 
 GEOMETRIES = st.lists(
     st.tuples(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.integers(1, 70_000)), min_size=1, max_size=4
@@ -174,3 +174,14 @@ def test_moving_keeps_values_and_types() -> None:
     assert equal(moved, codes)
     assert [level.dtype for level in moved.levels] == [torch.uint8, torch.int16]
     assert [level.device.type for level in codes.to("meta").levels] == ["meta", "meta"]
+
+
+@given(st.integers(1, 5000))
+def test_prime_factors(factor: int) -> None:
+    primes = prime_factors(factor)
+    product = 1
+    for prime in primes:
+        assert all(prime % d for d in range(2, int(prime**0.5) + 1))
+        product *= prime
+    assert product == factor
+    assert primes == sorted(primes)

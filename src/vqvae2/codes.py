@@ -119,3 +119,14 @@ class Codes:
     def cat(cls, parts: Sequence[Codes]) -> Codes:
         """Join batches, in order."""
         return cls(tuple(torch.cat(levels) for levels in zip(*(part.levels for part in parts), strict=True)))
+
+
+def prime_factors(factor: int) -> list[int]:
+    """`factor` as a product of primes, smallest first; 1 gives the empty list."""
+    primes, divisor = [], 2
+    while factor > 1:
+        while factor % divisor == 0:
+            primes.append(divisor)
+            factor //= divisor
+        divisor += 1
+    return primes

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from vqvae2.codes import Geometry
+from vqvae2.codes import Geometry, prime_factors
 from vqvae2.errors import UserError
 
 
@@ -143,12 +143,12 @@ class AutoencoderConfig(_Model):
             raise ValueError(
                 f"expected rate 0 without codebooks of moving averages (ema: false, or fsq), found {self.rate}"
             )
-        if self.quantizer == "fsq" and any(_largest_prime(k) > 7 for k in self.codes):
+        if any(k < 2 or k > 65536 for k in self.codes):
+            raise ValueError(f"expected codebooks of 2 to 65536 codes, found {self.codes}")
+        if self.quantizer == "fsq" and any(max(prime_factors(k)) > 7 for k in self.codes):
             raise ValueError(
                 f"expected, for fsq, codebooks whose sizes have no prime factor above 7, found {self.codes}"
             )
-        if any(k < 2 or k > 65536 for k in self.codes):
-            raise ValueError(f"expected codebooks of 2 to 65536 codes, found {self.codes}")
         return self
 
     @property
@@ -178,16 +178,6 @@ class AutoencoderConfig(_Model):
         if len(shape) != 4 or shape[1] != self.channels:
             raise ConfigError(f"expected images [B, {self.channels}, H, W], found shape {list(shape)}")
         self.geometry(shape[2], shape[3])
-
-
-def _largest_prime(number: int) -> int:
-    divisor = 2
-    while divisor * divisor <= number:
-        if number % divisor:
-            divisor += 1
-        else:
-            number //= divisor
-    return number
 
 
 class LevelPriorConfig(_Model):

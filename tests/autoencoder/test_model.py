@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.layers import ResidualBlock, downsample, prime_factors, residual_stack, upsample
+from vqvae2.autoencoder.layers import ResidualBlock, downsample, residual_stack, upsample
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.quantizer import Quantized
 from vqvae2.codes import Codes, CodesError
@@ -83,17 +81,6 @@ def captured(net: VQVAE, images: Tensor) -> tuple[list[Tensor], list[Quantized],
 
 
 # --- layers ---
-
-
-@given(st.integers(1, 5000))
-def test_prime_factors(factor: int) -> None:
-    primes = prime_factors(factor)
-    product = 1
-    for prime in primes:
-        assert all(prime % d for d in range(2, int(prime**0.5) + 1))
-        product *= prime
-    assert product == factor
-    assert primes == sorted(primes)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 6, 7, 8, 12])

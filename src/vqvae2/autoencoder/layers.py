@@ -8,16 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-def prime_factors(factor: int) -> list[int]:
-    """`factor` as a product of primes, smallest first; 1 gives the empty list."""
-    primes, divisor = [], 2
-    while factor > 1:
-        while factor % divisor == 0:
-            primes.append(divisor)
-            factor //= divisor
-        divisor += 1
-    return primes
+from vqvae2.codes import prime_factors
 
 
 class ResidualBlock(nn.Module):
