@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -283,6 +284,23 @@ def test_the_table_of_memory() -> None:
         ):
             text, unit = table[f"{part.name}, {name}"].removesuffix(", average included").split()
             assert (float(text) * 2**20, unit) == (pytest.approx(value, rel=1e-3), "MiB")
+
+
+def test_a_batch_is_cut_until_it_fits() -> None:
+    """The fewest parts such that state and activations of one part fit into nine tenths of 80 GB."""
+    small, paper = known(preset("small64")), known(preset("ffhq1024"))
+    assert [part.accumulate for part in small.parts] == [1, 1, 1]
+    for part in paper.parts:
+        batch = part.settings.batch
+        assert part.accumulate
+        assert part.state + math.ceil(batch / part.accumulate) * part.kept_bf16 <= 72e9
+        if part.accumulate > 1:
+            assert part.state + math.ceil(batch / (part.accumulate - 1)) * part.kept_bf16 > 72e9
+    assert describe(preset("ffhq1024"))[COST]["prior level 0, memory of 1 H100"] == (
+        f"accumulate: {paper.priors[0].accumulate}"
+    )
+    giant = dataclasses.replace(paper.priors[0], kept_bf16=10**12)
+    assert giant.accumulate is None
 
 
 # --- cost ---

@@ -10,6 +10,7 @@ the largest preset is measured in seconds without being allocated. Three operati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ from vqvae2.train.pipeline import code_use
 PEAK = 989e12  # FLOP/s of one H100 (SXM), bf16 without sparsity: its data sheet
 UTILISATION = 0.35  # share of the peak that training reaches: an assumption
 GPUS = 64
+CAPACITY = 80e9  # bytes of its memory
+USABLE = 0.9  # share of the capacity that is left for tensors: an assumption
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ class Work:
     def gpu_hours(self) -> float:
         """Hours of one H100 for the whole training: FLOPs / (peak x share that is used)."""
         return self.total / (PEAK * UTILISATION) / 3600
+
+    @property
+    def accumulate(self) -> int | None:
+        """Parts into which a batch is cut so that one H100 holds them in bf16; None if one picture is too much for it."""
+        pictures = int((CAPACITY * USABLE - self.state) // self.kept_bf16)
+        return math.ceil(self.settings.batch / pictures) if pictures > 0 else None
 
 
 @dataclass(frozen=True)
@@ -281,6 +290,7 @@ def _cost(measured: Measured) -> dict[str, Any]:
     rows = {
         "assumed of an H100": f"{PEAK / 1e12:.0f} TFLOP/s (bf16) x {UTILISATION:.0%} = {used}",
         f"assumed of {GPUS} H100s": f"{GPUS} times as fast as one",
+        "memory of 1 H100": f"{CAPACITY / 1e9:.0f} GB x {USABLE:.0%}, precision: bf16",
         "FLOP": "steps x batch x FLOP of an image, as follows",
         "GPU-hours": "FLOP / FLOP/s assumed / 3600",
     }
@@ -288,6 +298,9 @@ def _cost(measured: Measured) -> dict[str, Any]:
         each, total = _with_unit(part.training, "FLOP"), _with_unit(part.total, "FLOP")
         rows[part.name] = f"{part.settings.steps:,} x {part.settings.batch:,} x {each} = {total}"
         rows |= _hours(part.name, part.gpu_hours)
+        rows[f"{part.name}, memory of 1 H100"] = (
+            f"accumulate: {part.accumulate}" if part.accumulate else "too small for one picture"
+        )
     return rows | _hours("everything", sum(part.gpu_hours for part in measured.parts))
 
 
