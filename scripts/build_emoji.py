@@ -612,6 +612,7 @@ def build_styles(args: argparse.Namespace) -> None:
     for style in styles:
         tasks += make_tasks(style, style_sources(style, labels, args.cache), args.size, True, effort)
     tasks.sort(key=lambda task: (task.label.codepoint, styles.index(task.style)))
+    tasks = tasks[:: args.every]
     tally = Tally()
     columns: dict[str, Kind] = {**COLUMNS, "style": styles}
     rows = (
@@ -686,6 +687,12 @@ def parse_args() -> argparse.Namespace:
     names = ",".join(STYLES)
     large.add_argument(
         "--styles", type=style_list, default=list(STYLES), help=f"comma-separated (default: {names})"
+    )
+    large.add_argument(
+        "--every",
+        type=bounded(1, 1000),
+        default=1,
+        help="take every so-manieth picture (default: %(default)s)",
     )
     large.set_defaults(build=build_styles)
     return parser.parse_args()

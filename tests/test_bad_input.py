@@ -380,7 +380,7 @@ def test_a_full_disk_while_sampling(world: World, command: Command, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr("vqvae2.data.grid._write", full)
-    said = command(*world.sample("--seed", 1))
+    said = command(*world.sample("--n", 4))
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith("vqvae2: cannot write ")
     assert said.err.count("\n") == 1

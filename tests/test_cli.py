@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 from PIL import Image
@@ -23,7 +25,11 @@ from PIL import Image
 from vqvae2 import checkpoint
 from vqvae2.catalogue import preset, presets
 from vqvae2.cli import app, main
+from vqvae2.codes import Codes
 from vqvae2.config import Config, override, parse, read_yaml, settings
+from vqvae2.data.pixels import to_uint8
+from vqvae2.gallery import SampleFolder
+from vqvae2.generate.sample import Drawn
 from vqvae2.run import load
 from vqvae2.train.loop import read_metrics
 
@@ -267,7 +273,7 @@ def test_a_run_that_exists_keeps_its_own_preset(
     assert (said.code, said.err) == (0, "")
     config = load(half, "cpu").config
     assert asked.pop()[2] == config.model_copy(
-        update={"sampling": config.sampling.model_copy(update={"top_p": 0.5})}
+        update={"sampling": config.sampling.model_copy(update={"top_p": (0.5,)})}
     )
 
 
@@ -318,7 +324,9 @@ def test_grey_pictures_of_one_level_without_classes(tmp_path: Path, pictures: Pa
     assert command("sample", run, "--out", out, "--n", 2).code == 0
     with Image.open(out / "00000.png") as image:
         assert (image.mode, image.size) == ("L", (16, 16))
-    assert json.loads((out / "samples.json").read_text())["samples"][0] == {"file": "00000.png", "number": 0}
+    assert json.loads((out / "samples.json").read_text())["samples"][0] == {
+        "file": "00000.png", "number": 0, "codes": "codes-00000-00001.npz",
+    }  # fmt: skip
     said = command("sample", run, "--out", out, "--n", 2, "--label", "disc")
     assert said.code == 2
     assert "no classes" in said.err
@@ -378,7 +386,9 @@ def test_sample_leaves_pictures_a_grid_and_a_list(trained: Path, tmp_path: Path,
     assert value.pop("seconds") > 0
     assert value == json.loads((out / "samples.json").read_text())  # the same whenever it is drawn
     names = [f"{number:05d}.png" for number in range(5)]
-    assert sorted(file.name for file in out.iterdir()) == sorted([*names, "grid.png", "samples.json"])
+    assert sorted(file.name for file in out.iterdir()) == sorted(
+        [*names, "codes-00000-00004.npz", "grid.png", "samples.json", "sampling.json"]
+    )
     assert [entry["file"] for entry in value["samples"]] == names
     assert [entry["number"] for entry in value["samples"]] == list(range(5))
     assert [entry["label"] for entry in value["samples"]] == [0, 1, 2, 0, 1]
@@ -395,7 +405,9 @@ def test_sample_leaves_pictures_a_grid_and_a_list(trained: Path, tmp_path: Path,
 def test_sample_says_where_the_grid_is(trained: Path, tmp_path: Path, command: Command) -> None:
     said = command("sample", trained, "--out", tmp_path, "--n", 2)
     assert said.code == 0
-    assert re.fullmatch(r"2 samples in [\d.]+ s \([\d.]+ s each\): .*grid\.png\n", said.out)
+    assert re.fullmatch(r"2 samples, 2 in [\d.]+ s \([\d.]+ s each\): .*grid\.png\n", said.out)
+    said = command("sample", trained, "--out", tmp_path, "--n", 2)
+    assert re.fullmatch(r"2 samples, all were there: .*grid\.png\n", said.out)
 
 
 def test_a_picture_is_the_same_at_any_batch_and_number(
@@ -448,15 +460,117 @@ def test_how_the_run_samples_is_used_unless_something_else_is_asked(
     assert all(close(tmp_path / "own" / "00000.png", tmp_path / "own" / f"0000{i}.png") for i in (1, 2, 3))
     asked = ["--temperature", 1.5, "--top-k", 3, "--top-p", 0.9, "--batch", 2]
     other = json.loads(command(*base, tmp_path / "other", *asked).out)
-    assert [other[key] for key in ("temperature", "top_k", "top_p", "guidance", "batch")] == [
-        1.5,
-        3,
-        0.9,
-        1.5,
-        2,
-    ]
+    assert [other[key] for key in ("temperature", "top_k", "top_p", "guidance")] == [1.5, 3, 0.9, 1.5]
     files = [tmp_path / "other" / f"0000{i}.png" for i in range(4)]
     assert not all(close(files[0], file) for file in files[1:])
+
+
+def test_settings_per_level(trained: Path, tmp_path: Path, command: Command) -> None:
+    """Given once per level, coarsest first: with the finest cold, the coarse codes alone tell two pictures apart."""
+    base = ["sample", trained, "--label", "disc", "--n", 6, "--temperature", 1.5, "--temperature", 0]
+    said = command(*base, "--out", tmp_path / "out", "--json")
+    assert json.loads(said.out)["temperature"] == [1.5, 0]
+    codes = np.load(tmp_path / "out" / "codes-00000-00005.npz")
+    run = load(trained, "cpu")
+    coarse = torch.from_numpy(codes["level_0"].astype(np.int64))
+    assert len(coarse.unique(dim=0)) > 1
+    labels = torch.full((6,), 1)
+    again = run.prior.sample(6, labels, temperature=0, given=Codes((coarse,)))
+    assert np.array_equal(again.levels[1].numpy(), codes["level_1"])
+    said = command(*base, "--temperature", 1, "--out", tmp_path / "bad")
+    assert (said.code, "one for each of 2 levels, found 3" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["png", "npz"])
+def test_sampling_goes_on_where_it_was_left(
+    kind: str, trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, asked for more, in batches of another size: each is drawn once and none is another."""
+    base = ["sample", trained, "--pictures", kind, "--n"]
+    assert command(*base, 11, "--batch", 11, "--out", tmp_path / "whole").code == 0
+    out, calls, honest = tmp_path / "out", iter(range(100)), SampleFolder.write
+
+    def killed(self: SampleFolder, part: Drawn) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        honest(self, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFolder, "write", killed)
+        assert command(*base, 8, "--batch", 2, "--out", out).code != 0
+    assert {file.name for file in out.glob("codes-*")} == {"codes-00000-00001.npz", "codes-00002-00003.npz"}
+    before = {file: file.stat().st_mtime_ns for file in out.glob("codes-*")}
+    said = command(*base, 11, "--batch", 3, "--out", out, "--json")
+    value = json.loads(said.out)
+    assert [entry["number"] for entry in value["samples"]] == list(range(11))
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "what was there was not drawn again"
+    whole, parts = (joined_npz(folder) for folder in (tmp_path / "whole", out))
+    assert whole.keys() == parts.keys()
+    assert ("images" in whole) == (kind == "npz")
+    for key in whole.keys() - {"images"}:
+        assert np.array_equal(whole[key], parts[key]), key
+    assert len(list(out.glob("0*.png"))) == (11 if kind == "png" else 0)
+    assert np.array_equal(pixels(out / "grid.png"), pixels(tmp_path / "whole" / "grid.png"))
+
+
+def joined_npz(folder: Path) -> dict[str, Any]:
+    """The arrays of all batches of a folder of samples, by number."""
+    files = sorted(folder.glob("codes-*.npz"))
+    parts = [np.load(file) for file in files]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def test_the_codes_beside_the_pictures_are_theirs(trained: Path, tmp_path: Path, command: Command) -> None:
+    assert command("sample", trained, "--out", tmp_path, "--n", 5, "--batch", 2).code == 0
+    found, run = joined_npz(tmp_path), load(trained, "cpu")
+    assert found["numbers"].tolist() == list(range(5))
+    assert found["labels"].tolist() == [0, 1, 2, 0, 1]
+    codes = Codes(tuple(torch.from_numpy(found[f"level_{i}"].astype(np.int64)) for i in range(2)))
+    decoded = to_uint8(run.autoencoder.decode(codes)).numpy()
+    drawn = np.stack([pixels(tmp_path / f"{i:05d}.png") for i in range(5)])
+    assert np.abs(decoded.astype(int) - drawn).max() <= 1
+
+
+def test_samples_drawn_otherwise_are_not_mixed(trained: Path, tmp_path: Path, command: Command) -> None:
+    base = ["sample", trained, "--out", tmp_path, "--n", 2]
+    assert command(*base).code == 0
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for other, told in (
+        (["--seed", 1], "seed: 0 -> 1"), (["--label", "disc"], "labels"), (["--pictures", "npz"], "pictures"),
+        (["--temperature", 0.5], "temperature: 1.0 -> 0.5"),
+    ):  # fmt: skip
+        said = command(*base, *other)
+        assert (said.code, len(said.err.splitlines())) == (2, 1)
+        assert told in said.err
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_two_processes_draw_what_one_does(trained: Path, tmp_path: Path, command: Command) -> None:
+    """Shared out by torchrun on gloo: every number once, the same pictures, one list."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    line += [
+        "-m",
+        "vqvae2",
+        "sample",
+        str(trained),
+        "--n",
+        "7",
+        "--batch",
+        "2",
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    done = subprocess.run(
+        [*line], env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert command("sample", trained, "--n", 7, "--batch", 2, "--out", tmp_path / "one").code == 0
+    one, two = (joined_npz(tmp_path / name) for name in ("one", "two"))
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+    lists = [json.loads((tmp_path / name / "samples.json").read_text())["samples"] for name in ("one", "two")]
+    assert lists[0] == lists[1]
 
 
 def test_many_samples_make_a_square_grid(trained: Path, tmp_path: Path, command: Command) -> None:

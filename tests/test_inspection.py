@@ -296,7 +296,7 @@ def test_a_batch_is_cut_until_it_fits() -> None:
         assert part.state + math.ceil(batch / part.accumulate) * part.kept_bf16 <= 72e9
         if part.accumulate > 1:
             assert part.state + math.ceil(batch / (part.accumulate - 1)) * part.kept_bf16 > 72e9
-    assert describe(preset("ffhq1024"))[COST]["prior level 0, memory of 1 H100"] == (
+    assert describe(preset("ffhq1024"))[COST]["prior level 0, on 80 GB"] == (
         f"accumulate: {paper.priors[0].accumulate}"
     )
     giant = dataclasses.replace(paper.priors[0], kept_bf16=10**12)

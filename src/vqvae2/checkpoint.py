@@ -120,6 +120,19 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(text)
 
 
+def stored_digest(path: str | Path) -> str:
+    """The digest that `save_tensors` wrote into the file, without reading the tensors.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(Path(path), framework="pt") as file:
+            return str((file.metadata() or {}).get("digest", ""))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+
+
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """sha256 over names, dtypes, shapes and bytes of tensors, and over `text`; 64 hexadecimal digits."""
     total = hashlib.sha256(text.encode())

@@ -55,6 +55,13 @@ Settings = Annotated[
 ]
 
 
+class Pictures(StrEnum):
+    """How `sample` leaves its pictures."""
+
+    PNG = "png"
+    NPZ = "npz"
+
+
 class Stage(StrEnum):
     """The two stages of training."""
 
@@ -174,48 +181,75 @@ def sample(
         ),
     ] = None,
     temperature: Annotated[
-        float | None,
+        list[float] | None,
         typer.Option(
             min=0,
             help="divides the logits: 1 is the model's own distribution, less is safer, 0 the most likely "
-            "[default: the run's own `sampling`, like the next three]",
+            "[default: the run's own `sampling`, like the next three; each may be given once per level, coarsest first]",
         ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")
+        list[int] | None, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]")
+        list[float] | None,
+        typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]"),
     ] = None,
     guidance: Annotated[
-        float | None,
+        list[float] | None,
         typer.Option(min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="picture i of a seed is always the same")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="pictures drawn side by side")] = 64,
+    pictures: Annotated[
+        Pictures, typer.Option(help="a PNG for each, or all of a batch as an array in its codes-*.npz")
+    ] = Pictures.PNG,
     as_json: Json = False,
 ) -> None:
-    """Draw new pictures: one PNG each, a grid of the first 256, and samples.json, a list of what they are."""
-    from vqvae2.gallery import make_folder, write_samples
+    """Draw new pictures: one PNG each with its codes, a grid of the first 256, and samples.json, a list of what they are.
+
+    The same command again draws only what is missing, so a long one may be stopped and gone on with, or asked for
+    more. `torchrun --nproc-per-node P -m vqvae2 sample ...` shares the work out to P processes.
+    """
+    from accelerate import PartialState
+
+    from vqvae2.gallery import SampleFolder
+    from vqvae2.generate.sample import batches, class_number, label_plan
     from vqvae2.run import load
     from vqvae2.train.progress import Reporter
 
-    loaded = load(run)
-    asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance, "batch": batch}  # fmt: skip
-    sampling = replace(loaded.sampling, **{key: value for key, value in asked.items() if value is not None})
-    drawn = loaded.draw(n, label, seed, sampling)
+    state = PartialState()
+    loaded = load(run, state.device)
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    asked: dict[str, Any] = {k: v[0] if len(v) == 1 else tuple(v) for k, v in given.items() if v}
+    sampling = replace(loaded.sampling, batch=batch, **asked)
+    plan = label_plan(label, n, loaded.classes)
+    settings = {name: value for name, value in asdict(sampling).items() if name != "batch"}
+    turns = [class_number(name, loaded.classes) for name in label] if label else "all in turn"
+    about = {"seed": seed, **settings, "labels": turns, "model": loaded.digests()}
     loaded.prior  # noqa: B018 - loads, so that a missing model is said before the folder is made
-    make_folder(out)
-    begun = time.perf_counter()
-    with Reporter().track("samples", n, unit="images") as tracker:
-        result = write_samples(
-            drawn, loaded.classes, out, {"n": n, "seed": seed, **asdict(sampling)}, tracker
-        )
+    folder = SampleFolder(out, about, pictures.value)
+    with state.main_process_first():
+        folder.claim()
+        missing = folder.missing(n)
+    state.wait_for_everyone()
+    parts = batches(missing, batch)[state.process_index :: state.num_processes]
+    begun, count = time.perf_counter(), sum(map(len, parts))
+    with Reporter(quiet=not state.is_main_process).track("samples", count, unit="images") as tracker:
+        for part in loaded.draw(n, label, seed, sampling, parts):
+            folder.write(part)
+            tracker.update(tracker.done + len(part.numbers))
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    result = folder.finish(n, plan, loaded.classes)
     seconds = time.perf_counter() - begun
     if as_json:
         _print_json({"seconds": seconds, **result})
     else:
-        typer.echo(f"{n} samples in {seconds:.1f} s ({seconds / n:.3f} s each): {result['grid']}")
+        drawn = sum(map(len, missing))
+        each = f"{drawn} in {seconds:.1f} s ({seconds / drawn:.3f} s each)" if drawn else "all were there"
+        typer.echo(f"{n} samples, {each}: {result['grid']}")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -282,18 +282,34 @@ class PriorTrainConfig(TrainConfig):
 
 
 class SamplingConfig(_Model):
-    """How the run draws samples when nothing else is asked for; may be changed at any time."""
+    """How the run draws samples when nothing else is asked for; may be changed at any time.
 
-    temperature: float = Field(
-        1.0, ge=0, description="divides the logits: 1 is the model's own distribution, 0 the most likely code"
+    Each is one number for all levels, or one per level, coarsest first.
+    """
+
+    temperature: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1.0,),
+        description="divides the logits: 1 is the model's own distribution, 0 the most likely code; "
+        "like the next three, one for all levels or one per level, coarsest first",
     )
-    top_k: int = Field(0, ge=0, description="draw from the k most likely codes; 0 = all")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="draw from the fewest codes that reach this probability; 1 = all"
+    top_k: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), description="draw from the k most likely codes; 0 = all"
     )
-    guidance: float = Field(
-        1.0, ge=0, description="classifier-free guidance: 1 = off, 1.5 to 3 = closer to the class"
+    top_p: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1.0,), description="draw from the fewest codes that reach this probability; 1 = all"
     )
+    guidance: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1.0,), description="classifier-free guidance: 1 = off, 1.5 to 3 = closer to the class"
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return _as_list(value)
+
+    def of(self, levels: int) -> dict[str, Any]:
+        """The settings of the `levels` coarsest levels, as `HierarchicalPrior.sample` takes them."""
+        return {name: value[:levels] if len(value) > 1 else value[0] for name, value in self}
 
 
 class Config(_Model):
@@ -330,6 +346,11 @@ class Config(_Model):
                 f"the autoencoder has {levels} levels but there are {len(self.prior.levels)} priors "
                 f"and {len(self.train_prior)} prior trainings"
             )
+        for name, values in self.sampling:
+            if len(values) not in (1, levels):
+                raise ValueError(
+                    f"expected one sampling.{name}, or one for each of {levels} levels, found {len(values)}"
+                )
         self.autoencoder.geometry(self.data.size, self.data.size)
         if self.train_autoencoder.perceptual_weights and self.data.size < 16:
             raise ValueError(
@@ -462,7 +483,7 @@ def _as_list(value: Any) -> Any:
     """Accept `4,2` and 4 where a list is expected, so that `--set autoencoder.strides=4,2` works."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
-    return [value] if isinstance(value, int) else value
+    return [value] if isinstance(value, int | float) else value
 
 
 def _one_line(error: ValidationError) -> str:

@@ -66,7 +66,11 @@ def _sample(run: Run, n: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     begun = time.perf_counter()
     parts = list(run.draw(n, None, 0, replace(run.sampling, batch=n)))
     seconds = (time.perf_counter() - begun) / n
-    return torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]), seconds
+    return (
+        torch.cat([p.images for p in parts]),
+        torch.cat([p.labels for p in parts if p.labels is not None]),
+        seconds,
+    )
 
 
 def _show(

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from vqvae2.checkpoint import write_json
+from vqvae2.checkpoint import read_json, write_atomic, write_json
+from vqvae2.config import differences
 from vqvae2.data.decoding import load_image
 from vqvae2.data.grid import save_grid, save_picture
-from vqvae2.data.pixels import psnr, to_float, to_pil
+from vqvae2.data.pixels import psnr, to_float, to_pil, to_uint8
 from vqvae2.errors import UserError
 from vqvae2.generate.sample import Drawn
 from vqvae2.run import Run
-from vqvae2.train.progress import Tracker
 
 _SHEET = 256  # pictures on a sheet of samples, at most
+_BATCH = re.compile(r"codes-(\d+)-(\d+)\.npz")  # its first and its last number
 
 
 def make_folder(path: Path) -> None:
@@ -34,33 +41,106 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
 
 
-def write_samples(
-    drawn: Iterable[Drawn], classes: Sequence[str], out: Path, about: dict[str, Any], tracker: Tracker
-) -> dict[str, Any]:
-    """Write 00000.png ..., grid.png of the first 256, and samples.json, whose content is returned.
+@dataclass(frozen=True)
+class SampleFolder:
+    """A folder that fills up with samples, batch by batch, and takes up where it was left.
 
-    Args:
-        drawn: the batches.
-        classes: names of the classes, () without.
-        about: how they were drawn; put at the head of samples.json.
+    Of each batch there is codes-FIRST-LAST.npz: `numbers`, `labels` (with classes), `level_0` ... (integers [n, h, w]), and with
+    pictures="npz" also `images` (uint8 [n, H, W, C]). It is written last, so what it names is there in full.
+
+    Attributes:
+        path: OUT.
+        about: how the samples are drawn, JSON-ready; a folder holds samples of one kind.
+        pictures: "png" for a file each, NUMBER.png; "npz" for all of a batch in its file.
     """
-    entries: list[dict[str, Any]] = []
-    shown: list[Tensor] = []
-    for part in drawn:
-        for place, (number, picture) in enumerate(zip(part.numbers, to_pil(part.images), strict=True)):
-            entry: dict[str, Any] = {"file": f"{number:05d}.png", "number": number}
-            save_picture(picture, out / entry["file"])
-            if part.labels is not None:
-                entry["label"] = int(part.labels[place])
-                entry["class"] = classes[entry["label"]]
+
+    path: Path
+    about: dict[str, Any]
+    pictures: Literal["png", "npz"] = "png"
+
+    def claim(self) -> None:
+        """Make the folder, or see that it was made for samples of this kind.
+
+        Raises:
+            UserError: it cannot be made, or holds samples that were drawn otherwise.
+        """
+        make_folder(self.path)
+        file, mine = self.path / "sampling.json", {"pictures": self.pictures, **self.about}
+        if file.exists() and (changed := differences(read_json(file), json.loads(json.dumps(mine)))):
+            raise UserError(
+                f"{self.path} holds samples that were drawn otherwise ({'; '.join(changed)}); use another --out"
+            )
+        if not file.exists():
+            write_json(file, mine)
+
+    def missing(self, n: int) -> list[range]:
+        """The numbers below n that no batch holds, as ranges."""
+        there = sorted(self._batches(), key=lambda item: item[0].start)
+        gaps, begin = [], 0
+        for numbers, _ in there:
+            if begin < min(n, numbers.start):
+                gaps.append(range(begin, min(n, numbers.start)))
+            begin = max(begin, numbers.stop)
+        return [*gaps, range(begin, n)] if begin < n else gaps
+
+    def write(self, part: Drawn) -> None:
+        """Write one batch."""
+        arrays = {f"level_{i}": level.cpu().numpy() for i, level in enumerate(part.codes.levels)}
+        arrays = {k: v.astype(np.uint16 if v.max() < 2**16 else np.int64) for k, v in arrays.items()}
+        arrays["numbers"] = np.array(part.numbers)
+        if part.labels is not None:
+            arrays["labels"] = part.labels.numpy()
+        if self.pictures == "npz":
+            arrays["images"] = to_uint8(part.images).cpu().numpy()
+        else:
+            for number, picture in zip(part.numbers, to_pil(part.images), strict=True):
+                save_picture(picture, self.path / f"{number:05d}.png")
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+        write_atomic(self.path / f"codes-{part.numbers[0]:05d}-{part.numbers[-1]:05d}.npz", write)
+
+    def finish(self, n: int, plan: Sequence[int] | None, classes: Sequence[str]) -> dict[str, Any]:
+        """When the first n are there: grid.png of the first 256, and samples.json, whose content is returned.
+
+        Args:
+            plan: class number of each, None without classes.
+            classes: names of the classes.
+        """
+        entries: list[dict[str, Any]] = []
+        files = {number: file.name for numbers, file in self._batches() for number in numbers}
+        for number in range(n):
+            codes = files[number]
+            entry = {"file": f"{number:05d}.png" if self.pictures == "png" else codes, "number": number}
+            entry |= {"codes": codes}
+            if plan is not None:
+                entry |= {"label": plan[number], "class": classes[plan[number]]}
             entries.append(entry)
-        shown += part.images[: _SHEET - len(shown)].cpu()
-        tracker.update(part.numbers.stop)
-    zoom = max(1, 128 // shown[0].shape[-1]) if len(shown) <= 16 else 1
-    save_grid(torch.stack(shown), out / "grid.png", columns=max(1, round(len(shown) ** 0.5)), zoom=zoom)
-    result = {**about, "grid": str(out / "grid.png"), "samples": entries}
-    write_json(out / "samples.json", result)
-    return result
+        shown = self._shown(min(n, _SHEET))
+        zoom = max(1, 128 // shown.shape[-1]) if len(shown) <= 16 else 1
+        save_grid(shown, self.path / "grid.png", columns=max(1, round(len(shown) ** 0.5)), zoom=zoom)
+        result = {"n": n, **self.about, "grid": str(self.path / "grid.png"), "samples": entries}
+        write_json(self.path / "samples.json", result)
+        return result
+
+    def _batches(self) -> list[tuple[range, Path]]:
+        names = ((_BATCH.fullmatch(file.name), file) for file in self.path.glob("codes-*.npz"))
+        return [(range(int(name[1]), int(name[2]) + 1), file) for name, file in names if name]
+
+    def _shown(self, count: int) -> Tensor:
+        """The first `count` pictures, float [count, C, H, W] in [-1, 1]."""
+        if self.pictures == "png":
+            arrays = [np.array(Image.open(self.path / f"{i:05d}.png")) for i in range(count)]
+            pixels = np.stack([a if a.ndim == 3 else a[..., None] for a in arrays])
+        else:
+            held: dict[int, NDArray[np.uint8]] = {}
+            for numbers, file in self._batches():
+                if numbers.start < count:
+                    held |= zip(numbers, np.load(file)["images"], strict=True)
+            pixels = np.stack([held[i] for i in range(count)])
+        return to_float(torch.from_numpy(pixels))
 
 
 def write_reconstructions(run: Run, paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:

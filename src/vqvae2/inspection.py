@@ -298,7 +298,7 @@ def _cost(measured: Measured) -> dict[str, Any]:
         each, total = _with_unit(part.training, "FLOP"), _with_unit(part.total, "FLOP")
         rows[part.name] = f"{part.settings.steps:,} x {part.settings.batch:,} x {each} = {total}"
         rows |= _hours(part.name, part.gpu_hours)
-        rows[f"{part.name}, memory of 1 H100"] = (
+        rows[f"{part.name}, on 80 GB"] = (
             f"accumulate: {part.accumulate}" if part.accumulate else "too small for one picture"
         )
     return rows | _hours("everything", sum(part.gpu_hours for part in measured.parts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -83,7 +83,7 @@ class Run:
         self.config: Config
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
-        self.sampling = Sampling(**self.config.sampling.model_dump())
+        self.sampling = Sampling(**self.config.sampling.of(self.config.autoencoder.levels))
         self.device = torch.device(device) if device is not None else _device()
 
     @cached_property
@@ -133,10 +133,15 @@ class Run:
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
-    ) -> Any:
-        """As `sample`, but an iterator of batches with labels and codes (`generate.sample.Drawn`)."""
+        parts: Iterable[range] | None = None,
+    ) -> Iterator[Drawn]:
+        """As `sample`, but an iterator of batches with labels and codes (`generate.sample.Drawn`).
+
+        Args:
+            parts: the numbers of those to draw, each range one batch; None: all n, in batches of `sampling.batch`.
+        """
         plan = label_plan(labels, n, self.classes)
-        return draw_samples(self.autoencoder, self.prior, n, plan, seed, sampling or self.sampling)
+        return draw_samples(self.autoencoder, self.prior, n, plan, seed, sampling or self.sampling, parts)
 
     def reconstruct(self, images: Tensor, levels: int | None = None) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1].
@@ -156,6 +161,14 @@ class Run:
         for level in range(self.config.autoencoder.levels):
             parts[f"prior level {level}"] = model_file(self.folder, level).exists()
         return parts
+
+    def digests(self) -> dict[str, str]:
+        """What the weights are: the digest of each trained part's file."""
+        parts = {"autoencoder": model_file(self.folder)}
+        parts |= {
+            f"prior level {i}": model_file(self.folder, i) for i in range(self.config.autoencoder.levels)
+        }
+        return {name: checkpoint.stored_digest(file) for name, file in parts.items() if file.exists()}
 
     def figures(self, level: int | None = None) -> dict[str, Any]:
         """The held-out figures of the kept weights: of the autoencoder (None) or of a level's prior; {} if not trained.

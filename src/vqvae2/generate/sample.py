@@ -6,8 +6,9 @@ Shapes: B batch, C image channels, H W image size.
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from vqvae2.prior.hierarchy import HierarchicalPrior
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw.
+    """How to draw. Each of the first four is one number for all levels, or one per level, coarsest first.
 
     Attributes:
         temperature: divides the logits; 1 is the model's own distribution (the paper), 0 the most likely code.
@@ -32,18 +33,22 @@ class Sampling:
         batch: pictures drawn side by side; changes speed and memory, not the pictures.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance: float = 1.0
+    temperature: float | Sequence[float] = 1.0
+    top_k: int | Sequence[int] = 0
+    top_p: float | Sequence[float] = 1.0
+    guidance: float | Sequence[float] = 1.0
     batch: int = 64
 
     def __post_init__(self) -> None:
-        probabilities(
-            torch.zeros(1, 2), self.temperature, self.top_k, self.top_p
-        )  # says what is out of range
-        if self.batch < 1 or not 0 <= self.guidance < math.inf:
-            raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {self.guidance}")
+        asked = (self.temperature, self.top_k, self.top_p, self.guidance)
+        for temperature, top_k, top_p, guidance in itertools.product(*map(_values, asked)):
+            probabilities(torch.zeros(1, 2), temperature, int(top_k), top_p)  # says what is out of range
+            if self.batch < 1 or not 0 <= guidance < math.inf:
+                raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {guidance}")
+
+
+def _values(value: float | Sequence[float]) -> Sequence[float]:
+    return value if isinstance(value, Sequence) else (value,)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,11 @@ def label_plan(
     return [numbers[i % len(numbers)] for i in range(n)]
 
 
+def batches(numbers: Iterable[range], size: int) -> list[range]:
+    """The same numbers in ranges of at most `size`."""
+    return [run[start : start + size] for run in numbers for start in range(0, len(run), size)]
+
+
 @torch.no_grad()
 def draw_samples(
     autoencoder: VQVAE,
@@ -107,16 +117,17 @@ def draw_samples(
     plan: list[int] | None,
     seed: int,
     sampling: Sampling,
+    parts: Iterable[range] | None = None,
 ) -> Iterator[Drawn]:
     """Draw samples 0 .. n - 1 of a seed, batch by batch.
 
     Args:
         plan: from `label_plan`.
         seed: 0 .. 2^63 - 1.
+        parts: the numbers of those to draw, each range one batch; None: all of them.
     """
     check_seed(seed)
-    for start in range(0, n, sampling.batch):
-        numbers = range(start, min(n, start + sampling.batch))
+    for numbers in batches([range(n)], sampling.batch) if parts is None else parts:
         labels = None if plan is None else torch.tensor([plan[i] for i in numbers])
         codes = prior.sample(
             numbers,

@@ -22,6 +22,20 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+def per_level(value: float | Sequence[float], levels: int, name: str) -> tuple[float, ...]:
+    """`value` for each level: one number for all, or as many as there are levels.
+
+    Raises:
+        ValueError: another count.
+    """
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    if len(values) == 1:
+        return values * levels
+    if len(values) != levels:
+        raise UserError(f"expected one {name}, or one for each of {levels} levels, found {len(values)}")
+    return values
+
+
 def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Tensor:
     """[B, positions] float64 in [0, 1): row b is the stream of image number images[b]."""
     low, high = check_seed(seed) % 2**32, seed >> 32  # in fixed places: padding would let streams coincide

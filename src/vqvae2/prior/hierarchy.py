@@ -14,7 +14,7 @@ from torch.nn import functional
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config import PriorConfig
 from vqvae2.errors import UserError
-from vqvae2.prior.draw import draw, probabilities, uniforms
+from vqvae2.prior.draw import draw, per_level, probabilities, uniforms
 from vqvae2.prior.pixelcnn import LevelPrior
 from vqvae2.prior.scan import scan
 
@@ -82,14 +82,14 @@ class HierarchicalPrior(nn.Module):
         self,
         n: int | Sequence[int],
         labels: Tensor | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        guidance: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
+        top_k: int | Sequence[int] = 0,
+        top_p: float | Sequence[float] = 1.0,
+        guidance: float | Sequence[float] = 1.0,
         seed: int = 0,
         given: Codes | None = None,
     ) -> Codes:
-        """Draw codes, coarse to fine (paper algorithm 2).
+        """Draw codes, coarse to fine (paper algorithm 2). Of the next four, one for all levels or one per level, coarsest first.
 
         Args:
             n: how many (images 0 .. n - 1 of the seed), or the numbers of the images to draw.
@@ -109,16 +109,20 @@ class HierarchicalPrior(nn.Module):
         if not images or min(images) < 0:
             raise UserError(f"expected at least one image to sample, found n = {n}")
         known = self.check_labels(labels, len(images))
-        guided = guidance != 1.0 and labels is not None and self.classes > 0
+        names = ("temperature", "top_k", "top_p", "guidance")
+        settings = (temperature, top_k, top_p, guidance)
+        each = [per_level(v, self.geometry.levels, n) for n, v in zip(names, settings, strict=True)]
         levels = self._check_given(given, len(images))
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             for index in range(len(levels), self.geometry.levels):
                 prior = self.level(index)
+                heat, most, mass, towards = (values[index] for values in each)
+                guided = towards != 1.0 and labels is not None and self.classes > 0
                 stream = uniforms(seed, images, index, prior.positions)
                 context = self._sampling_context(index, levels, known, guided)
-                choose = _chooser(stream, guidance if guided else None, temperature, top_k, top_p)
+                choose = _chooser(stream, towards if guided else None, heat, int(most), mass)
                 levels.append(scan(prior, len(images) * (1 + guided), context, choose)[: len(images)])
         finally:
             for module, mode in modes:
