@@ -122,6 +122,7 @@ def test_every_listed_setting_can_be_set() -> None:
     ("prior.levels.0.kernel=4", ("prior.levels.0", "odd kernel", "found 4")),
     ("sampling.top_p=0", ("sampling.top_p", "greater than 0")),
     ("sampling.temperature=-1", ("sampling.temperature", "found -1")),
+    ("sampling.top_k=1,2,3", ("one sampling.top_k", "2 levels", "found 3")),
     ("data=3", ("data", "found 3")),
     ("prior=null", ("prior", "found None")),
     ("prior.levels=3", ("prior.levels", "found 3")),

@@ -16,7 +16,8 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config import AutoencoderConfig, LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
-from vqvae2.generate.sample import Drawn, Sampling, class_number, draw_samples, label_plan
+from vqvae2.generate.sample import Drawn, Sampling, batches, class_number, draw_samples, label_plan
+from vqvae2.prior.draw import per_level
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 ANIMALS = ["Cat", "dog", "Guinea pig", "horse", "Seal", "sea lion"]
@@ -244,6 +245,38 @@ def test_every_setting_reaches_the_prior(options: dict[str, Any]) -> None:
     codes, _ = joined(list(draw_samples(autoencoder, prior, 8, plan, 3, Sampling(**options))))
     assert same(codes, prior.sample(8, torch.tensor(plan), seed=3, **options))
     assert same(codes, prior.sample(8, torch.tensor(plan), seed=3)) == (not options)
+
+
+def test_a_setting_per_level_reaches_its_level() -> None:
+    """The coarse level as with its own setting everywhere; the fine one as that setting draws it, given the coarse one."""
+    autoencoder, prior = models()
+    labels = torch.tensor([0, 1, 1, 0, 1, 0])
+    for name, (coarse, fine) in {
+        "temperature": (0.3, 2.0), "top_k": (0, 2), "top_p": (1.0, 0.3), "guidance": (3.0, 1.0),
+    }.items():  # fmt: skip
+        sampling = Sampling(**{name: (coarse, fine)})
+        codes, _ = joined(list(draw_samples(autoencoder, prior, 6, labels.tolist(), 2, sampling)))
+        first = prior.sample(6, labels, seed=2, **{name: coarse})
+        assert torch.equal(codes.levels[0], first.levels[0])
+        rest = prior.sample(6, labels, seed=2, given=Codes(codes.levels[:1]), **{name: fine})
+        assert same(codes, rest)
+        assert not same(codes, first)
+
+
+def test_as_many_settings_as_levels() -> None:
+    _, prior = models()
+    refused(lambda: prior.sample(2, top_p=(1.0, 0.9, 0.8)), "one top_p, or one for each of 2 levels, found 3")
+    assert per_level(0.5, 3, "x") == per_level([0.5], 3, "x") == (0.5, 0.5, 0.5)
+    refused(lambda: Sampling(temperature=(1.0, -1.0)), "found temperature -1.0")
+
+
+@given(st.lists(st.integers(0, 9)), st.integers(1, 7))
+def test_batches_are_the_same_numbers(lengths: list[int], size: int) -> None:
+    runs = [range(100 * i, 100 * i + length) for i, length in enumerate(lengths)]
+    parts = batches(runs, size)
+    assert [n for part in parts for n in part] == [n for run in runs for n in run]
+    assert all(1 <= len(part) <= size for part in parts)
+    assert len(parts) == sum(math.ceil(length / size) for length in lengths)
 
 
 def test_seeds_and_labels_matter() -> None:
