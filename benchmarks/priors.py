@@ -1,0 +1,178 @@
+"""Held-out bits per code of our prior and of rosinality's PixelSNAIL: same codes, same order, same time, a core each.
+
+    python benchmarks/priors.py RUN --rosinality FOLDER --level 0 [--minutes 30] [--lr 3e-4] [--set KEY=VALUE ...]
+
+RUN is a run folder with a code store (`vqvae2 train`). Both are scaled to about 3 million parameters: theirs by its width,
+with its other defaults and its training loop (Adam, constant rate, no clipping); ours by the settings below, trained by our
+loop. Neither is given the classes, which theirs cannot take, unless --classes gives them to ours. Both run at once, each in a
+process of its own with one thread on one core; the clock stands still while held-out pictures are judged. The weights of the
+best judgement count, for both. Keeps results/priors-NAME-level-L.json, NAME being the run folder's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import keep
+from torch import nn
+from torch.nn import functional
+
+from vqvae2.config import Config, override, parse
+from vqvae2.data.store import CodeStore, open_store
+from vqvae2.train.folder import read_run
+from vqvae2.train.loop import fit, make_accelerator, read_metrics
+from vqvae2.train.prior import PriorObjective
+from vqvae2.train.progress import Reporter
+
+PARAMETERS = 3_000_000
+OURS = {
+    "hidden": 128, "residual": 128, "layers": 8, "kernel": 3, "attention_every": 2, "heads": 4, "dropout": 0.1,
+    "output_layers": 2, "condition_blocks": 3,
+}  # fmt: skip
+TRAINING = {
+    "steps": 10**6, "batch": 32, "lr": 1e-3, "warmup": 100, "weight_decay": 0.05, "average": 0.99,
+    "evaluate_every": 100, "log_every": 50, "patience": 0,
+}  # fmt: skip
+
+
+def settings(options: argparse.Namespace) -> Config:
+    """The run's configuration with the prior of this comparison."""
+    value = read_run(options.run)[1].model_dump(mode="json")
+    level = options.level
+    value["prior"]["levels"][level] |= OURS | ({"attention_every": 0} if level else {"condition_blocks": 0})
+    value["train_prior"][level] |= TRAINING | {"minutes": options.minutes}
+    if not options.classes:
+        value["prior"]["classes"] = 0
+    return parse(override(value, options.set))
+
+
+def ours(options: argparse.Namespace, store: CodeStore) -> dict[str, Any]:
+    """Train ours."""
+    config = settings(options)
+    objective = PriorObjective(config, store, options.level)
+    training = config.train_prior[options.level]
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = fit(objective, training, Path(folder), make_accelerator(), Reporter(), config.seed)
+        lines = read_metrics(Path(folder) / "metrics.jsonl")
+    curve = [(line["step"], line["heldout_bits"]) for line in lines if "heldout_bits" in line]
+    parameters = sum(p.numel() for p in objective.model.parameters())
+    return {
+        "parameters": parameters, "steps": outcome.step, "bits": outcome.figures["heldout_bits"], "curve": curve,
+        "seconds": outcome.seconds, "prior": config.prior.levels[options.level].model_dump(),
+        "training": training.model_dump(),
+    }  # fmt: skip
+
+
+def theirs(options: argparse.Namespace, store: CodeStore) -> dict[str, Any]:
+    """Train rosinality's as its train_pixelsnail.py does, on the same batches."""
+    sys.path.insert(0, str(options.rosinality))
+    kind = importlib.import_module("pixelsnail").PixelSNAIL
+    config, level = settings(options), options.level
+    shape, codes = list(store.geometry.grids[level]), store.geometry.vocabulary[level]
+
+    def build(width: int) -> nn.Module:
+        more = {"attention": False, "n_cond_res_block": 3, "cond_res_channel": width} if level else {}
+        net: nn.Module = kind(shape, codes, width, 5, 4, 4, width, dropout=0.1, **more)
+        return net
+
+    def count(width: int) -> int:
+        return sum(p.numel() for p in build(width).parameters())
+
+    width = min(range(16, 129, 8), key=lambda w: abs(count(w) - PARAMETERS))
+    torch.manual_seed(config.seed)
+    model = build(width)
+    optimizer = torch.optim.Adam(model.parameters(), options.lr)
+    source = PriorObjective(config, store, level)
+    batches, batch = source.batches(0, 0, 1), config.train_prior[level].batch
+
+    def logits(grids: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        condition = grids[level - 1] if level else None
+        out: torch.Tensor = model(grids[level], condition=condition)[0]
+        return out
+
+    @torch.no_grad()
+    def judge() -> float:
+        model.eval()
+        total = 0.0
+        for start in range(0, len(store.heldout), batch):
+            grids = tuple(g.long() for g in store.codes(store.heldout[start : start + batch]).levels)
+            total += float(functional.cross_entropy(logits(grids), grids[level], reduction="sum"))
+        model.train()
+        return total / len(store.heldout) / math.prod(shape) / math.log(2)
+
+    curve: list[tuple[int, float]] = []
+    step, spent, model = 0, 0.0, model.train()
+    while spent < 60 * options.minutes:
+        began = time.perf_counter()
+        grids = tuple(g.long() for g in next(batches)[0])
+        optimizer.zero_grad()
+        functional.cross_entropy(logits(grids), grids[level]).backward()
+        optimizer.step()
+        step, spent = step + 1, spent + time.perf_counter() - began
+        if step % 100 == 0 or spent >= 60 * options.minutes:
+            curve.append((step, judge()))
+            print(
+                f"rosinality: step {step}, {spent / 60:.1f} min, {curve[-1][1]:.3f} bits",
+                file=sys.stderr,
+                flush=True,
+            )
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "parameters": parameters, "width": width, "steps": step, "bits": min(bits for _, bits in curve),
+        "curve": curve, "seconds": spent, "lr": options.lr,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Both sides at once, or one of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a run folder with codes")
+    parser.add_argument(
+        "--rosinality", type=Path, required=True, help="a checkout of rosinality/vq-vae-2-pytorch"
+    )
+    parser.add_argument("--level", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument(
+        "--lr", type=float, default=3e-4, help="rosinality's learning rate (its default 3e-4)"
+    )
+    parser.add_argument("--classes", action="store_true", help="give ours the classes")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of ours")
+    parser.add_argument("--side", choices=["ours", "rosinality"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        torch.set_num_threads(1)
+        store = open_store(options.run / "codes")
+        print(json.dumps((ours if options.side == "ours" else theirs)(options, store)))
+        return
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    running = {
+        side: subprocess.Popen(
+            ["taskset", "-c", str(core), sys.executable, __file__, *sys.argv[1:], "--side", side],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
+        )
+        for side, core in zip(("ours", "rosinality"), cores, strict=True)
+    }  # fmt: skip
+    found = {side: json.loads(process.communicate()[0]) for side, process in running.items()}
+    fewer = 1 - found["ours"]["bits"] / found["rosinality"]["bits"]
+    store = open_store(options.run / "codes")
+    about = {
+        "level": options.level,
+        "minutes": options.minutes,
+        "pictures": [len(store.train), len(store.heldout)],
+    }
+    keep(f"priors-{options.run.name}-level-{options.level}", {**about, "fewer bits": fewer, **found})
+
+
+if __name__ == "__main__":
+    main()
