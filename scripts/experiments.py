@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,12 +38,12 @@ def arms(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def command(experiment: dict[str, Any], settings: list[str], run: Path, data: str) -> list[str]:
+def command(experiment: dict[str, Any], settings: list[str], run: Path, data: str, until: str) -> list[str]:
     """The `vqvae2 train` of one arm."""
     own = [setting.removeprefix("recipe=") for setting in settings if setting.startswith("recipe=")]
     recipe = ROOT / "recipes" / (own[0] if own else experiment["recipe"])
     line = [sys.executable, "-m", "vqvae2", "train", data, "--run", str(run)]
-    line += ["--preset", experiment["preset"], "--config", str(recipe), "--until", experiment["until"]]
+    line += ["--preset", experiment["preset"], "--config", str(recipe), "--until", until]
     for setting in settings:
         if setting.startswith("recipe="):
             continue
@@ -68,15 +69,32 @@ def figures(run: Path) -> dict[str, Any]:
 
 
 def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
-    """One drawing per metric of stage 1: its curve in every arm, to docs/images/NAME-METRIC.svg."""
-    for metric in metrics:
+    """One drawing per metric (PART/METRIC; of stage 1 without PART): its curve in every arm, docs/images/NAME-METRIC.svg."""
+    for item in metrics:
+        part, _, metric = item.rpartition("/")
         curves = {}
         for arm, folder in folders.items():
-            text = (folder / "autoencoder" / "metrics.jsonl").read_text()
+            text = (folder / (part or "autoencoder") / "metrics.jsonl").read_text()
             lines = [json.loads(line) for line in text.splitlines()]
             curves[arm] = [(line["step"], line[metric]) for line in lines if metric in line]
         drawing = svg(curves).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        (ROOT / "docs" / "images" / f"{name}-{metric.replace('_', '-')}.svg").write_text(drawing + "\n")
+        (ROOT / "docs" / "images" / f"{name}-{item.replace('_', '-').replace('/', '-')}.svg").write_text(
+            drawing + "\n"
+        )
+
+
+def first_stages(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """(name, settings) of the autoencoder that all arms of a seed share; none unless the experiment says `shared: true`."""
+    return [(f"stage1-{seed}", [f"seed={seed}"]) for seed in experiment["seeds"] if experiment.get("shared")]
+
+
+def share(first: Path, folder: Path) -> None:
+    """Begin an arm with the autoencoder of its seed."""
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(first, part, ignore=shutil.ignore_patterns("checkpoints"))
+        part.rename(folder)
 
 
 def run(name: str, experiment: dict[str, Any], data: str, common: list[str], runs: Path, cores: int) -> None:
@@ -90,10 +108,20 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
         core = free.get()
         folder, began = runs / name / arm, time.time()
         folder.parent.mkdir(parents=True, exist_ok=True)
+        until = experiment["until"]
+        if arm.startswith("stage1-"):
+            until = "autoencoder"
+        elif experiment.get("shared"):
+            share(runs / name / f"stage1-{arm.rpartition('-')[2]}", folder)
         try:
             with (runs / name / f"{arm}.log").open("a") as log:
                 subprocess.run(
-                    ["taskset", "-c", str(core), *command(experiment, [*common, *settings], folder, data)],
+                    [
+                        "taskset",
+                        "-c",
+                        str(core),
+                        *command(experiment, [*common, *settings], folder, data, until),
+                    ],
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                     stdout=log,
                     stderr=log,
@@ -104,6 +132,7 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
         print(f"{arm}: {(time.time() - began) / 60:.1f} min", flush=True)
 
     with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(one, first_stages(experiment)))
         list(pool.map(one, arms(experiment)))
     done = {arm: figures(runs / name / arm) for arm, _ in arms(experiment)}
     target = ROOT / "docs" / "experiments" / f"{name}.json"
