@@ -28,7 +28,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config import Config, TrainConfig
 from vqvae2.data.store import open_store
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.level import LevelPrior
 from vqvae2.run import Run
 from vqvae2.train.pipeline import code_use
 

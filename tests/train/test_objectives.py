@@ -18,7 +18,7 @@ from train_helpers import changed, code_store, image_set, run, tiny, with_classe
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.data.grid import grid
 from vqvae2.data.pixels import to_float
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.level import LevelPrior
 from vqvae2.train.autoencoder import AutoencoderObjective, detail, usage_figures
 from vqvae2.train.loop import make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective, copies

@@ -21,7 +21,7 @@ from torch.nn import functional
 from vqvae2.config import Config
 from vqvae2.data.batches import Shuffle
 from vqvae2.data.store import CodeStore
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.hierarchy import make_level
 
 _PROBE = 512  # training pictures on which the training NLL is measured
 
@@ -45,7 +45,7 @@ class PriorObjective:
         self.classes = config.prior.classes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1 + level)
-            self.model = LevelPrior(config.prior.levels[level], store.geometry, level, self.classes)
+            self.model = make_level(config.prior.levels[level], store.geometry, level, self.classes)
             if codebooks:
                 self.model.start_from(codebooks)
         plain = store.train[: len(store.train) // copies(config)]
