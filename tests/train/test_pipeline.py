@@ -228,6 +228,38 @@ def test_other_shapes_without_classes(levels: int, channels: int, tmp_path: Path
     assert go(root, tmp_path / "run", config) == [f"{tmp_path / 'run'}: all is done; nothing to train"]
 
 
+def test_a_transformer_learns_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one colour each: what is known of the first codes says what the others are."""
+    data = tmp_path / "pictures"
+    data.mkdir()
+    for number in range(40):
+        colour = np.random.default_rng(number).integers(0, 256, 3)
+        Image.new("RGB", (16, 16), tuple(map(int, colour))).save(data / f"{number:03d}.png")
+    config = tiny(1, train={"steps": 60, "evaluate_every": 30, "lr": 1e-2})
+    level = config.prior.levels[0].model_dump() | {"kind": "transformer", "layers": 2}
+    config = changed(config, prior={"levels": [level]})
+    go(data, tmp_path / "run", config)
+    _, meta = load_tensors(model_file(tmp_path / "run", 0))
+    assert meta["figures"]["heldout_bits"] < 0.5 * meta["figures"]["uniform_bits"]
+    assert code_use(open_store(tmp_path / "run" / "codes"))[0]["perplexity"] > 2
+    prior = load_prior(tmp_path / "run", config, "cpu")
+    together, alone = prior.sample(5, seed=3), Codes.cat([prior.sample([i], seed=3) for i in range(5)])
+    assert torch.equal(together.levels[0], alone.levels[0])
+    usual = pipeline.PriorObjective
+
+    def make(*arguments: Any) -> Any:
+        objective = usual(*arguments)
+        signal_at(objective, {41}, signal.SIGTERM)
+        return objective
+
+    monkeypatch.setattr(pipeline, "PriorObjective", make)
+    with pytest.raises(Interrupted, match="saved at step 41 of 60"):
+        go(data, tmp_path / "again", config)
+    monkeypatch.setattr(pipeline, "PriorObjective", usual)
+    go(data, tmp_path / "again", config)
+    assert content(tmp_path / "again") == content(tmp_path / "run")
+
+
 def test_again_there_is_nothing_to_train(copied: Path, data: Path, config: Config) -> None:
     """No file is touched; the pictures are not even looked at."""
     before = snapshot(copied)
