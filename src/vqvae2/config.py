@@ -216,6 +216,10 @@ class LevelPriorConfig(_Model):
     condition_blocks: int = Field(
         4, ge=0, le=128, description="residual blocks of the conditioning stack (finer levels)"
     )
+    coarser: Literal["all", "next"] = Field(
+        "all",
+        description="which coarser levels the conditioning stack sees: all (paper), or the next coarser one only",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> LevelPriorConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -145,6 +145,31 @@ def test_coarser_codes_reach_every_position(kind: dict[str, Any], grids: Grids) 
                 other[:, r, c] = (grid[:, r, c] + 1) % (5 + level)
                 after = prior(codes, (*coarser[:level], other, *coarser[level + 1 :]))
                 assert (before != after).any(1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("coarser", ["all", "next"])
+def test_which_coarser_codes_are_seen(kind: dict[str, Any], coarser: Literal["all", "next"]) -> None:
+    """The others change nothing, to the last bit; a code of one that is seen changes every position."""
+    geo = geometry(((1, 1), (2, 1), (2, 3), (4, 6)))
+    prior = level_prior(geo.grids, coarser=coarser, **kind)
+    codes, given, _ = inputs(prior, geo.grids, 1)
+    assert prior.condition is not None
+    for level in range(3):
+        others = [torch.cat([given[i], (given[i] + 1) % geo.vocabulary[i]]) for i in range(3)]
+        mixed = [others[i] if i == level else given[i].expand(2, -1, -1) for i in range(3)]
+        one, other = prior(codes.expand(2, -1, -1), tuple(mixed))
+        if coarser == "next" and level < 2:
+            assert torch.equal(one, other)
+        else:
+            assert (one != other).any(0).all()
+    assert len(prior.condition.embeddings) == {"all": 3, "next": 1}[coarser]
+
+
+def test_at_the_first_finer_level_the_next_coarser_is_all() -> None:
+    every, one = (level_prior(LEVELS[1], coarser=coarser) for coarser in ("all", "next"))
+    codes, given, _ = inputs(every, LEVELS[1])
+    assert torch.equal(every(codes, given), one(codes, given))
 
 
 @pytest.mark.parametrize("grids", LEVELS[1:])
@@ -349,15 +374,19 @@ def test_an_untrained_prior_knows_nothing(kind: dict[str, Any], grids: Grids) ->
     assert prior(codes, coarser, labels).eq(0).all()
 
 
-def test_codes_that_mean_nearly_the_same_start_nearly_the_same() -> None:
-    """Distances between embeddings follow those between the codes, of this level and of the coarser ones."""
-    geo = Geometry(((2, 2), (4, 4)), (40, 60))
-    prior = make_level(config(hidden=64), geo, 1, 0)
-    codebooks = [torch.randn(k, 3, generator=torch.Generator().manual_seed(k)) * 5 + 9 for k in (40, 60)]
+@pytest.mark.parametrize("coarser", ["all", "next"])
+def test_codes_that_mean_nearly_the_same_start_nearly_the_same(coarser: str) -> None:
+    """Distances between embeddings follow those between the codes, of this level and of the coarser ones it sees."""
+    geo = Geometry(((1, 1), (2, 2), (4, 4)), (50, 40, 60))
+    prior = make_level(config(hidden=64, coarser=coarser), geo, 2, 0)
+    codebooks = [
+        torch.randn(k, 3, generator=torch.Generator().manual_seed(k)) * 5 + 9 for k in geo.vocabulary
+    ]
     torch.manual_seed(0)
     prior.start_from(codebooks)
     assert prior.condition is not None
-    for embedding, codebook in zip([*prior.condition.embeddings, prior.embedding], codebooks, strict=True):
+    seen = codebooks if coarser == "all" else codebooks[1:]
+    for embedding, codebook in zip([*prior.condition.embeddings, prior.embedding], seen, strict=True):
         assert isinstance(embedding, nn.Embedding)
         assert embedding.weight.std().item() == pytest.approx(1, abs=0.1)
         both = torch.stack([torch.pdist(embedding.weight.detach()), torch.pdist(codebook)])

@@ -41,9 +41,9 @@ class ConditionBlock(nn.Module):
 
 
 class ConditionStack(nn.Module):
-    """All coarser grids to a context on this level's grid.
+    """All coarser grids, or the next coarser one alone, to a context on this level's grid.
 
-    The coarsest grid is embedded, up-sampled to the next and added to that one's embedding, and so on; the residual
+    The coarsest of them is embedded, up-sampled to the next and added to that one's embedding, and so on; the residual
     blocks stand at the next coarser grid, where they are cheap, before the last up-sampling (our decision).
 
     Args:
@@ -55,11 +55,14 @@ class ConditionStack(nn.Module):
     def __init__(self, geometry: Geometry, level: int, config: LevelPriorConfig) -> None:
         super().__init__()
         width = config.hidden
-        self.embeddings = nn.ModuleList(nn.Embedding(k, width) for k in geometry.vocabulary[:level])
+        self.first = level - 1 if config.coarser == "next" else 0  # the coarsest level that is seen
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(k, width) for k in geometry.vocabulary[self.first : level]
+        )
         self.places = nn.Parameter(torch.zeros(width, *geometry.grids[level - 1]))
         ups = []
         for (h, w), (finer_h, finer_w) in zip(
-            geometry.grids[:level], geometry.grids[1 : level + 1], strict=True
+            geometry.grids[self.first : level], geometry.grids[self.first + 1 : level + 1], strict=True
         ):
             if finer_h % h or finer_w % w:
                 raise CodesError(f"a grid of {finer_h}x{finer_w} is no whole multiple of the coarser {h}x{w}")
@@ -71,9 +74,9 @@ class ConditionStack(nn.Module):
         )
 
     def forward(self, coarser: tuple[Tensor, ...], label: Tensor | None) -> Tensor:
-        """Codes [B, h, w] per coarser level and a class vector [B, C] -> context [B, C, H, W]."""
+        """Codes [B, h, w] of every coarser level, seen or not, and a class vector [B, C] -> context [B, C, H, W]."""
         x: Tensor | None = None
-        for index, codes in enumerate(coarser):
+        for index, codes in enumerate(coarser[self.first :]):
             e = self.embeddings[index](codes.long()).permute(0, 3, 1, 2)
             x = e if x is None else self.ups[index - 1](x) + e
         assert x is not None
@@ -121,8 +124,10 @@ class LevelPrior(nn.Module, ABC):
         Args:
             codebooks: [K, D] of this level and all coarser ones, coarsest first.
         """
-        embeddings = [*(self.condition.embeddings if self.condition is not None else ()), self.embedding]
-        for embedding, codebook in zip(embeddings, codebooks, strict=True):
+        embeddings, seen = [self.embedding], codebooks
+        if self.condition is not None:
+            embeddings, seen = [*self.condition.embeddings, self.embedding], codebooks[self.condition.first :]
+        for embedding, codebook in zip(embeddings, seen, strict=True):
             codes = codebook.to(embedding.weight) - codebook.to(embedding.weight).mean(0)
             turned = codes @ torch.randn(codes.shape[1], embedding.weight.shape[1], device=codes.device)
             turned /= turned.square().mean().sqrt().clamp_min(1e-12)
