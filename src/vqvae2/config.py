@@ -298,6 +298,10 @@ class PriorTrainConfig(TrainConfig):
     copies: int = Field(
         1, ge=1, le=256, description="how often each training picture is encoded, each time augmented anew"
     )
+    checkpointing: bool = Field(
+        False,
+        description="recompute activations in the backward pass: less memory, about a third more time",
+    )
 
 
 class SamplingConfig(_Model):

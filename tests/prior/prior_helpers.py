@@ -145,6 +145,19 @@ def embedded(prior: LevelPrior, codes: Tensor, *given: Any) -> tuple[Tensor, Ten
     return logits, found[0]
 
 
+def saved_bytes(loss: Callable[[], Tensor]) -> int:
+    """Bytes that a loss saves for its backward pass, each piece of memory once."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def influences(y: Tensor, x: Tensor, retain: bool = True) -> Tensor:
     """Whether each position of `x` [1, C, H, W] has a gradient with respect to a random mix of `y`: [H, W] bool."""
     mix = noise(*y.shape, seed=7, dtype=y.dtype)

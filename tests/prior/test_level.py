@@ -25,9 +25,10 @@ from prior_helpers import (
     positions,
     random_codes,
     refused,
+    saved_bytes,
     stepped,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.prior.hierarchy import make_level
@@ -335,6 +336,38 @@ def test_dropout_is_active_in_training_only(kind: dict[str, Any]) -> None:
     assert not torch.allclose(prior(*given), prior(*given))
     assert not torch.allclose(prior(*given), calm)
     assert torch.equal(prior.eval()(*given), calm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_checkpointing_changes_the_memory_and_nothing_else(
+    kind: dict[str, Any], precision: torch.dtype | None
+) -> None:
+    """Loss and gradients to the last bit, dropout included; without it, 12 layers keep several times as much."""
+    grids = LEVELS[1]
+    prior = level_prior(grids, None, 2, torch.float32, layers=12, dropout=0.3, **kind).train()
+    codes, coarser, labels = inputs(prior, grids)
+    found, kept, calm = [], [], []
+
+    def loss() -> Tensor:
+        torch.manual_seed(5)
+        return nn.functional.cross_entropy(prior(codes, coarser, labels).float(), codes)
+
+    for prior.checkpointing in (False, True):
+        kept.append(saved_bytes(loss))
+        prior.zero_grad()
+        with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+            value = loss()
+        value.backward()
+        found.append([value, *(p.grad for p in prior.parameters())])
+        prior.eval()
+        calm.append(saved_bytes(loss))
+        prior.train()
+    assert kept[1] < kept[0] / 2
+    assert calm[1] == calm[0], "nothing is computed anew where nothing is trained"
+    for plain, again in zip(*found, strict=True):
+        assert plain is not None
+        assert torch.equal(plain, again)
 
 
 def test_dropout_is_in_the_conditioning_and_before_the_logits_too() -> None:

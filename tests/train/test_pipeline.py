@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from train_helpers import Spoken, changed, pictures, signal_at, tiny
+from train_helpers import TRAIN, Spoken, changed, pictures, signal_at, tiny
 
 from vqvae2 import checkpoint
 from vqvae2.checkpoint import CheckpointError, load_tensors, read_json
@@ -418,6 +418,7 @@ FREE: list[dict[str, Any]] = [
     {"precision": "bf16"},
     {"compile": True},
     {"sampling": {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "guidance": 2.0}},
+    {"train_prior": [{**TRAIN, "average": 0.5, "copies": 2, "checkpointing": True}] * 2},
 ]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.config import LevelPriorConfig
@@ -91,6 +92,7 @@ class LevelPrior(nn.Module, ABC):
     """p(codes of one level | coarser codes, class), autoregressive in raster order; the base of its kinds.
 
     A kind has `output`, the last layers before the logits: [B, C, ...] -> [B, C, ...], see `output_stack`.
+    With `checkpointing` set, training keeps what enters each layer and computes the rest anew in the backward pass.
 
     Args:
         config: of this level.
@@ -104,6 +106,7 @@ class LevelPrior(nn.Module, ABC):
     def __init__(self, config: LevelPriorConfig, geometry: Geometry, level: int, classes: int) -> None:
         super().__init__()
         self.config, self.level, self.classes = config, level, classes
+        self.checkpointing = False
         self.height, self.width = geometry.grids[level]
         self.vocabulary = geometry.vocabulary[level]
         width = config.hidden
@@ -189,6 +192,12 @@ class LevelPrior(nn.Module, ABC):
         return functional.pad(e.flatten(2), (1, 0))[:, :, :-1].view_as(e) + (
             self.place_rows + self.place_columns
         )
+
+    def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Any:
+        """What the layer makes of its inputs; dropout draws the same when it is computed anew."""
+        if self.checkpointing and self.training:
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
     def _logits(self, h: Tensor) -> Tensor:
         """[B, C, ...] -> [B, K, ...]: the output stack, then a product with the embeddings of the codes."""

@@ -72,9 +72,9 @@ class PixelCNN(LevelPrior):
         h = self._before(e)
         attentions = iter(self.attentions)
         for index, layer in enumerate(self.layers):
-            v, h = layer(v, h, context)
+            v, h = self._run(layer, v, h, context)
             if index in self.attention_after:
-                h = next(attentions)(h)
+                h = self._run(next(attentions), h)
         return self._logits(h)
 
     def start(self, batch: int, context: Tensor | None) -> Cache:

@@ -79,7 +79,7 @@ class Transformer(LevelPrior):
             h = h + context
         h = h.contiguous(memory_format=torch.channels_last)  # as attention reads it
         for layer in self.layers:
-            h = layer(h)
+            h = self._run(layer, h)
         return self._logits(h)
 
     def start(self, batch: int, context: Tensor | None) -> Cache:

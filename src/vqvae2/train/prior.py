@@ -48,6 +48,7 @@ class PriorObjective:
             self.model = make_level(config.prior.levels[level], store.geometry, level, self.classes)
             if codebooks:
                 self.model.start_from(codebooks)
+        self.model.checkpointing = self.settings.checkpointing
         plain = store.train[: len(store.train) // copies(config)]
         self.probe = plain[:: max(1, len(plain) // _PROBE)][:_PROBE]
 
