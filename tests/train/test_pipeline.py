@@ -143,7 +143,7 @@ def test_every_stage_leaves_its_files(whole: Path, config: Config) -> None:
 
 
 def test_pictures_exist_and_open(whole: Path) -> None:
-    """Originals above reconstructions at every evaluation, 64 samples of every level."""
+    """Originals above reconstructions, and maps of the NLL, at every evaluation; 64 samples of every level."""
     shown = sorted(path.name for path in (whole / "autoencoder" / "pictures").iterdir())
     assert shown == ["step-0000003.png", "step-0000006.png"]
     for path in whole.glob("autoencoder/pictures/*.png"):
@@ -153,6 +153,11 @@ def test_pictures_exist_and_open(whole: Path) -> None:
         with Image.open(whole / "prior" / f"level-{level}" / "samples.png") as picture:
             picture.load()
             assert picture.size == (2 + 8 * 18, 2 + 8 * 18)
+        maps = whole / "prior" / f"level-{level}" / "pictures"
+        assert sorted(path.name for path in maps.iterdir()) == shown
+        for path in maps.iterdir():
+            with Image.open(path) as picture:
+                assert picture.width == 2 + 4 * 130
 
 
 def test_the_record_of_the_run(whole: Path, data: Path, config: Config) -> None:
