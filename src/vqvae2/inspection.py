@@ -285,7 +285,7 @@ def _memory(measured: Measured) -> dict[str, Any]:
         rows[f"{part.name}, activations, bf16"] = _mebibytes(part.kept_bf16)
         average = ", average included" if part.settings.average else ""
         rows[f"{part.name}, weights, gradients, AdamW"] = _mebibytes(part.state) + average
-    rows["not counted"] = "gradients in passing, workspaces"
+    rows["not counted"] = "gradients in passing, workspaces, the one layer that checkpointing computes anew"
     return rows
 
 

@@ -189,9 +189,8 @@ class LevelPrior(nn.Module, ABC):
 
     def _before(self, e: Tensor) -> Tensor:
         """[B, C, H, W] -> the same, on by one position, zero at the first, with the places added."""
-        return functional.pad(e.flatten(2), (1, 0))[:, :, :-1].view_as(e) + (
-            self.place_rows + self.place_columns
-        )
+        places = self.place_rows + self.place_columns
+        return functional.pad(e.flatten(2), (1, 0))[:, :, :-1].view_as(e) + places
 
     def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Any:
         """What the layer makes of its inputs; dropout draws the same when it is computed anew."""
