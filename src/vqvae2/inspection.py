@@ -48,7 +48,8 @@ class Work:
         parameters: weights that are trained.
         forward: FLOPs of one image: encoding and decoding it, or the logits of the whole grid.
         training: FLOPs of one image in a training step, forward and backward, counted one by one.
-        kept: bytes that one image keeps for the backward pass in float32.
+        kept: bytes that one image keeps for the backward pass in float32; with checkpointing, without what the one layer
+            that is being computed anew needs for a moment.
         kept_bf16: the same with bf16 autocast.
         state: bytes of weights, gradients, AdamW's two moments, the averaged weights if any, and buffers, in float32.
         settings: its training.
@@ -285,7 +286,7 @@ def _memory(measured: Measured) -> dict[str, Any]:
         rows[f"{part.name}, activations, bf16"] = _mebibytes(part.kept_bf16)
         average = ", average included" if part.settings.average else ""
         rows[f"{part.name}, weights, gradients, AdamW"] = _mebibytes(part.state) + average
-    rows["not counted"] = "gradients in passing, workspaces, the one layer that checkpointing computes anew"
+    rows["not counted"] = "gradients in passing, workspaces"
     return rows
 
 
