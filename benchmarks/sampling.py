@@ -40,14 +40,14 @@ from vqvae2.catalogue import preset
 from vqvae2.codes import Geometry
 from vqvae2.config import LevelPriorConfig
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
 
 GRIDS = Geometry(((32, 32), (64, 64)), (512, 512))
 LAYERS, CHANNELS, KERNEL = 16, 256, 5
 
 
-def ours(level: int, residual: int) -> LevelPrior:
+def ours(level: int, residual: int) -> PixelCNN:
     """Our prior of that level: attention at the coarse one, three conditioning blocks at the fine one."""
     config = LevelPriorConfig(
         hidden=CHANNELS,
@@ -59,10 +59,10 @@ def ours(level: int, residual: int) -> LevelPrior:
         output_layers=0,
         condition_blocks=3 * level,
     )
-    return LevelPrior(config, GRIDS, level, 0).eval()
+    return PixelCNN(config, GRIDS, level, 0).eval()
 
 
-def as_large(level: int, parameters: int) -> LevelPrior:
+def as_large(level: int, parameters: int) -> PixelCNN:
     """Ours with the inner width that brings it nearest to so many parameters."""
     with torch.device("meta"):
         sizes = {width: count(ours(level, width)) for width in range(64, 1025, 32)}
@@ -74,7 +74,7 @@ def count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def sampler(prior: LevelPrior, batch: int) -> Callable[[], Tensor]:
+def sampler(prior: PixelCNN, batch: int) -> Callable[[], Tensor]:
     """Draws whole grids."""
     coarser = tuple(
         torch.randint(k, (batch, *grid))
@@ -185,7 +185,7 @@ def limit(repeats: int) -> None:
 class Rows:
     """The first `steps` positions of a grid."""
 
-    def __init__(self, prior: LevelPrior, batch: int, steps: int) -> None:
+    def __init__(self, prior: PixelCNN, batch: int, steps: int) -> None:
         self.prior, self.batch, self.steps = prior, batch, steps
 
     @torch.no_grad()
@@ -221,7 +221,7 @@ def growth() -> None:
     cases: dict[str, Callable[[], object]] = {}
     cached: dict[str, int] = {}
     for side in (16, 32, 64, 128):
-        prior = LevelPrior(config, Geometry(((side, side),), (512,)), 0, 0).eval()
+        prior = PixelCNN(config, Geometry(((side, side),), (512,)), 0, 0).eval()
         cases[f"{side}x{side}"] = Rows(prior, 1, side * side)
         cached[f"{side}x{side}"] = cache_bytes(prior)
     seconds = {k: statistics.median(v) for k, v in interleaved(cases, 3, warmup=1).items()}
@@ -236,7 +236,7 @@ def growth() -> None:
     keep("sampling-growth", {"config": config.model_dump(), "found": found})
 
 
-def cache_bytes(prior: LevelPrior) -> int:
+def cache_bytes(prior: PixelCNN) -> int:
     """Bytes of the cache in the middle of the second row, codes included."""
     with torch.no_grad():
         cache = prior.start(1, None)

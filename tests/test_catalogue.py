@@ -17,7 +17,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.catalogue import choose, preset, presets
 from vqvae2.config import Config, ConfigError, TrainConfig, parse
 from vqvae2.prior.causal import CausalAttention, GatedLayer, PointwiseBlock
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.pixelcnn import PixelCNN
 
 SIDES = (32, 64, 128, 256)
 FEW = 20_000
@@ -225,7 +225,7 @@ def prior_row(config: Config, row: str, level: int) -> Any:
     """What a level's network that is built, or else its training, has in that row of the table."""
     settings, training = config.prior.levels[level], config.train_prior[level]
     with torch.device("meta"):
-        model = LevelPrior(settings, config.geometry, level, config.prior.classes)
+        model = PixelCNN(settings, config.geometry, level, config.prior.classes)
     layers = [part for part in model.layers if isinstance(part, GatedLayer)]
     heads = [part.heads for part in model.attentions if isinstance(part, CausalAttention)]
     return {

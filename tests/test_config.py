@@ -150,9 +150,14 @@ def test_levels_must_agree() -> None:
 def test_heads_must_divide_the_hidden_units_where_there_is_attention() -> None:
     level = "prior.levels.0"
     assert parse(override(plain(), [f"{level}.heads=3"])).prior.levels[0].heads == 3
-    refused(
-        lambda: parse(override(plain(), [f"{level}.heads=3", f"{level}.attention_every=1"])), level, "3 heads"
-    )
+    for attention in ("attention_every=1", "kind=transformer"):
+        refused(
+            lambda attention=attention: parse(
+                override(plain(), [f"{level}.heads=3", f"{level}.{attention}"])
+            ),
+            level,
+            "3 heads",
+        )
 
 
 def test_unknown_keys_are_named() -> None:

@@ -31,6 +31,7 @@ MEMORY = "memory, activations per image"
 COST = "cost of training"
 PREFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
 PLAIN = ("prior.levels.*.attention_every=0", "prior.levels.*.dropout=0")
+TRANSFORMER = ("prior.levels.*.kind=transformer",)
 
 
 def changed(*assignments: str, base: str = "tiny") -> Config:
@@ -105,7 +106,8 @@ def networks(config: Config) -> list[tuple[int | None, nn.Module, Work]]:
     changed("data.channels=1", "autoencoder.channels=1", "autoencoder.codes=[16, 1024]"),
     changed("autoencoder.ema=false", "autoencoder.rate=0"),
     changed(base="small64"),
-], ids=["tiny", "classes", "grey", "gradient codebooks", "small64"])  # fmt: skip
+    changed(*TRANSFORMER),
+], ids=["tiny", "classes", "grey", "gradient codebooks", "small64", "transformer"])  # fmt: skip
 def test_parameters_are_a_direct_count(config: Config) -> None:
     table = describe(config)["parameters"]
     autoencoder, prior = VQVAE(config.autoencoder), HierarchicalPrior(config.prior, config.geometry)
@@ -135,9 +137,10 @@ def test_geometry(config: Config, rows: dict[str, Any]) -> None:
     ]
 
 
-def test_flops_are_a_direct_count() -> None:
+@pytest.mark.parametrize("options", [(), TRANSFORMER], ids=["pixelcnn", "transformer"])
+def test_flops_are_a_direct_count(options: tuple[str, ...]) -> None:
     """Of real networks on real tensors; training without attention, whose fused backward pass does some work twice."""
-    config = changed()
+    config = changed(*options)
     autoencoder, prior = VQVAE(config.autoencoder).eval(), HierarchicalPrior(config.prior, config.geometry)
     image = torch.zeros(1, 3, 32, 32)
     codes = autoencoder.encode(image)
@@ -168,6 +171,15 @@ def test_flops_of_attention_by_hand(side: int) -> None:
     scores, products = 4 * positions**2 * width, 2 * 4 * width**2 * positions
     assert one.forward - without.forward == scores + products
     assert one.training - without.training == 3.5 * scores + 3 * products
+
+
+def test_flops_of_a_transformer_by_hand() -> None:
+    """At each of N positions: per block 4 C^2 of attention's projections, 2 C R of the MLP, N C scores twice; C^2 + C K."""
+    config = changed(*TRANSFORMER)
+    level, k, n = config.prior.levels[0], config.geometry.vocabulary[0], config.geometry.positions[0]
+    c, r = level.hidden, level.residual
+    blocks = level.layers * (4 * c * c + 2 * c * r + 2 * n * c)
+    assert known(config).priors[0].forward == 2 * n * (blocks + c * c + c * k)
 
 
 def test_the_table_of_flops() -> None:
@@ -241,13 +253,11 @@ def test_memory_grows_with_the_batch_alone() -> None:
 
 
 @pytest.mark.parametrize("rate", [0, 0.1])
-def test_attention_keeps_no_scores(rate: float) -> None:
+@pytest.mark.parametrize("attention", ["prior.levels.*.attention_every=1", *TRANSFORMER])
+def test_attention_keeps_no_scores(attention: str, rate: float) -> None:
     """Four times the positions, four times the memory and not sixteen; nor do the scores' dropout masks stay."""
     less, more = (
-        known(
-            changed(f"data.size={side}", "prior.levels.*.attention_every=1", f"prior.levels.*.dropout={rate}")
-        )
-        for side in (64, 128)
+        known(changed(f"data.size={side}", attention, f"prior.levels.*.dropout={rate}")) for side in (64, 128)
     )
     for small, large in zip(less.priors, more.priors, strict=True):
         assert 3.8 * small.kept < large.kept <= 4 * small.kept

@@ -181,18 +181,32 @@ class AutoencoderConfig(_Model):
 
 
 class LevelPriorConfig(_Model):
-    """Stage 2, one level: gated PixelCNN with attention (spec 3)."""
+    """Stage 2, one level: gated PixelCNN with attention (spec 3), or a transformer."""
 
+    kind: Literal["pixelcnn", "transformer"] = Field(
+        "pixelcnn",
+        description="pixelcnn: gated convolutions, with or without attention (paper); transformer: attention alone",
+    )
     hidden: int = Field(128, ge=4, le=8192, description="hidden units: channels of the residual stream")
-    residual: int = Field(128, ge=4, le=16384, description="residual units: channels inside a gated block")
-    layers: int = Field(8, ge=1, le=128, description="gated layers")
-    kernel: int = Field(5, ge=3, le=15, description="convolution filter size, odd")
+    residual: int = Field(
+        128,
+        ge=4,
+        le=16384,
+        description="residual units: channels inside a gated block; of a transformer, width of the MLP",
+    )
+    layers: int = Field(8, ge=1, le=128, description="gated layers; of a transformer, blocks")
+    kernel: int = Field(5, ge=3, le=15, description="convolution filter size, odd (pixelcnn only)")
     attention_every: int = Field(
-        0, ge=0, le=128, description="a self-attention layer after every so many gated layers; 0 = none"
+        0,
+        ge=0,
+        le=128,
+        description="a self-attention layer after every so many gated layers; 0 = none (pixelcnn only)",
     )
     heads: int = Field(8, ge=1, le=128, description="attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in blocks and on attention")
-    output_layers: int = Field(2, ge=0, le=128, description="1x1 residual blocks of the output stack")
+    output_layers: int = Field(
+        2, ge=0, le=128, description="1x1 residual blocks of the output stack (pixelcnn only)"
+    )
     label_dropout: float = Field(
         0.1,
         ge=0,
@@ -202,12 +216,17 @@ class LevelPriorConfig(_Model):
     condition_blocks: int = Field(
         4, ge=0, le=128, description="residual blocks of the conditioning stack (finer levels)"
     )
+    coarser: Literal["all", "next"] = Field(
+        "all",
+        description="which coarser levels the conditioning stack sees: all (paper), or the next coarser one only",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> LevelPriorConfig:
         if self.kernel % 2 == 0:
             raise ValueError(f"expected an odd kernel, found {self.kernel}")
-        if self.attention_every and self.hidden % self.heads:
+        attends = self.attention_every or self.kind == "transformer"
+        if attends and self.hidden % self.heads:
             raise ValueError(f"expected hidden units divisible by {self.heads} heads, found {self.hidden}")
         return self
 
@@ -278,6 +297,10 @@ class PriorTrainConfig(TrainConfig):
 
     copies: int = Field(
         1, ge=1, le=256, description="how often each training picture is encoded, each time augmented anew"
+    )
+    checkpointing: bool = Field(
+        False,
+        description="recompute activations in the backward pass: less memory, about a third more time",
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +28,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config import Config, TrainConfig
 from vqvae2.data.store import open_store
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.level import LevelPrior
 from vqvae2.run import Run
 from vqvae2.train.pipeline import code_use
 
@@ -48,7 +48,8 @@ class Work:
         parameters: weights that are trained.
         forward: FLOPs of one image: encoding and decoding it, or the logits of the whole grid.
         training: FLOPs of one image in a training step, forward and backward, counted one by one.
-        kept: bytes that one image keeps for the backward pass in float32.
+        kept: bytes that one image keeps for the backward pass in float32; with checkpointing, without what the one layer
+            that is being computed anew needs for a moment.
         kept_bf16: the same with bf16 autocast.
         state: bytes of weights, gradients, AdamW's two moments, the averaged weights if any, and buffers, in float32.
         settings: its training.
@@ -140,6 +141,8 @@ def measure(config: Config) -> Measured:
     with FakeTensorMode():
         autoencoder = VQVAE(settings).eval()
         prior = HierarchicalPrior(config.prior, config.geometry).train()
+        for i, training in enumerate(config.train_prior):
+            prior.level(i).checkpointing = training.checkpointing
 
         def images(batch: int) -> Tensor:
             return torch.zeros(batch, channels, size, size)
@@ -172,7 +175,9 @@ def _work(name: str, net: nn.Module, loss: Callable[[int], Tensor], settings: Tr
     with kept, _Substitutes(), FlopCounterMode(display=False) as counter:
         value = loss(1)
         alone, forward = kept.bytes, counter.get_total_flops()
-        torch.autograd.backward(value)
+        # by edges: given tensors, autograd leaves the substitutes, which what is computed anew needs as well
+        edges = [get_gradient_edge(p) for p in net.parameters() if p.requires_grad]
+        torch.autograd.grad(get_gradient_edge(value), edges, torch.ones_like(value), allow_unused=True)
     # a batch of two less a batch of one: what does not grow with the batch, such as cast weights, drops out
     plain = kept_bytes(loss, 2) - alone
     mixed = kept_bytes(loss, 2, bf16=True) - kept_bytes(loss, 1, bf16=True)

@@ -14,14 +14,21 @@ from vqvae2.codes import Codes, Geometry
 from vqvae2.config import LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.prior.draw import probabilities, uniforms
-from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.hierarchy import HierarchicalPrior, make_level
+from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.scan import scan
 
 Net = TypeVar("Net", bound=nn.Module)
 Grids = tuple[tuple[int, int], ...]
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+KINDS = [  # what is true of one level's prior is true of each
+    pytest.param({}, id="pixelcnn"),
+    pytest.param({"attention_every": 1}, id="with attention"),
+    pytest.param({"kind": "transformer"}, id="transformer"),
+]
+ATTENTIVE = KINDS[1:]
 
 
 def randomise(net: Net, seed: int = 0, scale: float = 0.3) -> Net:
@@ -68,7 +75,7 @@ def level_prior(
 ) -> LevelPrior:
     """The prior of one level (the finest if not said), random weights, eval mode."""
     index = len(grids) - 1 if level is None else level
-    return randomise(LevelPrior(config(**options), geometry(grids), index, classes), seed).to(dtype).eval()
+    return randomise(make_level(config(**options), geometry(grids), index, classes), seed).to(dtype).eval()
 
 
 def hierarchy(
@@ -115,6 +122,40 @@ def stepped(prior: LevelPrior, codes: Tensor, context: Tensor | None) -> Tensor:
 
     assert torch.equal(scan(prior, len(codes), context, choose), codes)
     return torch.stack(seen, 2).view(len(codes), -1, *codes.shape[1:])
+
+
+def inputs(prior: LevelPrior, grids: Grids, n: int = 3) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """Codes, coarser codes and labels."""
+    codes = random_codes(geometry(grids), n)
+    return codes.levels[prior.level], codes.levels[: prior.level], random_labels(prior.classes, n)
+
+
+def embedded(prior: LevelPrior, codes: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    """Logits, and the embedded codes [B, C, H, W] from which they were computed."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, e: Tensor) -> Tensor:
+        leaf = e.detach().permute(0, 3, 1, 2).contiguous().requires_grad_()
+        found.append(leaf)
+        return leaf.permute(0, 2, 3, 1)
+
+    hook = prior.embedding.register_forward_hook(keep)
+    logits = prior(codes, *given)
+    hook.remove()
+    return logits, found[0]
+
+
+def saved_bytes(loss: Callable[[], Tensor]) -> int:
+    """Bytes that a loss saves for its backward pass, each piece of memory once."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss()
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def influences(y: Tensor, x: Tensor, retain: bool = True) -> Tensor:

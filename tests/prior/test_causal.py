@@ -6,6 +6,7 @@ import pytest
 import torch
 from prior_helpers import TOLERANCE, area, influences, noise, positions, randomise
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vqvae2.prior.causal import (
     CausalAttention,
@@ -249,6 +250,14 @@ def test_attention_by_hand() -> None:
             mixed[head, :, p] = (scores.softmax(0) * v[head, :, : p + 1]).sum(1)
     expected = x + layer.out(mixed.reshape(1, 6, 2, 3))
     assert torch.allclose(layer(x), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_is_the_fused_kernels_however_the_grid_lies_in_memory(layout: torch.memory_format) -> None:
+    """Which keep no N x N scores; where they cannot be used, this raises."""
+    x = noise(2, 8, 4, 5, dtype=torch.float32).to(memory_format=layout)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        CausalAttention(8, 2, 0.0)(x)
 
 
 def test_gated_layer_by_hand() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from prior_helpers import (
+    ATTENTIVE,
+    KINDS,
     Grids,
     config,
     every_code,
@@ -26,7 +28,9 @@ from torch import Tensor
 from vqvae2.codes import Codes, CodesError
 from vqvae2.config import PriorConfig
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
+from vqvae2.prior.transformer import Transformer
 
 TINY: list[tuple[Grids, int]] = [  # grids, size of the coarsest vocabulary
     (((1, 1), (2, 2)), 2),
@@ -38,7 +42,7 @@ TINY: list[tuple[Grids, int]] = [  # grids, size of the coarsest vocabulary
 
 def prior_of(codes: int = 0, **options: Any) -> tuple[HierarchicalPrior, Codes]:
     """Two levels with two classes, and some codes."""
-    prior = hierarchy(classes=2, attention_every=2, **options)
+    prior = hierarchy(classes=2, **({"attention_every": 2} | options))
     return prior, random_codes(prior.geometry, codes or 3)
 
 
@@ -47,11 +51,11 @@ def prior_of(codes: int = 0, **options: Any) -> tuple[HierarchicalPrior, Codes]:
 
 @pytest.mark.parametrize(("grids", "k"), TINY)
 @pytest.mark.parametrize("classes", [0, 2])
-@pytest.mark.parametrize("attention_every", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_of_everything_sum_to_one(
-    grids: Grids, k: int, classes: int, attention_every: int
+    grids: Grids, k: int, classes: int, kind: dict[str, Any]
 ) -> None:
-    prior = hierarchy(grids, classes, k, attention_every=attention_every)
+    prior = hierarchy(grids, classes, k, **kind)
     codes = every_code(prior.geometry)
     assert len(codes) == math.prod(
         k**n for k, n in zip(prior.geometry.vocabulary, prior.geometry.positions, strict=True)
@@ -81,9 +85,10 @@ def test_each_levels_probabilities_sum_to_one_given_the_coarser(grids: Grids, k:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [0, 2])
-def test_log_prob_is_what_scan_reports(dtype: torch.dtype, classes: int) -> None:
+@pytest.mark.parametrize("kind", ATTENTIVE)
+def test_log_prob_is_what_scan_reports(dtype: torch.dtype, classes: int, kind: dict[str, Any]) -> None:
     """Supplying the known symbols and adding up their log-probabilities, as a codec does."""
-    prior = hierarchy(((2, 1), (2, 3), (4, 6)), classes, dtype=dtype, attention_every=2)
+    prior = hierarchy(((2, 1), (2, 3), (4, 6)), classes, dtype=dtype, **kind)
     codes, labels = random_codes(prior.geometry, 3), random_labels(classes)
     with torch.no_grad():
         expected = prior.log_prob(codes, labels)
@@ -250,9 +255,10 @@ def test_samples_have_the_frequencies_of_their_probabilities(label: int | None) 
         {"temperature": 1.3, "top_k": 3, "top_p": 0.8, "guidance": 1.7},
     ],
 )
-def test_sampling_is_the_slow_way_done_fast(options: dict[str, float]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampling_is_the_slow_way_done_fast(kind: dict[str, Any], options: dict[str, float]) -> None:
     """One image at a time with whole-grid logits: the same codes."""
-    prior, _ = prior_of(grids=((1, 2), (2, 4)), k=4)
+    prior, _ = prior_of(grids=((1, 2), (2, 4)), k=4, **kind)
     images, labels = [0, 3, 17], torch.tensor([1, 0, 2])
     fast = prior.sample(images, labels, seed=9, **options)  # type: ignore[arg-type]
     assert same(fast, naive_sample(prior, images, labels, 9, **options))
@@ -282,8 +288,9 @@ def test_cold_sampling_takes_the_most_likely_code_each_time() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_an_image_is_the_same_in_any_batch(dtype: torch.dtype, guidance: float) -> None:
-    prior = hierarchy(classes=2, dtype=dtype, attention_every=2)
+@pytest.mark.parametrize("kind", ATTENTIVE)
+def test_an_image_is_the_same_in_any_batch(dtype: torch.dtype, guidance: float, kind: dict[str, Any]) -> None:
+    prior = hierarchy(classes=2, dtype=dtype, **kind)
     labels = torch.tensor([0, 1, 2, 1, 0, 1])
     whole = prior.sample(6, labels, guidance=guidance, seed=11)
     for images in ([0], [5], [4, 2], [1, 3, 5, 0, 2], [3, 3]):
@@ -503,9 +510,10 @@ def test_a_state_dict_carries_everything() -> None:
     assert same(a.sample(4, seed=5), b.sample(4, seed=5))
 
 
-def test_every_level_learns_from_log_prob_alone() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_level_learns_from_log_prob_alone(kind: dict[str, Any]) -> None:
     """Each level's column trains that level's weights, and no other's."""
-    prior, codes = prior_of(8)
+    prior, codes = prior_of(8, **kind)
     labels = random_labels(2, 8)
     for level in (0, 1):
         prior.zero_grad()
@@ -521,15 +529,20 @@ def test_every_level_learns_from_log_prob_alone() -> None:
 
 
 def test_levels_may_differ_in_everything() -> None:
-    """Widths, depths, kernels, attention: each level has its own configuration."""
+    """Kinds, widths, depths, kernels, attention: each level has its own configuration."""
     torch.manual_seed(0)
     plan = PriorConfig(
-        levels=(config(hidden=12, attention_every=1, heads=3), config(layers=3, kernel=5, output_layers=0)),
+        levels=(
+            config(hidden=12, attention_every=1, heads=3),
+            config(layers=3, kernel=5, output_layers=0),
+            config(kind="transformer", layers=4),
+        ),
         classes=2,
     )
-    prior = HierarchicalPrior(plan, geometry(((1, 2), (2, 4)))).eval()
+    prior = HierarchicalPrior(plan, geometry(((1, 2), (2, 4), (4, 4)))).eval()
     assert len(prior.level(0).attentions) == 2
-    assert len(prior.level(1).layers) == 3
+    assert [len(prior.level(i).layers) for i in range(3)] == [2, 3, 4]
+    assert [type(level) for level in prior.levels] == [PixelCNN, PixelCNN, Transformer]
     codes = prior.sample(3, torch.tensor([0, 1, 2]))
     prior.geometry.check(codes)
     assert prior.log_prob(codes).isfinite().all()

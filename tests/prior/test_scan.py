@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from prior_helpers import Grids, geometry, level_prior, random_codes, random_labels, stepped
+from prior_helpers import KINDS, Grids, geometry, level_prior, random_codes, random_labels, stepped
 from torch import Tensor
 
-from vqvae2.prior.pixelcnn import Cache, LevelPrior
+from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.scan import scan
 
 GRIDS: Grids = ((2, 3), (4, 3))
@@ -52,10 +52,10 @@ def test_positions_are_visited_once_in_raster_order() -> None:
     assert torch.equal(result, torch.tensor([[0, 1, 2], [3, 4, 0]]).expand(4, 2, 3))
 
 
-@pytest.mark.parametrize("attention_every", [0, 1])
-def test_what_is_chosen_is_fed_back(attention_every: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_chosen_is_fed_back(kind: dict[str, Any]) -> None:
     """The logits that the callback sees are those of the whole grid of its own choices."""
-    prior = level_prior(GRIDS, None, 2, attention_every=attention_every)
+    prior = level_prior(GRIDS, None, 2, **kind)
     context = conditioned(prior, 1)
     coarser, labels = random_codes(geometry(GRIDS), 2, 1).levels[:1], random_labels(2, 2)
     chosen = scan(prior, 2, context, lambda position, logits: logits.argsort(1)[:, position % 6])
@@ -78,8 +78,9 @@ def test_no_gradient_is_kept() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_an_image_is_the_same_alone_and_in_a_batch() -> None:
-    prior = level_prior(GRIDS, None, 2, attention_every=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_is_the_same_alone_and_in_a_batch(kind: dict[str, Any]) -> None:
+    prior = level_prior(GRIDS, None, 2, **kind)
     context = conditioned(prior, 1, 3)
     assert context is not None
     codes = random_codes(geometry(GRIDS), 3, 2).levels[1]
@@ -88,9 +89,10 @@ def test_an_image_is_the_same_alone_and_in_a_batch() -> None:
         assert torch.allclose(stepped(prior, codes[i], context[i]), whole[i], atol=1e-12)
 
 
-def test_the_choice_at_the_last_position_is_not_fed_back_anywhere() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_choice_at_the_last_position_is_not_fed_back_anywhere(kind: dict[str, Any]) -> None:
     """And every other one is: it changes some later logits."""
-    prior = level_prior(((3, 2),), attention_every=1)
+    prior = level_prior(((3, 2),), **kind)
     codes = random_codes(geometry(((3, 2),))).levels[0]
     before = stepped(prior, codes, None).flatten(2)
     for p in range(6):
@@ -101,9 +103,9 @@ def test_the_choice_at_the_last_position_is_not_fed_back_anywhere() -> None:
         assert (after[:, :, p + 1 :] != before[:, :, p + 1 :]).any() == (p < 5)
 
 
-@pytest.mark.parametrize("attention_every", [0, 1])
-def test_an_empty_batch(attention_every: int) -> None:
-    prior = level_prior(attention_every=attention_every)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch(kind: dict[str, Any]) -> None:
+    prior = level_prior(**kind)
     codes = scan(prior, 0, None, greedy)
     assert codes.shape == (0, 3, 5)
     assert prior(codes).shape == (0, 5, 3, 5)
@@ -112,10 +114,10 @@ def test_an_empty_batch(attention_every: int) -> None:
 # --- nothing stays behind ---
 
 
-@pytest.mark.parametrize("attention_every", [0, 1])
-def test_interleaved_scans_are_as_separate_ones(attention_every: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_interleaved_scans_are_as_separate_ones(kind: dict[str, Any]) -> None:
     """Two of one prior, step in turn; of other batch sizes, contexts and codes."""
-    prior = level_prior(GRIDS, None, 2, attention_every=attention_every)
+    prior = level_prior(GRIDS, None, 2, **kind)
     contexts = [conditioned(prior, 1, 2), conditioned(prior, 2, 3)]
     codes = [random_codes(geometry(GRIDS), n, 5 + n).levels[1] for n in (2, 3)]
     with torch.no_grad():
@@ -129,8 +131,9 @@ def test_interleaved_scans_are_as_separate_ones(attention_every: int) -> None:
         assert torch.equal(torch.stack(logits, 2), stepped(prior, grid, context).flatten(2))
 
 
-def test_a_scan_within_a_scan() -> None:
-    prior = level_prior(attention_every=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scan_within_a_scan(kind: dict[str, Any]) -> None:
+    prior = level_prior(**kind)
     alone = scan(prior, 2, None, greedy)
     inner: list[Tensor] = []
 
@@ -148,8 +151,9 @@ def test_a_scan_within_a_scan() -> None:
     assert not torch.equal(alone[:1], least_alone)
 
 
-def test_an_abandoned_scan_leaves_no_trace() -> None:
-    prior = level_prior(attention_every=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_abandoned_scan_leaves_no_trace(kind: dict[str, Any]) -> None:
+    prior = level_prior(**kind)
     before = scan(prior, 2, None, greedy)
 
     def choose(position: int, logits: Tensor) -> Tensor:
@@ -162,9 +166,10 @@ def test_an_abandoned_scan_leaves_no_trace() -> None:
     assert torch.equal(scan(prior, 2, None, greedy), before)
 
 
-def test_the_module_holds_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_module_holds_no_state(kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """No buffer, no attribute and no weight changes, and the caches are gone with the scan."""
-    prior = level_prior(GRIDS, None, 2, attention_every=1)
+    prior = level_prior(GRIDS, None, 2, **kind)
     context = conditioned(prior, 1)
     attributes = {name: set(vars(module)) for name, module in prior.named_modules()}
     weights = {name: value.clone() for name, value in prior.state_dict().items()}
@@ -173,10 +178,11 @@ def test_the_module_holds_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     def remembered(original: Any) -> Any:
         def call(*args: Any) -> Any:
             result = original(*args)
-            cache = result if isinstance(result, Cache) else result[1]
+            cache = result[1] if isinstance(result, tuple) else result
             caches.append(weakref.ref(cache))
-            caches.extend(map(weakref.ref, (cache.row, *cache.given, *cache.vertical, *cache.horizontal)))
-            caches.extend(map(weakref.ref, cache.attention))
+            for name, value in vars(cache).items():
+                if name != "context":  # which is the caller's
+                    caches.extend(map(weakref.ref, [value] if isinstance(value, Tensor) else value))
             return result
 
         return call

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from train_helpers import changed, code_store, image_set, run, tiny, with_classes
+from train_helpers import assert_same, changed, code_store, image_set, result, run, stage, tiny, with_classes
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.data.grid import grid
 from vqvae2.data.pixels import to_float
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.level import LevelPrior
 from vqvae2.train.autoencoder import AutoencoderObjective, detail, usage_figures
 from vqvae2.train.loop import make_accelerator, read_metrics
-from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.prior import PriorObjective, copies, spread
 
 
 def shares(objective: Any, world: int, start: int, count: int) -> list[list[Any]]:
@@ -372,6 +372,64 @@ def evaluated_labels(objective: PriorObjective) -> tuple[Tensor, Tensor]:
     hook.remove()
     numbers = [*objective.store.heldout, *objective.probe]
     return torch.tensor([int(objective.store.labels[i]) for i in numbers]), torch.cat(given)
+
+
+class Known(nn.Module):
+    """A prior that gives the true code of picture i the probability of exactly `nats`[i] at each position."""
+
+    def __init__(self, nats: Tensor, k: int) -> None:
+        super().__init__()
+        self.nats, self.k = nn.Parameter(nats), k
+        self.seen = 0
+
+    def forward(self, codes: Tensor, *_: Any) -> Tensor:
+        """Logits [B, K, H, W]; pictures are asked for in order."""
+        p = (-self.nats[self.seen : self.seen + len(codes)]).exp()[:, None]
+        self.seen += len(codes)
+        true = nn.functional.one_hot(codes, self.k).permute(0, 3, 1, 2)
+        return torch.where(true > 0, p, (1 - p) / (self.k - 1)).log()
+
+
+@pytest.mark.parametrize("heldout", [1, 4, 11])
+def test_the_map_of_the_nll_is_known_where_the_nll_is(heldout: int, tmp_path: Path) -> None:
+    """Black is 0, white `uniform_bits` or more, in between in proportion; the mean first, then up to seven pictures."""
+    config = tiny(train={"batch": 3})
+    objective = PriorObjective(config, code_store(tmp_path, config, 15, heldout=heldout), 1)
+    shares = torch.rand(heldout, 4, 4, generator=torch.Generator().manual_seed(0))
+    shares[:, 0, 0], shares[:, 1, 2], shares[:, 3, 3] = 0, 1, 1.5
+    objective.draw(Known(shares * math.log(10), 10), tmp_path / "map.png")
+    tiles = torch.cat([shares.mean(0, keepdim=True), shares[:7]])
+    with Image.open(tmp_path / "map.png") as picture:
+        assert picture.size == (2 + 4 * 130, 2 + (1 if len(tiles) <= 4 else 2) * 130)
+        shown = np.asarray(picture.convert("L")).astype(np.float64)
+    for index, tile in enumerate(tiles):
+        x, y = 2 + index % 4 * 130, 2 + index // 4 * 130
+        found = shown[y : y + 128, x : x + 128].reshape(4, 32, 4, 32)
+        assert (found == found[:, :1, :, :1]).all(), "each position is one square"
+        assert np.abs(found[:, 0, :, 0] - 255 * tile.clamp(max=1).numpy()).max() < 1
+
+
+def test_a_map_is_the_mean_of_a_part_of_many_pictures(tmp_path: Path) -> None:
+    """So that it takes no longer for a large data set."""
+    config = tiny(train={"batch": 50})
+    objective = PriorObjective(config, code_store(tmp_path, config, 300, heldout=280), 0)
+    model = Known(torch.ones(280, 2, 2), 8)
+    objective.draw(model, tmp_path / "map.png")
+    assert model.seen == 128
+    assert spread(np.arange(280), 128).tolist() == list(range(0, 256, 2))
+
+
+def test_checkpointing_trains_the_same_weights(tmp_path: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        config = tiny(train={"average": 0.5})
+        priors = [s.model_dump() | {"checkpointing": checkpointing} for s in config.train_prior]
+        config = changed(config, train_prior=priors)
+        place = tmp_path / str(checkpointing)
+        objective = stage("prior", place, config)
+        assert objective.model.checkpointing == checkpointing
+        found.append(result(objective, place, run(objective, objective.settings, place)))
+    assert_same(*found)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

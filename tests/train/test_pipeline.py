@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from train_helpers import Spoken, changed, pictures, signal_at, tiny
+from train_helpers import TRAIN, Spoken, changed, pictures, signal_at, tiny
 
 from vqvae2 import checkpoint
 from vqvae2.checkpoint import CheckpointError, load_tensors, read_json
@@ -143,7 +143,7 @@ def test_every_stage_leaves_its_files(whole: Path, config: Config) -> None:
 
 
 def test_pictures_exist_and_open(whole: Path) -> None:
-    """Originals above reconstructions at every evaluation, 64 samples of every level."""
+    """Originals above reconstructions, and maps of the NLL, at every evaluation; 64 samples of every level."""
     shown = sorted(path.name for path in (whole / "autoencoder" / "pictures").iterdir())
     assert shown == ["step-0000003.png", "step-0000006.png"]
     for path in whole.glob("autoencoder/pictures/*.png"):
@@ -153,6 +153,11 @@ def test_pictures_exist_and_open(whole: Path) -> None:
         with Image.open(whole / "prior" / f"level-{level}" / "samples.png") as picture:
             picture.load()
             assert picture.size == (2 + 8 * 18, 2 + 8 * 18)
+        maps = whole / "prior" / f"level-{level}" / "pictures"
+        assert sorted(path.name for path in maps.iterdir()) == shown
+        for path in maps.iterdir():
+            with Image.open(path) as picture:
+                assert picture.width == 2 + 4 * 130
 
 
 def test_the_record_of_the_run(whole: Path, data: Path, config: Config) -> None:
@@ -226,6 +231,38 @@ def test_other_shapes_without_classes(levels: int, channels: int, tmp_path: Path
             picture.load()
             assert picture.mode == {1: "RGB", 4: "RGBA"}[channels]
     assert go(root, tmp_path / "run", config) == [f"{tmp_path / 'run'}: all is done; nothing to train"]
+
+
+def test_a_transformer_learns_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one colour each: what is known of the first codes says what the others are."""
+    data = tmp_path / "pictures"
+    data.mkdir()
+    for number in range(40):
+        colour = np.random.default_rng(number).integers(0, 256, 3)
+        Image.new("RGB", (16, 16), tuple(map(int, colour))).save(data / f"{number:03d}.png")
+    config = tiny(1, train={"steps": 60, "evaluate_every": 30, "lr": 1e-2})
+    level = config.prior.levels[0].model_dump() | {"kind": "transformer", "layers": 2}
+    config = changed(config, prior={"levels": [level]})
+    go(data, tmp_path / "run", config)
+    _, meta = load_tensors(model_file(tmp_path / "run", 0))
+    assert meta["figures"]["heldout_bits"] < 0.5 * meta["figures"]["uniform_bits"]
+    assert code_use(open_store(tmp_path / "run" / "codes"))[0]["perplexity"] > 2
+    prior = load_prior(tmp_path / "run", config, "cpu")
+    together, alone = prior.sample(5, seed=3), Codes.cat([prior.sample([i], seed=3) for i in range(5)])
+    assert torch.equal(together.levels[0], alone.levels[0])
+    usual = pipeline.PriorObjective
+
+    def make(*arguments: Any) -> Any:
+        objective = usual(*arguments)
+        signal_at(objective, {41}, signal.SIGTERM)
+        return objective
+
+    monkeypatch.setattr(pipeline, "PriorObjective", make)
+    with pytest.raises(Interrupted, match="saved at step 41 of 60"):
+        go(data, tmp_path / "again", config)
+    monkeypatch.setattr(pipeline, "PriorObjective", usual)
+    go(data, tmp_path / "again", config)
+    assert content(tmp_path / "again") == content(tmp_path / "run")
 
 
 def test_again_there_is_nothing_to_train(copied: Path, data: Path, config: Config) -> None:
@@ -386,6 +423,7 @@ FREE: list[dict[str, Any]] = [
     {"precision": "bf16"},
     {"compile": True},
     {"sampling": {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "guidance": 2.0}},
+    {"train_prior": [{**TRAIN, "average": 0.5, "copies": 2, "checkpointing": True}] * 2},
 ]
 
 

@@ -10,6 +10,8 @@ Caches are arguments and return values. Shapes: B batch, C channels, H W grid, N
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -128,6 +130,8 @@ class CausalAttention(nn.Module):
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         qkv = qkv.transpose(3, 4)
+        if qkv.stride(4) != 1:  # which no fused kernel takes: torch would compute the scores one by one
+            qkv = qkv.contiguous()
         rate = self.dropout if self.training else 0.0
         y = functional.scaled_dot_product_attention(
             qkv[:, 0], qkv[:, 1], qkv[:, 2], is_causal=True, dropout_p=rate
@@ -222,16 +226,31 @@ class GatedLayer(nn.Module):
 
 
 class PointwiseBlock(nn.Module):
-    """x + W2 ReLU(W1 norm(x)) at each position: a block of the output stack (paper section 3.2)."""
+    """x + W2 f(W1 norm(x)) at each position: a block of the output stack (paper section 3.2), or a transformer's MLP.
 
-    def __init__(self, channels: int, residual: int, dropout: float) -> None:
+    Args:
+        channels: C.
+        residual: rows of W1.
+        dropout: before W2.
+        activation: f.
+        zero: whether W2 starts at zero.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        residual: int,
+        dropout: float,
+        activation: Callable[[Tensor], Tensor] = functional.relu,
+        zero: bool = False,
+    ) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.activation = dropout, activation
         self.norm = ChannelNorm(channels)
-        self.inner, self.outer = Pointwise(channels, residual), Pointwise(residual, channels)
+        self.inner, self.outer = Pointwise(channels, residual), Pointwise(residual, channels, zero=zero)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...]; one position at a time is the same function."""
-        y = functional.dropout(functional.relu(self.inner(self.norm(x))), self.dropout, self.training)
+        y = functional.dropout(self.activation(self.inner(self.norm(x))), self.dropout, self.training)
         result: Tensor = self.outer(y)
         return x + result

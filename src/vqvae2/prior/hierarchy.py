@@ -12,11 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.codes import Codes, CodesError, Geometry
-from vqvae2.config import PriorConfig
+from vqvae2.config import LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.prior.draw import draw, per_level, probabilities, uniforms
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.level import LevelPrior
+from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
+from vqvae2.prior.transformer import Transformer
+
+
+def make_level(config: LevelPriorConfig, geometry: Geometry, level: int, classes: int) -> LevelPrior:
+    """The prior of one level, of the kind that its configuration names; arguments as of `LevelPrior`."""
+    kind = Transformer if config.kind == "transformer" else PixelCNN
+    return kind(config, geometry, level, classes)
 
 
 class HierarchicalPrior(nn.Module):
@@ -38,7 +46,7 @@ class HierarchicalPrior(nn.Module):
             )
         self.config, self.geometry, self.classes = config, geometry, config.classes
         self.levels = nn.ModuleList(
-            LevelPrior(level, geometry, index, config.classes) for index, level in enumerate(config.levels)
+            make_level(level, geometry, index, config.classes) for index, level in enumerate(config.levels)
         )
 
     def level(self, index: int) -> LevelPrior:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.level import LevelPrior
 
 Choose = Callable[[int, Tensor], Tensor]
 

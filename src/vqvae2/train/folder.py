@@ -12,6 +12,7 @@ refused with the difference.
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,9 @@ from vqvae2.data.images import ImageSet
 from vqvae2.errors import UserError
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
-_FREE = (
-    "data.workers",
-    "data.cache_gb",
-    "data.streaming",
-    "precision",
-    "compile",
-    "sampling",
-)  # may change at any time
+_FREE = re.compile(  # may change at any time
+    r"data\.(workers|cache_gb|streaming)|precision|compile|sampling|train_prior\.\d+\.checkpointing"
+)
 
 
 class RunError(UserError):
@@ -60,7 +56,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         fixed = begun(folder, old)
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
-        changed = [line for line in differences(old_value, new_value) if not line.startswith(_FREE)]
+        changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
         refused = [line for line in changed if any(line.startswith(prefix) for prefix in fixed)]
         if (
             fixed and "fingerprint" in old_record and old_record.get("source") != data

@@ -20,10 +20,14 @@ from torch.nn import functional
 
 from vqvae2.config import Config
 from vqvae2.data.batches import Shuffle
+from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
-from vqvae2.prior.pixelcnn import LevelPrior
+from vqvae2.prior.hierarchy import make_level
 
 _PROBE = 512  # training pictures on which the training NLL is measured
+_MAPPED = 128  # held-out pictures over which the map of the NLL is a mean
+_TILES = 8  # maps on a sheet: the mean, then single pictures
+_TILE = 128  # their larger side in pixels, about
 
 
 class PriorObjective:
@@ -45,11 +49,12 @@ class PriorObjective:
         self.classes = config.prior.classes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1 + level)
-            self.model = LevelPrior(config.prior.levels[level], store.geometry, level, self.classes)
+            self.model = make_level(config.prior.levels[level], store.geometry, level, self.classes)
             if codebooks:
                 self.model.start_from(codebooks)
+        self.model.checkpointing = self.settings.checkpointing
         plain = store.train[: len(store.train) // copies(config)]
-        self.probe = plain[:: max(1, len(plain) // _PROBE)][:_PROBE]
+        self.probe = spread(plain, _PROBE)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
         """(codes of this and the coarser levels, labels) of this process from step `start` on."""
@@ -95,8 +100,18 @@ class PriorObjective:
             "uniform_bits": math.log2(self.store.geometry.vocabulary[self.level]),
         }
 
+    @torch.no_grad()
     def draw(self, model: nn.Module, path: Path) -> None:
-        """Nothing: samples need every level and the decoder; the pipeline draws them when this prior is trained."""
+        """Where the bits are: the NLL of each position, from black for 0 to white for `uniform_bits` and more.
+
+        First the mean over held-out pictures, then some of them. Samples would need every level and the decoder; the
+        pipeline draws them when this prior is trained.
+        """
+        nll = torch.cat([part.cpu() for part in self._nlls(model, spread(self.store.heldout, _MAPPED))])
+        maps = torch.cat([nll.mean(0, keepdim=True), nll[: _TILES - 1]])[:, None]
+        white = math.log(self.store.geometry.vocabulary[self.level])
+        zoom = max(1, _TILE // max(maps.shape[2:]))
+        save_grid(2 * maps / white - 1, path, columns=_TILES // 2, zoom=zoom)
 
     def _fetch(self, indices: NDArray[np.int64]) -> tuple[tuple[Tensor, ...], Tensor]:
         codes = self.store.codes(indices)
@@ -110,16 +125,25 @@ class PriorObjective:
         logits = model(levels[-1], levels[:-1], labels.to(device) if self.classes else None)
         return functional.cross_entropy(logits.float(), levels[-1], reduction="none")
 
+    def _nlls(self, model: nn.Module, indices: NDArray[np.int64]) -> Iterator[Tensor]:
+        """[B, H, W] nats of these pictures, batch by batch."""
+        for start in range(0, len(indices), self.settings.batch):
+            yield self._nll(model, *self._fetch(indices[start : start + self.settings.batch]))
+
     def _mean_nll(self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator) -> float:
         share = indices[accelerator.process_index :: accelerator.num_processes]
         totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        for start in range(0, len(share), self.settings.batch):
-            nll = self._nll(model, *self._fetch(share[start : start + self.settings.batch]))
+        for nll in self._nlls(model, share):
             totals += torch.tensor(
                 [float(nll.sum()), nll.numel()], dtype=torch.float64, device=accelerator.device
             )
         totals = accelerator.reduce(totals, "sum")
         return float(totals[0] / totals[1])
+
+
+def spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of the indices, evenly spaced."""
+    return indices[:: max(1, len(indices) // count)][:count]
 
 
 def copies(config: Config) -> int:
