@@ -237,6 +237,7 @@ class PriorConfig(_Model):
     levels: tuple[LevelPriorConfig, ...] = Field(
         (LevelPriorConfig(), LevelPriorConfig()), description="one per level, coarsest first"
     )
+    conditional: bool = Field(True, description="learn and sample by class, where the data have classes")
     classes: int = Field(0, ge=0, description="number of classes; 0 = unconditional (set from the data)")
 
 

@@ -24,6 +24,8 @@ from vqvae2.data.grid import grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.data.store import open_store
+from vqvae2.errors import UserError
+from vqvae2.run import load
 from vqvae2.train import pipeline
 from vqvae2.train.folder import (
     RunError,
@@ -212,6 +214,20 @@ def test_the_codes_are_what_the_published_autoencoder_makes(whole: Path, data: P
     first = store.codes(range(len(images.heldout), plain)).levels[1]
     again = store.codes(range(plain, len(order))).levels[1]
     assert not torch.equal(first, again), "the second copy is shifted and mirrored"
+
+
+def test_priors_that_are_not_conditional_know_no_class(tmp_path: Path, data: Path) -> None:
+    """Though the pictures have classes: the same priors as of pictures without, and sampling takes no label."""
+    config = changed(tiny(), prior={"conditional": False})
+    folder = tmp_path / "run"
+    train(str(data), folder, config, reporter=Spoken())
+    run = load(folder, "cpu")
+    assert run.classes == ()
+    assert run.prior.classes == 0
+    assert all(level.label is None for level in run.prior.levels)
+    assert run.sample(2).shape == (2, 3, 16, 16)
+    with pytest.raises(UserError, match="no classes"):
+        run.sample(2, labels="cats")
 
 
 @pytest.mark.parametrize(("levels", "channels"), [(1, 1), (1, 4), (3, 1), (3, 4)])

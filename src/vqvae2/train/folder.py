@@ -156,10 +156,9 @@ def with_classes(folder: Path, config: Config, images: ImageSet, accelerator: Ac
         raise RunError(
             f"the pictures in {record['source']} changed since {folder} was begun; use another --run, or restore them"
         )
-    record |= {"fingerprint": images.fingerprint, "classes": list(images.classes)}
-    config = config.model_copy(
-        update={"prior": config.prior.model_copy(update={"classes": len(images.classes)})}
-    )
+    classes = list(images.classes) if config.prior.conditional else []
+    record |= {"fingerprint": images.fingerprint, "classes": classes}
+    config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(classes)})})
     if accelerator.is_main_process:
         write_config(folder, record, config)
     accelerator.wait_for_everyone()
