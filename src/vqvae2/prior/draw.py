@@ -32,8 +32,14 @@ def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Te
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, positions, dtype=torch.float64)
 
 
+def guided(given: Tensor, free: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: log-probabilities free + g x (given - free), not normalised; all [..., K]."""
+    free = free.log_softmax(-1)
+    return free + guidance * (given.log_softmax(-1) - free)
+
+
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Probabilities [B, K] in float64 after temperature, top-k and top-p.
+    """Probabilities [B, K] in float64 after temperature, top-k and top-p; on the CPU where a device has no float64.
 
     Args:
         logits: [B, K].
@@ -49,6 +55,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
             f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
             f"found temperature {temperature}, top_k {top_k}, top_p {top_p}"
         )
+    logits = logits.cpu() if logits.device.type == "mps" else logits
     if temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)

@@ -14,9 +14,12 @@ from torch.nn import functional
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config import PriorConfig
 from vqvae2.errors import UserError
-from vqvae2.prior.draw import draw, probabilities, uniforms
+from vqvae2.prior.draw import draw, guided, probabilities, uniforms
 from vqvae2.prior.pixelcnn import LevelPrior
 from vqvae2.prior.scan import scan
+
+UNKNOWN = -1
+"""In codes that are given to `sample`: to be drawn."""
 
 
 class HierarchicalPrior(nn.Module):
@@ -99,7 +102,9 @@ class HierarchicalPrior(nn.Module):
             top_p: keep the fewest codes that reach this probability.
             guidance: classifier-free guidance g: logits = none + g x (label - none); 1 is off.
             seed: image i of a seed is the same at any batch size.
-            given: coarse levels to keep (as many as it has), drawing the rest.
+            given: codes to keep; `UNKNOWN` is drawn, and so are the finer levels that it has not. Positions are drawn
+                in raster order, so one is drawn without a look at what is kept to its right, below it or at a finer
+                level; `generate.complete` mends that.
 
         Raises:
             ValueError: an argument out of range.
@@ -109,37 +114,47 @@ class HierarchicalPrior(nn.Module):
         if not images or min(images) < 0:
             raise UserError(f"expected at least one image to sample, found n = {n}")
         known = self.check_labels(labels, len(images))
-        guided = guidance != 1.0 and labels is not None and self.classes > 0
+        with_guidance = guidance != 1.0 and labels is not None and self.classes > 0
         levels = self._check_given(given, len(images))
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            for index in range(len(levels), self.geometry.levels):
+            for index, kept in enumerate(levels):
+                if not bool((kept == UNKNOWN).any()):
+                    continue
                 prior = self.level(index)
                 stream = uniforms(seed, images, index, prior.positions)
-                context = self._sampling_context(index, levels, known, guided)
-                choose = _chooser(stream, guidance if guided else None, temperature, top_k, top_p)
-                levels.append(scan(prior, len(images) * (1 + guided), context, choose)[: len(images)])
+                context = self._sampling_context(index, levels[:index], known, with_guidance)
+                choose = _chooser(
+                    stream, kept.flatten(1), guidance if with_guidance else None, temperature, top_k, top_p
+                )
+                batch = len(images) * (1 + with_guidance)
+                levels[index] = scan(prior, batch, context, choose)[: len(images)]
         finally:
             for module, mode in modes:
                 module.training = mode
         return Codes(tuple(levels))
 
     def _check_given(self, given: Codes | None, batch: int) -> list[Tensor]:
-        if given is None:
-            return []
-        count = min(len(given.levels), self.geometry.levels)
-        Geometry(self.geometry.grids[:count], self.geometry.vocabulary[:count]).check(given)
-        if len(given) != batch:
-            raise CodesError(f"expected the coarse codes of {batch} images, found those of {len(given)}")
-        return [level.to(self._device()).long() for level in given.levels]
+        """Every level's codes [B, H, W], `UNKNOWN` where nothing is given."""
+        device, geometry = self._device(), self.geometry
+        levels: list[Tensor] = []
+        if given is not None:
+            count = min(len(given.levels), geometry.levels)
+            known = Codes(tuple(level.masked_fill(level == UNKNOWN, 0) for level in given.levels))
+            Geometry(geometry.grids[:count], geometry.vocabulary[:count]).check(known)
+            if len(given) != batch:
+                raise CodesError(f"expected the codes to keep of {batch} images, found those of {len(given)}")
+            levels += [level.to(device).long() for level in given.levels]
+        rest = geometry.grids[len(levels) :]
+        return [*levels, *(torch.full((batch, *grid), UNKNOWN, device=device) for grid in rest)]
 
     def _sampling_context(
-        self, index: int, levels: list[Tensor], known: Tensor | None, guided: bool
+        self, index: int, levels: list[Tensor], known: Tensor | None, with_guidance: bool
     ) -> Tensor | None:
         """A level's context; guided, each image stands there twice: with its class, then without."""
         prior, coarser = self.level(index), tuple(levels)
-        if not guided:
+        if not with_guidance:
             return prior.context(coarser, known)
         assert known is not None
         both = torch.cat([known, torch.full_like(known, self.classes)])
@@ -169,15 +184,16 @@ class HierarchicalPrior(nn.Module):
 
 
 def _chooser(
-    stream: Tensor, guidance: float | None, temperature: float, top_k: int, top_p: float
+    stream: Tensor, kept: Tensor, guidance: float | None, temperature: float, top_k: int, top_p: float
 ) -> Callable[[int, Tensor], Tensor]:
+    """What `scan` asks: the code `kept` [B, N], or where that is `UNKNOWN` one drawn with the numbers of `stream`."""
+
     def choose(position: int, logits: Tensor) -> Tensor:
         if guidance is not None:
-            given, free = logits.log_softmax(-1).chunk(2)
-            logits = free + guidance * (given - free)
-        exact = logits.cpu() if logits.device.type == "mps" else logits  # which has no float64
-        uniform = stream[:, position].to(exact.device)
-        symbols = draw(probabilities(exact, temperature, top_k, top_p), uniform).to(logits.device)
+            logits = guided(*logits.chunk(2), guidance)
+        p = probabilities(logits, temperature, top_k, top_p)
+        drawn = draw(p, stream[:, position].to(p.device)).to(kept.device)
+        symbols = torch.where(kept[:, position] == UNKNOWN, drawn, kept[:, position])
         return symbols if guidance is None else torch.cat([symbols, symbols])
 
     return choose
