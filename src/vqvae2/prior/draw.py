@@ -32,6 +32,11 @@ def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Te
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, positions, dtype=torch.float64)
 
 
+def exact(logits: Tensor) -> Tensor:
+    """In float64; on the CPU if the device has none."""
+    return (logits.cpu() if logits.device.type == "mps" else logits).double()
+
+
 def guided(given: Tensor, free: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: log-probabilities free + g x (given - free), not normalised; all [..., K]."""
     free = free.log_softmax(-1)
@@ -39,7 +44,7 @@ def guided(given: Tensor, free: Tensor, guidance: float) -> Tensor:
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Probabilities [B, K] in float64 after temperature, top-k and top-p; on the CPU where a device has no float64.
+    """Probabilities [B, K] after temperature, top-k and top-p; `exact`.
 
     Args:
         logits: [B, K].
@@ -55,12 +60,10 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
             f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
             f"found temperature {temperature}, top_k {top_k}, top_p {top_p}"
         )
-    logits = logits.cpu() if logits.device.type == "mps" else logits
+    logits = exact(logits)
     if temperature == 0:
-        best = logits.argmax(-1, keepdim=True)
-        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
-    exact = logits.double()
-    p = torch.softmax((exact - exact.amax(-1, keepdim=True)) / temperature, -1)
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    p = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, -1)
     if top_k and top_k < p.shape[-1]:
         keep = p.topk(top_k, -1).indices
         p = torch.zeros_like(p).scatter_(-1, keep, p.gather(-1, keep))

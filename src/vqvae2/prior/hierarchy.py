@@ -114,7 +114,7 @@ class HierarchicalPrior(nn.Module):
         if not images or min(images) < 0:
             raise UserError(f"expected at least one image to sample, found n = {n}")
         known = self.check_labels(labels, len(images))
-        with_guidance = guidance != 1.0 and labels is not None and self.classes > 0
+        with_guidance = self.guides(labels, guidance)
         levels = self._check_given(given, len(images))
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -134,6 +134,10 @@ class HierarchicalPrior(nn.Module):
             for module, mode in modes:
                 module.training = mode
         return Codes(tuple(levels))
+
+    def guides(self, labels: Tensor | None, guidance: float) -> bool:
+        """Whether this guidance changes anything: not without classes, not without labels."""
+        return guidance != 1.0 and labels is not None and self.classes > 0
 
     def _check_given(self, given: Codes | None, batch: int) -> list[Tensor]:
         """Every level's codes [B, H, W], `UNKNOWN` where nothing is given."""
@@ -190,7 +194,8 @@ def _chooser(
 
     def choose(position: int, logits: Tensor) -> Tensor:
         if guidance is not None:
-            logits = guided(*logits.chunk(2), guidance)
+            given, free = logits.chunk(2)
+            logits = guided(given, free, guidance)
         p = probabilities(logits, temperature, top_k, top_p)
         drawn = draw(p, stream[:, position].to(p.device)).to(kept.device)
         symbols = torch.where(kept[:, position] == UNKNOWN, drawn, kept[:, position])
