@@ -120,7 +120,8 @@ class HierarchicalPrior(nn.Module):
         self.eval()
         try:
             for index, kept in enumerate(levels):
-                if not bool((kept == UNKNOWN).any()):
+                asked = (kept == UNKNOWN).flatten(1).any(0).tolist()
+                if not any(asked):
                     continue
                 prior = self.level(index)
                 stream = uniforms(seed, images, index, prior.positions)
@@ -128,8 +129,9 @@ class HierarchicalPrior(nn.Module):
                 choose = _chooser(
                     stream, kept.flatten(1), guidance if with_guidance else None, temperature, top_k, top_p
                 )
-                batch = len(images) * (1 + with_guidance)
-                levels[index] = scan(prior, batch, context, choose)[: len(images)]
+                batch, stop = len(images) * (1 + with_guidance), len(asked) - asked[::-1].index(True)
+                drawn = scan(prior, batch, context, choose, stop)[: len(images)]
+                levels[index] = torch.where(kept == UNKNOWN, drawn, kept)
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -191,14 +193,18 @@ def _chooser(
     stream: Tensor, kept: Tensor, guidance: float | None, temperature: float, top_k: int, top_p: float
 ) -> Callable[[int, Tensor], Tensor]:
     """What `scan` asks: the code `kept` [B, N], or where that is `UNKNOWN` one drawn with the numbers of `stream`."""
+    unknown = kept == UNKNOWN
+    asked = unknown.any(0).tolist()
 
     def choose(position: int, logits: Tensor) -> Tensor:
-        if guidance is not None:
-            given, free = logits.chunk(2)
-            logits = guided(given, free, guidance)
-        p = probabilities(logits, temperature, top_k, top_p)
-        drawn = draw(p, stream[:, position].to(p.device)).to(kept.device)
-        symbols = torch.where(kept[:, position] == UNKNOWN, drawn, kept[:, position])
+        symbols = kept[:, position]
+        if asked[position]:
+            if guidance is not None:
+                given, free = logits.chunk(2)
+                logits = guided(given, free, guidance)
+            p = probabilities(logits, temperature, top_k, top_p)
+            drawn = draw(p, stream[:, position].to(p.device)).to(kept.device)
+            symbols = torch.where(unknown[:, position], drawn, symbols)
         return symbols if guidance is None else torch.cat([symbols, symbols])
 
     return choose
