@@ -293,12 +293,13 @@ def complete(
 
     The sheet shows the picture, what is kept of it, and the completions.
     """
-    from vqvae2.gallery import keep, make_folder, write_completions
+    from vqvae2.gallery import completion_files, keep, make_folder, refuse_to_overwrite, write_completions
     from vqvae2.run import load
     from vqvae2.train.progress import Reporter
 
     if (mask is None) == (keep_levels is None):
         raise UserError("expected either --mask MASK or --keep-levels N")
+    refuse_to_overwrite([image, mask], completion_files(out, n))
     loaded = load(run)
     sampling = _sampling(loaded, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     kept = keep(loaded, image, mask, keep_levels)
@@ -345,16 +346,13 @@ def score(
     The least typical come first. Typicality is the share of held-out pictures that are as far from the usual number of
     bits, above or below; pictures of which it is at most 5 % are marked "unlike".
     """
-    from vqvae2.checkpoint import write_json
     from vqvae2.gallery import score_pictures
     from vqvae2.run import load
     from vqvae2.train.progress import Reporter
 
-    result = score_pictures(load(run), images, label)
-    if out is not None:
-        write_json(out, result)
+    result = score_pictures(load(run), images, label, out)
     if result["heldout"] is None:
-        Reporter().say(f"{run} holds no codes of held-out pictures: bits only, in the order given")
+        Reporter().say(f"{run} holds no codes of two held-out pictures: bits only, in the order given")
     if as_json:
         _print_json(result)
         return

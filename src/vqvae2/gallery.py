@@ -109,6 +109,19 @@ def load_pictures(run: Run, files: Sequence[Path]) -> Tensor:
     return to_float(torch.from_numpy(centre(np.stack([load_image(file, data) for file in files]), data.size)))
 
 
+def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path]) -> None:
+    """Raise a UserError if a file that was read is one of those to be written."""
+    targets = {path.resolve() for path in written}
+    for source in sources:
+        if source is not None and source.resolve() in targets:
+            raise UserError(f"{source} would be overwritten; choose another --out")
+
+
+def completion_files(out: Path, n: int) -> list[Path]:
+    """What `write_completions` writes: the pictures by number, the sheet, the list."""
+    return [*(out / f"{number:03d}.png" for number in range(n)), out / "sheet.png", out / "completions.json"]
+
+
 def keep(run: Run, picture: Path, mask: Path | None, levels: int | None) -> Kept:
     """`Run.keep` of files. The mask goes the way of its picture: centre square, resized, the nearest pixel.
 
@@ -130,9 +143,10 @@ def write_completions(
 
     Args:
         drawn: the batches.
-        about: how they were drawn; put at the head of completions.json. With `paste` the pictures have their own
+        about: how they were drawn; put at the head of completions.json. With its `paste` the pictures have their own
             pixels outside the mask, else they are what the decoder makes of all codes.
     """
+    *files, sheet, listing = completion_files(out, about["n"])
     entries: list[dict[str, Any]] = []
     shown = [kept.image.cpu(), kept.shown.cpu()]
     bits: list[Tensor] = []
@@ -140,8 +154,8 @@ def write_completions(
     for part in drawn:
         pictures = part.images if about["paste"] else part.decoded
         for place, (number, picture) in enumerate(zip(part.numbers, to_pil(pictures), strict=True)):
-            entry: dict[str, Any] = {"file": f"{number:03d}.png", "number": number}
-            save_picture(picture, out / entry["file"])
+            entry: dict[str, Any] = {"file": files[number].name, "number": number}
+            save_picture(picture, files[number])
             if part.labels is not None:
                 entry["label"] = int(part.labels[place])
                 entry["class"] = run.classes[entry["label"]]
@@ -151,25 +165,26 @@ def write_completions(
         accepted.append(part.accepted)
         tracker.update(part.numbers.stop)
     zoom = max(1, 128 // shown[0].shape[-1])
-    save_grid(torch.stack(shown), out / "sheet.png", columns=min(len(shown), _ROW), zoom=zoom)
+    save_grid(torch.stack(shown), sheet, columns=min(len(shown), _ROW), zoom=zoom)
     result = {
         **about,
-        "sheet": str(out / "sheet.png"),
+        "sheet": str(sheet),
         "redrawn": [float(where.double().mean()) for where in kept.redrawn],
         "bits": torch.cat(bits, 1).mean(1).tolist(),
         "accepted": torch.cat(accepted, 1).mean(1).tolist(),
         "completions": entries,
     }
-    write_json(out / "completions.json", result)
+    write_json(listing, result)
     return result
 
 
-def score_pictures(run: Run, paths: Sequence[Path], label: str | None) -> dict[str, Any]:
+def score_pictures(run: Run, paths: Sequence[Path], label: str | None, out: Path | None) -> dict[str, Any]:
     """How likely the codes of pictures are, and how typical that is of held-out pictures; the least typical first.
 
     Args:
         paths: picture files, or folders of them.
         label: the class of all of them; None for "no label".
+        out: a file for the result as JSON.
 
     Returns:
         heldout: the number of held-out pictures of the run, None if it has none; pictures: per picture source, bits (per
@@ -177,6 +192,7 @@ def score_pictures(run: Run, paths: Sequence[Path], label: str | None) -> dict[s
         unlike (see `Typical`). In the order given if there are none.
     """
     files = _files(paths)
+    refuse_to_overwrite(files, [out] if out else [])
     batch, data = run.sampling.batch, run.config.data
     parts = (files[at : at + batch] for at in range(0, len(files), batch))
     log_prob = torch.cat([run.log_prob(load_pictures(run, part), label) for part in parts]).double()
@@ -192,7 +208,10 @@ def score_pictures(run: Run, paths: Sequence[Path], label: str | None) -> dict[s
         for item, (score, typicality) in zip(items, found, strict=True):
             item |= {"score": score, "typicality": typicality, "unlike": typicality <= _UNLIKE}
         items.sort(key=lambda item: -item["score"])
-    return {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
+    result = {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
+    if out is not None:
+        write_json(out, result)
+    return result
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
