@@ -602,7 +602,9 @@ def test_complete_leaves_pictures_a_sheet_and_a_list(
     bits = np.array([entry["bits"] for entry in value["completions"]])
     assert bits.shape == (3, 2, 2)
     assert np.allclose(bits.mean(0), value["bits"])
-    assert (bits > 0).all()
+    own = np.array([entry["kept_bits"] for entry in value["completions"]])
+    assert np.allclose(own.mean(0), value["kept_bits"])
+    assert ((own > 0) & (own < bits)).all()
     assert len(value["accepted"]) == 1
     sheet, zoom = pixels(out / "sheet.png"), 8
     tiles = [sheet[2 : 2 + 16 * zoom : zoom, left : left + 16 * zoom : zoom] for left in range(2, 650, 130)]
@@ -671,9 +673,9 @@ def test_complete_says_what_it_did(
     first, *passes = said.out.splitlines()
     assert re.fullmatch(r"2 completions in [\d.]+ s, redrawn 25%, 25% of the levels: .*sheet\.png", first)
     assert [re.sub(r"[\d.]+ \+ [\d.]+|\d+%", "X", line) for line in passes] == [
-        "pass 1: X bits",
-        "pass 2: X bits, X of the moves accepted",
-        "pass 3: X bits, X of the moves accepted",
+        "pass 1: X bits, X of them of what is kept",
+        "pass 2: X bits, X of them of what is kept, X of the moves accepted",
+        "pass 3: X bits, X of them of what is kept, X of the moves accepted",
     ]
 
 

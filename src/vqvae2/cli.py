@@ -324,9 +324,9 @@ def complete(
         return
     shares = ", ".join(f"{share:.0%}" for share in result["redrawn"])
     typer.echo(f"{n} completions in {seconds:.1f} s, redrawn {shares} of the levels: {result['sheet']}")
-    for number, bits in enumerate(result["bits"], 1):
+    for number, (bits, own) in enumerate(zip(result["bits"], result["kept_bits"], strict=True), 1):
         moves = f", {result['accepted'][number - 2]:.0%} of the moves accepted" if number > 1 else ""
-        typer.echo(f"pass {number}: {' + '.join(f'{level:.1f}' for level in bits)} bits{moves}")
+        typer.echo(f"pass {number}: {_plus(bits)} bits, {_plus(own)} of them of what is kept{moves}")
 
 
 @app.command()
@@ -357,8 +357,7 @@ def score(
         _print_json(result)
         return
     for item in result["pictures"]:
-        bits = " + ".join(f"{level:.1f}" for level in item["bits"])
-        text = f"{item['source']}: {bits} bits, {sum(item['bits_per_dimension']):.4f} per dimension"
+        text = f"{item['source']}: {_plus(item['bits'])} bits, {sum(item['bits_per_dimension']):.4f} per dimension"
         if "score" in item:
             text += f", score {item['score']:.2f}, typicality {item['typicality']:.1%}"
             text += "  unlike" if item["unlike"] else ""
@@ -480,6 +479,11 @@ def _resolve(base: dict[str, Any], file: dict[str, Any] | None, settings: list[s
 def _sampling(run: Any, **asked: float | None) -> Any:
     """How the run draws, but for what is asked."""
     return replace(run.sampling, **{key: value for key, value in asked.items() if value is not None})
+
+
+def _plus(bits: list[float]) -> str:
+    """Each level's bits."""
+    return " + ".join(f"{level:.1f}" for level in bits)
 
 
 def _summary(run: Any) -> dict[str, Any]:

@@ -141,6 +141,9 @@ def write_completions(
 ) -> dict[str, Any]:
     """Write 000.png ..., sheet.png (the picture, what is kept of it, completions) and completions.json, which is returned.
 
+    The list says the share of codes redrawn per level and, after each pass, of each completion and on average: the bits
+    of each level, those of the kept codes among them, and the share of moves that were accepted.
+
     Args:
         drawn: the batches.
         about: how they were drawn; put at the head of completions.json. With its `paste` the pictures have their own
@@ -159,18 +162,21 @@ def write_completions(
             if part.labels is not None:
                 entry["label"] = int(part.labels[place])
                 entry["class"] = run.classes[entry["label"]]
-            entries.append({**entry, "bits": part.bits[:, place].tolist()})
+            whole, own = part.bits[:, place].unbind(1)
+            entries.append({**entry, "bits": whole.tolist(), "kept_bits": own.tolist()})
         shown += pictures[: _SHEET - len(shown)].cpu()
         bits.append(part.bits)
         accepted.append(part.accepted)
         tracker.update(part.numbers.stop)
     zoom = max(1, 128 // shown[0].shape[-1])
     save_grid(torch.stack(shown), sheet, columns=min(len(shown), _ROW), zoom=zoom)
+    whole, own = torch.cat(bits, 1).mean(1).unbind(1)
     result = {
         **about,
         "sheet": str(sheet),
         "redrawn": [float(where.double().mean()) for where in kept.redrawn],
-        "bits": torch.cat(bits, 1).mean(1).tolist(),
+        "bits": whole.tolist(),
+        "kept_bits": own.tolist(),
         "accepted": torch.cat(accepted, 1).mean(1).tolist(),
         "completions": entries,
     }

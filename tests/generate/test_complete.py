@@ -80,6 +80,7 @@ def test_an_empty_mask_keeps_the_pictures_codes() -> None:
     found = completed(kept, passes=2)
     assert kept_stay(kept, found.codes)
     assert torch.equal(found.images, image.expand(5, -1, -1, -1))
+    assert torch.equal(found.bits[:, :, 0], found.bits[:, :, 1])
     assert found.accepted.tolist() == [[0] * 5]
 
 
@@ -213,11 +214,13 @@ def test_bits_are_the_priors_own() -> None:
     kept = keep_outside(autoencoder, picture(), corner())
     for passes in (1, 4):
         found = completed(kept, plan=plan, passes=passes, temperature=0.8, guidance=2.0, top_p=0.9)
-        assert found.bits.shape == (passes, 5, 2)
+        assert found.bits.shape == (passes, 5, 2, 2)
         assert found.accepted.shape == (passes - 1, 5)
         with torch.no_grad():
             nats = prior.log_prob(found.codes, torch.tensor(plan))
-        assert torch.allclose(found.bits[-1], -nats / torch.tensor(2.0).log(), atol=1e-3)
+        assert torch.allclose(found.bits[-1, :, 0], -nats / torch.tensor(2.0).log(), atol=1e-3)
+        assert not found.bits[:, :, 1, 0].any(), "no coarse code is kept"
+        assert ((found.bits[:, :, 1, 1] > 0) & (found.bits[:, :, 1, 1] < found.bits[:, :, 0, 1])).all()
         assert ((found.accepted >= 0) & (found.accepted <= 1)).all()
 
 
@@ -300,8 +303,9 @@ def test_the_chain_ends_at_the_exact_conditional(runs: int, monkeypatch: pytest.
     known = with_holes(prior, [(0, 0), (0, 1)])
     p = conditional(prior, known, None, 1.0, 1.0)
     first, _, _ = fill(prior, known, range(2000), None, 0, Sampling())
-    last, _, accepted = fill(prior, known, range(2000), None, 0, Sampling(), 9)
+    last, bits, accepted = fill(prior, known, range(2000), None, 0, Sampling(), 9)
     assert len(p) == 9
+    assert bits[-1, :, 1].mean() < bits[0, :, 1].mean() - 0.1, "what is known fits what is drawn better"
     assert distance(first, known, p) > 0.15
     assert distance(last, known, p) < 0.04
     assert 0.1 < accepted.mean() < 0.99

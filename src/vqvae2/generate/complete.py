@@ -63,7 +63,8 @@ class Completed:
         codes: of all levels.
         decoded: [B, C, H, W] in [-1, 1], what the decoder makes of them.
         images: the same with the picture's own pixels outside the mask; without a mask, `decoded`.
-        bits: [passes, B, L], -log2 p of each level given the coarser ones and the class, after each pass.
+        bits: [passes, B, 2, L], after each pass -log2 p of each level's codes given those before them and the class:
+            of all codes, then of the kept ones alone, which further passes make likelier on average.
         accepted: [passes - 1, B] in 0 .. 1, the share of the moves of each further pass that were accepted.
     """
 
@@ -185,7 +186,8 @@ def fill(
         min(1, p(new) q(old | new) / p(old) q(new | old))        (Hastings 1970)
 
     where q is the probability of the draw and p that of all codes under these settings without top-k and top-p. The runs
-    do not depend on the codes, so p(unknown | known) is left invariant: with plain settings the prior's own. top-k and
+    do not depend on the codes, so p(unknown | known) is left invariant: with plain settings the prior's own. Under it the
+    known codes are likelier, given what was drawn before them, than after pass 1; their bits say how far the chain is. top-k and
     top-p only choose what is proposed: the chain stays among the codes that they let through.
 
     Args:
@@ -204,7 +206,8 @@ def fill(
     for number in range(1, passes):
         accepted.append(chain.turn(number))
         bits.append(chain.bits())
-    return chain.codes, torch.stack(bits), torch.stack(accepted) if accepted else bits[0].T[:0]
+    moves = torch.stack(accepted) if accepted else torch.zeros(0, len(numbers))
+    return chain.codes, torch.stack(bits), moves
 
 
 class _Chain:
@@ -232,9 +235,11 @@ class _Chain:
         self.scores: list[tuple[Tensor, Tensor]] = []
 
     def bits(self) -> Tensor:
-        """[B, L], -log2 of the prior's own probability."""
-        nats: Tensor = self.prior.log_prob(self.codes, self.labels)
-        return -nats / math.log(2)
+        """[B, 2, L], as in `Completed`: the prior's own probability, whatever the settings."""
+        maps = self.prior.log_prob_map(self.codes, self.labels)
+        pairs = zip(maps, self.unknown, strict=True)
+        sums = [torch.stack([p.sum((1, 2)), p.masked_fill(hole, 0).sum((1, 2))], 1) for p, hole in pairs]
+        return -torch.stack(sums, 2) / math.log(2)
 
     def turn(self, number: int) -> Tensor:
         """One pass over all unknown positions; the share of moves that were accepted, [B]."""

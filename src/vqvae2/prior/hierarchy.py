@@ -67,18 +67,17 @@ class HierarchicalPrior(nn.Module):
             CodesError: codes that do not fit the geometry.
             ValueError: labels out of range.
         """
+        return torch.stack([level.sum((1, 2)) for level in self.log_prob_map(codes, labels)], 1)
+
+    def log_prob_map(self, codes: Codes, labels: Tensor | None = None) -> list[Tensor]:
+        """The terms of `log_prob`: [B, H, W] per level, each code given those before it."""
         self.geometry.check(codes)
-        columns = []
+        maps = []
         for index, level in enumerate(codes.levels):
             logits = self.logits(codes, index, labels)
-            columns.append(
-                -functional.cross_entropy(
-                    logits.float() if logits.dtype != torch.float64 else logits,
-                    level.long(),
-                    reduction="none",
-                ).sum((1, 2))
-            )
-        return torch.stack(columns, 1)
+            exact = logits.float() if logits.dtype != torch.float64 else logits
+            maps.append(-functional.cross_entropy(exact, level.long(), reduction="none"))
+        return maps
 
     @torch.no_grad()
     def sample(
