@@ -64,7 +64,7 @@ class Completed:
         decoded: [B, C, H, W] in [-1, 1], what the decoder makes of them.
         images: the same with the picture's own pixels outside the mask; without a mask, `decoded`.
         bits: [passes, B, 2, L], after each pass -log2 p of each level's codes given those before them and the class:
-            of all codes, then of the kept ones alone, which further passes make likelier on average.
+            of all codes, then of the kept ones alone, whose bits say how well the drawn ones fit them (see `fill`).
         accepted: [passes - 1, B] in 0 .. 1, the share of the moves of each further pass that were accepted.
     """
 
@@ -186,9 +186,9 @@ def fill(
         min(1, p(new) q(old | new) / p(old) q(new | old))        (Hastings 1970)
 
     where q is the probability of the draw and p that of all codes under these settings without top-k and top-p. The runs
-    do not depend on the codes, so p(unknown | known) is left invariant: with plain settings the prior's own. Under it the
-    known codes are likelier, given what was drawn before them, than after pass 1; their bits say how far the chain is. top-k and
-    top-p only choose what is proposed: the chain stays among the codes that they let through.
+    do not depend on the codes, so p(unknown | known) is left invariant: with plain settings the prior's own, under which
+    the known codes are on average at least as likely, given those before them, as after pass 1. top-k and top-p only
+    choose what is proposed: the chain stays among the codes that they let through.
 
     Args:
         prior: in eval mode.
