@@ -45,6 +45,14 @@ class World:
         """`reconstruct` of the trained run."""
         return ["reconstruct", self.run, *images, "--out", self.out]
 
+    def complete(self, *more: object, image: object = None) -> list[object]:
+        """`complete` of a picture with the trained run."""
+        return ["complete", self.run, image or next(self.pictures.rglob("*.png")), "--out", self.out, *more]
+
+    def score(self, *images: object) -> list[object]:
+        """`score` with the trained run."""
+        return ["score", self.run, *images, "--out", self.out]
+
     def file(self, name: str, data: bytes = b"hello") -> Path:
         """A file."""
         path = self.folder / name
@@ -89,10 +97,17 @@ def empty(world: World) -> Path:
     return world.folder / "empty"
 
 
-def half(world: World) -> list[object]:
-    """`sample` of a run whose finer prior is not trained yet."""
+def half(world: World, *arguments: object) -> list[object]:
+    """`sample`, unless something else is said, of a run whose finer prior is not trained yet."""
     shutil.rmtree(world.run / "prior" / "level-1")
-    return world.sample()
+    return list(arguments) or world.sample()
+
+
+def mixed(world: World) -> list[object]:
+    """`score` of a run whose codes are of another autoencoder."""
+    file = world.run / "codes" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "0"}))
+    return world.score(world.pictures)
 
 
 def cut(world: World) -> list[object]:
@@ -217,6 +232,49 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
         lambda w: [*w.reconstruct(w.pictures)[:-1], w.file("file")],
         r"cannot make the folder .*file",
     ),
+    # completion
+    "complete nothing": (lambda w: w.complete(), r"expected either --mask MASK or --keep-levels N"),
+    "complete twice": (lambda w: w.complete("--mask", "m.png", "--keep-levels", 1), r"expected either --mask"),
+    "complete a missing file": (
+        lambda w: w.complete("--keep-levels", 1, image=w.folder / "no.png"),
+        r"no\.png: No such file",
+    ),
+    "complete what is no picture": (
+        lambda w: w.complete("--keep-levels", 1, image=w.file("a.png")),
+        r"a\.png: not a picture",
+    ),
+    "missing mask": (lambda w: w.complete("--mask", w.folder / "no.png"), r"no\.png: No such file"),
+    "mask that is no picture": (lambda w: w.complete("--mask", w.file("m.png")), r"m\.png: not a picture"),
+    "mask that is a folder": (lambda w: w.complete("--mask", w.pictures), r"pictures\d*: Is a directory"),
+    "no level kept": (lambda w: w.complete("--keep-levels", 0), r"levels to keep: expected 1\.\.1, found 0"),
+    "all levels kept": (lambda w: w.complete("--keep-levels", 2), r"levels to keep: expected 1\.\.1, found 2"),
+    "complete without a prior": (
+        lambda w: half(w, *w.complete("--keep-levels", 1)),
+        r"prior of level 1 .* is not trained yet",
+    ),
+    "complete a class that is not": (
+        lambda w: w.complete("--keep-levels", 1, "--label", "dics"),
+        r"no class 'dics'.*disc",
+    ),
+    "passes 0": (lambda w: w.complete("--keep-levels", 1, "--passes", 0), r"passes"),
+    "passes that cannot move": (
+        lambda w: w.complete("--keep-levels", 1, "--passes", 2, "--temperature", 0),
+        r"temperature > 0 for more than one pass",
+    ),
+    "complete to a file": (
+        lambda w: w.complete("--keep-levels", 1, "--out", w.file("file")),
+        r"cannot make the folder .*file",
+    ),
+    # scores
+    "score a missing file": (lambda w: w.score(w.folder / "no.png"), r"no such file: .*no\.png"),
+    "score what is no picture": (lambda w: w.score(w.pictures, w.file("a.png")), r"a\.png: not a picture"),
+    "score without a prior": (lambda w: half(w, *w.score(w.pictures)), r"prior of level 1 .* is not trained yet"),
+    "score of no class": (lambda w: w.score(w.pictures, "--label", "dics"), r"no class 'dics'"),
+    "score over a picture": (
+        lambda w: [*w.score(w.some("a.png"))[:-1], w.folder / "some" / "a.png"],
+        r"a\.png would be overwritten",
+    ),
+    "score with codes of another autoencoder": (mixed, r"codes in .* are of another autoencoder"),
 }  # fmt: skip
 
 

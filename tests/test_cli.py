@@ -33,7 +33,7 @@ from vqvae2.generate.sample import Drawn
 from vqvae2.run import load
 from vqvae2.train.loop import read_metrics
 
-VERBS = ("demo", "train", "sample", "reconstruct", "inspect", "presets", "import")
+VERBS = ("demo", "train", "sample", "reconstruct", "complete", "score", "inspect", "presets", "import")
 CLASSES = ["Blue sky", "disc", "stripes"]
 Command = Callable[..., Any]
 
@@ -151,6 +151,9 @@ def test_as_a_module() -> None:
     (["sample", "run"], "--out"),
     (["sample", "run", "--out", "o", "--n", "many"], "--n"),
     (["sample", "run", "--out", "o", "--sed", "1"], "--sed"),
+    (["complete", "run", "a.png", "--out", "o"], "either --mask MASK or --keep-levels N"),
+    (["complete", "run", "a.png", "--out", "o", "--mask", "m", "--keep-levels", "1"], "either --mask"),
+    (["score", "run"], "IMAGES"),
     (["inspect"], "--preset"),
     (["inspect", "run", "--preset", "tiny"], "--preset"),
     (["presets", "tiny"], "tiny"),
@@ -670,6 +673,203 @@ def test_a_picture_is_never_overwritten_by_its_reconstruction(
     assert Path(item["file"]) != folder / "01.png"
 
 
+# --- complete ---
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    """White in the lower right: pixels 9.. of the 16 that the run sees, as 160 of a mask of another size."""
+    values = np.zeros((160, 160), np.uint8)
+    values[90:, 90:] = 255
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+def completions(command: Command, *arguments: object) -> Any:
+    """The result of `complete` as JSON."""
+    said = command("complete", *arguments, "--json")
+    assert said.code == 0, said.err
+    return json.loads(said.out)
+
+
+def test_complete_leaves_pictures_a_sheet_and_a_list(
+    trained: Path, pictures: Path, mask: Path, tmp_path: Path, command: Command
+) -> None:
+    out, source = tmp_path / "new" / "out", pictures / "disc" / "01.png"
+    how = ["--n", 3, "--seed", 3, "--passes", 2, "--label", "disc", "--top-p", 0.9]
+    value = completions(command, trained, source, "--mask", mask, "--out", out, *how)
+    assert value.pop("seconds") > 0
+    assert value == json.loads((out / "completions.json").read_text())
+    names = [f"00{number}.png" for number in range(3)]
+    assert sorted(file.name for file in out.iterdir()) == sorted([*names, "sheet.png", "completions.json"])
+    assert (value["image"], value["mask"], value["keep_levels"]) == (str(source), str(mask), None)
+    assert (value["n"], value["seed"], value["passes"], value["top_p"], value["paste"]) == (
+        3,
+        3,
+        2,
+        0.9,
+        True,
+    )
+    assert value["redrawn"] == [1 / 4, 1 / 4]  # from pixel 9 on, so from cell 1 of 2 and from cell 2 of 4
+    assert [entry["file"] for entry in value["completions"]] == names
+    assert {(entry["label"], entry["class"]) for entry in value["completions"]} == {(1, "disc")}
+    bits = np.array([entry["bits"] for entry in value["completions"]])
+    assert bits.shape == (3, 2, 2)
+    assert np.allclose(bits.mean(0), value["bits"])
+    own = np.array([entry["kept_bits"] for entry in value["completions"]])
+    assert np.allclose(own.mean(0), value["kept_bits"])
+    assert ((own > 0) & (own < bits)).all()
+    assert len(value["accepted"]) == 1
+    sheet, zoom = pixels(out / "sheet.png"), 8
+    tiles = [sheet[2 : 2 + 16 * zoom : zoom, left : left + 16 * zoom : zoom] for left in range(2, 650, 130)]
+    for tile, name in zip(tiles[2:], names, strict=True):
+        assert np.array_equal(tile, pixels(out / name))
+        assert np.array_equal(tile[:9], tiles[0][:9]), "the picture's own pixels outside the mask"
+        assert np.array_equal(tile[:, :9], tiles[0][:, :9])
+    assert np.array_equal(tiles[1][:9], tiles[0][:9])
+    assert np.ptp(tiles[1][9:, 9:], axis=(0, 1)).max() == 0, "one colour inside"
+
+
+def test_complete_without_pasting(
+    trained: Path, pictures: Path, mask: Path, tmp_path: Path, command: Command
+) -> None:
+    """All is the decoder's; with an empty mask it is the reconstruction."""
+    source = pictures / "disc" / "01.png"
+    Image.new("L", (3, 3), 0).save(tmp_path / "black.png")
+    empty = ["--mask", tmp_path / "black.png", "--n", 1]
+    command("reconstruct", trained, source, "--out", tmp_path)
+    completions(command, trained, source, *empty, "--no-paste", "--out", tmp_path / "a")
+    assert close(tmp_path / "a" / "000.png", tmp_path / "01.png")
+    completions(command, trained, source, *empty, "--out", tmp_path / "b")
+    assert not close(tmp_path / "b" / "000.png", tmp_path / "01.png")
+
+
+def test_variations_keep_the_coarse_level(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    value = completions(
+        command,
+        trained,
+        pictures / "disc" / "01.png",
+        "--keep-levels",
+        1,
+        "--out",
+        tmp_path / "out",
+        "--n",
+        12,
+    )
+    assert value["redrawn"] == [0, 1]
+    assert (value["mask"], value["keep_levels"]) == (None, 1)
+    assert pixels(tmp_path / "out" / "sheet.png").shape == (2 * 130 + 2, 10 * 130 + 2, 3)
+
+
+def test_a_full_mask_is_sampling(trained: Path, pictures: Path, tmp_path: Path, command: Command) -> None:
+    Image.new("L", (3, 3), 255).save(tmp_path / "white.png")
+    how = ["--n", 4, "--seed", 5, "--label", "stripes", "--out"]
+    command("sample", trained, *how, tmp_path / "a")
+    command(
+        "complete",
+        trained,
+        pictures / "disc" / "01.png",
+        "--mask",
+        tmp_path / "white.png",
+        *how,
+        tmp_path / "b",
+    )
+    assert all(close(tmp_path / "a" / f"0000{i}.png", tmp_path / "b" / f"00{i}.png") for i in range(4))
+
+
+def test_complete_says_what_it_did(
+    trained: Path, pictures: Path, mask: Path, tmp_path: Path, command: Command
+) -> None:
+    how = ["--mask", mask, "--n", 2, "--passes", 3, "--out", tmp_path / "out"]
+    said = command("complete", trained, pictures / "disc" / "01.png", *how)
+    first, *passes = said.out.splitlines()
+    assert re.fullmatch(r"2 completions in [\d.]+ s, redrawn 25%, 25% of the levels: .*sheet\.png", first)
+    assert [re.sub(r"[\d.]+ \+ [\d.]+|\d+%", "X", line) for line in passes] == [
+        "pass 1: X bits, X of them of what is kept",
+        "pass 2: X bits, X of them of what is kept, X of the moves accepted",
+        "pass 3: X bits, X of them of what is kept, X of the moves accepted",
+    ]
+
+
+def test_a_picture_is_never_overwritten_by_its_completion(
+    trained: Path, pictures: Path, mask: Path, tmp_path: Path, command: Command
+) -> None:
+    source = Path(shutil.copy(pictures / "disc" / "01.png", tmp_path / "001.png"))
+    before = digests(tmp_path)
+    how = ["complete", trained, source, "--mask", mask, "--out", tmp_path]
+    said = command(*how, "--n", 2)
+    assert (said.code, said.err) == (2, f"vqvae2: {source} would be overwritten; choose another --out\n")
+    assert digests(tmp_path) == before
+    assert command(*how, "--n", 1).code == 0
+    assert digests(tmp_path).items() >= before.items()
+
+
+# --- score ---
+
+
+@pytest.fixture
+def known(run: Path) -> Path:
+    """A run with ten held-out pictures in its code store."""
+    split = np.load(run / "codes" / "split.npy")
+    split[:10] = 1
+    np.save(run / "codes" / "split.npy", split)
+    return run
+
+
+def test_score_puts_the_least_typical_first(
+    known: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    said = command("score", known, pictures, "--out", tmp_path / "new" / "scores.json", "--json")
+    assert (said.code, said.err) == (0, "")
+    value = json.loads(said.out)
+    assert value == json.loads((tmp_path / "new" / "scores.json").read_text())
+    items = value["pictures"]
+    assert sorted(item["source"] for item in items) == sorted(map(str, pictures.rglob("*.png")))
+    scores = [item["score"] for item in items]
+    assert scores == sorted(scores, reverse=True)
+    share = [item["typicality"] for item in items]
+    assert share == sorted(share)
+    assert all(
+        0 < part <= 1 and item["unlike"] == (part <= 0.05) for part, item in zip(share, items, strict=True)
+    )
+    for item in items:
+        assert np.allclose(np.array(item["bits"]) / (3 * 16 * 16), item["bits_per_dimension"])
+    assert value["heldout"] in (10, 11)
+    lines = command("score", known, pictures).out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [item["source"] for item in items]
+    pattern = (
+        r".*\.png: [\d.]+ \+ [\d.]+ bits, [\d.]+ per dimension, score [\d.]+, typicality [\d.]+%(  unlike)?"
+    )
+    assert all(re.fullmatch(pattern, line) for line in lines)
+
+
+def test_score_of_a_class(trained: Path, pictures: Path, command: Command) -> None:
+    source = pictures / "disc" / "01.png"
+    plain, own = (
+        json.loads(command("score", trained, source, *label, "--json").out)
+        for label in ([], ["--label", "disc"])
+    )
+    assert (plain["label"], own["label"]) == (None, "disc")
+    assert plain["pictures"][0]["bits"] != own["pictures"][0]["bits"]
+
+
+def test_score_without_held_out_codes(known: Path, pictures: Path, command: Command) -> None:
+    """As for a model of the package: the bits alone, in the order given, and it says so."""
+    run, before = known, json.loads(command("score", known, pictures, "--json").out)["pictures"]
+    shutil.rmtree(run / "codes")
+    said = command("score", run, pictures, "--json")
+    assert said.code == 0
+    assert said.err == f"{run} holds no codes of two held-out pictures: bits only, in the order given\n"
+    value = json.loads(said.out)
+    assert value["heldout"] is None
+    assert [item["source"] for item in value["pictures"]] == [*map(str, sorted(pictures.rglob("*.png")))]
+    bits = {item["source"]: item["bits"] for item in before}
+    assert all(np.allclose(item["bits"], bits[item["source"]]) for item in value["pictures"])
+    assert all(set(item) == {"source", "bits", "bits_per_dimension"} for item in value["pictures"])
+
+
 # --- inspect, presets ---
 
 
@@ -705,7 +905,7 @@ def test_presets_are_listed_with_their_sizes(command: Command) -> None:
         assert all(f"{h}x{w}" in line for h, w in config.geometry.grids)
 
 
-@pytest.mark.parametrize("verb", ["train", "sample", "reconstruct", "inspect"])
+@pytest.mark.parametrize("verb", ["train", "sample", "reconstruct", "complete", "score", "inspect"])
 def test_json_is_all_there_is_on_standard_output(
     verb: str, run: Path, pictures: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -716,6 +916,8 @@ def test_json_is_all_there_is_on_standard_output(
         "train": [pictures, "--run", run],
         "sample": [run, "--out", tmp_path / "o", "--n", 1],
         "reconstruct": [run, pictures / "disc" / "01.png", "--out", tmp_path / "o"],
+        "complete": [run, pictures / "disc" / "01.png", "--keep-levels", 1, "--out", tmp_path / "o"],
+        "score": [run, pictures / "disc" / "01.png"],
         "inspect": [run],
     }
     said = command(verb, *arguments[verb], "--json")

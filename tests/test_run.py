@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +21,7 @@ from vqvae2.codes import Codes
 from vqvae2.config import parse, read_yaml
 from vqvae2.data.decoding import load_image
 from vqvae2.data.pixels import psnr, to_float
+from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.train.folder import RunError
 
@@ -240,6 +242,81 @@ def test_reconstructions_are_better_than_a_flat_picture(trained: Path, pictures:
     assert psnr(run.reconstruct(images), images).mean() > psnr(flat, images).mean() + 1
     coarse, fine = (psnr(run.reconstruct(images, level), images).mean() for level in (1, 2))
     assert fine > coarse, "the finer level adds something"
+
+
+# --- completions and scores ---
+
+
+def test_what_is_kept_needs_a_mask_or_levels(trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    (image,) = originals(run, pictures, 1)
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    for options in ({}, {"mask": mask, "levels": 1}):
+        refused(lambda options=options: run.keep(image, **options), "either a mask or", kind=UserError)
+
+
+def test_completions_are_lazy_but_mistakes_are_not(
+    trained: Path, half: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load(trained, "cpu")
+    (image,) = originals(run, pictures, 1)
+    kept = run.keep(image, levels=1)
+    refused(lambda: run.complete(kept, 2, "disk"), "no class 'disk'", kind=UserError)
+    refused(lambda: run.complete(kept, 0), "n = 0", kind=UserError)
+    bare = load(half, "cpu")
+    refused(lambda: bare.complete(bare.keep(image, levels=1), 1), "prior of level 1", "not trained yet")
+    parts = run.complete(kept, 5, "disc", seed=2, sampling=Sampling(batch=2))
+    monkeypatch.setattr("vqvae2.generate.complete.fill", lambda *a: pytest.fail("drawn"))
+    assert iter(parts) is parts
+
+
+def test_completions_take_the_runs_own_sampling(run: Path, pictures: Path) -> None:
+    value = read_yaml(run / "config.yaml")
+    value["sampling"] |= {"temperature": 0.0}
+    (run / "config.yaml").write_text(yaml.safe_dump(value))
+    cold = load(run, "cpu")
+    (image,) = originals(cold, pictures, 1)
+    rows = codes_of(cold.complete(cold.keep(image, levels=1), 4))
+    assert all(row == rows[0] for row in rows)
+    hot = codes_of(cold.complete(cold.keep(image, levels=1), 4, sampling=Sampling()))
+    assert not all(row == hot[0] for row in hot)
+
+
+@pytest.mark.parametrize(("labels", "numbers"), [
+    (None, None),
+    ("disc", [1] * 4),
+    (["stripes", 0], [2, 0, 2, 0]),
+])  # fmt: skip
+def test_log_prob_is_the_priors(labels: Any, numbers: Any, trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    images = originals(run, pictures)
+    known = None if numbers is None else torch.tensor(numbers)
+    with torch.no_grad():
+        expected = run.prior.log_prob(run.autoencoder.encode(images), known)
+    found = run.log_prob(images, labels)
+    assert found.shape == (4, 2)
+    assert torch.allclose(found, expected, atol=1e-3)
+    run.sampling = Sampling(batch=3)
+    assert torch.allclose(run.log_prob(images, labels), expected, atol=1e-3)
+
+
+def test_what_is_typical_is_of_the_held_out_codes(run: Path, pictures: Path) -> None:
+    known = load(run, "cpu")
+    assert known.typical() is None, "one picture says nothing of what is usual"
+    split = np.load(run / "codes" / "split.npy")
+    split[:6] = 1
+    np.save(run / "codes" / "split.npy", split)
+    store = open_store(run / "codes")
+    for labelled in (False, True):
+        labels = torch.from_numpy(store.labels[store.heldout].copy()) if labelled else None
+        with torch.no_grad():
+            nats = known.prior.log_prob(store.codes(store.heldout), labels)
+        typical = known.typical(labelled)
+        assert typical is not None
+        assert len(typical) == len(store.heldout)
+        assert torch.allclose(typical.mean, nats.double().mean(0), atol=1e-3)
+    shutil.rmtree(run / "codes")
+    assert known.typical() is None
 
 
 # --- what it says of itself ---

@@ -53,6 +53,23 @@ Settings = Annotated[
         help="change one setting, e.g. train_autoencoder.steps=2000 or train_prior.*.lr=5e-4; repeatable",
     ),
 ]
+Temperature = Annotated[
+    list[float] | None,
+    typer.Option(
+        min=0,
+        help="divides the logits: 1 is the model's own distribution, less is safer, 0 the most likely "
+        "[default: the run's own `sampling`, like the next three; each may be given once per level, coarsest first]",
+    ),
+]
+TopK = Annotated[list[int] | None, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")]
+TopP = Annotated[
+    list[float] | None, typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]")
+]
+Guidance = Annotated[
+    list[float] | None,
+    typer.Option(min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="picture i of a seed is always the same")]
 
 
 class Pictures(StrEnum):
@@ -180,26 +197,11 @@ def sample(
             help="class by name or number; repeatable, taken in turn; all classes in turn when left out"
         ),
     ] = None,
-    temperature: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=0,
-            help="divides the logits: 1 is the model's own distribution, less is safer, 0 the most likely "
-            "[default: the run's own `sampling`, like the next three; each may be given once per level, coarsest first]",
-        ),
-    ] = None,
-    top_k: Annotated[
-        list[int] | None, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")
-    ] = None,
-    top_p: Annotated[
-        list[float] | None,
-        typer.Option(help="draw from the fewest codes that reach this probability, in (0, 1]"),
-    ] = None,
-    guidance: Annotated[
-        list[float] | None,
-        typer.Option(min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="picture i of a seed is always the same")] = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="pictures drawn side by side")] = 64,
     pictures: Annotated[
         Pictures, typer.Option(help="a PNG for each, or all of a batch as an array in its codes-*.npz")
@@ -220,9 +222,7 @@ def sample(
 
     state = PartialState()
     loaded = load(run, state.device)
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-    asked: dict[str, Any] = {k: v[0] if len(v) == 1 else tuple(v) for k, v in given.items() if v}
-    sampling = replace(loaded.sampling, batch=batch, **asked)
+    sampling = _sampling(loaded, batch, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     plan = label_plan(label, n, loaded.classes)
     settings = {name: value for name, value in asdict(sampling).items() if name != "batch"}
     turns = [class_number(name, loaded.classes) for name in label] if label else "all in turn"
@@ -273,6 +273,125 @@ def reconstruct(
     for item in results:
         where = f"{item['source']}: {item['file']}"
         typer.echo(f"{where}  PSNR {item['psnr'][-1]:.2f} dB at {loaded.config.data.size} px")
+
+
+@app.command()
+def complete(
+    run: RunName,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="a picture file")],
+    out: Annotated[Path, typer.Option(help="folder for the pictures")],
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="a grey picture of any size, white (128 and more) = fill in, black = keep; a code is redrawn "
+            "if a pixel of its cell is white, and what is under white is never looked at"
+        ),
+    ] = None,
+    keep_levels: Annotated[
+        int | None,
+        typer.Option(help="instead of a mask: keep the N coarsest levels and redraw the finer ones"),
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="number of completions")] = 8,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="class by name or number; repeatable, taken in turn; no class when left out, and then no guidance"
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    passes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="1 draws in raster order, blind to what is kept to the right and below; each further pass redraws runs "
+            "of codes and accepts or rejects them by the probability of the whole picture",
+        ),
+    ] = 1,
+    paste: Annotated[
+        bool,
+        typer.Option(
+            help="outside the mask, put the picture's own pixels over the decoder's; has no effect without a mask"
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Fill in a part of a picture, or draw variations of it: one PNG each, sheet.png, and completions.json.
+
+    The sheet shows the picture, what is kept of it, and the completions.
+    """
+    from vqvae2.gallery import completion_files, keep, make_folder, refuse_to_overwrite, write_completions
+    from vqvae2.run import load
+    from vqvae2.train.progress import Reporter
+
+    if (mask is None) == (keep_levels is None):
+        raise UserError("expected either --mask MASK or --keep-levels N")
+    refuse_to_overwrite([image, mask], completion_files(out, n))
+    loaded = load(run)
+    sampling = _sampling(loaded, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    kept = keep(loaded, image, mask, keep_levels)
+    drawn = loaded.complete(kept, n, label, seed, passes, sampling)
+    make_folder(out)
+    about = {
+        "image": str(image),
+        "mask": str(mask) if mask else None,
+        "keep_levels": keep_levels,
+        "n": n,
+        "seed": seed,
+        "passes": passes,
+        "paste": paste,
+        **asdict(sampling),
+    }
+    begun = time.perf_counter()
+    with Reporter().track("completions", n, unit="images") as tracker:
+        result = write_completions(loaded, kept, drawn, out, about, tracker)
+    seconds = time.perf_counter() - begun
+    if as_json:
+        _print_json({"seconds": seconds, **result})
+        return
+    shares = ", ".join(f"{share:.0%}" for share in result["redrawn"])
+    typer.echo(f"{n} completions in {seconds:.1f} s, redrawn {shares} of the levels: {result['sheet']}")
+    for number, (bits, own) in enumerate(zip(result["bits"], result["kept_bits"], strict=True), 1):
+        moves = f", {result['accepted'][number - 2]:.0%} of the moves accepted" if number > 1 else ""
+        typer.echo(f"pass {number}: {_plus(bits)} bits, {_plus(own)} of them of what is kept{moves}")
+
+
+@app.command()
+def score(
+    run: RunName,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="picture files, or folders of them")
+    ],
+    label: Annotated[
+        str | None, typer.Option(help="class of all of them, by name or number; no class when left out")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="a file for the result as JSON")] = None,
+    as_json: Json = False,
+) -> None:
+    """How likely the codes of pictures are, in bits per level, and how typical of the run's held-out pictures.
+
+    The least typical come first. Typicality is the share of held-out pictures that are as far from the usual number of
+    bits, above or below; pictures of which it is at most 5 % are marked "unlike".
+    """
+    from vqvae2.gallery import score_pictures
+    from vqvae2.run import load
+    from vqvae2.train.progress import Reporter
+
+    result = score_pictures(load(run), images, label, out)
+    if result["heldout"] is None:
+        Reporter().say(f"{run} holds no codes of two held-out pictures: bits only, in the order given")
+    if as_json:
+        _print_json(result)
+        return
+    for item in result["pictures"]:
+        text = f"{item['source']}: {_plus(item['bits'])} bits, {sum(item['bits_per_dimension']):.4f} per dimension"
+        if "score" in item:
+            text += f", score {item['score']:.2f}, typicality {item['typicality']:.1%}"
+            text += "  unlike" if item["unlike"] else ""
+        typer.echo(text)
 
 
 @app.command()
@@ -385,6 +504,17 @@ def _resolve(base: dict[str, Any], file: dict[str, Any] | None, settings: list[s
     if isinstance(value["autoencoder"], dict) and isinstance(value["data"], dict):
         value["autoencoder"]["channels"] = value["data"].get("channels")
     return parse(value)
+
+
+def _sampling(run: Any, batch: int | None = None, **asked: list[Any] | None) -> Any:
+    """How the run draws, but for what is asked: one value for all levels, or one per level."""
+    changes: dict[str, Any] = {k: v[0] if len(v) == 1 else tuple(v) for k, v in asked.items() if v}
+    return replace(run.sampling, **changes, **({"batch": batch} if batch else {}))
+
+
+def _plus(bits: list[float]) -> str:
+    """Each level's bits."""
+    return " + ".join(f"{level:.1f}" for level in bits)
 
 
 def _summary(run: Any) -> dict[str, Any]:

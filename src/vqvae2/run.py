@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -15,11 +16,17 @@ from torch import Tensor
 
 from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Codes
 from vqvae2.config import Config
+from vqvae2.data.store import open_store
+from vqvae2.errors import UserError
+from vqvae2.evaluate.typicality import Typical
+from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.folder import RunError, load_autoencoder, load_prior, model_file, read_run
 
+_REFERENCE = 1024  # held-out pictures to which others are compared, at most
 _PARTS = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
 
 
@@ -86,16 +93,20 @@ class Run:
         self.sampling = Sampling(**self.config.sampling.of(self.config.autoencoder.levels))
         self.device = torch.device(device) if device is not None else _device()
 
-    @cached_property
+    @property
     def autoencoder(self) -> VQVAE:
         """The autoencoder, in eval mode.
 
         Raises:
             RunError: not trained yet.
         """
+        return self._autoencoder[0]
+
+    @cached_property
+    def _autoencoder(self) -> tuple[VQVAE, str]:
         if not model_file(self.folder).exists():
             raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
-        return load_autoencoder(self.folder, self.config, self.device)[0]
+        return load_autoencoder(self.folder, self.config, self.device)
 
     @cached_property
     def prior(self) -> HierarchicalPrior:
@@ -152,6 +163,85 @@ class Run:
         codes = self.autoencoder.encode(images.to(self.device))
         return self.autoencoder.decode(codes, levels).to(images.device)
 
+    def keep(self, image: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Kept:
+        """What is kept of an image [C, H, W] in [-1, 1] when it is completed; give a mask or a number of levels.
+
+        Args:
+            mask: [H, W] bool, True where the image is to be filled in; a code is redrawn if a pixel of its cell is.
+            levels: keep this many levels, from the coarsest, 1 .. L - 1.
+
+        Raises:
+            UserError: both or neither; a mask that does not fit; levels out of range.
+        """
+        image = image.to(self.device)
+        if mask is not None and levels is None:
+            return keep_outside(self.autoencoder, image, mask.to(self.device))
+        if levels is not None and mask is None:
+            return keep_coarse(self.autoencoder, image, levels)
+        raise UserError("expected either a mask or a number of levels to keep")
+
+    def complete(
+        self,
+        kept: Kept,
+        n: int,
+        labels: Sequence[str | int] | str | int | None = None,
+        seed: int = 0,
+        passes: int = 1,
+        sampling: Sampling | None = None,
+    ) -> Iterator[Completed]:
+        """n completions of what `keep` kept, in batches; their `images` have the image's own pixels outside the mask.
+
+        Args:
+            labels: as in `sample`, but None is "no label".
+            seed: completion i of a seed is the same whatever n and the batch size.
+            passes: 1 draws in raster order; each further pass fits what is drawn to all that is kept
+                (`generate.complete.fill`) and takes several times as long as the first.
+            sampling: None takes the run's own.
+        """
+        plan = None if labels is None else label_plan(labels, n, self.classes)
+        sampling = sampling or self.sampling
+        return complete(self.autoencoder, self.prior, kept, n, plan, seed, sampling, passes)
+
+    def log_prob(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> Tensor:
+        """Natural log-probability of the images' codes, per level given the coarser ones, [B, L], on the CPU.
+
+        It is of the codes, not of the pixels: what the autoencoder loses costs nothing.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            labels: as in `sample`, but None is "no label".
+        """
+        plan = None if labels is None else torch.tensor(label_plan(labels, len(images), self.classes))
+        parts = (self.autoencoder.encode(part.to(self.device)) for part in images.split(self.sampling.batch))
+        return self._log_prob(Codes.cat(list(parts)), plan)
+
+    def typical(self, labelled: bool = False) -> Typical | None:
+        """What `log_prob` is of held-out pictures (1,024 at most), each with its class or none with one.
+
+        Returns:
+            None if RUN/codes holds no two held-out pictures, as for a model of the package.
+
+        Raises:
+            StoreError: RUN/codes is damaged, or of another autoencoder.
+        """
+        if not self.done()["codes"]:
+            return None
+        store = open_store(self.folder / "codes", digest=self._autoencoder[1])
+        heldout = store.heldout[:: -(-len(store.heldout) // _REFERENCE) or 1]
+        if len(heldout) < 2:
+            return None
+        labels = torch.from_numpy(np.array(store.labels[heldout])) if labelled else None
+        return Typical(self._log_prob(store.codes(heldout), labels))
+
+    @torch.no_grad()
+    def _log_prob(self, codes: Codes, labels: Tensor | None) -> Tensor:
+        parts = []
+        for start in range(0, len(codes), self.sampling.batch):
+            own = slice(start, start + self.sampling.batch)
+            known = None if labels is None else labels[own]
+            parts.append(self.prior.log_prob(codes[own].to(self.device), known).cpu())
+        return torch.cat(parts)
+
     def done(self) -> dict[str, bool]:
         """Which parts are trained."""
         parts = {
@@ -190,4 +280,4 @@ def _device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-__all__ = ["Drawn", "Run", "Sampling", "load", "zoo"]
+__all__ = ["Completed", "Drawn", "Kept", "Run", "Sampling", "load", "zoo"]

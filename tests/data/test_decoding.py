@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqvae2.data.decoding import load_image
+from vqvae2.data.decoding import load_image, load_mask
 from vqvae2.data.errors import DataError
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -307,3 +307,41 @@ def test_bytes_and_files_are_alike(tmp_path: Path) -> None:
     noise(3).save(path)
     assert np.array_equal(load_image(path, config()), load_image(path.read_bytes(), config()))
     assert np.array_equal(load_image(str(path), config()), np.asarray(Image.open(BytesIO(path.read_bytes()))))
+
+
+# --- masks ---
+
+
+def mask_of(picture: Image.Image, **options: Any) -> Any:
+    """The mask that a picture is."""
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return load_mask(buffer.getvalue(), config(**options))
+
+
+def test_a_mask_goes_the_way_of_its_picture_without_smoothing() -> None:
+    """Centre square, then the nearest pixel; white from 128 on."""
+    wide = np.zeros((16, 24), np.uint8)
+    wide[:, :4] = 255  # outside the square
+    wide[2:6, 4:8], wide[8:10, 10:12] = 128, 127
+    expected = np.zeros((8, 8), bool)
+    expected[1:3, :2] = True
+    assert np.array_equal(mask_of(Image.fromarray(wide), size=8), expected)
+    small = np.array([[0, 255], [255, 0]], np.uint8)
+    assert np.array_equal(mask_of(Image.fromarray(small), size=8), np.kron(small, np.ones((4, 4))) > 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P"])
+def test_a_mask_of_any_mode(mode: str) -> None:
+    assert mask_of(Image.new("L", (8, 8), 255).convert(mode), size=8).all()
+    assert not mask_of(Image.new("L", (8, 8), 0).convert(mode), size=8).any()
+
+
+def test_what_is_transparent_is_kept() -> None:
+    """Whatever colour the pictures' own background is."""
+    assert not mask_of(Image.new("RGBA", (8, 8), (255, 255, 255, 0)), size=8, background="white").any()
+
+
+def test_a_mask_that_is_none() -> None:
+    with pytest.raises(DataError, match="not a picture"):
+        load_mask(b"hello", config())

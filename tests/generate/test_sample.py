@@ -266,7 +266,7 @@ def test_a_setting_per_level_reaches_its_level() -> None:
 def test_as_many_settings_as_levels() -> None:
     _, prior = models()
     refused(lambda: prior.sample(2, top_p=(1.0, 0.9, 0.8)), "one top_p, or one for each of 2 levels, found 3")
-    assert per_level(0.5, 3, "x") == per_level([0.5], 3, "x") == (0.5, 0.5, 0.5)
+    assert per_level(0.5, [3], 1, (1.0, 2.0), 2) == [(0.5, 3, 1, 1.0), (0.5, 3, 1, 2.0)]
     refused(lambda: Sampling(temperature=(1.0, -1.0)), "found temperature -1.0")
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vqvae2.codes import Codes, CodesError
 from vqvae2.config import PriorConfig
-from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
 from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
 from vqvae2.prior.transformer import Transformer
@@ -378,6 +378,37 @@ def test_given_levels_with_guidance() -> None:
     whole = prior.sample(4, labels, seed=1, guidance=3.0)
     again = prior.sample(4, labels, seed=1, guidance=3.0, given=Codes(whole.levels[:1]))
     assert same(again, whole)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_given_codes_are_kept_and_the_unknown_ones_drawn(guidance: float) -> None:
+    """Any positions of any levels; numbers belong to a position, so the same seed draws the same there."""
+    prior = hierarchy(((1, 2), (2, 4), (4, 4)), 2)
+    labels, holes = torch.tensor([0, 1, 0, 1]), random_codes(prior.geometry, 4, seed=5)
+    whole = prior.sample(4, labels, seed=1, guidance=guidance)
+
+    def with_holes(codes: Codes) -> Codes:
+        pairs = zip(codes.levels, holes.levels, strict=True)
+        return Codes(tuple(torch.where(hole % 2 == 0, UNKNOWN, level) for level, hole in pairs))
+
+    again = prior.sample(4, labels, seed=1, guidance=guidance, given=with_holes(whole))
+    assert same(again, whole)
+    other = prior.sample(4, labels, seed=2, guidance=guidance, given=with_holes(whole))
+    prior.geometry.check(other)
+    assert not same(other, whole)
+    for before, after, hole in zip(whole.levels, other.levels, holes.levels, strict=True):
+        assert torch.equal(before[hole % 2 == 1], after[hole % 2 == 1])
+
+
+def test_nothing_known_is_nothing_given() -> None:
+    prior, codes = prior_of(4)
+    unknown = Codes(tuple(torch.full_like(level, UNKNOWN) for level in codes.levels))
+    assert same(prior.sample(4, seed=1, given=unknown), prior.sample(4, seed=1))
+
+
+def test_all_given_is_all_kept() -> None:
+    prior, codes = prior_of(4)
+    assert same(prior.sample(4, seed=1, given=codes), codes)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from vqvae2.config import DataConfig
@@ -25,12 +26,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
 """What is opened, in Pillow's names; it reads much more, some of it by starting other programs."""
 
 
-def load_image(source: bytes | str | Path, config: DataConfig) -> Pixels:
+def load_image(
+    source: bytes | str | Path, config: DataConfig, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Pixels:
     """Decode one picture: colour, orientation, resize of the short side, centre crop.
 
     Args:
         source: a file, or the encoded bytes.
         config: size, scale, channels, background and max_pixels are used.
+        resample: how the size is changed; the default is smooth both ways.
 
     Returns:
         uint8 [P, P, C] with P = round(size * scale).
@@ -39,12 +43,31 @@ def load_image(source: bytes | str | Path, config: DataConfig) -> Pixels:
         DataError: it is missing, broken, truncated, empty, no picture, or larger than max_pixels; says why.
     """
     try:
-        return decode(source, config)
+        return decode(source, config, resample)
     except DataError as error:
         raise error if isinstance(source, bytes) else DataError(f"{source}: {error}") from error
 
 
-def decode(source: bytes | str | Path, config: DataConfig) -> Pixels:
+def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool_]:
+    """Decode a mask the way `load_image` decodes its picture: centre square, but the nearest pixel, nothing smoothed.
+
+    Args:
+        source: a file, or the encoded bytes; colours count as their grey, what is transparent as black.
+        config: size, scale and max_pixels are used.
+
+    Returns:
+        bool [P, P], True where it is white (grey at least 128 of 255).
+
+    Raises:
+        DataError: as `load_image`.
+    """
+    grey = config.model_copy(update={"channels": 1, "background": "black"})
+    return load_image(source, grey, Image.Resampling.NEAREST)[..., 0] >= 128
+
+
+def decode(
+    source: bytes | str | Path, config: DataConfig, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Pixels:
     """`load_image` whose error is the reason alone."""
     try:
         if not (len(source) if isinstance(source, bytes) else Path(source).stat().st_size):
@@ -59,7 +82,7 @@ def decode(source: bytes | str | Path, config: DataConfig) -> Pixels:
             side = stored_side(config)
             image.draft(None, (2 * side, 2 * side))  # JPEG: decode smaller
             image.load()
-            return _square(_channels(_upright(image), config), side)
+            return _square(_channels(_upright(image), config), side, resample)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -140,13 +163,13 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _square(image: Image.Image, side: int) -> Pixels:
-    """The centre square, resized with antialiasing: uint8 [side, side, C]."""
+def _square(image: Image.Image, side: int, resample: Image.Resampling) -> Pixels:
+    """The centre square, resized: uint8 [side, side, C]."""
     width, height = image.size
     short = min(width, height)
     left, top = (width - short) // 2, (height - short) // 2
     box = (left, top, left + short, top + short)
-    image = image.resize((side, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    image = image.resize((side, side), resample, box=box, reducing_gap=3.0)
     array = np.array(image)  # a copy, writable
     return array[..., None] if array.ndim == 2 else array
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.errors import UserError
-from vqvae2.prior.draw import check_seed, probabilities
+from vqvae2.prior.draw import LevelSampling, check_seed, per_level, probabilities
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 
@@ -45,6 +45,14 @@ class Sampling:
             probabilities(torch.zeros(1, 2), temperature, int(top_k), top_p)  # says what is out of range
             if self.batch < 1 or not 0 <= guidance < math.inf:
                 raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {guidance}")
+
+    def per_level(self, levels: int) -> list[LevelSampling]:
+        """The settings of each of `levels` levels.
+
+        Raises:
+            UserError: neither one value nor `levels` values.
+        """
+        return per_level(self.temperature, self.top_k, self.top_p, self.guidance, levels)
 
 
 def _values(value: float | Sequence[float]) -> Sequence[float]:

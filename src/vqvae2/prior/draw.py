@@ -7,6 +7,7 @@ the image is the same at any batch size (up to ties in the last float32 digit of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,18 +23,34 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def per_level(value: float | Sequence[float], levels: int, name: str) -> tuple[float, ...]:
-    """`value` for each level: one number for all, or as many as there are levels.
+class LevelSampling(NamedTuple):
+    """How one level is drawn; see `HierarchicalPrior.sample`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance: float
+
+
+def per_level(
+    temperature: float | Sequence[float],
+    top_k: int | Sequence[int],
+    top_p: float | Sequence[float],
+    guidance: float | Sequence[float],
+    levels: int,
+) -> list[LevelSampling]:
+    """The settings of each level, coarsest first; each argument is one number for all, or as many as there are levels.
 
     Raises:
         ValueError: another count.
     """
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
-    if len(values) == 1:
-        return values * levels
-    if len(values) != levels:
-        raise UserError(f"expected one {name}, or one for each of {levels} levels, found {len(values)}")
-    return values
+    columns = []
+    for name, value in zip(LevelSampling._fields, (temperature, top_k, top_p, guidance), strict=True):
+        values: Sequence[Any] = value if isinstance(value, Sequence) else (value,)
+        if len(values) not in (1, levels):
+            raise UserError(f"expected one {name}, or one for each of {levels} levels, found {len(values)}")
+        columns.append(values if len(values) == levels else [values[0]] * levels)
+    return [LevelSampling(*row) for row in zip(*columns, strict=True)]
 
 
 def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Tensor:
@@ -46,8 +63,19 @@ def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Te
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, positions, dtype=torch.float64)
 
 
+def exact(logits: Tensor) -> Tensor:
+    """In float64; on the CPU if the device has none."""
+    return (logits.cpu() if logits.device.type == "mps" else logits).double()
+
+
+def guided(given: Tensor, free: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: log-probabilities free + g x (given - free), not normalised; all [..., K]."""
+    free = free.log_softmax(-1)
+    return free + guidance * (given.log_softmax(-1) - free)
+
+
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Probabilities [B, K] in float64 after temperature, top-k and top-p.
+    """Probabilities [B, K] after temperature, top-k and top-p; `exact`.
 
     Args:
         logits: [B, K].
@@ -63,11 +91,10 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
             f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
             f"found temperature {temperature}, top_k {top_k}, top_p {top_p}"
         )
+    logits = exact(logits)
     if temperature == 0:
-        best = logits.argmax(-1, keepdim=True)
-        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
-    exact = logits.double()
-    p = torch.softmax((exact - exact.amax(-1, keepdim=True)) / temperature, -1)
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    p = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, -1)
     if top_k and top_k < p.shape[-1]:
         keep = p.topk(top_k, -1).indices
         p = torch.zeros_like(p).scatter_(-1, keep, p.gather(-1, keep))

@@ -14,7 +14,7 @@ from torch.nn import functional
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config import LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
-from vqvae2.prior.draw import draw, per_level, probabilities, uniforms
+from vqvae2.prior.draw import LevelSampling, draw, guided, per_level, probabilities, uniforms
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
@@ -25,6 +25,10 @@ def make_level(config: LevelPriorConfig, geometry: Geometry, level: int, classes
     """The prior of one level, of the kind that its configuration names; arguments as of `LevelPrior`."""
     kind = Transformer if config.kind == "transformer" else PixelCNN
     return kind(config, geometry, level, classes)
+
+
+UNKNOWN = -1
+"""In codes that are given to `sample`: to be drawn."""
 
 
 class HierarchicalPrior(nn.Module):
@@ -72,18 +76,17 @@ class HierarchicalPrior(nn.Module):
             CodesError: codes that do not fit the geometry.
             ValueError: labels out of range.
         """
+        return torch.stack([level.sum((1, 2)) for level in self.log_prob_map(codes, labels)], 1)
+
+    def log_prob_map(self, codes: Codes, labels: Tensor | None = None) -> list[Tensor]:
+        """The terms of `log_prob`: [B, H, W] per level, each code given those before it."""
         self.geometry.check(codes)
-        columns = []
+        maps = []
         for index, level in enumerate(codes.levels):
             logits = self.logits(codes, index, labels)
-            columns.append(
-                -functional.cross_entropy(
-                    logits.float() if logits.dtype != torch.float64 else logits,
-                    level.long(),
-                    reduction="none",
-                ).sum((1, 2))
-            )
-        return torch.stack(columns, 1)
+            exact = logits.float() if logits.dtype != torch.float64 else logits
+            maps.append(-functional.cross_entropy(exact, level.long(), reduction="none"))
+        return maps
 
     @torch.no_grad()
     def sample(
@@ -107,7 +110,9 @@ class HierarchicalPrior(nn.Module):
             top_p: keep the fewest codes that reach this probability.
             guidance: classifier-free guidance g: logits = none + g x (label - none); 1 is off.
             seed: image i of a seed is the same at any batch size.
-            given: coarse levels to keep (as many as it has), drawing the rest.
+            given: codes to keep; `UNKNOWN` is drawn, and so are the finer levels that it has not. Positions are drawn
+                in raster order, so one is drawn without a look at what is kept to its right, below it or at a finer
+                level; `generate.complete` mends that.
 
         Raises:
             ValueError: an argument out of range.
@@ -117,41 +122,53 @@ class HierarchicalPrior(nn.Module):
         if not images or min(images) < 0:
             raise UserError(f"expected at least one image to sample, found n = {n}")
         known = self.check_labels(labels, len(images))
-        names = ("temperature", "top_k", "top_p", "guidance")
-        settings = (temperature, top_k, top_p, guidance)
-        each = [per_level(v, self.geometry.levels, n) for n, v in zip(names, settings, strict=True)]
+        settings = per_level(temperature, top_k, top_p, guidance, self.geometry.levels)
         levels = self._check_given(given, len(images))
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            for index in range(len(levels), self.geometry.levels):
+            for index, kept in enumerate(levels):
+                asked = (kept == UNKNOWN).flatten(1).any(0).tolist()
+                if not any(asked):
+                    continue
                 prior = self.level(index)
-                heat, most, mass, towards = (values[index] for values in each)
-                guided = towards != 1.0 and labels is not None and self.classes > 0
+                how = settings[index]
+                with_guidance = self.guides(labels, how.guidance)
                 stream = uniforms(seed, images, index, prior.positions)
-                context = self._sampling_context(index, levels, known, guided)
-                choose = _chooser(stream, towards if guided else None, heat, int(most), mass)
-                levels.append(scan(prior, len(images) * (1 + guided), context, choose)[: len(images)])
+                context = self._sampling_context(index, levels[:index], known, with_guidance)
+                choose = _chooser(stream, kept.flatten(1), how, with_guidance)
+                batch, stop = len(images) * (1 + with_guidance), len(asked) - asked[::-1].index(True)
+                drawn = scan(prior, batch, context, choose, stop)[: len(images)]
+                levels[index] = torch.where(kept == UNKNOWN, drawn, kept)
         finally:
             for module, mode in modes:
                 module.training = mode
         return Codes(tuple(levels))
 
+    def guides(self, labels: Tensor | None, guidance: float) -> bool:
+        """Whether this guidance changes anything: not without classes, not without labels."""
+        return guidance != 1.0 and labels is not None and self.classes > 0
+
     def _check_given(self, given: Codes | None, batch: int) -> list[Tensor]:
-        if given is None:
-            return []
-        count = min(len(given.levels), self.geometry.levels)
-        Geometry(self.geometry.grids[:count], self.geometry.vocabulary[:count]).check(given)
-        if len(given) != batch:
-            raise CodesError(f"expected the coarse codes of {batch} images, found those of {len(given)}")
-        return [level.to(self._device()).long() for level in given.levels]
+        """Every level's codes [B, H, W], `UNKNOWN` where nothing is given."""
+        device, geometry = self._device(), self.geometry
+        levels: list[Tensor] = []
+        if given is not None:
+            count = min(len(given.levels), geometry.levels)
+            known = Codes(tuple(level.masked_fill(level == UNKNOWN, 0) for level in given.levels))
+            Geometry(geometry.grids[:count], geometry.vocabulary[:count]).check(known)
+            if len(given) != batch:
+                raise CodesError(f"expected the codes to keep of {batch} images, found those of {len(given)}")
+            levels += [level.to(device).long() for level in given.levels]
+        rest = geometry.grids[len(levels) :]
+        return [*levels, *(torch.full((batch, *grid), UNKNOWN, device=device) for grid in rest)]
 
     def _sampling_context(
-        self, index: int, levels: list[Tensor], known: Tensor | None, guided: bool
+        self, index: int, levels: list[Tensor], known: Tensor | None, with_guidance: bool
     ) -> Tensor | None:
         """A level's context; guided, each image stands there twice: with its class, then without."""
         prior, coarser = self.level(index), tuple(levels)
-        if not guided:
+        if not with_guidance:
             return prior.context(coarser, known)
         assert known is not None
         both = torch.cat([known, torch.full_like(known, self.classes)])
@@ -181,15 +198,21 @@ class HierarchicalPrior(nn.Module):
 
 
 def _chooser(
-    stream: Tensor, guidance: float | None, temperature: float, top_k: int, top_p: float
+    stream: Tensor, kept: Tensor, how: LevelSampling, with_guidance: bool
 ) -> Callable[[int, Tensor], Tensor]:
+    """What `scan` asks: the code `kept` [B, N], or where that is `UNKNOWN` one drawn with the numbers of `stream`."""
+    unknown = kept == UNKNOWN
+    asked = unknown.any(0).tolist()
+
     def choose(position: int, logits: Tensor) -> Tensor:
-        if guidance is not None:
-            given, free = logits.log_softmax(-1).chunk(2)
-            logits = free + guidance * (given - free)
-        exact = logits.cpu() if logits.device.type == "mps" else logits  # which has no float64
-        uniform = stream[:, position].to(exact.device)
-        symbols = draw(probabilities(exact, temperature, top_k, top_p), uniform).to(logits.device)
-        return symbols if guidance is None else torch.cat([symbols, symbols])
+        symbols = kept[:, position]
+        if asked[position]:
+            if with_guidance:
+                given, free = logits.chunk(2)
+                logits = guided(given, free, how.guidance)
+            p = probabilities(logits, how.temperature, how.top_k, how.top_p)
+            drawn = draw(p, stream[:, position].to(p.device)).to(kept.device)
+            symbols = torch.where(unknown[:, position], drawn, symbols)
+        return torch.cat([symbols, symbols]) if with_guidance else symbols
 
     return choose

@@ -17,7 +17,9 @@ Choose = Callable[[int, Tensor], Tensor]
 
 
 @torch.no_grad()
-def scan(prior: LevelPrior, batch: int, context: Tensor | None, choose: Choose) -> Tensor:
+def scan(
+    prior: LevelPrior, batch: int, context: Tensor | None, choose: Choose, stop: int | None = None
+) -> Tensor:
     """Visit every position once, in raster order.
 
     Args:
@@ -25,14 +27,15 @@ def scan(prior: LevelPrior, batch: int, context: Tensor | None, choose: Choose) 
         batch: B.
         context: from `prior.context`.
         choose: called with (position, logits [B, K]); returns the symbols [B] int64 of that position.
+        stop: visit the first `stop` positions only; None visits all.
 
     Returns:
-        [B, H, W] int64, what `choose` returned.
+        [B, H, W] int64, what `choose` returned; 0 where it was not asked.
     """
     cache = prior.start(batch, context)
-    symbols = torch.empty(prior.positions, batch, dtype=torch.int64, device=prior.place_rows.device)
+    symbols = torch.zeros(prior.positions, batch, dtype=torch.int64, device=prior.place_rows.device)
     previous: Tensor | None = None
-    for position in range(prior.positions):
+    for position in range(prior.positions if stop is None else stop):
         logits, cache = prior.step(cache, position, previous)
         previous = choose(position, logits)
         symbols[position] = previous

@@ -1,0 +1,80 @@
+"""How well typicality tells a run's held-out pictures from others: the area under the ROC curve, as JSON.
+
+    python scripts/typicality.py RUN --in DATA --out DATA... [--n 120]
+
+DATA is what `vqvae2 train` takes. The held-out pictures of --in are split in two by turns: one half says what is usual
+(`evaluate.typicality.Typical`), the other is told apart from the first pictures of each --out, and from uniform noise.
+Beside the typicality score stand the bits alone, which call too likely pictures typical. No labels are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqvae2.data.batches import sequential
+from vqvae2.data.images import open_images
+from vqvae2.evaluate.typicality import Typical, auroc
+from vqvae2.run import Run, load
+
+
+def log_prob(run: Run, data: str, n: int, heldout: bool) -> Tensor:
+    """[at most n, L] nats of the held-out pictures of a data set, or of any of its pictures, spread evenly."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = open_images(data, run.config.data, Path(folder) / "data", say=lambda _: None)
+        chosen = images.heldout if heldout else np.arange(len(images))
+        chosen = chosen[np.linspace(0, len(chosen) - 1, min(n, len(chosen))).astype(np.int64)]
+        parts = [run.log_prob(part) for part, _ in sequential(images, chosen, run.config.data, batch=64)]
+        images.close()
+    return torch.cat(parts)
+
+
+def told_apart(usual: Tensor, inside: Tensor, outside: Tensor) -> dict[str, Any]:
+    """AUROC of the typicality score, of it at each level alone, and of the bits."""
+    levels = [slice(None), *(slice(level, level + 1) for level in range(usual.shape[1]))]
+    scores = []
+    for level in levels:
+        typical = Typical(usual[:, level])
+        scores.append(auroc(typical.score(inside[:, level]), typical.score(outside[:, level])))
+    return {
+        "n": len(outside),
+        "bits": (-outside.mean(0) / np.log(2)).tolist(),
+        "auroc": scores[0],
+        "auroc_per_level": scores[1:],
+        "auroc_of_bits": auroc(-inside.sum(1), -outside.sum(1)),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("--in", dest="inside", required=True, help="the run's own data")
+    parser.add_argument("--out", nargs="*", default=[], help="other data")
+    parser.add_argument("--n", type=int, default=120, help="pictures of each, at most")
+    options = parser.parse_args()
+    run = load(options.run, "cpu")
+    heldout = log_prob(run, options.inside, options.n, heldout=True)
+    usual, inside = heldout[::2], heldout[1::2]
+    shape = (len(inside), run.config.data.channels, run.config.data.size, run.config.data.size)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    others = {"uniform noise": run.log_prob(noise)}
+    others |= {data: log_prob(run, data, options.n, heldout=False) for data in options.out}
+    result = {
+        "run": options.run,
+        "usual": len(usual),
+        "in": {"data": options.inside, "n": len(inside), "bits": (-heldout.mean(0) / np.log(2)).tolist()},
+        "out": {name: told_apart(usual, inside, other) for name, other in others.items()},
+    }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

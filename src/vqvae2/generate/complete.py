@@ -1,0 +1,338 @@
+"""Some codes of a picture kept, the others drawn: filling in a masked part, and variations that keep the coarse levels.
+
+    picture, mask --blank, encode--> codes, UNKNOWN in every cell that holds a masked pixel --+
+    picture, N --encode--> codes, UNKNOWN at all but the N coarsest levels -------------------+--> Kept
+    Kept --pass 1: prior.sample--> codes --passes 2, 3, ...: Metropolis-Hastings--> codes --decode, paste--> pictures
+
+Pass 1 draws in raster order, coarse to fine: a position sees what is kept above and to the left of it and at the
+coarser levels, and nothing of what is kept to its right, below it or at the finer levels. Every further pass mends that
+by moves which the whole picture's probability accepts or rejects (`fill`).
+
+Shapes: B completions, C image channels, H W image size, h w grid of a level, L levels, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Codes
+from vqvae2.errors import UserError
+from vqvae2.generate.sample import Sampling
+from vqvae2.prior.draw import check_seed, exact, guided, probabilities, uniforms
+from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
+
+_RUNS = 8  # into how many runs a pass cuts a level's unknown positions: shorter ones are accepted more often
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a picture.
+
+    Attributes:
+        image: [C, H, W] in [-1, 1], the picture.
+        mask: [H, W] bool, True where it is to be filled in; None if levels are kept.
+        shown: [C, H, W], what is known: the mask filled with the mean colour outside, or the kept levels decoded.
+        codes: of the one picture, [1, h, w] per level; `UNKNOWN` where a code is to be drawn.
+    """
+
+    image: Tensor
+    mask: Tensor | None
+    shown: Tensor
+    codes: Codes
+
+    @property
+    def redrawn(self) -> tuple[Tensor, ...]:
+        """[h, w] bool per level: where codes are drawn."""
+        return tuple(level[0] == UNKNOWN for level in self.codes.levels)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """Some of the completions.
+
+    Attributes:
+        numbers: which.
+        labels: [B], the classes given; None for "no label".
+        codes: of all levels.
+        decoded: [B, C, H, W] in [-1, 1], what the decoder makes of them.
+        images: the same with the picture's own pixels outside the mask; without a mask, `decoded`.
+        bits: [passes, B, 2, L], after each pass -log2 p of each level's codes given those before them and the class:
+            of all codes, then of the kept ones alone, whose bits say how well the drawn ones fit them (see `fill`).
+        accepted: [passes - 1, B] in 0 .. 1, the share of the moves of each further pass that were accepted.
+    """
+
+    numbers: range
+    labels: Tensor | None
+    codes: Codes
+    decoded: Tensor
+    images: Tensor
+    bits: Tensor
+    accepted: Tensor
+
+
+def keep_outside(autoencoder: VQVAE, image: Tensor, mask: Tensor) -> Kept:
+    """Keep the codes of every cell without a masked pixel.
+
+    The encoder never sees what is masked: it gets the mean colour of the other pixels there (0 if there are none).
+
+    Args:
+        image: [C, H, W] in [-1, 1].
+        mask: [H, W] bool, True where the picture is to be filled in.
+
+    Raises:
+        UserError: a mask of another size or type.
+        ConfigError: the strides do not divide the size, or the channels differ.
+    """
+    if mask.dtype != torch.bool or mask.shape != image.shape[1:]:
+        raise UserError(
+            f"expected a bool mask {list(image.shape[1:])}, found {mask.dtype} {list(mask.shape)}"
+        )
+    outside = image[:, ~mask]
+    mean = outside.mean(1) if outside.numel() else image.new_zeros(len(image))
+    shown = torch.where(mask, mean[:, None, None], image)
+    codes = autoencoder.encode(shown[None])
+    levels = []
+    for level in codes.levels:
+        h, w = level.shape[1:]
+        cells = mask.view(h, mask.shape[0] // h, w, mask.shape[1] // w).any(3).any(1)
+        levels.append(level.masked_fill(cells, UNKNOWN))
+    return Kept(image, mask, shown, Codes(tuple(levels)))
+
+
+def keep_coarse(autoencoder: VQVAE, image: Tensor, count: int) -> Kept:
+    """Keep the codes of the `count` coarsest levels.
+
+    Args:
+        image: [C, H, W] in [-1, 1].
+        count: 1 .. L - 1.
+
+    Raises:
+        UserError: `count` is out of range.
+        ConfigError: as `keep_outside`.
+    """
+    levels = autoencoder.config.levels
+    if not 1 <= count < levels:
+        expected = f"1..{levels - 1}" if levels > 1 else "a mask, as there is one level only"
+        raise UserError(f"number of coarse levels to keep: expected {expected}, found {count}")
+    codes = autoencoder.encode(image[None])
+    finer = (torch.full_like(level, UNKNOWN) for level in codes.levels[count:])
+    kept = Codes((*codes.levels[:count], *finer))
+    return Kept(image, None, autoencoder.decode(codes, count)[0], kept)
+
+
+def complete(
+    autoencoder: VQVAE,
+    prior: HierarchicalPrior,
+    kept: Kept,
+    n: int,
+    plan: list[int] | None,
+    seed: int,
+    sampling: Sampling,
+    passes: int = 1,
+) -> Iterator[Completed]:
+    """Complete a picture n times, batch by batch; completion i of a seed is the same at any n and batch size.
+
+    Args:
+        plan: class number of each; None for "no label".
+        seed: 0 .. 2^63 - 1.
+        passes: see `fill`.
+
+    Raises:
+        UserError: n, passes or seed out of range; several passes at temperature 0.
+    """
+    check_seed(seed)
+    if n < 1 or passes < 1:
+        raise UserError(
+            f"expected at least 1 completion and at least 1 pass, found n = {n} and passes = {passes}"
+        )
+    if passes > 1 and any(how.temperature == 0 for how in sampling.per_level(prior.geometry.levels)):
+        raise UserError("expected temperature > 0 for more than one pass: nothing moves at temperature 0")
+
+    def parts() -> Iterator[Completed]:
+        for start in range(0, n, sampling.batch):
+            numbers = range(start, min(n, start + sampling.batch))
+            labels = None if plan is None else torch.tensor([plan[i] for i in numbers])
+            codes, bits, accepted = fill(prior, kept.codes, numbers, labels, seed, sampling, passes)
+            decoded = autoencoder.decode(codes)
+            images = decoded if kept.mask is None else torch.where(kept.mask, decoded, kept.image)
+            yield Completed(numbers, labels, codes, decoded, images, bits, accepted)
+
+    return parts()
+
+
+@torch.no_grad()
+def fill(
+    prior: HierarchicalPrior,
+    given: Codes,
+    numbers: Sequence[int],
+    labels: Tensor | None,
+    seed: int,
+    sampling: Sampling,
+    passes: int = 1,
+) -> tuple[Codes, Tensor, Tensor]:
+    """Draw the unknown codes of a picture; known ones never change.
+
+    Pass 1 is `prior.sample`. A further pass goes through the levels, coarse to fine, and cuts the unknown positions of
+    each, in raster order, into runs that start at random. A move draws one run anew together with the unknown positions
+    below it at finer levels, as pass 1 does, and is accepted with probability
+
+        min(1, p(new) q(old | new) / p(old) q(new | old))        (Hastings 1970)
+
+    where q is the probability of the draw and p that of all codes under these settings without top-k and top-p. The runs
+    do not depend on the codes, so p(unknown | known) is left invariant: with plain settings the prior's own, under which
+    the known codes are on average at least as likely, given those before them, as after pass 1. top-k and top-p only
+    choose what is proposed: the chain stays among the codes that they let through.
+
+    Args:
+        prior: in eval mode.
+        given: codes of one picture, [1, h, w] per level; `UNKNOWN` where one is to be drawn.
+        numbers: which completions; B = their number.
+        labels: [B] class numbers; None for "no label".
+        seed: completion i of a seed is the same at any batch size.
+        passes: at least 1; more need a temperature above 0.
+
+    Returns:
+        The codes of B pictures; their bits and the share of moves that were accepted, as in `Completed`.
+    """
+    chain = _Chain(prior, given, numbers, labels, seed, sampling)
+    bits, accepted = [chain.bits()], []
+    for number in range(1, passes):
+        accepted.append(chain.turn(number))
+        bits.append(chain.bits())
+    moves = torch.stack(accepted) if accepted else torch.zeros(0, len(numbers))
+    return chain.codes, torch.stack(bits), moves
+
+
+class _Chain:
+    """B chains side by side, each a function of the seed and its number; the arguments are those of `fill`.
+
+    Attributes:
+        codes: where they are.
+        scores: of `codes`; empty until the first move.
+    """
+
+    def __init__(
+        self,
+        prior: HierarchicalPrior,
+        given: Codes,
+        numbers: Sequence[int],
+        labels: Tensor | None,
+        seed: int,
+        sampling: Sampling,
+    ) -> None:
+        self.prior, self.numbers, self.labels = prior, numbers, labels
+        self.seed, self.sampling = seed, sampling
+        kept = Codes(tuple(level.expand(len(numbers), -1, -1) for level in given.levels))
+        self.codes = self._draw(kept, seed)
+        self.unknown = [level[0] == UNKNOWN for level in given.to(self.codes.levels[0].device).levels]
+        self.scores: list[tuple[Tensor, Tensor]] = []
+
+    def bits(self) -> Tensor:
+        """[B, 2, L], as in `Completed`: the prior's own probability, whatever the settings."""
+        maps = self.prior.log_prob_map(self.codes, self.labels)
+        pairs = zip(maps, self.unknown, strict=True)
+        sums = [torch.stack([p.sum((1, 2)), p.masked_fill(hole, 0).sum((1, 2))], 1) for p, hole in pairs]
+        return -torch.stack(sums, 2) / math.log(2)
+
+    def turn(self, number: int) -> Tensor:
+        """One pass over all unknown positions; the share of moves that were accepted, [B]."""
+        tried, accepted = torch.zeros(2, len(self.numbers))
+        for level, mask in enumerate(self.unknown):
+            start = uniforms(_seed(self.seed, number, level, 0), self.numbers, 0, 1)[:, 0]
+            for place, run in enumerate(_runs(mask, start), 1):
+                accept = self._move(level, run, _seed(self.seed, number, level, place))
+                moved = run.flatten(1).any(1).cpu()
+                tried += moved
+                accepted += moved & accept.cpu()
+        share: Tensor = accepted / tried.clamp_min(1)
+        return share
+
+    def _move(self, level: int, run: Tensor, seed: int) -> Tensor:
+        """Propose a run [B, h, w] of a level with what is below it; who accepted, [B] bool."""
+        self.scores = self.scores or self._score(self.codes, 0)
+        holes = _below(run, self.unknown[level:])
+        around = (
+            x.masked_fill(hole, UNKNOWN) for x, hole in zip(self.codes.levels[level:], holes, strict=True)
+        )
+        proposal = self._draw(Codes((*self.codes.levels[:level], *around)), seed)
+        scores = self._score(proposal, level)
+        terms = [
+            (p - p_old + torch.where(hole.to(p.device), q_old - q, 0.0)).sum((1, 2))
+            for (p, q), (p_old, q_old), hole in zip(scores, self.scores[level:], holes, strict=True)
+        ]
+        ratio = torch.stack(terms).sum(0)  # not a number: what is not let through, for the same; refused
+        uniform = uniforms(seed, self.numbers, self.prior.geometry.levels, 1)[:, 0]
+        accept = uniform.log().to(ratio.device) < ratio
+        self.scores[level:] = [
+            (_choose(accept, p, p_old), _choose(accept, q, q_old))
+            for (p, q), (p_old, q_old) in zip(scores, self.scores[level:], strict=True)
+        ]
+        pairs = zip(proposal.levels, self.codes.levels, strict=True)
+        self.codes = Codes(tuple(_choose(accept, new, old) for new, old in pairs))
+        return accept
+
+    def _draw(self, given: Codes, seed: int) -> Codes:
+        return self.prior.sample(
+            self.numbers,
+            self.labels,
+            temperature=self.sampling.temperature,
+            top_k=self.sampling.top_k,
+            top_p=self.sampling.top_p,
+            guidance=self.sampling.guidance,
+            seed=seed,
+            given=given,
+        )
+
+    def _score(self, codes: Codes, first: int) -> list[tuple[Tensor, Tensor]]:
+        """Per level from `first` on, [B, h, w] float64: log p of each code without top-k and top-p, and with them."""
+        prior, settings = self.prior, self.sampling.per_level(self.prior.geometry.levels)
+        scores = []
+        for level, symbols in enumerate(codes.levels[first:], first):
+            how = settings[level]
+            logits = prior.logits(codes, level, self.labels).permute(0, 2, 3, 1)
+            if prior.guides(self.labels, how.guidance):
+                logits = guided(logits, prior.logits(codes, level).permute(0, 2, 3, 1), how.guidance)
+            logits = exact(logits)
+            index = symbols.to(logits.device)[..., None]
+            p = q = (logits / how.temperature).log_softmax(-1).gather(-1, index)[..., 0]
+            if how.top_k or how.top_p < 1:
+                let_through = probabilities(logits.flatten(0, 2), how.temperature, how.top_k, how.top_p)
+                q = let_through.log().view_as(logits).gather(-1, index)[..., 0]
+            scores.append((p, q))
+        return scores
+
+
+def _choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(accept.to(new.device)[:, None, None], new, old)
+
+
+def _runs(unknown: Tensor, start: Tensor) -> Iterator[Tensor]:
+    """Cut the unknown positions [h, w] in raster order into runs, [B, h, w] bool each; `start` [B] in [0, 1) shifts them."""
+    count = int(unknown.sum())
+    length = max(1, -(-count // _RUNS))
+    rank = unknown.flatten().cumsum(0) - 1
+    run = (rank + (start * length).long().to(rank.device)[:, None]) // length
+    for number in range((count + length - 2) // length + 1 if count else 0):
+        yield ((run == number) & unknown.flatten()).view(-1, *unknown.shape)
+
+
+def _below(run: Tensor, unknown: Sequence[Tensor]) -> list[Tensor]:
+    """A run of a level [B, h, w], and the unknown positions in its cells at each finer level; `unknown` is of them all."""
+    h, w = run.shape[1:]
+    return [
+        run.repeat_interleave(mask.shape[0] // h, 1).repeat_interleave(mask.shape[1] // w, 2) & mask
+        for mask in unknown
+    ]
+
+
+def _seed(seed: int, *move: int) -> int:
+    """A seed of its own for each move (pass, level, run) of a seed."""
+    words = np.random.SeedSequence((seed % 2**32, seed >> 32, *move)).generate_state(1, np.uint64)
+    return int(words[0]) >> 1

@@ -1,0 +1,69 @@
+"""Typicality: neither too unlikely nor too likely; and the area under the ROC curve against all pairs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vqvae2.evaluate.typicality import Typical, auroc
+
+scores = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
+
+
+def noise(n: int, seed: int = 0) -> Tensor:
+    """log p of n pictures at two levels: about -300 and -900, which vary by 30 and 50."""
+    normal = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+    return normal * torch.tensor([30.0, 50.0]) + torch.tensor([-300.0, -900.0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores, scores)
+def test_auroc_is_the_share_of_pairs_in_order(inside: list[int], outside: list[int]) -> None:
+    pairs = [(o > i) + (o == i) / 2 for i in inside for o in outside]
+    found = auroc(torch.tensor(inside).double(), torch.tensor(outside).double())
+    assert found == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert auroc(torch.tensor(outside), torch.tensor(inside)) == pytest.approx(1 - found, abs=1e-12)
+
+
+def test_auroc_of_nothing() -> None:
+    for inside, outside in ((torch.zeros(0), torch.ones(2)), (torch.ones(2), torch.zeros(0))):
+        with pytest.raises(ValueError, match="at least one score"):
+            auroc(inside, outside)
+
+
+def test_too_likely_is_as_untypical_as_too_unlikely() -> None:
+    typical = Typical(noise(500))
+    middle, far = typical.mean[None], 6 * typical.deviation
+    assert typical.score(middle).item() == 0
+    assert typical.typicality(middle).item() == 1
+    for level in (0, 1):
+        for sign in (-1, 1):
+            other = middle.clone()
+            other[0, level] += sign * far[level]
+            assert typical.score(other).item() == pytest.approx(6)
+            assert typical.typicality(other).item() == pytest.approx(1 / 501, abs=2e-3)
+
+
+def test_every_level_counts_in_its_own_deviations() -> None:
+    """However much smaller its bits are than another level's."""
+    typical = Typical(noise(500) * torch.tensor([1.0, 100.0]))
+    a, b = typical.mean[None].repeat(2, 1)
+    a[0] += 4 * typical.deviation[0]
+    b[1] += 4 * typical.deviation[1]
+    assert torch.allclose(*typical.score(torch.stack([a, b])))
+
+
+def test_typicality_of_pictures_like_the_held_out_ones_is_even() -> None:
+    """As a p-value: below a with probability a."""
+    found = Typical(noise(2000)).typicality(noise(2000, seed=1))
+    for a in (0.05, 0.2, 0.5, 0.9):
+        assert float((found <= a).double().mean()) == pytest.approx(a, abs=0.035)
+
+
+def test_a_level_that_never_varies() -> None:
+    typical = Typical(torch.tensor([[-1.0, -5.0], [-1.0, -7.0]]))
+    assert len(typical) == 2
+    assert typical.score(torch.tensor([[-1.0, -6.0]])).isfinite().all()
