@@ -211,16 +211,15 @@ def sample(
     """Draw new pictures: one PNG each with its codes, a grid of the first 256, and samples.json, a list of what they are.
 
     The same command again draws only what is missing, so a long one may be stopped and gone on with, or asked for
-    more. `torchrun --nproc-per-node P -m vqvae2 sample ...` shares the work out to P processes.
+    more. `torchrun --nproc-per-node P -m -- vqvae2 sample ...` shares the work out to P processes.
     """
-    from accelerate import PartialState
-
     from vqvae2.gallery import SampleFolder
     from vqvae2.generate.sample import batches, class_number, label_plan
     from vqvae2.run import load
+    from vqvae2.train.loop import make_accelerator
     from vqvae2.train.progress import Reporter
 
-    state = PartialState()
+    state = make_accelerator()
     loaded = load(run, state.device)
     sampling = _sampling(loaded, batch, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     plan = label_plan(label, n, loaded.classes)

@@ -118,7 +118,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", _WORKER, str(data), str(place)],
-            env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
+            env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank},
             stderr=subprocess.PIPE, text=True,
         )
         for rank in ("0", "1")

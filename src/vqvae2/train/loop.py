@@ -100,7 +100,12 @@ def make_accelerator(precision: str = "no", compiled: bool = False) -> Accelerat
     long = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while one process decodes
     backend = "inductor" if compiled else None
     try:
-        accelerator = Accelerator(mixed_precision=precision, dynamo_backend=backend, kwargs_handlers=[long])
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # unasked, accelerate makes no group of CPU processes
+            mixed_precision=precision,
+            dynamo_backend=backend,
+            kwargs_handlers=[long],
+        )
     except ValueError as error:
         raise TrainingError(f"cannot train in precision {precision!r}: {error}") from error
     if precision == "fp16" and accelerator.device.type == "cpu":  # which accelerate would take for "no"
