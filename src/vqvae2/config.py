@@ -275,6 +275,11 @@ class TrainConfig(_Model):
 class AutoencoderTrainConfig(TrainConfig):
     """Stage 1's training."""
 
+    start: str = Field(
+        "",
+        description="run folder whose autoencoder is the beginning, codebooks included: to go on with other pictures or "
+        "of another size; its model must be the same",
+    )
     perceptual: float = Field(
         0.0,
         ge=0,

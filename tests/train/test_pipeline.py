@@ -216,6 +216,26 @@ def test_the_codes_are_what_the_published_autoencoder_makes(whole: Path, data: P
     assert not torch.equal(first, again), "the second copy is shifted and mirrored"
 
 
+def test_stage_1_begins_with_the_weights_of_another_run(tmp_path: Path, data: Path) -> None:
+    """Of pictures of another size: after a step of learning rate next to nothing they are still the same."""
+    config = tiny(train={"lr": 1e-12, "warmup": 0}, autoencoder={"decay": 0.999999, "revive": False})
+    train(str(data), tmp_path / "first", config, reporter=Spoken(), until="autoencoder")
+    begin = {"start": str(tmp_path / "first"), "steps": 1}
+    more = changed(config, data={"size": 32}, train_autoencoder=begin, seed=5)
+    train(str(data), tmp_path / "second", more, reporter=Spoken(), until="autoencoder")
+    first, second = (load_tensors(model_file(tmp_path / name))[0] for name in ("first", "second"))
+    for name in first:
+        if not name.endswith(("ema_count", "ema_sum", "counter", "distortion")):
+            assert torch.allclose(first[name], second[name], atol=0.02), name  # codes move a little
+    other = changed(config, train_autoencoder=begin, autoencoder={"hidden": 16})
+    for wrong, told in (
+        (other, "first"),
+        (changed(config, train_autoencoder={"start": "nowhere"}), "no weights at nowhere"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            train("no pictures either", tmp_path / "third", wrong, reporter=Spoken())
+
+
 def test_priors_that_are_not_conditional_know_no_class(tmp_path: Path, data: Path) -> None:
     """Though the pictures have classes: the same priors as of pictures without, and sampling takes no label."""
     config = changed(tiny(), prior={"conditional": False})

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
@@ -72,12 +73,16 @@ def train(
     if finished(folder, config):
         reporter.say(f"{folder}: all is done; nothing to train")
         return
-    weights = "" if model_file(folder).exists() else config.train_autoencoder.perceptual_weights
-    distance = PerceptualDistance.read(weights) if weights else None  # first: a wrong path is found at once
+    given = None if model_file(folder).exists() else _given(config)  # first: a wrong path is found at once
     images = _open(data, folder, config, accelerator, reporter)
     try:
         config = with_classes(folder, config, images, accelerator)
-        autoencoder, digest = _stage1(folder, config, images, distance, accelerator, reporter)
+        if given:
+            part, objective = folder / "autoencoder", AutoencoderObjective(config, images, given[0])
+            if given[1]:
+                checkpoint.load_weights(objective.model, given[1], config.train_autoencoder.start)
+            _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
+        autoencoder, digest = load_autoencoder(folder, config, accelerator.device)
         if until == "autoencoder":
             return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
@@ -144,19 +149,15 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
     return images
 
 
-def _stage1(
-    folder: Path,
-    config: Config,
-    images: ImageSet,
-    distance: PerceptualDistance | None,
-    accelerator: Accelerator,
-    reporter: Reporter,
-) -> tuple[VQVAE, str]:
-    part = folder / "autoencoder"
-    if not model_file(folder).exists():
-        objective = AutoencoderObjective(config, images, distance)
-        _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
-    return load_autoencoder(folder, config, accelerator.device)
+def _given(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]]:
+    """What stage 1 is given beside pictures: its perceptual distance, and the weights it begins with ({}: at random)."""
+    settings = config.train_autoencoder
+    weights, start = settings.perceptual_weights, settings.start
+    distance = PerceptualDistance.read(weights) if weights else None
+    begin = checkpoint.load_tensors(model_file(Path(start)))[0] if start else {}
+    if begin:
+        checkpoint.load_weights(VQVAE(config.autoencoder), begin, start)  # says what does not fit
+    return distance, begin
 
 
 def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) -> None:
