@@ -77,12 +77,7 @@ def train(
     images = _open(data, folder, config, accelerator, reporter)
     try:
         config = with_classes(folder, config, images, accelerator)
-        if given:
-            part, objective = folder / "autoencoder", AutoencoderObjective(config, images, given[0])
-            if given[1]:
-                checkpoint.load_weights(objective.model, given[1], config.train_autoencoder.start)
-            _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
-        autoencoder, digest = load_autoencoder(folder, config, accelerator.device)
+        autoencoder, digest = _stage1(folder, config, images, given, accelerator, reporter)
         if until == "autoencoder":
             return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
@@ -158,6 +153,22 @@ def _given(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]
     if begin:
         checkpoint.load_weights(VQVAE(config.autoencoder), begin, start)  # says what does not fit
     return distance, begin
+
+
+def _stage1(
+    folder: Path,
+    config: Config,
+    images: ImageSet,
+    given: tuple[PerceptualDistance | None, dict[str, Tensor]] | None,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> tuple[VQVAE, str]:
+    if given:
+        part, objective = folder / "autoencoder", AutoencoderObjective(config, images, given[0])
+        if given[1]:
+            checkpoint.load_weights(objective.model, given[1], config.train_autoencoder.start)
+        _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
+    return load_autoencoder(folder, config, accelerator.device)
 
 
 def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) -> None:
