@@ -130,7 +130,7 @@ def stored_digest(path: str | Path) -> str:
         with safetensors.safe_open(Path(path), framework="pt") as file:
             return str((file.metadata() or {}).get("digest", ""))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {_reason(error)}") from error
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
