@@ -409,3 +409,14 @@ def test_an_optimizer_that_has_not_begun() -> None:
     optimizer = torch.optim.AdamW([weight], 0.1)
     unpack_optimizer(optimizer, tensors, json.loads(json.dumps(metadata)))
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_the_stored_digest_is_that_of_the_content(tmp_path: Path) -> None:
+    """Read without the tensors; and a file that holds none is said to be damaged."""
+    tensors = {"a": torch.arange(6.0).view(2, 3)}
+    digest = checkpoint.save_tensors(tmp_path / "x.safetensors", tensors, {"n": 1})
+    assert checkpoint.stored_digest(tmp_path / "x.safetensors") == digest
+    (tmp_path / "y.safetensors").write_bytes(b"short")
+    for name in ("y", "none"):
+        with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+            checkpoint.stored_digest(tmp_path / f"{name}.safetensors")
