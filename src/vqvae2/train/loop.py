@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -132,11 +132,15 @@ def fit(
     accelerator: Accelerator,
     reporter: Reporter,
     seed: int,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Train until the steps are done or the held-out score stops improving.
 
     The best weights by held-out score are in `objective.model` afterwards. The state is saved in
     `folder`/checkpoints at every evaluation and on interruption; a state found there is resumed.
+
+    Args:
+        clock: seconds that count for `minutes`.
 
     Raises:
         Interrupted: Ctrl-C (or SIGTERM) was caught and the state saved.
@@ -149,7 +153,7 @@ def fit(
         )
     with torch.random.fork_rng(devices=[], enabled=True), _signals() as stop:
         try:
-            return _Trainer(objective, config, folder, accelerator, reporter, seed, stop).run()
+            return _Trainer(objective, config, folder, accelerator, reporter, seed, stop).run(clock)
         finally:
             accelerator.free_memory()
 
@@ -189,10 +193,10 @@ class _Trainer:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.raw, buffers)
         self.model, self.prepared = accelerator.prepare(self.raw, self.optimizer)
 
-    def run(self) -> Outcome:
+    def run(self, clock: Callable[[], float]) -> Outcome:
         """Steps until done; see `fit`."""
         config, outcome = self.config, self.outcome
-        begun, before = time.monotonic(), outcome.seconds
+        begun, before = clock(), outcome.seconds
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.objective.batches(outcome.step, rank, world)
         with self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
@@ -200,7 +204,7 @@ class _Trainer:
                 rate = learning_rate(config, outcome.step, self.seconds)
                 logs = self._step(next(batches), rate)
                 outcome.step += 1
-                outcome.seconds = before + time.monotonic() - begun
+                outcome.seconds = before + clock() - begun
                 self.seconds = self._agreed_seconds()
                 self._sum(logs)
                 self._log(self.objective.after_step(outcome.step, self.accelerator))
