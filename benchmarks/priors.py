@@ -3,8 +3,8 @@
     python benchmarks/priors.py RUN --rosinality FOLDER --level 0 [--minutes 30] [--lr 3e-4] [--set KEY=VALUE ...]
 
 RUN is a run folder with a code store (`vqvae2 train`). Both are scaled to about 3 million parameters: theirs by its width,
-with its other defaults and its training loop (Adam, constant rate, no clipping); ours by the settings below, trained by our
-loop. Neither is given the classes, which theirs cannot take, unless --classes gives them to ours. Both run at once, each in a
+with its other defaults and its training loop (Adam, constant rate, no clipping); ours by the settings below, with the inner
+width that brings it nearest to theirs, trained by our loop. Neither is given the classes, which theirs cannot take, unless --classes gives them to ours. Both run at once, each in a
 process of its own with one thread on one core. The clock counts the processor's time of that thread, which other work on
 the machine does not change, and stands still while held-out pictures are judged. The weights of the best judgement count, for
 both. Keeps results/priors-NAME-level-L.json, NAME being the run folder's.
@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from vqvae2.config import Config, override, parse
 from vqvae2.data.store import CodeStore, open_store
+from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.folder import read_run
 from vqvae2.train.loop import fit, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
@@ -48,11 +49,12 @@ TRAINING = {
 }  # fmt: skip
 
 
-def settings(options: argparse.Namespace) -> Config:
-    """The run's configuration with the prior of this comparison."""
+def settings(options: argparse.Namespace, residual: int = 128) -> Config:
+    """The run's configuration with the prior of this comparison, of that inner width."""
     value = read_run(options.run)[1].model_dump(mode="json")
     level = options.level
     value["prior"]["levels"][level] |= OURS | ({"attention_every": 0} if level else {"condition_blocks": 0})
+    value["prior"]["levels"][level]["residual"] = residual
     value["train_prior"][level] |= TRAINING | {"minutes": options.minutes}
     if not options.classes:
         value["prior"]["classes"] = 0
@@ -81,39 +83,57 @@ class Judged(PriorObjective):
 
 def ours(options: argparse.Namespace, store: CodeStore) -> dict[str, Any]:
     """Train ours."""
-    config = settings(options)
+    aim = count(their_model(options, store))
+
+    def size(residual: int) -> int:
+        config = settings(options, residual)
+        with torch.device("meta"):
+            return count(
+                make_level(
+                    config.prior.levels[options.level], store.geometry, options.level, config.prior.classes
+                )
+            )
+
+    config = settings(options, min(range(64, 257, 4), key=lambda residual: abs(size(residual) - aim)))
     objective = Judged(config, store, options.level)
     training = config.train_prior[options.level]
     with tempfile.TemporaryDirectory() as folder:
-        outcome = fit(objective, training, Path(folder), make_accelerator(), Reporter(), config.seed, objective.clock)
+        outcome = fit(
+            objective, training, Path(folder), make_accelerator(), Reporter(), config.seed, objective.clock
+        )
         lines = read_metrics(Path(folder) / "metrics.jsonl")
     curve = [(line["step"], line["heldout_bits"]) for line in lines if "heldout_bits" in line]
-    parameters = sum(p.numel() for p in objective.model.parameters())
     return {
-        "parameters": parameters, "steps": outcome.step, "bits": outcome.figures["heldout_bits"], "curve": curve,
+        "parameters": count(objective.model), "steps": outcome.step, "bits": outcome.figures["heldout_bits"], "curve": curve,
         "seconds": outcome.seconds, "prior": config.prior.levels[options.level].model_dump(),
         "training": training.model_dump(),
     }  # fmt: skip
 
 
-def theirs(options: argparse.Namespace, store: CodeStore) -> dict[str, Any]:
-    """Train rosinality's as its train_pixelsnail.py does, on the same batches."""
+def their_model(options: argparse.Namespace, store: CodeStore) -> nn.Module:
+    """rosinality's of the width that brings it nearest to PARAMETERS."""
     sys.path.insert(0, str(options.rosinality))
     kind = importlib.import_module("pixelsnail").PixelSNAIL
-    config, level = settings(options), options.level
-    shape, codes = list(store.geometry.grids[level]), store.geometry.vocabulary[level]
+    shape, codes = list(store.geometry.grids[options.level]), store.geometry.vocabulary[options.level]
 
     def build(width: int) -> nn.Module:
-        more = {"attention": False, "n_cond_res_block": 3, "cond_res_channel": width} if level else {}
+        more = {"attention": False, "n_cond_res_block": 3, "cond_res_channel": width} if options.level else {}
         net: nn.Module = kind(shape, codes, width, 5, 4, 4, width, dropout=0.1, **more)
         return net
 
-    def count(width: int) -> int:
-        return sum(p.numel() for p in build(width).parameters())
+    return min((build(width) for width in range(40, 81, 8)), key=lambda net: abs(count(net) - PARAMETERS))
 
-    width = min(range(16, 129, 8), key=lambda w: abs(count(w) - PARAMETERS))
+
+def count(net: nn.Module) -> int:
+    """Parameters."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def theirs(options: argparse.Namespace, store: CodeStore) -> dict[str, Any]:
+    """Train rosinality's as its train_pixelsnail.py does, on the same batches."""
+    config, level = settings(options), options.level
     torch.manual_seed(config.seed)
-    model = build(width)
+    model = their_model(options, store)
     optimizer = torch.optim.Adam(model.parameters(), options.lr)
     source = PriorObjective(config, store, level)
     batches, batch = source.batches(0, 0, 1), config.train_prior[level].batch
@@ -131,7 +151,7 @@ def theirs(options: argparse.Namespace, store: CodeStore) -> dict[str, Any]:
             grids = tuple(g.long() for g in store.codes(store.heldout[start : start + batch]).levels)
             total += float(functional.cross_entropy(logits(grids), grids[level], reduction="sum"))
         model.train()
-        return total / len(store.heldout) / math.prod(shape) / math.log(2)
+        return total / len(store.heldout) / math.prod(store.geometry.grids[level]) / math.log(2)
 
     curve: list[tuple[int, float]] = []
     step, spent, model = 0, 0.0, model.train()
@@ -149,9 +169,8 @@ def theirs(options: argparse.Namespace, store: CodeStore) -> dict[str, Any]:
                 file=sys.stderr,
                 flush=True,
             )
-    parameters = sum(p.numel() for p in model.parameters())
     return {
-        "parameters": parameters, "width": width, "steps": step, "bits": min(bits for _, bits in curve),
+        "parameters": count(model), "steps": step, "bits": min(bits for _, bits in curve),
         "curve": curve, "seconds": spent, "lr": options.lr,
     }  # fmt: skip
 
