@@ -35,8 +35,10 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [B, C, ...] times weight [O, C] at each position: [B, O, ...]."""
     if x.ndim == 2:
         return functional.linear(x, weight, bias)
-    conv = functional.conv2d if x.ndim == 4 else functional.conv1d
-    return conv(x, weight.view(*weight.shape, *([1] * (x.ndim - 2))), bias)
+    if x.ndim == 3:
+        y = torch.matmul(weight, x)
+        return y if bias is None else y + bias[:, None]
+    return functional.conv2d(x, weight[:, :, None, None], bias)
 
 
 class Pointwise(nn.Module):
@@ -78,10 +80,16 @@ class VerticalConv(nn.Module):
         return x.new_zeros(x.shape[0], x.shape[1], self.above, x.shape[2])
 
     def step(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """The next row: [B, C, W] and the rows above -> [B, O, W] and the new cache."""
+        """The next row: [B, C, W] and the rows above -> [B, O, W] and the new cache.
+
+        One large product: on a CPU about twice as fast as a convolution over so few rows.
+        """
         rows = torch.cat([cache, x[:, :, None]], 2)
-        result: Tensor = self.conv(functional.pad(rows, (self.side, self.side)))
-        return result[:, :, 0], rows[:, :, 1:]
+        wide = functional.pad(rows, (self.side, self.side)).unfold(3, 2 * self.side + 1, 1)  # [B, C, rows, W, kernel]
+        weight = self.conv.weight.flatten(1)
+        taps = wide.permute(1, 2, 4, 0, 3).reshape(weight.shape[1], x.shape[0] * x.shape[2])
+        result = torch.addmm(self.conv.bias[:, None], weight, taps)
+        return result.view(len(weight), x.shape[0], x.shape[2]).transpose(0, 1), rows[:, :, 1:]
 
 
 class HorizontalConv(nn.Module):
