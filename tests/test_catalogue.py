@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.catalogue import choose, preset, presets
 from vqvae2.config import Config, ConfigError, TrainConfig, parse
 from vqvae2.prior.causal import CausalAttention, GatedLayer, PointwiseBlock
+from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.pixelcnn import PixelCNN
 
 SIDES = (32, 64, 128, 256)
@@ -288,6 +290,45 @@ def test_the_papers_models_are_nothing_but_the_papers(name: str, classes: int) -
     assert [level.attention_every for level in config.prior.levels] == ([5, 0] if classes else [5, 20, 0])
     # the middle level's heads are not in the table: as elsewhere (docs/decisions.md)
     assert {level.heads for level in config.prior.levels} == {8}
+
+
+def weights(config: Config, level: int) -> int:
+    """Of a PixelCNN, by the formulas of its layers: convolutions and products with their biases, norms without."""
+    settings, geometry = config.prior.levels[level], config.geometry
+    c, r, k, classes = settings.hidden, settings.residual, settings.kernel, config.prior.classes
+    rows = k // 2 + 1
+    (height, width), vocabulary = geometry.grids[level], geometry.vocabulary
+    gated = rows * k * c * 2 * r + rows * c * 2 * r + 2 * 2 * r + c * 2 * r + 2 * (r * c + c) + 2 * c
+    gated += c * 4 * r if classes or level else 0
+    attention = c * 3 * c + c * c + c + c
+    stack = settings.output_layers * (2 * c * r + r + 2 * c) + c + c * c + c
+    tables = vocabulary[level] * (c + 1) + (height + width) * c + (classes + 1 if classes else 0) * c
+    condition = 0
+    if level:
+        h, w = geometry.grids[level - 1]
+        ups = [fine // coarse for (coarse, _), (fine, _) in itertools.pairwise(geometry.grids[: level + 1])]
+        block = c + 9 * c * r + r + r * c + c
+        condition = sum(vocabulary[:level]) * c + h * w * c + settings.condition_blocks * block
+        condition += sum(up * up * c * c + c for up in ups)
+    attentions = settings.layers // settings.attention_every if settings.attention_every else 0
+    return settings.layers * gated + attentions * attention + stack + tables + condition
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_priors_of_a_preset_have_the_weights_that_their_formulas_say(name: str) -> None:
+    config = preset(name)
+    with torch.device("meta"):
+        prior = HierarchicalPrior(config.prior, config.geometry)
+    found = [sum(p.numel() for p in level.parameters()) for level in prior.levels]
+    assert found == [weights(config, level) for level in range(config.autoencoder.levels)]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("imagenet256", [970.2, 569.3]), ("ffhq1024", [843.8, 506.9, 278.1])]
+)
+def test_the_papers_priors_in_millions_of_weights(name: str, millions: list[float]) -> None:
+    config = preset(name)
+    assert [round(weights(config, level) / 1e6, 1) for level in range(len(millions))] == millions
 
 
 @given(pictures=st.integers(0, 10**8), pixels=st.integers(0, 10**5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -25,6 +25,8 @@ sys.path.append(str(Path(__file__).parents[1] / "prior"))
 
 from prior_helpers import every_code, hierarchy, random_codes
 
+Kind = Literal["pixelcnn", "transformer"]
+kinds = pytest.mark.parametrize("kind", get_args(Kind))
 ALL, NONE = torch.ones(8, 4, dtype=torch.bool), torch.zeros(8, 4, dtype=torch.bool)
 
 
@@ -47,10 +49,11 @@ def completed(
     seed: int = 0,
     passes: int = 1,
     classes: int = 2,
+    kind: Kind = "pixelcnn",
     **options: Any,
 ) -> Completed:
     """All parts in one."""
-    parts = list(complete(*models(classes), kept, n, plan, seed, Sampling(**options), passes))
+    parts = list(complete(*models(classes, kind=kind), kept, n, plan, seed, Sampling(**options), passes))
     return Completed(
         range(n),
         None if plan is None else torch.cat([p.labels for p in parts if p.labels is not None]),
@@ -71,14 +74,15 @@ def kept_stay(kept: Kept, codes: Codes) -> bool:
 # --- what is kept ---
 
 
-def test_an_empty_mask_keeps_the_pictures_codes() -> None:
-    autoencoder, _ = models()
+@kinds
+def test_an_empty_mask_keeps_the_pictures_codes(kind: Kind) -> None:
+    autoencoder, _ = models(kind=kind)
     image = picture()
     kept = keep_outside(autoencoder, image, NONE)
     assert same(kept.codes, autoencoder.encode(image[None]))
     assert torch.equal(kept.shown, image)
-    found = completed(kept, passes=2)
-    assert kept_stay(kept, found.codes)
+    found = completed(kept, passes=2, kind=kind)
+    assert same(found.codes, Codes(tuple(level.expand(5, -1, -1) for level in kept.codes.levels)))
     assert torch.equal(found.images, image.expand(5, -1, -1, -1))
     assert torch.equal(found.bits[:, :, 0], found.bits[:, :, 1])
     assert found.accepted.tolist() == [[0] * 5]
@@ -167,10 +171,11 @@ def test_a_picture_of_another_size_or_colour() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.5}, {"guidance": 4.0}]
 )
-def test_a_full_mask_is_sampling(options: dict[str, Any]) -> None:
-    autoencoder, prior = models()
+@kinds
+def test_a_full_mask_is_sampling(kind: Kind, options: dict[str, Any]) -> None:
+    autoencoder, prior = models(kind=kind)
     plan = [0, 1, 1, 0, 1]
-    found = completed(keep_outside(autoencoder, picture(), ALL), plan=plan, seed=3, **options)
+    found = completed(keep_outside(autoencoder, picture(), ALL), plan=plan, seed=3, kind=kind, **options)
     assert same(found.codes, prior.sample(5, torch.tensor(plan), seed=3, **options))
     assert torch.allclose(found.images, autoencoder.decode(found.codes), atol=1e-5)
 
@@ -183,11 +188,12 @@ def test_without_a_class() -> None:
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_kept_codes_and_pixels_stay(passes: int) -> None:
-    autoencoder, _ = models()
+@kinds
+def test_kept_codes_and_pixels_stay(kind: Kind, passes: int) -> None:
+    autoencoder, _ = models(kind=kind)
     image, mask = picture(), corner()
     kept = keep_outside(autoencoder, image, mask)
-    found = completed(kept, passes=passes)
+    found = completed(kept, passes=passes, kind=kind)
     assert kept_stay(kept, found.codes)
     assert torch.allclose(found.decoded, autoencoder.decode(found.codes), atol=1e-5)
     assert torch.equal(found.images[:, :, ~mask], image[:, ~mask].expand(5, -1, -1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,12 +23,22 @@ from vqvae2.prior.hierarchy import HierarchicalPrior
 ANIMALS = ["Cat", "dog", "Guinea pig", "horse", "Seal", "sea lion"]
 
 
-def models(classes: int = 2, dropout: float = 0.0) -> tuple[VQVAE, HierarchicalPrior]:
+def models(
+    classes: int = 2, dropout: float = 0.0, kind: Literal["pixelcnn", "transformer"] = "pixelcnn"
+) -> tuple[VQVAE, HierarchicalPrior]:
     """A small pipeline for images of 8 x 4 with random weights, in eval mode."""
     torch.manual_seed(0)
     autoencoder = VQVAE(AutoencoderConfig(strides=(2, 2), codes=(5, 7), code_dim=4, hidden=6, residual=3))
     level = LevelPriorConfig(
-        hidden=8, residual=6, layers=2, kernel=3, attention_every=2, heads=2, dropout=dropout, output_layers=1
+        kind=kind,
+        hidden=8,
+        residual=6,
+        layers=2,
+        kernel=3,
+        attention_every=2,
+        heads=2,
+        dropout=dropout,
+        output_layers=1,
     )
     prior = HierarchicalPrior(PriorConfig(levels=(level, level), classes=classes), autoencoder.geometry(8, 4))
     with torch.no_grad():

@@ -8,6 +8,7 @@ from prior_helpers import TOLERANCE, area, influences, noise, positions, randomi
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vqvae2.prior import causal
 from vqvae2.prior.causal import (
     CausalAttention,
     ChannelNorm,
@@ -16,6 +17,7 @@ from vqvae2.prior.causal import (
     Pointwise,
     PointwiseBlock,
     VerticalConv,
+    attend,
     gate,
 )
 
@@ -322,3 +324,36 @@ def test_dropout_is_on_the_attention_weights_too() -> None:
     kept = change != 0
     assert 0.2 < kept.double().mean() < 0.8
     assert not torch.isclose(change[kept], calm[kept]).any()
+
+
+# --- without N x N scores ---
+
+
+@pytest.mark.parametrize("part", [1, 5, 8, 20, 21])
+def test_attention_in_parts_is_attention(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each query among the keys up to its own, wherever the parts end; so are its gradients."""
+    monkeypatch.setattr(causal, "_PART", part)
+    q, k, v = (noise(2, 3, 20, 4, seed=seed).requires_grad_() for seed in (1, 2, 3))
+    whole, parts = attend(q, k, v, 0.0), attend(q, k, v, 1e-12)  # a dropout that never comes
+    assert torch.allclose(whole, parts, atol=1e-9)
+    mix = noise(*whole.shape, seed=4)
+    for a, b in zip(*(torch.autograd.grad((y * mix).sum(), (q, k, v)) for y in (whole, parts)), strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
+def test_parts_drop_weights_and_drop_the_same_again_in_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes out is linear in the values, with the coefficients that are the gradient; on average nothing is lost."""
+    monkeypatch.setattr(causal, "_PART", 4)
+    torch.manual_seed(0)
+    q, k, v = (noise(400, 1, 10, 4, seed=seed)[:1].expand(400, -1, -1, -1) for seed in (1, 2, 3))
+    v = v.clone().requires_grad_()
+    y = attend(q, k, v, 0.3)
+    mix = noise(*y.shape, seed=4)
+    (gradient,) = torch.autograd.grad((y * mix).sum(), v)
+    assert torch.allclose((gradient * v).sum((1, 2, 3)), (y * mix).sum((1, 2, 3)), atol=1e-9)
+    plain = attend(q[:1], k[:1], v[:1], 0.0)
+    assert (y - plain).abs().mean() > 0.1
+    error = (y.mean(0) - plain[0]).abs() / (y.std(0) / 20)
+    assert error.max() < 5

@@ -271,8 +271,9 @@ def test_sampling_a_chain_of_three_levels_the_slow_way() -> None:
     assert same(prior.sample([5, 1], seed=2), naive_sample(prior, [5, 1], None, 2))
 
 
-def test_cold_sampling_takes_the_most_likely_code_each_time() -> None:
-    prior, _ = prior_of()
+@pytest.mark.parametrize("kind", KINDS)
+def test_cold_sampling_takes_the_most_likely_code_each_time(kind: dict[str, Any]) -> None:
+    prior, _ = prior_of(**kind)
     codes = prior.sample(4, torch.tensor([0, 1, 0, 1]), temperature=0.0, seed=1)
     for level in (0, 1):
         assert torch.equal(
@@ -320,9 +321,10 @@ def test_the_global_seed_does_not_matter_and_is_not_moved() -> None:
 # --- guidance ---
 
 
-def test_guidance_one_is_off() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_one_is_off(kind: dict[str, Any]) -> None:
     """Exactly one takes a short cut; as good as one does not, and draws the same."""
-    prior, _ = prior_of()
+    prior, _ = prior_of(**kind)
     labels = torch.tensor([0, 1] * 4)
     plain = prior.sample(8, labels, seed=3)
     assert same(plain, prior.sample(8, labels, seed=3, guidance=1.0))
@@ -330,8 +332,9 @@ def test_guidance_one_is_off() -> None:
     assert not same(plain, prior.sample(8, labels, seed=3, guidance=8.0))
 
 
-def test_guidance_zero_is_no_label() -> None:
-    prior, _ = prior_of()
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_zero_is_no_label(kind: dict[str, Any]) -> None:
+    prior, _ = prior_of(**kind)
     labels = torch.tensor([0, 1] * 4)
     free = prior.sample(8, seed=3)
     assert same(free, prior.sample(8, labels, seed=3, guidance=0.0))
@@ -381,9 +384,10 @@ def test_given_levels_with_guidance() -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_given_codes_are_kept_and_the_unknown_ones_drawn(guidance: float) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_given_codes_are_kept_and_the_unknown_ones_drawn(kind: dict[str, Any], guidance: float) -> None:
     """Any positions of any levels; numbers belong to a position, so the same seed draws the same there."""
-    prior = hierarchy(((1, 2), (2, 4), (4, 4)), 2)
+    prior = hierarchy(((1, 2), (2, 4), (4, 4)), 2, **kind)
     labels, holes = torch.tensor([0, 1, 0, 1]), random_codes(prior.geometry, 4, seed=5)
     whole = prior.sample(4, labels, seed=1, guidance=guidance)
 
@@ -400,14 +404,16 @@ def test_given_codes_are_kept_and_the_unknown_ones_drawn(guidance: float) -> Non
         assert torch.equal(before[hole % 2 == 1], after[hole % 2 == 1])
 
 
-def test_nothing_known_is_nothing_given() -> None:
-    prior, codes = prior_of(4)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_known_is_nothing_given(kind: dict[str, Any]) -> None:
+    prior, codes = prior_of(4, **kind)
     unknown = Codes(tuple(torch.full_like(level, UNKNOWN) for level in codes.levels))
     assert same(prior.sample(4, seed=1, given=unknown), prior.sample(4, seed=1))
 
 
-def test_all_given_is_all_kept() -> None:
-    prior, codes = prior_of(4)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_given_is_all_kept(kind: dict[str, Any]) -> None:
+    prior, codes = prior_of(4, **kind)
     assert same(prior.sample(4, seed=1, given=codes), codes)
 
 

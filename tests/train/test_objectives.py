@@ -16,6 +16,8 @@ from torch.nn import functional
 from train_helpers import assert_same, changed, code_store, image_set, result, run, stage, tiny, with_classes
 
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.catalogue import preset
+from vqvae2.config import Config, parse
 from vqvae2.data.grid import grid
 from vqvae2.data.pixels import to_float
 from vqvae2.prior.level import LevelPrior
@@ -503,6 +505,34 @@ def test_levels_see_the_pictures_in_different_orders(tmp_path: Path) -> None:
     store = code_store(tmp_path, config, classes=3)
     first, second = (next(PriorObjective(config, store, level).batches(0, 0, 1)) for level in (0, 1))
     assert not torch.equal(first[0][0], second[0][0])
+
+
+def scaled_down(name: str) -> Config:
+    """A preset with every switch as it is, but fewer of what the switches count: widths, layers, positions, codes."""
+    value = preset(name).model_dump(mode="json")
+    value["data"]["size"] = 4 * math.prod(value["autoencoder"]["strides"])
+    value["autoencoder"]["codes"] = [16 for _ in value["autoencoder"]["codes"]]
+    value["prior"]["classes"] = min(value["prior"]["classes"], 3)
+    for level, training in zip(value["prior"]["levels"], value["train_prior"], strict=True):
+        level |= {"residual": 16 * level["residual"] // level["hidden"], "hidden": 16}
+        for count in ("layers", "attention_every", "output_layers", "condition_blocks"):
+            level[count] = math.ceil(level[count] / 5)
+        training |= {"steps": 30, "batch": 16, "warmup": 3, "lr": 1e-2, "log_every": 1, "evaluate_every": 30}
+    return parse(value)
+
+
+@pytest.mark.parametrize("name", ["imagenet256", "ffhq1024"])
+def test_a_small_copy_of_each_of_the_papers_priors_learns(name: str, tmp_path: Path) -> None:
+    """Pictures of one code each: from log K, held-out bits fall by more than half in 30 steps."""
+    config = scaled_down(name)
+    store = code_store(tmp_path / "codes", config, 80, config.prior.classes, 20, plain=True)
+    for level, training in enumerate(config.train_prior):
+        objective, folder = PriorObjective(config, store, level), tmp_path / f"level-{level}"
+        outcome = run(objective, training, folder)
+        losses = [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+        assert losses[0] == pytest.approx(math.log(16), rel=1e-3)
+        assert losses[-1] < losses[0] / 2
+        assert outcome.figures["heldout_bits"] < outcome.figures["uniform_bits"] / 2
 
 
 # --- both ---

@@ -84,17 +84,25 @@ def image_set(place: Path, config: Config, count: int = 14, classes: tuple[str, 
 
 
 def code_store(
-    place: Path, config: Config, count: int = 14, classes: int = 0, heldout: int = 4, seed: int = 0
+    place: Path,
+    config: Config,
+    count: int = 14,
+    classes: int = 0,
+    heldout: int = 4,
+    seed: int = 0,
+    plain: bool = False,
 ) -> CodeStore:
-    """Random codes of `count` pictures, the first `heldout` of them held out."""
+    """Random codes of `count` pictures, the first `heldout` of them held out; `plain` pictures have one code throughout."""
     generator = torch.Generator().manual_seed(seed)
     geometry = config.geometry
     names = [f"class {i}" for i in range(classes)]
     with StoreWriter(place, geometry, "digest", count, classes=names) as writer:
-        levels = (
+        levels = [
             torch.randint(k, (count, *grid), generator=generator)
             for k, grid in zip(geometry.vocabulary, geometry.grids, strict=True)
-        )
+        ]
+        if plain:
+            levels = [levels[0][:, :1, :1].expand_as(level) for level in levels]
         split = np.zeros(count, np.int8)
         split[:heldout] = 1
         writer.append(Codes(tuple(levels)), np.arange(count) % max(classes, 1), split)

@@ -15,6 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+_PART = 256  # queries whose scores are held at once where no fused kernel drops them out
 
 
 class ChannelNorm(nn.Module):
@@ -116,10 +119,41 @@ class HorizontalConv(nn.Module):
         return result, taps[:, :, 1:]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention, inclusive of the own position, without ever N x N scores.
+
+    The fused kernel of CPUs has no dropout. With it, parts of the queries take turns there, each beside the keys up to its
+    end, and the backward pass computes their scores anew.
+
+    Args:
+        q, k, v: [B, heads, N, D], D contiguous.
+        dropout: on the attention weights.
+
+    Returns:
+        [B, heads, N, D].
+    """
+    n = q.shape[2]
+    if not dropout or q.device.type != "cpu" or n <= _PART:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+    parts = []
+    for start in range(0, n, _PART):
+        end = min(start + _PART, n)
+        given = q[:, :, start:end], k[:, :, :end], v[:, :, :end], dropout
+        parts.append(checkpoint(_attend_last, *given, use_reentrant=False))
+    return torch.cat(parts, 2)
+
+
+def _attend_last(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """`attend` of the last queries [B, heads, M, D] among N keys."""
+    m, n = q.shape[2], k.shape[2]
+    seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+
+
 class CausalAttention(nn.Module):
     """Multi-head self-attention over the raster order, inclusive of the own position; residual.
 
-    Scores are never materialised (scaled_dot_product_attention).
+    Scores of all pairs of positions are never materialised (`attend`).
 
     Args:
         channels: C, divisible by `heads`.
@@ -141,9 +175,7 @@ class CausalAttention(nn.Module):
         if qkv.stride(4) != 1:  # which no fused kernel takes: torch would compute the scores one by one
             qkv = qkv.contiguous()
         rate = self.dropout if self.training else 0.0
-        y = functional.scaled_dot_product_attention(
-            qkv[:, 0], qkv[:, 1], qkv[:, 2], is_causal=True, dropout_p=rate
-        )
+        y = attend(qkv[:, 0], qkv[:, 1], qkv[:, 2], rate)
         y = y.transpose(2, 3).reshape(batch, channels, height, width)
         return x + functional.dropout(self.out(y), self.dropout, self.training)
 
