@@ -394,6 +394,106 @@ def score(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="a run folder, a model of the package, or a Hub id; none with --samples"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="the real pictures, as for train [default: those that the run was trained on]"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for report.json and report.html [default: RUN/report]")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART,...",
+            help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
+            "symmetry, speed, critic",
+        ),
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="measure this folder of pictures instead of samples of the run")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="put another folder of pictures into the tables; repeatable"),
+    ] = None,
+    n: Annotated[
+        int, typer.Option(min=2, help="pictures of each set that are compared, if all have so many")
+    ] = 10_000,
+    network: Annotated[
+        str, typer.Option(help="whose features are compared: lite0, vgg16, or inception (only then it is FID)")
+    ] = "lite0",
+    weights: Annotated[Path | None, typer.Option(help="weights of that network, if it needs any")] = None,
+    perceptual: Annotated[
+        Path | None, typer.Option(help="weights of the perceptual distance; left out without")
+    ] = None,
+    critic_sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE,...", help="how figures change as the critic keeps less, e.g. 1,0.5,0.25,0.1,0.05"
+        ),
+    ] = None,
+    classifier_steps: Annotated[
+        int, typer.Option(min=10, help="steps of each training of the classification accuracy score")
+    ] = 2000,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the samples and of which pictures are chosen")] = 0,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="px, without a RUN [default: that of the samples]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run, or any folder of pictures, beside real pictures: report.json, and report.html to look at.
+
+    The same command again takes features and samples from OUT/cache.
+    """
+    from vqvae2.assessment import Plan, assess
+    from vqvae2.evaluate.classifier import ClassifierConfig
+    from vqvae2.run import load
+    from vqvae2.train.progress import Reporter
+
+    loaded = load(run) if run is not None else None
+    data = data or (loaded.record.get("source") if loaded else None)
+    if data is None:
+        raise UserError("expected --data DATA, the real pictures")
+    if out is None and loaded is None:
+        raise UserError("expected --out DIR for the report")
+    folders = dict(_pair(text) for text in against or ())
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    plan = Plan(
+        only=tuple(_listed(only)),
+        n=n,
+        network=network,
+        weights=weights,
+        perceptual=perceptual,
+        samples=samples,
+        against={name: Path(folder) for name, folder in folders.items()},
+        sweep=tuple(_share(text) for text in _listed(critic_sweep)),
+        classifier=ClassifierConfig(steps=classifier_steps),
+        sampling=_sampling(loaded, **asked) if loaded else None,
+        seed=seed,
+        size=size,
+    )
+    folder = out or loaded.folder / "report"  # type: ignore[union-attr]
+    result = assess(loaded, data, folder, plan, Reporter())
+    if as_json:
+        _print_json(result)
+    else:
+        for line in result["warnings"]:
+            typer.echo(f"warning: {line}")
+        typer.echo(f"{', '.join(result['parts'])}: {folder / 'report.html'}")
+
+
+@app.command()
 def inspect(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="a run folder, a model of the package, or a Hub id")
@@ -509,6 +609,27 @@ def _sampling(run: Any, batch: int | None = None, **asked: list[Any] | None) -> 
     """How the run draws, but for what is asked: one value for all levels, or one per level."""
     changes: dict[str, Any] = {k: v[0] if len(v) == 1 else tuple(v) for k, v in asked.items() if v}
     return replace(run.sampling, **changes, **({"batch": batch} if batch else {}))
+
+
+def _listed(text: str | None) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()] if text else []
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UserError(f"expected shares with 0 < share <= 1, found {text!r}")
+    return value
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UserError(f"expected NAME=DIR, found {text!r}")
+    return name, value
 
 
 def _plus(bits: list[float]) -> str:

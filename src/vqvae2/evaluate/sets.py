@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.checkpoint import read_json
 from vqvae2.config import DataConfig
 from vqvae2.data.batches import sequential
-from vqvae2.data.images import ImageSet
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.pixels import to_float
+from vqvae2.errors import UserError
 
 Batches = Callable[[slice], Iterator[Tensor]]
 """Pictures of a slice of the set, in order: float32 [B, C, S, S] in [-1, 1], on the CPU."""
@@ -89,3 +93,75 @@ def reconstructions(name: str, of: PictureSet, autoencoder: VQVAE, weights: str)
             yield autoencoder.decode(autoencoder.encode(pictures.to(device))).cpu()
 
     return replace(of, name=name, key=digest(of.key, "reconstructed", weights), source=source)
+
+
+def drawn_samples(name: str, folder: Path) -> PictureSet:
+    """Samples that `vqvae2 sample --pictures npz` left, from number 0 as far as they follow each other.
+
+    Raises:
+        UserError: none are there.
+    """
+    files: list[tuple[range, Path]] = []
+    for file in sorted(folder.glob("codes-*.npz")):
+        with np.load(file) as held:
+            numbers = held["numbers"]
+            if "images" in held and len(numbers):
+                files.append((range(int(numbers[0]), int(numbers[-1]) + 1), file))
+    files.sort(key=lambda item: item[0].start)
+    n = 0
+    for numbers, _ in files:
+        n = max(n, numbers.stop) if numbers.start <= n else n
+    if not n:
+        raise UserError(f"no samples in {folder}: expected codes-*.npz with the pictures in them")
+
+    def source(part: slice) -> Iterator[Tensor]:
+        at, stop = int(part.start), min(int(part.stop), n)
+        for numbers, file in files:
+            if at < stop and numbers.start <= at < numbers.stop:
+                with np.load(file) as held:
+                    own = held["images"][at - numbers.start : stop - numbers.start]
+                at += len(own)
+                yield to_float(torch.from_numpy(own))
+
+    labels = torch.full((n,), -1)
+    for numbers, file in files:
+        with np.load(file) as held:
+            if "labels" in held:
+                own = torch.from_numpy(held["labels"])[: max(0, n - numbers.start)]
+                labels[numbers.start : numbers.start + len(own)] = own
+    about = (folder / "sampling.json").read_text(encoding="utf-8")
+    return PictureSet(name, digest(about, n), n, labels if bool((labels >= 0).all()) else None, source)
+
+
+def folder_pictures(
+    name: str, folder: Path, classes: Sequence[str], config: DataConfig, cache: Path
+) -> PictureSet:
+    """All pictures of a folder; their classes are its sub-folders, or what its samples.json says, if `classes` has them.
+
+    Raises:
+        DataError: nothing usable in it.
+    """
+    if any(folder.glob("codes-*.npz")) and not any(folder.glob("*.png")):
+        return drawn_samples(name, folder)
+    images = open_images(str(folder), config, cache, say=lambda text: None)
+    listed = _listed(folder)
+    order = np.sort(np.concatenate([images.train, images.heldout]))
+    if listed:  # there are sheets of pictures beside them
+        order = np.array([index for index in order if Path(images.names[index]).name in listed], np.int64)
+    pictures = real_pictures(name, images, order, config)
+    known = {label: number for number, label in enumerate(classes)}
+    named = (
+        [images.classes[label] for label in pictures.labels.tolist()]
+        if pictures.labels is not None
+        else [listed.get(Path(images.names[index]).name, "") for index in order]
+    )
+    labels = torch.tensor([known.get(label, -1) for label in named])
+    return replace(pictures, labels=labels if bool((labels >= 0).all()) else None)
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """The class of each file, by samples.json."""
+    file = folder / "samples.json"
+    if not file.is_file():
+        return {}
+    return {str(entry["file"]): str(entry.get("class", "")) for entry in read_json(file).get("samples", [])}
