@@ -99,12 +99,12 @@ def test_nearest_in_tiles_is_nearest_at_once() -> None:
 
 
 def test_tiles_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is alive at once: a tile of squares with its mask, and both sides in float64 twice."""
+    """What is alive at once: two tiles of squares with their masks, and both sides in float64 twice."""
     sizes, plain = [], module._tiles
 
     def watched(a: Tensor, b: Tensor, memory: int) -> Any:
         for rows, columns, squares in plain(a, b, memory):
-            sizes.append(16 * squares.numel() + 16 * a.shape[1] * (squares.shape[0] + squares.shape[1]))
+            sizes.append(24 * squares.numel() + 16 * a.shape[1] * (squares.shape[0] + squares.shape[1]))
             yield rows, columns, squares
 
     monkeypatch.setattr(module, "_tiles", watched)

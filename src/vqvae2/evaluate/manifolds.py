@@ -135,7 +135,9 @@ def _tiles(a: Tensor, b: Tensor, memory: int) -> Iterator[tuple[slice, slice, Te
     Centred first, so that little cancels in |a|^2 + |b|^2 - 2 a.b; what is left of rounding at 0 becomes 0.
     """
     width = 32 * a.shape[1]  # per row: two copies in float64 of either side
-    side = max(1, int((math.sqrt(width**2 + 64 * memory) - width) / 32))  # per pair: 16 bytes
+    side = max(
+        1, int((math.sqrt(width**2 + 96 * memory) - width) / 48)
+    )  # per pair: this tile, the last one, masks
     centre = b.detach().mean(0).double()
     for top in range(0, len(a), side):
         left = a[top : top + side].detach().double() - centre
