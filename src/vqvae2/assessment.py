@@ -51,6 +51,7 @@ from vqvae2.train.progress import Reporter
 PARTS = ("nll", "reconstruction", "codes", "distances", "precision", "classification", "memorisation", "symmetry", "speed", "critic")  # fmt: skip
 """The parts of a report, in its order."""
 _OF_A_RUN = ("nll", "reconstruction", "codes", "speed", "critic")
+_LEAST = 6  # the fifth neighbour of a picture is another
 _PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
 _TITLES = {
     "nll": "Likelihood of the codes",
@@ -240,6 +241,10 @@ class _Assessment:
         if self.plan.samples is not None:
             sizes["samples"] = len(self._samples)
         least = min(sizes, key=lambda name: sizes[name])
+        if sizes[least] < _LEAST:
+            raise UserError(
+                f"expected at least {_LEAST} pictures of each set, found {sizes[least]} ({least})"
+            )
         if sizes[least] < self.plan.n:
             self.warnings.append(f"every set is cut to {sizes[least]} pictures, as many as {least} has")
         return min(self.plan.n, sizes[least])

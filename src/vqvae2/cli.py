@@ -427,7 +427,8 @@ def evaluate(
         int, typer.Option(min=2, help="pictures of each set that are compared, if all have so many")
     ] = 10_000,
     network: Annotated[
-        str, typer.Option(help="whose features are compared: lite0, vgg16, or inception (only then it is FID)")
+        str,
+        typer.Option(help="whose features are compared: lite0, vgg16, or inception (only then it is FID)"),
     ] = "lite0",
     weights: Annotated[Path | None, typer.Option(help="weights of that network, if it needs any")] = None,
     perceptual: Annotated[
@@ -468,7 +469,12 @@ def evaluate(
     if out is None and loaded is None:
         raise UserError("expected --out DIR for the report")
     folders = dict(_pair(text) for text in against or ())
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    asked: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "guidance": guidance,
+    }
     plan = Plan(
         only=tuple(_listed(only)),
         n=n,

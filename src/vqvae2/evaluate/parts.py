@@ -81,9 +81,10 @@ def likelihoods(
         sets: training and held-out pictures.
         labelled: each picture with its class; otherwise with none.
     """
-    device, figures = next(autoencoder.parameters()).device, {}
+    device = next(autoencoder.parameters()).device
+    figures: dict[str, Any] = {}
     for pictures in sets:
-        found, at, shape = [], 0, (0, 0, 0)
+        found, at = [], 0
         for images in pictures.batches():
             labels = (
                 pictures.labels[at : at + len(images)].to(device)
@@ -91,10 +92,11 @@ def likelihoods(
                 else None
             )
             found.append(prior.log_prob(autoencoder.encode(images.to(device)), labels).cpu())
-            at, shape = at + len(images), images.shape[1:]
+            at += len(images)
+        channels, height, width = images.shape[1:]
         figures[pictures.name] = {
             "n": len(pictures),
-            **asdict(likelihood(torch.cat(found), prior.geometry, tuple(shape))),
+            **asdict(likelihood(torch.cat(found), prior.geometry, (channels, height, width))),
         }
     names = [pictures.name for pictures in sets]
     if len(names) == 2:

@@ -75,7 +75,7 @@ def real_pictures(
         return (pictures for pictures, _ in sequential(images, indices[part], config, batch=batch))
 
     labels = images.labels_of(indices) if images.classes else None
-    key = digest(images.fingerprint, hashlib.sha256(np.ascontiguousarray(indices)).hexdigest())
+    key = digest(images.fingerprint, hashlib.sha256(indices.tobytes()).hexdigest())
     return PictureSet(name, key, len(indices), labels, source)
 
 

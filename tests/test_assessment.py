@@ -1,0 +1,207 @@
+"""`vqvae2 evaluate`: what stands in the report, and that it is the same again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vqvae2 import assessment
+from vqvae2.assessment import PARTS
+from vqvae2.checkpoint import read_json
+from vqvae2.cli import main
+from vqvae2.run import load
+
+Command = Callable[..., Any]
+QUICK = ("--classifier-steps", 10)
+
+
+class Colours:
+    """A feature network that takes a moment: the mean colours of the quarters."""
+
+    name, digest, dimension, size, resize, score_name = "colours", "0" * 64, 12, 2, "mean", "colour score"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        return quarters, 4 * quarters[:, :3]
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Colours:
+    """Stands in for the networks of ImageNet."""
+    net = Colours()
+    monkeypatch.setattr(assessment, "feature_network", lambda *_: net)
+    return net
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: Sequence[str]) -> Path:
+    """A run with nine held-out pictures; not to be altered."""
+    run = tmp_path_factory.mktemp("assessed") / "run"
+    more = ("--set", "data.holdout=0.4")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(pictures), "--run", str(run), "--preset", "tiny", *settings, *more])
+    assert ended.value.code == 0
+    return run
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """report.json without what is a time."""
+    found: dict[str, Any] = read_json(folder / "report.json")
+    del found["seconds"]
+    found["parts"].pop("speed", None)
+    return found
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Every number in a JSON value."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers(item)
+    elif isinstance(value, int | float):
+        yield value
+
+
+@pytest.fixture
+def whole(command: Command, trained: Path, tmp_path: Path, network: Colours) -> Path:
+    """The report of a whole run."""
+    out = tmp_path / "report"
+    assert command("evaluate", trained, "--out", out, *QUICK).code == 0
+    return out
+
+
+def test_the_whole_report(whole: Path, trained: Path) -> None:
+    found = read_json(whole / "report.json")
+    assert list(found["parts"]) == [part for part in PARTS if part != "critic"]
+    assert all(np.isfinite(list(numbers(found["parts"]))))
+    page = (whole / "report.html").read_text()
+    assert page.count("<img") >= 5
+    assert page.count("<svg") >= 5
+    assert 'src="data:' in page and "http" not in page.split("</style>")[1]
+    assert set(found["protocol"]["run"]["weights"]) == set(load(trained).digests())
+
+
+def test_the_same_inputs_give_the_same_report(
+    whole: Path, trained: Path, tmp_path: Path, command: Command, network: Colours
+) -> None:
+    other = tmp_path / "other"
+    assert command("evaluate", trained, "--out", other, *QUICK).code == 0
+    assert report(other) == report(whole)
+
+
+def test_features_and_samples_are_kept(
+    whole: Path, trained: Path, command: Command, network: Colours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, network.calls = report(whole), 0
+    monkeypatch.setattr("vqvae2.run.draw_samples", lambda *_: iter(()))
+    assert command("evaluate", trained, "--out", whole, *QUICK).code == 0
+    assert network.calls == 0
+    assert report(whole) == first
+
+
+def test_likelihood_is_the_runs_own(whole: Path, trained: Path) -> None:
+    run, found = load(trained), read_json(whole / "report.json")["parts"]["nll"]
+    for level in range(2):
+        assert found["held out"]["nats_per_code"][level] == pytest.approx(
+            run.figures(level)["heldout_nats"], abs=1e-4
+        )
+    bits = sum(
+        per * grid[0] * grid[1]
+        for per, grid in zip(found["held out"]["bits_per_code"], run.config.geometry.grids, strict=True)
+    )
+    assert found["held out"]["bits_per_image"] == pytest.approx(bits)
+
+
+def test_reconstruction_is_the_runs_own(whole: Path, trained: Path) -> None:
+    found = read_json(whole / "report.json")["parts"]["reconstruction"]["held out"]
+    assert found["psnr_of_mean"] == pytest.approx(load(trained).figures()["heldout_psnr"], abs=1e-3)
+
+
+def test_samples_have_the_classes_of_the_training_pictures(whole: Path, trained: Path) -> None:
+    drawn = assessment.drawn_samples("samples", whole / "cache" / "samples")
+    counts = torch.bincount(drawn.labels)
+    assert counts.max() - counts.min() <= 1  # as the pictures have
+    assert len(drawn) == sum(
+        s["n"] for s in read_json(whole / "report.json")["protocol"]["sets"] if s["name"] == "training"
+    )
+
+
+def test_another_folder_that_holds_the_held_out_pictures_has_their_figures(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command, network: Colours
+) -> None:
+    held = [line for line in read_json(trained / "data" / "index.json")["names"]]
+    images = assessment.open_images(
+        str(pictures), load(trained).config.data, trained / "data", say=lambda _: None
+    )
+    for index in images.heldout:
+        target = tmp_path / "copy" / held[index]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((pictures / held[index]).read_bytes())
+    arguments = ("--only", "distances,precision,symmetry", "--against", f"again={tmp_path / 'copy'}")
+    assert command("evaluate", trained, "--out", tmp_path / "out", *arguments).code == 0
+    parts = report(tmp_path / "out")["parts"]
+    for part in ("distances", "precision", "symmetry"):
+        own, other = parts[part]["sets"]["held out"], parts[part]["sets"]["again"]
+        for key in set(own) & set(other) - {
+            "classes",
+            "kernel",
+            "kernel_deviation",
+            "score",
+            "score_deviation",
+        }:
+            assert other[key] == pytest.approx(own[key]), (part, key)
+
+
+def test_any_folder_without_a_run(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command, network: Colours
+) -> None:
+    assert command("sample", trained, "--n", 6, "--out", tmp_path / "drawn").code == 0
+    arguments = ("--samples", tmp_path / "drawn", "--data", pictures, "--out", tmp_path / "out", *QUICK)
+    assert command("evaluate", *arguments).code == 0
+    parts = report(tmp_path / "out")["parts"]
+    assert set(parts) == {"distances", "precision", "classification", "memorisation", "symmetry"}
+    assert [row["trained_on"] for row in parts["classification"]["rows"]] == ["training", "samples"]
+    assert parts["classification"]["rows"][1]["n"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "expected --data"),
+        (("--data", "emoji64"), "expected --out"),
+        (("RUN", "--only", "beauty"), "no part beauty"),
+        (("RUN", "--against", "folder"), "expected NAME=DIR"),
+        (("RUN", "--critic-sweep", "2"), "0 < share <= 1"),
+        (("RUN", "--only", "critic"), "vqvae2 critic fit"),
+        (("RUN", "--network", "alexnet", "--only", "distances"), "no feature network"),
+        (("--data", "emoji64", "--out", "OUT"), "expected a RUN or --samples"),
+    ],
+)
+def test_mistakes(
+    arguments: tuple[str, ...], words: str, run: Path, tmp_path: Path, command: Command
+) -> None:
+    names = {"RUN": str(run), "OUT": str(tmp_path / "out")}
+    said = command("evaluate", *(names.get(argument, argument) for argument in arguments))
+    assert said.code == 2
+    assert words in said.err
+    assert not (run / "report" / "report.json").exists()
+
+
+def test_a_half_trained_run_shows_what_it_can(
+    half: Path, command: Command, network: Colours, tmp_path: Path
+) -> None:
+    said = command("evaluate", half, "--out", tmp_path / "out", *QUICK, "--json")
+    assert said.code == 0
+    parts = json.loads(said.out)["parts"]
+    assert "nll" not in parts and "speed" not in parts and "memorisation" not in parts
+    assert set(parts["distances"]["sets"]) == {"held out", "reconstructions"}
