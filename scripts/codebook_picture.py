@@ -131,7 +131,7 @@ def against_lloyd(seed: int) -> dict[str, Any]:
         return float((data - codes[nearest_code(data, codes)]).square().sum(1).mean())
 
     fixed = {}
-    for decay in DECAYS:
+    for decay in DECAYS[:2]:
         quantizer = averaged(codes, decay)
         for _ in range(round(40 / (1 - decay))):
             quantizer(data)
@@ -162,8 +162,13 @@ def arms() -> dict[str, tuple[str, float]]:
 
 
 def figures(paths: list[Path2D], moves: bool) -> dict[str, Any]:
-    """Of one arm, over its seeds."""
-    result = {
+    """Of one arm, over its seeds; those whose codes did not stay finite are counted and left out."""
+    diverged = sum(not math.isfinite(path.mse[-1]) for path in paths)
+    paths = [path for path in paths if math.isfinite(path.mse[-1])]
+    if not paths:
+        return {"diverged": diverged}
+    result: dict[str, Any] = {
+        "diverged": diverged,
         "mse at the end": spread([path.mse[-1] for path in paths]),
         "mse over all steps": spread([sum(path.mse) / len(path.mse) for path in paths]),
         "dead codes at the end": spread([path.dead[-1] for path in paths]),
@@ -179,14 +184,15 @@ def panel(path: Path2D, title: str, moves: bool, side: float) -> str:
     """One codebook's way through the plane: vectors grey, a line per code from its start (ring) to its end (dot; dead: cross)."""
 
     def place(point: Tensor) -> str:
-        x, y = ((point / 1.95 + 1) / 2 * side).tolist()
+        x, y = ((point / 2.25 + 1) / 2 * side).tolist()
         return f"{x:.1f},{side - y:.1f}"
 
     parts = [f'<rect width="{side:g}" height="{side:g}" fill="#fff" stroke="#ccc"/>']
     for turn, colour in ((0.0, "#ddd"), (1.0, "#bbb"))[: 2 if moves else 1]:
-        for point in vectors(250, turn, torch.Generator().manual_seed(2000)):
-            x, y = place(point).split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="1.2" fill="{colour}"/>')
+        points = "".join(
+            f"M{place(point)}h0" for point in vectors(250, turn, torch.Generator().manual_seed(2000))
+        )
+        parts.append(f'<path d="{points}" stroke="{colour}" stroke-width="2.4" stroke-linecap="round"/>')
     for index in range(CODES):
         way = path.codes[:, index]
         line = list(dict.fromkeys(place(point) for point in way))
@@ -204,7 +210,7 @@ def panel(path: Path2D, title: str, moves: bool, side: float) -> str:
             cross = f"M{float(x1) - 3.5:.1f} {float(y1) - 3.5:.1f}l7 7m0 -7l-7 7"
             parts.append(f'<path d="{cross}" stroke="#000" stroke-width="1.5"/>')
     words = f"{title}: error {path.mse[-1]:.3f}, {path.dead[-1]} of {CODES} codes dead"
-    parts.append(f'<text x="{side / 2:g}" y="-6" text-anchor="middle" font-size="12">{words}</text>')
+    parts.append(f'<text x="{side / 2:g}" y="-6" text-anchor="middle" font-size="11">{words}</text>')
     return "".join(parts)
 
 
