@@ -1,0 +1,452 @@
+"""Why draw from a fixed codebook rather than generate the encoder's vectors: the same hierarchy with and without one.
+
+    python scripts/vectors.py --out RUNS [--data emoji64] [--set KEY=VALUE ...] [--components 10] [--noise 0.05] [--n 72]
+
+Both arms have the settings of recipes/vectors.yaml: networks, steps, batches, and priors of one body. RUNS/codes is an ordinary run. In
+RUNS/vectors nothing is quantized: the vectors are bounded by tanh and carry normal noise (without it their density has no bound), and the
+priors, the same PixelCNN, read the standardised vectors through a projection and put out a mixture of diagonal normals. Asked again, what is
+trained is not trained anew. RUNS/vectors.json gets the figures, RUNS/samples-codes and RUNS/samples-vectors the pictures, a folder per
+class, for `vqvae2 evaluate --samples`, and RUNS/vectors.png both side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vqvae2 import checkpoint
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.autoencoder.quantizer import Quantized
+from vqvae2.catalogue import preset
+from vqvae2.codes import Geometry
+from vqvae2.config import Config, LevelPriorConfig, complete, merge, override, parse, read_yaml
+from vqvae2.data.batches import Shuffle, sequential
+from vqvae2.data.grid import save_grid, save_picture
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.pixels import to_pil
+from vqvae2.generate.sample import Sampling
+from vqvae2.prior.causal import pointwise
+from vqvae2.prior.level import ConditionStack
+from vqvae2.prior.pixelcnn import PixelCNN
+from vqvae2.run import Run, load
+from vqvae2.train.autoencoder import AutoencoderObjective
+from vqvae2.train.loop import fit, make_accelerator
+from vqvae2.train.pipeline import train
+from vqvae2.train.prior import copies
+from vqvae2.train.progress import Reporter
+
+ROOT = Path(__file__).parents[1]
+LEAST_SCALE = -4.0  # log of the least standard deviation of a mixture's component, in standardised vectors
+
+
+class Bounded(nn.Module):
+    """Stands where the quantizer does: tanh and, in training, normal noise."""
+
+    usage: Tensor
+
+    def __init__(self, size: int, dim: int, noise: float) -> None:
+        super().__init__()
+        self.dim, self.noise = dim, noise
+        self.register_buffer("usage", torch.zeros(size, dtype=torch.int64), persistent=False)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """[..., D] to vectors in [-1, 1]; no codes, no loss."""
+        bounded = z.tanh()
+        if self.training:
+            bounded = bounded + self.noise * torch.randn_like(bounded)
+        none = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
+        return Quantized(bounded, bounded.new_zeros(()), bounded.new_ones(()), none)
+
+    def mean_code(self) -> Tensor:
+        """[D]: what stands in for a level that is left out, the middle."""
+        return torch.zeros(self.dim, device=self.usage.device)
+
+
+def without_codebook(objective: AutoencoderObjective, noise: float) -> AutoencoderObjective:
+    """The same first stage, its quantizers replaced."""
+    for level, size in zip(objective.model.levels, objective.config.autoencoder.codes, strict=True):
+        level.quantizer = Bounded(size, objective.config.autoencoder.code_dim, noise)
+    return objective
+
+
+class VectorConditionStack(ConditionStack):
+    """As its base, of coarser vectors [B, h, w, D] instead of codes."""
+
+    def __init__(self, geometry: Geometry, level: int, config: LevelPriorConfig, dim: int) -> None:
+        super().__init__(geometry, level, config)
+        self.embeddings = nn.ModuleList(nn.Linear(dim, config.hidden) for _ in self.embeddings)
+
+    def forward(self, coarser: tuple[Tensor, ...], label: Tensor | None) -> Tensor:
+        """Context [B, C, H, W]."""
+        x: Tensor | None = None
+        for index, vectors in enumerate(coarser[self.first :]):
+            e = self.embeddings[index](vectors).permute(0, 3, 1, 2)
+            x = e if x is None else self.ups[index - 1](x) + e
+        assert x is not None
+        x = x + self.places
+        if label is not None:
+            x = x + label[:, :, None, None]
+        result: Tensor = self.ups[-1](self.blocks(x))
+        return result
+
+
+class VectorPixelCNN(PixelCNN):
+    """The PixelCNN over vectors [B, H, W, D]: a projection where codes are embedded, mixture parameters where logits were.
+
+    `forward` and `step` return [B, M (1 + 2 D), ...]: M logits, M D means, M D logarithms of standard deviations.
+    """
+
+    def __init__(
+        self,
+        config: LevelPriorConfig,
+        geometry: Geometry,
+        level: int,
+        classes: int,
+        dim: int,
+        components: int,
+    ) -> None:
+        super().__init__(config, geometry, level, classes)
+        self.embedding = nn.Linear(dim, config.hidden)  # type: ignore[assignment]
+        if level:
+            self.condition = VectorConditionStack(geometry, level, config, dim)
+        self.head = nn.Linear(config.hidden, components * (1 + 2 * dim), bias=False)
+        self.bias = nn.Parameter(torch.zeros(components * (1 + 2 * dim)))
+        self.components, self.dim = components, dim
+        with torch.no_grad():
+            self.bias[components : components * (1 + dim)].normal_(0, 0.5)  # else all components stay alike
+
+    def _embedded(self, codes: Tensor) -> Tensor:
+        e: Tensor = self.embedding(codes)
+        return e.permute(0, 3, 1, 2)
+
+    def _logits(self, h: Tensor) -> Tensor:
+        return pointwise(self.output(h), self.head.weight, self.bias)
+
+    def parts(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, M (1 + 2 D), ...] to logits [B, M, ...], means and log standard deviations [B, M, D, ...]."""
+        m, d = self.components, self.dim
+        logits, means, scales = parameters.split([m, m * d, m * d], 1)
+        shape = (len(parameters), m, d, *parameters.shape[2:])
+        return logits, means.reshape(shape), scales.reshape(shape).clamp(LEAST_SCALE, 3)
+
+    def nll(self, vectors: Tensor, coarser: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
+        """[B, H, W] nats, a density of the standardised vectors."""
+        logits, means, scales = self.parts(self(vectors, coarser, labels).float())
+        x = vectors.permute(0, 3, 1, 2)[:, None]
+        normal = -0.5 * (((x - means) * (-scales).exp()).square() + math.log(2 * math.pi)) - scales
+        return -torch.logsumexp(logits.log_softmax(1) + normal.sum(2), 1)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        coarser: tuple[Tensor, ...],
+        labels: Tensor | None,
+        n: int,
+        bound: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> Tensor:
+        """[n, H, W, D] in raster order, kept within the bounds [D] that the encoder's vectors have."""
+        generator = torch.Generator().manual_seed(seed)
+        cache, previous, found = self.start(n, self.context(coarser, labels)), None, []
+        for position in range(self.positions):
+            parameters, cache = self.step(cache, position, previous)
+            logits, means, scales = self.parts(parameters)
+            chosen = torch.multinomial(logits.softmax(1), 1, generator=generator)
+            index = chosen[:, :, None].expand(-1, 1, self.dim)
+            mean, scale = means.gather(1, index)[:, 0], scales.gather(1, index)[:, 0].exp()
+            previous = mean + scale * torch.randn(n, self.dim, generator=generator)
+            previous = previous.clamp(*bound)
+            found.append(previous)
+        return torch.stack(found, 1).view(n, self.height, self.width, self.dim)
+
+
+class VectorStore:
+    """The vectors of every picture and level, with noise, standardised per dimension by those of the training pictures.
+
+    Attributes:
+        levels: [n, h, w, D], coarsest first; labels [n]; train, heldout: indices, training pictures `copies` times.
+        mean, scale: per level [D]; bounds: what drawn vectors are kept within, per level.
+    """
+
+    def __init__(self, autoencoder: VQVAE, images: ImageSet, config: Config, noise: float) -> None:
+        parts: list[list[Tensor]] = [[] for _ in autoencoder.levels]
+        labels = []
+        passes = [(images.heldout, None)]
+        passes += [(images.train, config.seed + i if i else None) for i in range(copies(config))]
+        for indices, seed in passes:
+            for pictures, own in sequential(images, indices, config.data, batch=64, copies_seed=seed):
+                for part, vectors in zip(parts, encoded(autoencoder, pictures), strict=True):
+                    part.append(vectors)
+                labels.append(own)
+        generator = torch.Generator().manual_seed(config.seed)
+        clean = [torch.cat(part) for part in parts]
+        raw = [level + noise * torch.randn(level.shape, generator=generator) for level in clean]
+        held = len(images.heldout)
+        self.labels = torch.cat(labels)
+        self.heldout, self.train = np.arange(held), np.arange(held, len(self.labels))
+        self.mean = [level[held:].flatten(0, 2).mean(0) for level in raw]
+        self.scale = [level[held:].flatten(0, 2).std(0).clamp_min(1e-3) for level in raw]
+        self.levels = self.standardised(raw)
+        most = 1 + 3 * noise
+        self.bounds = [((-most - m) / s, (most - m) / s) for m, s in zip(self.mean, self.scale, strict=True)]
+
+    def standardised(self, raw: list[Tensor]) -> list[Tensor]:
+        """The encoder's vectors as the priors see them."""
+        return [(level - m) / s for level, m, s in zip(raw, self.mean, self.scale, strict=True)]
+
+    def raw(self, levels: list[Tensor]) -> list[Tensor]:
+        """And back."""
+        return [level * s + m for level, m, s in zip(levels, self.mean, self.scale, strict=True)]
+
+
+@torch.no_grad()
+def encoded(autoencoder: VQVAE, images: Tensor) -> list[Tensor]:
+    """What the decoder is given of each level, [B, h, w, D]."""
+    return [level.quantize for level in autoencoder(images).levels]
+
+
+@torch.no_grad()
+def decoded(autoencoder: VQVAE, vectors: list[Tensor]) -> Tensor:
+    """[B, C, H, W] in [-1, 1], of vectors instead of codes."""
+    finest = [
+        level.to_finest(part.permute(0, 3, 1, 2))
+        for level, part in zip(autoencoder.levels, vectors, strict=True)
+    ]
+    images: Tensor = autoencoder.decoder(torch.cat(finest, 1))
+    return images.clamp(-1, 1)
+
+
+class VectorObjective:
+    """One level's prior over vectors, for the training loop: mean nats a vector."""
+
+    def __init__(self, config: Config, store: VectorStore, level: int, components: int) -> None:
+        self.config, self.store, self.level = config, store, level
+        self.name = f"prior of vectors, level {level}"
+        self.settings = config.train_prior[level]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + 1 + level)
+            self.model = VectorPixelCNN(
+                *(config.prior.levels[level], config.geometry, level, config.prior.classes),
+                dim=config.autoencoder.code_dim,
+                components=components,
+            )
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Tensor]:
+        """Indices into the store, the same sequence as the codes' priors have."""
+        shuffle, size = Shuffle(self.store.train, self.config.seed + self.level), self.settings.batch
+        while True:
+            yield torch.from_numpy(shuffle(np.arange(start * size, (start + 1) * size)))
+            start += 1
+
+    def loss(self, model: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As the codes' priors, with labels hidden as often."""
+        labels, classes = self.store.labels[batch], self.config.prior.classes
+        hidden = torch.rand(labels.shape) < self.config.prior.levels[self.level].label_dropout
+        return self.nll(batch, torch.where(hidden, classes, labels)).mean(), {}
+
+    def nll(self, indices: Tensor, labels: Tensor, model: nn.Module | None = None) -> Tensor:
+        """[B, H, W] nats."""
+        model = model or self.model
+        assert isinstance(model, VectorPixelCNN)
+        levels = [level[indices] for level in self.store.levels[: self.level + 1]]
+        return model.nll(levels[-1], tuple(levels[:-1]), labels if self.config.prior.classes else None)
+
+    def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
+        """Nothing is due."""
+        return {}
+
+    def counts(self) -> list[Tensor]:
+        """Nothing is counted."""
+        return []
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
+        """Held-out nats a vector."""
+        parts = torch.from_numpy(self.store.heldout).split(self.settings.batch)
+        nats = float(torch.cat([self.nll(part, self.store.labels[part], model) for part in parts]).mean())
+        return {"score": nats, "heldout_nats": nats}
+
+    def draw(self, model: nn.Module, path: Path) -> None:
+        """No picture."""
+
+
+def trained(objective: Any, settings: Any, folder: Path, seed: int) -> Any:
+    """The objective's model, trained or read from its folder, in eval mode."""
+    file = folder / "model.safetensors"
+    if not file.exists():
+        outcome = fit(objective, settings, folder, make_accelerator(), Reporter(), seed)
+        figures = {"seconds": outcome.seconds, **outcome.figures}
+        checkpoint.save_tensors(file, objective.model.state_dict(), {"figures": figures})
+    tensors, metadata = checkpoint.load_tensors(file)
+    checkpoint.load_weights(objective.model, tensors, file)
+    return objective.model.eval(), metadata["figures"]
+
+
+def patches(level: Tensor, rows: slice) -> Tensor:
+    """Every 2x2 neighbourhood of vectors [n, h, w, D] whose upper row is among `rows`: [m, 4 D]."""
+    stacked = torch.cat([level[:, :-1, :-1], level[:, :-1, 1:], level[:, 1:, :-1], level[:, 1:, 1:]], 3)
+    return stacked[:, rows].flatten(0, 2)
+
+
+def drift(samples: Tensor, heldout: Tensor, real: Tensor) -> list[float]:
+    """Per row of the raster: how far 2x2 neighbourhoods of samples are from the nearest real one, over what held-out ones are.
+
+    1 is as near as a held-out picture's; growing from row to row is drift. Real neighbourhoods are those of the training pictures at that row.
+    """
+    found = []
+    for row in range(real.shape[1] - 1):
+        own = patches(real, slice(row, row + 1))
+        near = [
+            float(torch.cdist(patches(x, slice(row, row + 1)), own).amin(1).mean())
+            for x in (samples, heldout)
+        ]
+        found.append(near[0] / max(near[1], 1e-9))
+    return found
+
+
+def round_trip(autoencoder: VQVAE, levels: list[Tensor], deviation: list[Tensor]) -> list[float]:
+    """Per level: how far decoding and encoding moves the vectors, squared, in variances; 0 is a picture that the decoder means."""
+    again = encoded(autoencoder, decoded(autoencoder, levels))
+    pairs = zip(again, levels, deviation, strict=True)
+    return [float(((a - b) / s).square().mean()) for a, b, s in pairs]
+
+
+def measured(
+    autoencoder: VQVAE, samples: list[Tensor], heldout: list[Tensor], train: list[Tensor]
+) -> dict[str, Any]:
+    """What is measured alike of both arms, on the vectors that the decoder is given."""
+    deviation = [level.flatten(0, 2).std(0).clamp_min(1e-3) for level in train]
+    few = [[level[:most] for level in part] for part, most in ((samples, 100), (heldout, 100), (train, 500))]
+    return {
+        "drift per row": [drift(*level) for level in zip(*few, strict=True)],
+        "round trip, samples": round_trip(autoencoder, samples, deviation),
+        "round trip, held out": round_trip(autoencoder, heldout, deviation),
+    }
+
+
+def by_row(nll: Tensor) -> list[float]:
+    """[B, H, W] to the mean of each row."""
+    return nll.double().mean((0, 2)).tolist()
+
+
+@torch.no_grad()
+def codes_arm(run: Run, images: ImageSet, n: int) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Figures, pictures and labels of the ordinary run."""
+    begun = time.perf_counter()
+    drawn = next(run.draw(n, None, 0, Sampling(batch=n)))
+    seconds = (time.perf_counter() - begun) / n
+    autoencoder, config = run.autoencoder, run.config
+    heldout, labels = next(sequential(images, images.heldout, config.data, batch=len(images.heldout)))
+    held = autoencoder.encode(heldout)
+    known = labels if run.classes else None
+    real = [
+        torch.cat(parts)
+        for parts in zip(
+            *(encoded(autoencoder, p) for p, _ in sequential(images, images.train, config.data, batch=64)),
+            strict=True,
+        )
+    ]
+    looked = [
+        [q.lookup(level) for q, level in zip(autoencoder.quantizers, codes.levels, strict=True)]
+        for codes in (drawn.codes, held)
+    ]
+    figures = {
+        "nats by row, held out": [by_row(-x) for x in run.prior.log_prob_map(held, known)],
+        "nats by row, own samples": [by_row(-x) for x in run.prior.log_prob_map(drawn.codes, drawn.labels)],
+        **measured(autoencoder, *looked, real),
+        "seconds a sample": seconds,
+        "held-out psnr": run.figures()["heldout_psnr"],
+        "parameters": sum(p.numel() for p in run.prior.parameters()),
+    }
+    labels = drawn.labels if drawn.labels is not None else torch.zeros(n, dtype=torch.int64)
+    return figures, drawn.images, labels
+
+
+@torch.no_grad()
+def vectors_arm(
+    run: Run, images: ImageSet, folder: Path, options: argparse.Namespace, labels: Tensor
+) -> tuple[dict[str, Any], Tensor]:
+    """Figures and pictures of the arm without a codebook; trains what is not yet trained."""
+    config = run.config
+    with torch.enable_grad():
+        first = without_codebook(AutoencoderObjective(config, images), options.noise)
+        autoencoder, stage1 = trained(first, config.train_autoencoder, folder / "autoencoder", config.seed)
+        store = VectorStore(autoencoder, images, config, options.noise)
+        objectives = [
+            VectorObjective(config, store, level, options.components)
+            for level in range(config.autoencoder.levels)
+        ]
+        for level, objective in enumerate(objectives):
+            settings, seed = config.train_prior[level], config.seed + 1 + level
+            trained(objective, settings, folder / "prior" / f"level-{level}", seed)
+    known = labels if run.classes else None
+    begun, drawn = time.perf_counter(), []
+    for level, objective in enumerate(objectives):
+        bounds = store.bounds[level]
+        drawn.append(objective.model.draw(tuple(drawn), known, len(labels), bounds, seed=level))
+    pictures = decoded(autoencoder, store.raw(drawn))
+    seconds = (time.perf_counter() - begun) / len(labels)
+    own = [
+        objective.model.nll(drawn[level], tuple(drawn[:level]), known)
+        for level, objective in enumerate(objectives)
+    ]
+    held = torch.from_numpy(store.heldout)
+    heldout = [level[held] for level in store.levels]
+    real = [level[len(held) : len(held) + len(images.train)] for level in store.levels]
+    return {
+        "nats by row, held out": [by_row(o.nll(held, store.labels[held])) for o in objectives],
+        "nats by row, own samples": [by_row(nll) for nll in own],
+        **measured(autoencoder, *(store.raw(x) for x in (drawn, heldout, real))),
+        "seconds a sample": seconds,
+        "held-out psnr": stage1["heldout_psnr"],
+        "parameters": sum(p.numel() for o in objectives for p in o.model.parameters()),
+    }, pictures
+
+
+def write(folder: Path, pictures: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+    """One PNG a sample, a folder per class."""
+    for number, (picture, label) in enumerate(zip(to_pil(pictures), labels.tolist(), strict=True)):
+        own = folder / classes[label] if classes else folder
+        own.mkdir(parents=True, exist_ok=True)
+        save_picture(picture, own / f"{number:05d}.png")
+
+
+def main() -> None:
+    """Train both arms, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="RUNS")
+    parser.add_argument("--data", default="emoji64")
+    parser.add_argument("--set", action="append", default=[], help="a setting of both arms, KEY=VALUE")
+    parser.add_argument("--components", type=int, default=10, help="normals of a mixture (10)")
+    parser.add_argument("--noise", type=float, default=0.05, help="on the bounded vectors, in training (.05)")
+    parser.add_argument("--n", type=int, default=72, help="samples of each arm, classes in turn (72)")
+    options = parser.parse_args()
+    base = merge(preset("small64").model_dump(mode="json"), read_yaml(ROOT / "recipes" / "vectors.yaml"))
+    config = parse(override(complete(base), options.set))
+    train(options.data, options.out / "codes", config)
+    run = load(options.out / "codes", "cpu")
+    images = open_images(options.data, run.config.data, run.folder / "data", seed=run.config.seed, say=print)
+    codes, ours, labels = codes_arm(run, images, options.n)
+    vectors, theirs = vectors_arm(run, images, options.out / "vectors", options, labels)
+    images.close()
+    about = {"components": options.components, "noise": options.noise, "n": options.n, "set": options.set}
+    result = {"protocol": about, "codes": codes, "vectors": vectors}
+    checkpoint.write_json(options.out / "vectors.json", result)
+    for name, pictures in (("codes", ours), ("vectors", theirs)):
+        write(options.out / f"samples-{name}", pictures.cpu(), labels, run.classes)
+    save_grid(torch.cat([ours[:32].cpu(), theirs[:32].cpu()]), options.out / "vectors.png", columns=16)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
