@@ -26,6 +26,8 @@ ARMS = [(name, arm) for name, item in ALL.items() for arm, _ in experiments.arms
 def config(name: str, arm: str) -> Config:
     """What the command of an arm asks for."""
     settings = dict(experiments.arms(ALL[name]))[arm]
+    if ALL[name].get("vgg"):
+        settings = ["train_autoencoder.perceptual_weights=vgg16.safetensors", *settings]
     line = experiments.command(ALL[name], settings, Path("run"), "data", ALL[name]["until"])
     value = merge(
         preset(line[line.index("--preset") + 1]).model_dump(mode="json"),
