@@ -1,9 +1,10 @@
-"""Sampling codes: against rosinality's sample.py, against the machine's limit, as the grid grows, and the largest preset.
+"""Sampling codes: against rosinality, the machine's limit and pixel space, as the grid grows, and the largest preset.
 
     python benchmarks/sampling.py peer --rosinality FOLDER [--repeats 3]
     python benchmarks/sampling.py limit [--repeats 5]
     python benchmarks/sampling.py growth
     python benchmarks/sampling.py ffhq1024
+    python benchmarks/sampling.py pixels [--repeats 3] [--sides 32 64]
 
 Weights are random: time does not depend on them. Each part keeps its own JSON, sampling-PART.json.
 
@@ -15,6 +16,13 @@ grid is the sum. One repetition takes both in turn.
 
 limit: the time of a position is at least the larger of (bytes of the weights that it reads / memory bandwidth) and (its
 FLOPs / matrix-product peak), both measured in the same turns. What is done once a row counts 1/W each position.
+
+pixels: the model emoji64, decoding included, against a PixelCNN over pixel values. A picture of H x W pixels is a grid of
+H x 3W values of 256, red, green and blue of a pixel side by side, so each is drawn given those before it. The same budget:
+channels, inner width, layers, filter and output stack are those of the fine level's prior of emoji64. It has neither class
+nor attention, which over 12,288 positions would make it slower still. All grids are drawn whole, by `prior.sample`. A
+training step is one of AdamW on 16 pictures (of pixels four at once, for memory) of all priors of a model; that of the
+autoencoder stands beside.
 """
 
 from __future__ import annotations
@@ -33,18 +41,21 @@ from typing import Any
 import torch
 from _common import interleaved, keep
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.catalogue import preset
-from vqvae2.codes import Geometry
-from vqvae2.config import LevelPriorConfig
+from vqvae2.codes import Codes, Geometry
+from vqvae2.config import LevelPriorConfig, PriorConfig
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
+from vqvae2.run import load
 
 GRIDS = Geometry(((32, 32), (64, 64)), (512, 512))
 LAYERS, CHANNELS, KERNEL = 16, 256, 5
+BATCH = 16  # of pixels
 
 
 def ours(level: int, residual: int) -> PixelCNN:
@@ -270,12 +281,87 @@ def ffhq1024() -> None:
     })  # fmt: skip
 
 
+class Training:
+    """Steps of every level's prior on random codes of 16 pictures, `part` of them at once."""
+
+    def __init__(self, prior: HierarchicalPrior, part: int) -> None:
+        grids = zip(prior.geometry.grids, prior.geometry.vocabulary, strict=True)
+        self.codes = Codes(tuple(torch.randint(k, (BATCH, *grid)) for grid, k in grids))
+        self.prior, self.part = prior.train(), part
+        self.optimizer = torch.optim.AdamW(prior.parameters(), 1e-4)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        for start in range(0, BATCH, self.part):
+            codes = self.codes[start : start + self.part]
+            for level, values in enumerate(codes.levels):
+                functional.cross_entropy(self.prior.logits(codes, level), values).backward()
+        self.optimizer.step()
+
+
+def autoencoder_training(autoencoder: VQVAE, side: int) -> Callable[[], None]:
+    """Steps on 16 random pictures."""
+    images = torch.rand(BATCH, 3, side, side) * 2 - 1
+    autoencoder.train()
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        out = autoencoder(images)
+        (functional.mse_loss(out.images, images) + out.commitment).backward()
+        optimizer.step()
+
+    return step
+
+
+def pixels(repeats: int, sides: list[int]) -> None:
+    """Code space against pixel space."""
+    config = load("emoji64", "cpu").config
+    level = config.prior.levels[-1].model_copy(update={"attention_every": 0, "condition_blocks": 0})
+    found: dict[str, Any] = {}
+    for side in sides:
+        geometry, raster = config.autoencoder.geometry(side, side), Geometry(((side, 3 * side),), (256,))
+        autoencoder = VQVAE(config.autoencoder).eval()
+        codes = HierarchicalPrior(config.prior, geometry).eval()
+        values = HierarchicalPrior(PriorConfig(levels=(level,)), raster).eval()
+        figures: dict[str, Any] = {
+            "positions": {"codes": sum(geometry.positions), "pixels": sum(raster.positions)},
+            "parameters": {"codes": [count(prior) for prior in codes.levels], "pixels": count(values)},
+        }
+        for batch in (1, BATCH):
+            drawing: dict[str, Callable[[], object]] = {
+                "codes": lambda n=batch, net=autoencoder, prior=codes: net.decode(prior.sample(n)),
+                "pixels": lambda n=batch, prior=values: prior.sample(n),
+            }
+            figures[f"drawing, batch {batch}"] = an_image(drawing, repeats, batch)
+        training: dict[str, Callable[[], object]] = {
+            "codes": Training(codes, BATCH),
+            "pixels": Training(values, BATCH // 4),
+            "autoencoder": autoencoder_training(autoencoder, side),
+        }
+        figures["a training step"] = an_image(training, repeats, BATCH)
+        found[f"{side} px"] = figures
+        print(f"{side} px", figures, flush=True)
+    keep("sampling-pixels", {"repeats": repeats, "pixel prior": level.model_dump(), "found": found})
+
+
+def an_image(cases: dict[str, Callable[[], object]], repeats: int, batch: int) -> dict[str, float]:
+    """Seconds an image of each case, and how many times as long pixels take as codes."""
+    medians = {k: statistics.median(v) / batch for k, v in interleaved(cases, repeats).items()}
+    return {f"{k}, s": v for k, v in medians.items()} | {"ratio": medians["pixels"] / medians["codes"]}
+
+
 def main() -> None:
     """Run a part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=["peer", "limit", "growth", "ffhq1024"], default="limit")
+    parser.add_argument(
+        "part", nargs="?", choices=["peer", "limit", "growth", "ffhq1024", "pixels"], default="limit"
+    )
     parser.add_argument("--rosinality", type=Path, help="a checkout of rosinality/vq-vae-2-pytorch")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--sides", type=int, nargs="*", default=[32, 64], help="pixels: sizes of the pictures"
+    )
     options = parser.parse_args()
     if options.part == "peer":
         if not options.rosinality:
@@ -285,6 +371,8 @@ def main() -> None:
         limit(options.repeats)
     elif options.part == "growth":
         growth()
+    elif options.part == "pixels":
+        pixels(options.repeats, options.sides)
     else:
         ffhq1024()
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -21,9 +22,12 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import torch
 import yaml
 
 from vqvae2.evaluate.report import svg
+from vqvae2.generate.sample import Sampling
+from vqvae2.run import load
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "recipes" / "experiments.yaml"
@@ -84,8 +88,13 @@ def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
 
 
 def first_stages(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(name, settings) of the autoencoder that all arms of a seed share; none unless the experiment says `shared: true`."""
+    """(name, settings) of the autoencoder that all arms of a seed share; none unless the experiment is `shared`."""
     return [(f"stage1-{seed}", [f"seed={seed}"]) for seed in experiment["seeds"] if experiment.get("shared")]
+
+
+def first_stage(name: str, experiment: dict[str, Any], seed: str, runs: Path) -> Path:
+    """Its folder: of this experiment (`shared: true`), or of the one that `shared` names."""
+    return runs / (name if experiment["shared"] is True else experiment["shared"]) / f"stage1-{seed}"
 
 
 def share(first: Path, folder: Path) -> None:
@@ -95,6 +104,25 @@ def share(first: Path, folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(first, part, ignore=shutil.ignore_patterns("checkpoints"))
         part.rename(folder)
+
+
+def seconds_a_sample(folders: dict[str, Path], batches: list[int]) -> dict[str, dict[str, float]]:
+    """Per arm and size of a batch: the median of three on one core, decoding included, the arms in turn."""
+    runs = {arm: load(folder, "cpu") for arm, folder in folders.items() if batches}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found: dict[str, dict[str, float]] = {arm: {} for arm in runs}
+    for batch in batches:
+        seconds: dict[str, list[float]] = {arm: [] for arm in runs}
+        for repeat in range(4):
+            for arm, one in runs.items():
+                began = time.perf_counter()
+                one.sample(batch, sampling=Sampling(batch=batch), seed=repeat)
+                seconds[arm].append((time.perf_counter() - began) / batch)
+        for arm, values in seconds.items():
+            found[arm][f"batch {batch}"] = statistics.median(values[1:])  # the first loads the weights
+    torch.set_num_threads(threads)
+    return found
 
 
 def run(name: str, experiment: dict[str, Any], data: str, common: list[str], runs: Path, cores: int) -> None:
@@ -109,10 +137,12 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
         folder, began = runs / name / arm, time.time()
         folder.parent.mkdir(parents=True, exist_ok=True)
         until = experiment["until"]
-        if arm.startswith("stage1-"):
-            until = "autoencoder"
-        elif experiment.get("shared"):
-            share(runs / name / f"stage1-{arm.rpartition('-')[2]}", folder)
+        if experiment.get("shared"):
+            first = first_stage(name, experiment, arm.rpartition("-")[2], runs)
+            if arm.startswith("stage1-"):
+                until, folder = "autoencoder", first
+            else:
+                share(first, folder)
         try:
             with (runs / name / f"{arm}.log").open("a") as log:
                 subprocess.run(
@@ -134,11 +164,14 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(one, first_stages(experiment)))
         list(pool.map(one, arms(experiment)))
-    done = {arm: figures(runs / name / arm) for arm, _ in arms(experiment)}
+    folders = {arm: runs / name / arm for arm, _ in arms(experiment)}
+    done = {arm: figures(folder) for arm, folder in folders.items()}
+    for arm, seconds in seconds_a_sample(folders, experiment.get("sample", [])).items():
+        done[arm]["seconds a sample"] = seconds
     target = ROOT / "docs" / "experiments" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
-    draw(name, experiment["curves"], {arm: runs / name / arm for arm, _ in arms(experiment)})
+    draw(name, experiment["curves"], folders)
     print(target)
 
 

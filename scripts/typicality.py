@@ -2,7 +2,7 @@
 
     python scripts/typicality.py RUN --in DATA --out DATA... [--n 120]
 
-DATA is what `vqvae2 train` takes. The held-out pictures of --in are split in two by turns: one half says what is usual
+DATA is what `vqvae2 train` takes, of any size and colour: shown to the run as its own pictures are. The held-out pictures of --in are split in two by turns: one half says what is usual
 (`evaluate.typicality.Typical`), the other is told apart from the first pictures of each --out, and from uniform noise.
 Beside the typicality score stand the bits alone, which call too likely pictures typical. No labels are used.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from torch import Tensor
 
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import open_images
+from vqvae2.errors import UserError
 from vqvae2.evaluate.typicality import Typical, auroc
 from vqvae2.run import Run, load
 
 
 def log_prob(run: Run, data: str, n: int, heldout: bool) -> Tensor:
     """[at most n, L] nats of the held-out pictures of a data set, or of any of its pictures, spread evenly."""
+    settings = run.config.data.model_copy(
+        update={"cache_gb": 0, "workers": 0}
+    )  # decodes no more than is asked for
     with tempfile.TemporaryDirectory() as folder:
-        images = open_images(data, run.config.data, Path(folder) / "data", say=lambda _: None)
+        images = open_images(data, settings, Path(folder) / "data", say=lambda _: None)
         chosen = images.heldout if heldout else np.arange(len(images))
         chosen = chosen[np.linspace(0, len(chosen) - 1, min(n, len(chosen))).astype(np.int64)]
         parts = [run.log_prob(part) for part, _ in sequential(images, chosen, run.config.data, batch=64)]
@@ -52,6 +57,27 @@ def told_apart(usual: Tensor, inside: Tensor, outside: Tensor) -> dict[str, Any]
     }
 
 
+def measure(run: Run, data: str, others: Sequence[str], n: int) -> dict[str, Any]:
+    """How well noise and the first pictures of other data sets are told apart from the held-out ones of the run's own.
+
+    Raises:
+        UserError: fewer than four pictures are held out.
+    """
+    heldout = log_prob(run, data, n, heldout=True)
+    if len(heldout) < 4:
+        raise UserError(f"expected at least 4 held-out pictures of {data}, found {len(heldout)}")
+    usual, inside = heldout[::2], heldout[1::2]
+    shape = (len(inside), run.config.data.channels, run.config.data.size, run.config.data.size)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    outside = {"uniform noise": run.log_prob(noise)}
+    outside |= {other: log_prob(run, other, n, heldout=False) for other in others}
+    return {
+        "usual": len(usual),
+        "in": {"data": data, "n": len(inside), "bits": (-heldout.mean(0) / np.log(2)).tolist()},
+        "out": {name: told_apart(usual, inside, other) for name, other in outside.items()},
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -60,20 +86,11 @@ def main() -> None:
     parser.add_argument("--out", nargs="*", default=[], help="other data")
     parser.add_argument("--n", type=int, default=120, help="pictures of each, at most")
     options = parser.parse_args()
-    run = load(options.run, "cpu")
-    heldout = log_prob(run, options.inside, options.n, heldout=True)
-    usual, inside = heldout[::2], heldout[1::2]
-    shape = (len(inside), run.config.data.channels, run.config.data.size, run.config.data.size)
-    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    others = {"uniform noise": run.log_prob(noise)}
-    others |= {data: log_prob(run, data, options.n, heldout=False) for data in options.out}
-    result = {
-        "run": options.run,
-        "usual": len(usual),
-        "in": {"data": options.inside, "n": len(inside), "bits": (-heldout.mean(0) / np.log(2)).tolist()},
-        "out": {name: told_apart(usual, inside, other) for name, other in others.items()},
-    }
-    print(json.dumps(result, indent=1))
+    try:
+        figures = measure(load(options.run, "cpu"), options.inside, options.out, options.n)
+    except UserError as error:
+        parser.error(str(error))
+    print(json.dumps({"run": options.run, **figures}, indent=1))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config import Config, TrainConfig
 from vqvae2.data.store import open_store
+from vqvae2.prior.causal import attend
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.level import LevelPrior
 from vqvae2.run import Run
@@ -222,10 +223,10 @@ class _Substitutes(TorchFunctionMode):
         return (replacement or func)(*args, **(kwargs or {}))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causal: bool = False) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     if torch.is_autocast_enabled("cpu"):
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
-    result: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[0]
+    result: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, True)[0]
     return result
 
 
@@ -238,7 +239,7 @@ def _bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) 
 
 
 _REPLACED: dict[Any, Callable[..., Any]] = {
-    functional.scaled_dot_product_attention: _attention,
+    attend: _attention,
     functional.dropout: _dropout,
     torch.bincount: _bincount,
 }

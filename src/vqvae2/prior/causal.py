@@ -15,9 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.checkpoint import checkpoint
 
-_PART = 256  # queries whose scores are held at once where no fused kernel drops them out
+_PART = 128  # queries whose scores are held at once where no fused kernel drops them out
 
 
 class ChannelNorm(nn.Module):
@@ -135,8 +136,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     Returns:
         [B, heads, N, D].
     """
+    if has_torch_function(
+        (q, k, v)
+    ):  # as of torch's own functions, so that what counts them may take another
+        result: Tensor = handle_torch_function(attend, (q, k, v), q, k, v, dropout)
+        return result
     n = q.shape[2]
-    if not dropout or q.device.type != "cpu" or n <= _PART:
+    if not dropout or q.device.type != "cpu" or n <= 2 * _PART:
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     parts = []
     for start in range(0, n, _PART):

@@ -1,0 +1,103 @@
+"""The list of experiments: every arm is a configuration that can be trained, and comparisons are what they say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from vqvae2.catalogue import preset
+from vqvae2.config import Config, complete, merge, override, parse, read_yaml
+from vqvae2.prior.hierarchy import HierarchicalPrior
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+import experiments
+
+ALL: dict[str, dict[str, Any]] = yaml.safe_load(experiments.LIST.read_text())
+EMOJI = 9  # classes
+ARMS = [(name, arm) for name, item in ALL.items() for arm, _ in experiments.arms(item)]
+
+
+def config(name: str, arm: str) -> Config:
+    """What the command of an arm asks for."""
+    settings = dict(experiments.arms(ALL[name]))[arm]
+    if ALL[name].get("vgg"):
+        settings = ["train_autoencoder.perceptual_weights=vgg16.safetensors", *settings]
+    line = experiments.command(ALL[name], settings, Path("run"), "data", ALL[name]["until"])
+    value = merge(
+        preset(line[line.index("--preset") + 1]).model_dump(mode="json"),
+        read_yaml(line[line.index("--config") + 1]),
+    )
+    given = [line[at + 1] for at, word in enumerate(line) if word == "--set"]
+    return parse(override(complete(value), given))
+
+
+@pytest.mark.parametrize(("name", "arm"), ARMS)
+def test_every_arm_is_a_configuration_with_its_seed(name: str, arm: str) -> None:
+    found = config(name, arm)
+    assert arm == f"{arm.rpartition('-')[0]}-{found.seed}"
+    assert found.geometry.levels == len(found.prior.levels) == len(found.train_prior)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arms_of_an_experiment_differ(name: str) -> None:
+    found = [config(name, arm) for arm, _ in experiments.arms(ALL[name])]
+    assert all(a != b for index, a in enumerate(found) for b in found[:index])
+
+
+@pytest.mark.parametrize("name", [name for name, item in ALL.items() if item.get("shared")])
+def test_arms_that_share_a_first_stage_have_the_same(name: str) -> None:
+    """All of a seed, and those of the experiment whose first stage it is."""
+    owner = name if ALL[name]["shared"] is True else ALL[name]["shared"]
+    assert ALL[owner]["shared"] is True
+    assert {*ALL[name]["seeds"]} <= {*ALL[owner]["seeds"]}
+    for seed in ALL[name]["seeds"]:
+        every = [
+            config(n, arm)
+            for n in (name, owner)
+            for arm, _ in experiments.arms(ALL[n])
+            if arm.endswith(f"-{seed}")
+        ]
+        assert (
+            len({(c.seed, repr(c.data), repr(c.autoencoder), repr(c.train_autoencoder)) for c in every}) == 1
+        )
+
+
+def test_the_kinds_of_prior_are_compared_at_equal_parameters_and_time() -> None:
+    sizes, trainings = [], []
+    for arm in ("pixelcnn-0", "transformer-0"):
+        found = config("prior-kinds", arm)
+        assert {level.kind for level in found.prior.levels} == {arm.removesuffix("-0")}
+        with torch.device("meta"):
+            prior = HierarchicalPrior(found.prior.model_copy(update={"classes": EMOJI}), found.geometry)
+        sizes.append([sum(p.numel() for p in level.parameters()) for level in prior.levels])
+        trainings.append(found.train_prior)
+    for pixelcnn, transformer in zip(*sizes, strict=True):
+        assert transformer == pytest.approx(pixelcnn, rel=0.03)
+    assert trainings[0] == trainings[1]
+    assert [training.minutes for training in trainings[0]] == [10, 10]
+
+
+def test_where_a_shared_first_stage_lies(tmp_path: Path) -> None:
+    for shared, folder in ((True, "mine"), ("other", "other")):
+        item = {"shared": shared, "seeds": [3, 4]}
+        assert experiments.first_stage("mine", item, "4", tmp_path) == tmp_path / folder / "stage1-4"
+        assert experiments.first_stages(item) == [("stage1-3", ["seed=3"]), ("stage1-4", ["seed=4"])]
+    assert experiments.first_stages({"seeds": [3]}) == []
+
+
+def test_seconds_a_sample(run: Path) -> None:
+    """Of every arm, in every size of a batch; nothing is loaded where nothing is asked for."""
+    threads = torch.get_num_threads()
+    found = experiments.seconds_a_sample({"a": run, "b": run}, [1, 3])
+    assert {arm: list(each) for arm, each in found.items()} == {
+        arm: ["batch 1", "batch 3"] for arm in ("a", "b")
+    }
+    assert all(0 < value < 10 for each in found.values() for value in each.values())
+    assert torch.get_num_threads() == threads
+    assert experiments.seconds_a_sample({"a": Path("nowhere")}, []) == {}
