@@ -124,7 +124,8 @@ def fit_probe(
         losses = []
         for decay in decays:  # each begins where a stronger one ended
             _descend(probe, features[~held], labels[~held], decay)
-            losses.append(float(functional.cross_entropy(probe(features[held]), labels[held])))
+            with torch.no_grad():
+                losses.append(float(functional.cross_entropy(probe(features[held]), labels[held])))
         best = decays[int(np.argmin(losses))]
     probe = _standardising(features, classes, rests_on)
     _descend(probe, features, labels, best)
@@ -240,6 +241,7 @@ class ResNet(nn.Module):
                 before = after
         self.body = nn.Sequential(*layers, nn.BatchNorm2d(before), nn.ReLU(inplace=True))
         self.head = nn.Linear(before, classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def rests_on(self) -> str:
@@ -300,7 +302,7 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         net = ResNet(channels, size, classes, config)
-    net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    net = net.to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.lr, total_steps=config.steps, pct_start=0.2

@@ -28,7 +28,7 @@ from vqvae2.checkpoint import CheckpointError
 from vqvae2.data.pixels import to_uint8
 from vqvae2.errors import UserError
 
-_AT_ONCE = 16  # pictures in one pass: lite0 then needs 0.2 GB, and is no slower than with more
+_AT_ONCE = 16  # pictures in one pass, whatever the batch: bounds the memory
 
 
 class FeatureError(UserError):
@@ -190,9 +190,8 @@ class _Network(nn.Module):
                 pooled.append(features)
                 if classes is not None:
                     logits.append(classes)
-        return torch.cat(pooled), torch.cat(
-            logits
-        ) if logits else None  # outside: tensors that may be trained on
+        # not in inference mode: these may be trained on
+        return torch.cat(pooled), torch.cat(logits) if logits else None
 
     def _features(self, colours: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of uint8 [B, 3, H, W]."""
