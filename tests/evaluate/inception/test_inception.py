@@ -108,7 +108,8 @@ def test_figures_are_torch_fidelitys(
     distance = frechet_distance(Moments.of(real.pooled), Moments.of(samples.pooled))
     assert distance == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
     kernel = kernel_distance(real.pooled, samples.pooled, subsets=1, size=COUNT)
-    assert kernel.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    # theirs is a difference of sums in float32
+    assert kernel.mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=2e-6)
     assert samples.logits is not None
     score = class_score(samples.logits.double().softmax(1), splits=1)
     assert score.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
