@@ -25,7 +25,7 @@ from vqvae2.data.decoding import load_image, load_mask
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.pixels import psnr, to_float, to_pil, to_uint8
 from vqvae2.errors import UserError
-from vqvae2.generate.reject import Chosen, candidate_plan, place_best
+from vqvae2.generate.reject import Chosen, Scored, candidate_plan, place_best
 from vqvae2.generate.sample import Drawn
 from vqvae2.run import Completed, Kept, Run
 from vqvae2.train.progress import Tracker
@@ -91,14 +91,23 @@ class SampleFolder:
             begin = max(begin, numbers.stop)
         return [*gaps, range(begin, n)] if begin < n else gaps
 
-    def write(self, part: Drawn, **more: Tensor) -> None:
-        """Write one batch, with further arrays [n, ...] in its codes-FIRST-LAST.npz."""
+    def fill(self, drawn: Iterable[Drawn], tracker: Tracker) -> None:
+        """Write batches."""
+        for part in drawn:
+            self.write(part)
+            tracker.update(tracker.done + len(part.numbers))
+
+    def write(self, part: Drawn) -> None:
+        """Write one batch."""
         arrays = {f"level_{i}": level.cpu().numpy() for i, level in enumerate(part.codes.levels)}
         arrays = {k: v.astype(np.uint16 if v.max() < 2**16 else np.int64) for k, v in arrays.items()}
-        arrays |= {name: values.cpu().numpy() for name, values in more.items()}
         arrays["numbers"] = np.array(part.numbers)
         if part.labels is not None:
             arrays["labels"] = part.labels.numpy()
+        if isinstance(part, Scored):
+            arrays["scores"] = part.scores.numpy()
+        if isinstance(part, Chosen):
+            arrays["candidates"] = part.candidates.numpy()
         if self.pictures == "npz":
             arrays["images"] = to_uint8(part.images).cpu().numpy()
         elif self.pictures == "png":
@@ -182,7 +191,7 @@ def chosen_from(
         levels = (candidates.read(f"level_{i}", own) for i in range(run.config.autoencoder.levels))
         codes = Codes(tuple(torch.from_numpy(level.astype(np.int64)).to(run.device) for level in levels))
         labels, images = torch.tensor(plan)[list(numbers)], run.autoencoder.decode(codes)
-        yield Chosen(numbers, labels, codes, images, torch.tensor(own), scores[own])
+        yield Chosen(numbers, labels, codes, images, scores[own], torch.tensor(own))
 
 
 def write_reconstructions(run: Run, paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:

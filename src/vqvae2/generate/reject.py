@@ -32,14 +32,33 @@ Scorer = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Chosen(Drawn):
-    """Samples that were kept, each with the number [B] and the score [B] of the candidate that it is.
+class Scored(Drawn):
+    """Samples with their scores, float64 [B] on the CPU."""
 
-    The scores are float64, on the CPU.
-    """
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Chosen(Scored):
+    """Samples that were kept, each with the number of the candidate that it is, int64 [B]."""
 
     candidates: Tensor
-    scores: Tensor
+
+
+def scored(part: Drawn, scorer: Scorer) -> Scored:
+    """A batch of samples of a model with classes, and their scores.
+
+    Raises:
+        UserError: not one finite score for each.
+    """
+    assert part.labels is not None
+    scores = scorer(part.images, part.labels).double().cpu()
+    if scores.shape != part.labels.shape or not scores.isfinite().all():
+        raise UserError(
+            f"expected a finite score for each of {len(part.labels)} pictures, found {tuple(scores.shape)} "
+            f"with {int((~scores.isfinite()).sum())} that are not finite"
+        )
+    return Scored(part.numbers, part.labels, part.codes, part.images, scores)
 
 
 def keep_best(scores: Tensor, labels: Tensor, fraction: float) -> Tensor:
@@ -124,23 +143,7 @@ def draw_best(
         own = order[numbers.start : numbers.stop]
         codes = best.codes[own].to(device)
         images = autoencoder.decode(codes)
-        yield Chosen(numbers, best.labels[own], codes, images, best.numbers[own], best.scores[own])
-
-
-def score_of(part: Drawn, scorer: Scorer) -> Tensor:
-    """The scores of a batch with labels, float64 [B] on the CPU.
-
-    Raises:
-        UserError: not one finite number for each.
-    """
-    assert part.labels is not None
-    scores = scorer(part.images, part.labels).double().cpu()
-    if scores.shape != part.labels.shape or not scores.isfinite().all():
-        raise UserError(
-            f"expected a finite score for each of {len(part.labels)} pictures, found {tuple(scores.shape)} "
-            f"with {int((~scores.isfinite()).sum())} that are not finite"
-        )
-    return scores
+        yield Chosen(numbers, best.labels[own], codes, images, best.scores[own], best.numbers[own])
 
 
 class _Candidates(NamedTuple):
@@ -153,8 +156,9 @@ class _Candidates(NamedTuple):
 
     @classmethod
     def of(cls, part: Drawn, scorer: Scorer) -> _Candidates:
-        assert part.labels is not None
-        return cls(torch.tensor(part.numbers), part.labels, score_of(part, scorer), part.codes.to("cpu"))
+        whole = scored(part, scorer)
+        assert whole.labels is not None
+        return cls(torch.tensor(whole.numbers), whole.labels, whole.scores, whole.codes.to("cpu"))
 
 
 def _pruned(pool: Sequence[_Candidates], quota: Tensor) -> _Candidates:
