@@ -1,4 +1,5 @@
-# `make` alone lists what can be made. Needs Python 3.11 or newer, git and make; the rest goes into .venv.
+# `make` alone lists what can be made. Needs Python 3.11 or newer, git and make; the rest goes into .venv (and, of
+# test-inception, into .venv-inception).
 
 # The first of these that is new enough and can make an environment; `make setup PYTHON=...` names another.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -6,13 +7,14 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	then echo $$python; break; fi; done)
 BIN := .venv/bin
 READY := .venv/.ready
+INCEPTION := .venv-inception
 NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench experiments docs clean
+.PHONY: help setup demo test test-inception check bench experiments docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv and install the package and its tools, at the pinned versions
 
@@ -28,6 +30,17 @@ demo: $(READY) ## run the whole pipeline on the embedded pictures, into runs/dem
 
 test: $(READY) ## run the tests and measure their coverage (90 % at least)
 	@$(BIN)/pytest --cov --cov-fail-under=90
+
+test-inception: $(INCEPTION)/.ready ## run the tests of FID, IS and KID, which need a torch and a torchvision of their own (6 GB)
+	$(INCEPTION)/bin/python -m pytest tests/evaluate/inception
+
+$(INCEPTION)/.ready: pyproject.toml constraints.txt constraints-inception.txt
+	@test -n "$(PYTHON)" || { echo "make test-inception needs Python 3.11 or newer with venv; name one with PYTHON=..." >&2; exit 2; }
+	@echo "setting up $(INCEPTION); the first time takes some minutes"
+	@$(INCEPTION)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(INCEPTION)
+	@grep -v '^torch==' constraints.txt | cat - constraints-inception.txt > $(INCEPTION)/constraints.txt
+	@$(INCEPTION)/bin/python -m pip install --disable-pip-version-check --quiet -c $(INCEPTION)/constraints.txt -e '.[evaluate,inception]' pytest
+	@touch $@
 
 check: $(READY) ## check format, lint and types, and change nothing
 	$(BIN)/ruff format --check .

@@ -110,16 +110,23 @@ class PerceptualDistance(nn.Module):
             total = total + ((found - aim).square() * head[:, None, None]).sum(1).mean((1, 2))
         return total
 
-    def _units(self, images: Tensor) -> list[Tensor]:
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """What each of the five stages gives after its last ReLU, float32 [B, 64 to 512, H/2**i, W/2**i].
+
+        Args:
+            images: [B, C, H, W] in [-1, 1]; grey is taken as RGB, of RGBA the colours.
+        """
         x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
         x = (x - self.mean) / self.deviation
-        units = []
+        stages = []
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self._taps:
-                exact = x.float()
-                units.append(exact / (exact.square().sum(1, keepdim=True) + 1e-10).sqrt())
-        return units
+                stages.append(x.float())
+        return stages
+
+    def _units(self, images: Tensor) -> list[Tensor]:
+        return [x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt() for x in self.stages(images)]
 
 
 def _found(source: str | Path) -> Path:

@@ -1,0 +1,150 @@
+"""Pure measures of two sets of feature vectors through nearest neighbours, every vector compared with every other, tile by
+tile. Everything is computed in float64.
+
+Shapes: B queries, N real vectors, M samples, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqvae2.evaluate.metrics import MetricError, check
+
+MEMORY = 256 * 2**20
+"""Bytes that comparing every row of one set with every row of another may take beside the sets themselves."""
+
+
+def nearest(
+    queries: Tensor, reference: Tensor, k: int = 1, itself: bool = False, memory: int = MEMORY
+) -> tuple[Tensor, Tensor]:
+    """The k nearest vectors of a reference set, nearest first.
+
+    Args:
+        queries: [B, D].
+        reference: [N, D].
+        itself: both are the same set and no vector counts as its own neighbour; a copy of it does.
+        memory: bytes to compare with, beside both sets.
+
+    Returns:
+        Euclidean distances [B, k] float64, exactly 0 for copies; their places in the reference set [B, k] int64, any of those
+        equally near.
+
+    Raises:
+        MetricError: fewer than k to choose from, other shapes, or numbers that are not finite.
+    """
+    check(queries, reference)
+    if not 1 <= k <= len(reference) - itself:
+        raise MetricError(
+            f"expected 1 to {len(reference) - itself} neighbours of {len(reference)}, found {k}"
+        )
+    best = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=queries.device)
+    found = torch.zeros_like(best, dtype=torch.int64)
+    for rows, columns, squares in _tiles(queries, reference, memory):
+        if itself:
+            squares.diagonal(rows.start - columns.start).fill_(torch.inf)
+        values, places = squares.topk(min(k, squares.shape[1]), largest=False)
+        values, places = (
+            torch.cat([best[rows], values], 1),
+            torch.cat([found[rows], places + columns.start], 1),
+        )
+        best[rows], order = values.topk(k, largest=False)
+        found[rows] = places.gather(1, order)
+    return best.sqrt(), found
+
+
+class Manifolds(NamedTuple):
+    """How far the regions that two sets fill agree: shares in [0, 1], except density, which may pass 1."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def manifolds(
+    real: Tensor,
+    samples: Tensor,
+    k: int = 3,
+    k_coverage: int = 5,
+    neighbours: Tensor | None = None,
+    memory: int = MEMORY,
+) -> Manifolds:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991, eq. 1-3); density and coverage (Naeem et al.
+    2020, arXiv 2002.09797, eq. 4-5).
+
+    Around every vector of a set stands a ball that reaches its k-th nearest neighbour in the set, the edge included; balls
+    together are the set's manifold.
+
+    - precision: the share of samples in the manifold of the real set; recall: the share of real vectors in that of the samples.
+    - density: the mean number of real balls around a sample, over k; coverage: the share of real balls that hold a sample.
+
+    A set against another from the same distribution has density about 1 and coverage about 1 - 2^-k, for N = M.
+
+    Args:
+        real: [N, D].
+        samples: [M, D].
+        k: of precision and recall (the paper's 3).
+        k_coverage: of density and coverage (the paper's 5).
+        neighbours: `nearest(real, real, max(k, k_coverage), itself=True)[0]`, if it is known from before.
+        memory: bytes to compare with, beside both sets.
+
+    Raises:
+        MetricError: a set of k vectors or fewer, other shapes, or numbers that are not finite.
+    """
+    check(real, samples)
+    most = max(k, k_coverage)
+    if neighbours is None:
+        neighbours = nearest(real, real, most, itself=True, memory=memory)[0]
+    if len(neighbours) != len(real) or not 1 <= min(k, k_coverage) <= most <= neighbours.shape[1]:
+        raise MetricError(
+            f"expected neighbours {k} and {k_coverage} of {len(real)} vectors, found shape {list(neighbours.shape)}"
+        )
+    narrow, wide = _reach(neighbours[:, k - 1]), _reach(neighbours[:, k_coverage - 1])
+    other = _reach(nearest(samples, samples, k, itself=True, memory=memory)[0][:, -1])
+    precise = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
+    balls = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    covered = torch.zeros_like(recalled)
+    for rows, columns, squares in _tiles(real, samples, memory):
+        precise[columns] |= (squares <= narrow[rows, None]).any(0)
+        recalled[rows] |= (squares <= other[columns]).any(1)
+        inside = squares <= wide[rows, None]
+        balls[columns] += inside.sum(0)
+        covered[rows] |= inside.any(1)
+    return Manifolds(
+        float(precise.double().mean()),
+        float(recalled.double().mean()),
+        float(balls.double().mean() / k_coverage),
+        float(covered.double().mean()),
+    )
+
+
+def _reach(distance: Tensor) -> Tensor:
+    """Squared radii, with room for rounding, so that a neighbour on the edge is inside."""
+    return distance.square() * (1 + 1e-9)
+
+
+def _tiles(a: Tensor, b: Tensor, memory: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Squared distances of every row of a [A, D] to every row of b [B, D], tile by tile, in at most `memory` bytes.
+
+    Centred first, so that little cancels in |a|^2 + |b|^2 - 2 a.b; what is left of rounding at 0 becomes 0.
+    """
+    width = 32 * a.shape[1]  # per row: two copies in float64 of either side
+    side = max(
+        1, int((math.sqrt(width**2 + 96 * memory) - width) / 48)
+    )  # per pair: this tile, the last one, masks
+    centre = b.detach().mean(0).double()
+    for top in range(0, len(a), side):
+        left = a[top : top + side].detach().double() - centre
+        lengths = left.square().sum(1)
+        for start in range(0, len(b), side):
+            right = b[start : start + side].detach().double() - centre
+            squares = lengths[:, None] + right.square().sum(1)
+            squares.addmm_(left, right.T, alpha=-2)
+            squares.masked_fill_(squares <= 1e-12 * lengths[:, None], 0)
+            yield slice(top, top + len(left)), slice(start, start + len(right)), squares

@@ -1,0 +1,260 @@
+"""Pure measures of sets of feature vectors and of class probabilities: distances between distributions, scores, a test.
+
+Which network made the features is the caller's to say: a Frechet distance is an FID only in Inception's features. Everything
+is computed in float64. Sets are given in the order (real, samples); figures are Python floats, rows are tensors.
+
+Shapes: N real vectors, M samples, D dimensions, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from scipy.stats import ks_2samp
+from torch import Tensor
+
+from vqvae2.errors import UserError
+
+
+class MetricError(UserError):
+    """Numbers that cannot be measured: too few, of the wrong shape, or not finite."""
+
+
+class Spread(NamedTuple):
+    """A figure from several parts: the mean and the standard deviation over the parts (that of the parts, not of the mean)."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and scatter of a set of vectors; `a + b` are those of both sets together, without the vectors.
+
+    The sum is Chan, Golub and LeVeque's (1979), which does not cancel as a sum of squares does.
+
+    Attributes:
+        count: number of vectors.
+        mean: [D] float64.
+        scatter: [D, D] float64, the sum of outer products of differences from the mean.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, batch: int = 1024) -> Moments:
+        """The moments of features [N, D], of which `batch` at a time are held in float64.
+
+        Raises:
+            MetricError: no vector, another shape, or numbers that are not finite.
+        """
+        check(features)
+        parts = iter(features.split(batch))
+        total = cls._of(next(parts))
+        for part in parts:
+            total += cls._of(part)
+        return total
+
+    @classmethod
+    def _of(cls, features: Tensor) -> Moments:
+        exact = features.detach().double()
+        mean = exact.mean(0)
+        centred = exact - mean
+        return cls(len(exact), mean, centred.T @ centred)
+
+    def __add__(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        step = other.mean - self.mean
+        scatter = self.scatter + other.scatter + torch.outer(step, step) * (self.count * other.count / count)
+        return Moments(count, self.mean + step * (other.count / count), scatter)
+
+    @property
+    def covariance(self) -> Tensor:
+        """[D, D] float64, unbiased.
+
+        Raises:
+            MetricError: fewer than 2 vectors.
+        """
+        if self.count < 2:
+            raise MetricError(f"a covariance needs at least 2 vectors, found {self.count}")
+        return self.scatter / (self.count - 1)
+
+
+def too_few(count: int, dimension: int) -> str | None:
+    """A warning where `count` vectors are too few for moments in `dimension` dimensions; None if they are enough.
+
+    Our limit is 2 D: below D + 1 a covariance is singular, and the Frechet distance is biased upwards by about 1 / count
+    (Chong and Forsyth 2020, arXiv 1911.07023), so only distances at the same count compare.
+    """
+    if count >= 2 * dimension:
+        return None
+    return (
+        f"{count} pictures are few for {dimension} feature dimensions (expected at least {2 * dimension}): "
+        "the Frechet distance is too high and compares only with others at the same count"
+    )
+
+
+def frechet_distance(real: Moments, samples: Moments) -> float:
+    """Frechet distance of two Gaussians, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), at least 0.
+
+    Heusel et al. 2017, arXiv 1706.08500, eq. 6. The trace of the root is the sum of the singular values of R1^T R2, where
+    S = R R^T: no root of a matrix that is not symmetric, and singular covariances are no special case.
+
+    Raises:
+        MetricError: other dimensions, or fewer than 2 vectors.
+    """
+    if real.mean.shape != samples.mean.shape:
+        raise MetricError(
+            f"expected features of one dimension, found {len(real.mean)} (real) and {len(samples.mean)} (samples)"
+        )
+    first, second = real.covariance, samples.covariance
+    overlap = torch.linalg.svdvals(_root(first).T @ _root(second)).sum()
+    means = (real.mean - samples.mean).square().sum()
+    return max(0.0, float(means + first.trace() + second.trace() - 2 * overlap))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """R with R R^T = covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def kernel_distance(
+    real: Tensor, samples: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> Spread:
+    """Squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, unbiased: below 0 by chance for equal distributions.
+
+    The kernel inception distance of Bińkowski et al. 2018, arXiv 1801.01401, in whatever features are given.
+
+    Args:
+        real: [N, D].
+        samples: [M, D].
+        subsets: number of draws, each of `size` vectors of either set without repetition.
+        size: 2 to the smaller of N and M; where it is near that, draws are alike and the deviation says little.
+        seed: of the draws.
+
+    Raises:
+        MetricError: fewer vectors than `size`, `size` below 2, other shapes, or numbers that are not finite.
+    """
+    check(real, samples)
+    if not 2 <= size <= min(len(real), len(samples)) or subsets < 1:
+        raise MetricError(
+            f"expected at least 1 draw of 2 to {min(len(real), len(samples))} vectors "
+            f"(of {len(real)} real and {len(samples)} sampled), found {subsets} of {size}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(features: Tensor) -> Tensor:
+        return features[
+            torch.randperm(len(features), generator=generator)[:size].to(features.device)
+        ].double()
+
+    return _spread([_discrepancy(draw(real), draw(samples)) for _ in range(subsets)])
+
+
+def _discrepancy(x: Tensor, y: Tensor) -> float:
+    """The unbiased estimate for two sets of n vectors [n, D] in float64 (Gretton et al. 2012, lemma 6)."""
+    count, dimension = x.shape
+
+    def within(z: Tensor) -> Tensor:
+        itself = (z.square().sum(1) / dimension + 1).pow(3).sum()
+        return ((z @ z.T / dimension + 1).pow(3).sum() - itself) / (count * (count - 1))
+
+    return float(within(x) + within(y) - 2 * (x @ y.T / dimension + 1).pow(3).mean())
+
+
+def class_score(probabilities: Tensor, splits: int = 10, seed: int = 0) -> Spread:
+    """exp of the mean KL(p(y|x) || p(y)), 1 to K, over `splits` parts: high if pictures are clear and classes even.
+
+    The inception score of Salimans et al. 2016, arXiv 1606.03498, section 4, of whatever classifier is given. Pictures are
+    shuffled first (by `seed`), because parts of pictures sorted by class would each hold few classes.
+
+    Args:
+        probabilities: [M, K], rows that sum to 1.
+
+    Raises:
+        MetricError: fewer pictures than splits, other shapes, or rows that do not sum to 1.
+    """
+    check(probabilities)
+    exact = probabilities.detach().double()
+    if float(exact.min()) < 0 or float((exact.sum(1) - 1).abs().max()) > 1e-3:
+        raise MetricError("expected class probabilities: rows of numbers of at least 0 that sum to 1")
+    if not 1 <= splits <= len(exact):
+        raise MetricError(f"expected 1 to {len(exact)} splits of {len(exact)} pictures, found {splits}")
+    order = torch.randperm(len(exact), generator=torch.Generator().manual_seed(seed))
+    scores = []
+    for part in exact[order.to(exact.device)].tensor_split(splits):
+        marginal = part.mean(0)
+        divergence = (torch.xlogy(part, part) - torch.xlogy(part, marginal)).sum(1).mean()
+        scores.append(math.exp(float(divergence)))
+    return _spread(scores)
+
+
+class TwoSample(NamedTuple):
+    """A test of two sets of numbers: the statistic, in [0, 1], and the probability of at least that by chance."""
+
+    statistic: float
+    p_value: float
+
+
+def two_sample(first: Tensor, second: Tensor) -> TwoSample:
+    """Kolmogorov and Smirnov's test, two-sided: the greatest difference of two sets' distribution functions.
+
+    The probability is exact up to 1000 numbers on either side, asymptotic beyond (Hodges 1958).
+
+    Args:
+        first: [N] numbers.
+        second: [M] numbers.
+
+    Raises:
+        MetricError: a set without numbers, other shapes, or numbers that are not finite.
+    """
+    check(first[:, None], second[:, None])
+    method = "exact" if max(len(first), len(second)) <= 1000 else "asymp"
+    found = ks_2samp(*(numbers.detach().double().cpu().numpy() for numbers in (first, second)), method=method)
+    return TwoSample(float(found.statistic), float(found.pvalue))
+
+
+def accuracy(logits: Tensor, labels: Tensor, top: int = 1) -> float:
+    """The share of pictures whose class is among the `top` highest logits; equal logits count against it.
+
+    Args:
+        logits: [B, K].
+        labels: [B] class numbers.
+
+    Raises:
+        MetricError: no picture, or other shapes.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise MetricError(
+            f"expected logits [B, K] and labels [B], found {list(logits.shape)} and {list(labels.shape)}"
+        )
+    own = logits.gather(1, labels.long()[:, None])
+    place = (~(logits < own)).sum(1)  # a logit that is not a number is below none
+    return float((place <= top).double().mean())
+
+
+def _spread(values: list[float]) -> Spread:
+    """Mean and population deviation, as the papers' code has it."""
+    exact = torch.tensor(values, dtype=torch.float64)
+    return Spread(float(exact.mean()), float(exact.std(correction=0)))
+
+
+def check(*sets: Tensor) -> None:
+    """Raise `MetricError` unless these are finite float vectors [N, D] of one dimension, N at least 1."""
+    for features in sets:
+        if features.ndim != 2 or not features.numel() or not features.is_floating_point():
+            raise MetricError(
+                f"expected float vectors [N, D], N at least 1, found {features.dtype} {list(features.shape)}"
+            )
+        if features.shape[1] != sets[0].shape[1]:
+            raise MetricError(
+                f"expected vectors of one dimension, found {sets[0].shape[1]} and {features.shape[1]}"
+            )
+        if not all(part.isfinite().all() for part in features.split(1024)):
+            raise MetricError("expected finite numbers, found inf or nan")

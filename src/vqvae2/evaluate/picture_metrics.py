@@ -1,0 +1,120 @@
+"""Pure measures of pictures: how near a reconstruction is to its original, and how near a picture is to its mirror image.
+
+Everything is computed in float64 and returned per picture, [B]. Reconstructions are clipped to [-1, 1] before they are
+compared, as they are when they are shown, so that the error is at most the one that training minimises.
+The peak signal-to-noise ratio is `vqvae2.data.pixels.psnr`.
+
+Shapes: B pictures, C channels (all weigh the same), H W px.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+from vqvae2.evaluate.metrics import MetricError
+
+_WINDOW = 11  # px of SSIM's Gaussian window
+_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, finest first
+
+
+def mean_squared_error(images: Tensor, originals: Tensor, span: float = 2.0) -> Tensor:
+    """Mean squared error over pixels and channels, [B]; both [B, C, H, W] in [-1, 1].
+
+    Args:
+        span: length of the range in which it is said: 2 for pixels in [-1, 1], 1 for [0, 1] (a quarter).
+
+    Raises:
+        MetricError: shapes that differ.
+    """
+    _check(images, originals)
+    errors = images.detach().double().clamp(-1, 1) - originals.detach().double()
+    return errors.square().mean((1, 2, 3)) * (span / 2) ** 2
+
+
+def structural_similarity(images: Tensor, originals: Tensor) -> Tensor:
+    """SSIM, at most 1, [B]; both [B, C, H, W] in [-1, 1]. Wang et al. 2004, IEEE TIP 13(4): window 11 px, K1 .01, K2 .03.
+
+    Pixels are brought to [0, 1] first: the measure compares brightness by ratios, which have no meaning around 0.
+
+    Raises:
+        MetricError: shapes that differ, or sides below 6 px.
+    """
+    _check(images, originals)
+    if min(images.shape[2:]) <= _WINDOW // 2:
+        raise MetricError(
+            f"SSIM needs sides of at least {_WINDOW // 2 + 1} px, found {list(images.shape[2:])}"
+        )
+    found = structural_similarity_index_measure(
+        _unit(images), _unit(originals), reduction="none", data_range=1.0
+    )
+    assert isinstance(found, Tensor)
+    return found
+
+
+def scales(height: int, width: int) -> int:
+    """How many scales of MS-SSIM, 0 to 5, fit into pictures: the window into the coarsest, and the library's own limit.
+
+    Sides of 176 px hold all five, 99 px four, 44 px three, 22 px two.
+    """
+    side = min(height, width)
+    return sum(side >= _WINDOW * max(2**scale, scale**2) for scale in range(len(_WEIGHTS)))
+
+
+def multiscale_similarity(images: Tensor, originals: Tensor) -> Tensor | None:
+    """MS-SSIM, in [0, 1], [B]; both [B, C, H, W] in [-1, 1]. Wang, Simoncelli and Bovik 2003, Asilomar 37.
+
+    None where fewer than two scales fit (sides below 22 px). Where fewer than five do, it is over the finest ones, their
+    weights divided by their sum (our decision): such figures compare only with others of as many `scales`.
+
+    Raises:
+        MetricError: shapes that differ.
+    """
+    _check(images, originals)
+    weights = _WEIGHTS[: scales(*images.shape[2:])]
+    if len(weights) < 2:
+        return None
+    found = multiscale_structural_similarity_index_measure(
+        _unit(images),
+        _unit(originals),
+        reduction="none",
+        data_range=1.0,
+        betas=tuple(weight / sum(weights) for weight in weights),
+    )
+    return found.double()
+
+
+def mirror_error(images: Tensor, relative: bool = False) -> Tensor:
+    """How far pictures [B, C, H, W] in [-1, 1] are from their left-right mirror images, [B]. Our measure.
+
+    The root of the mean squared difference, in [0, 2]. `relative`: over twice the picture's own deviation (around each
+    channel's mean), in [0, 1], which contrast and brightness do not change: 0 for a symmetric picture, 1 for one whose
+    halves are each other's negatives, about 0.71 for noise. Its square is the share of the variance that is odd. A picture
+    without contrast is symmetric.
+
+    Raises:
+        MetricError: another shape.
+    """
+    _check(images, images)
+    exact = images.detach().double()
+    error = (exact - exact.flip(3)).square().mean((1, 2, 3))
+    if not relative:
+        return error.sqrt()
+    variance = exact.var((2, 3), correction=0).mean(1)
+    return (error / (4 * variance.clamp_min(1e-12))).clamp(0, 1).sqrt()
+
+
+def _unit(images: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1], clipped."""
+    return images.detach().double().add(1).div(2).clamp(0, 1)
+
+
+def _check(images: Tensor, originals: Tensor) -> None:
+    """Raise `MetricError` unless both are pictures [B, C, H, W] of one shape."""
+    if images.ndim != 4 or not images.numel() or images.shape != originals.shape:
+        raise MetricError(
+            f"expected pictures [B, C, H, W] of one shape, found {list(images.shape)} and {list(originals.shape)}"
+        )
