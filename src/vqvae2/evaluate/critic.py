@@ -163,9 +163,7 @@ def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:
     record = checkpoint.read_json(critic_file(folder))
     file = critic_file(folder).with_name(record["file"])
     if not file.is_file() or _digest(file) != record["digest"]:
-        raise CriticError(
-            f"{file} is missing or another; `vqvae2 critic fit {folder}` fits a critic anew"
-        )
+        raise CriticError(f"{file} is missing or another; `vqvae2 critic fit {folder}` fits a critic anew")
     if record["kind"] == "model":
         return Critic(_read(file, device), record)
     about, probe = record["network"], load_classifier(file, device)
@@ -189,5 +187,5 @@ def _write(file: Path, contents: bytes) -> None:
 
 def _digest(file: Path) -> str:
     if file.suffix == ".safetensors":
-        return checkpoint.stored_digest(file)  # of what is in it: a safetensors file itself differs from time to time
+        return checkpoint.stored_digest(file)  # of the tensors: the order in the file is not always the same
     return hashlib.sha256(file.read_bytes()).hexdigest()
