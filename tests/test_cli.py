@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,18 @@ from vqvae2.generate.sample import Drawn
 from vqvae2.run import load
 from vqvae2.train.loop import read_metrics
 
-VERBS = ("demo", "train", "sample", "reconstruct", "complete", "score", "inspect", "presets", "import")
+VERBS = (
+    "demo",
+    "train",
+    "sample",
+    "reconstruct",
+    "complete",
+    "score",
+    "inspect",
+    "presets",
+    "import",
+    "critic",
+)
 CLASSES = ["Blue sky", "disc", "stripes"]
 Command = Callable[..., Any]
 
@@ -571,6 +583,179 @@ def test_many_samples_make_a_square_grid(trained: Path, tmp_path: Path, command:
     assert len(list(tmp_path.glob("0*.png"))) == 258
     assert pixels(tmp_path / "grid.png").shape == (16 * 18 + 2, 16 * 18 + 2, 3)
     assert len(json.loads((tmp_path / "samples.json").read_text())["samples"]) == 258
+
+
+# --- sample with a critic ---
+
+
+class Judge:
+    """A critic that was fitted, it says: the blue channel's mean, of any class."""
+
+    digest, network_digest = "d" * 64, "n" * 64
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return images[:, 2].mean((1, 2))
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run has this critic."""
+    monkeypatch.setattr("vqvae2.run.Run.critic", Judge())
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """What samples.json says of each."""
+    found: list[dict[str, Any]] = json.loads((folder / "samples.json").read_text())["samples"]
+    return found
+
+
+def test_a_critic_keeps_the_best_of_each_class(
+    judged: None, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """They are the brute-force top of as many plain samples, in the usual form; the list says which and why."""
+    assert command("sample", trained, "--out", tmp_path / "all", "--n", 24).code == 0
+    said = command("sample", trained, "--out", tmp_path / "best", "--n", 6, "--critic", 0.25, "--json")
+    assert said.code == 0
+    value = json.loads(said.out)
+    assert (value["n"], value["drawn"]) == (6, 24)
+    assert value["critic"] == {"fraction": 0.25, "digest": "d" * 64, "network": "n" * 64}
+    assert [entry["label"] for entry in value["samples"]] == [0, 1, 2, 0, 1, 2]
+    run = load(trained, "cpu")
+    (every,) = run.draw(24, sampling=replace(run.sampling, batch=24))
+    scores = Judge()(every.images, torch.zeros(24))
+    for label in range(3):
+        own = [i for i in range(24) if i % 3 == label]
+        top = sorted(sorted(own, key=lambda i: -float(scores[i]))[:2])
+        kept = [entry for entry in value["samples"] if entry["label"] == label]
+        assert [entry["candidate"] for entry in kept] == top
+        assert [entry["score"] for entry in kept] == pytest.approx(scores[top].tolist(), abs=1e-5)
+    for entry in value["samples"]:
+        assert close(tmp_path / "best" / entry["file"], tmp_path / "all" / f"{entry['candidate']:05d}.png")
+    best, plain = joined_npz(tmp_path / "best"), joined_npz(tmp_path / "all")
+    assert best["candidates"].tolist() == [entry["candidate"] for entry in value["samples"]]
+    for key in ("level_0", "level_1", "labels"):
+        assert np.array_equal(best[key], plain[key][best["candidates"]])
+    said = command("sample", trained, "--out", tmp_path / "best", "--n", 6, "--critic", 0.25)
+    assert re.fullmatch(r"6 samples, the best of 24 drawn, all were there: .*grid\.png\n", said.out)
+
+
+@pytest.mark.parametrize("kind", ["png", "npz"])
+def test_a_critic_that_keeps_all_changes_nothing(
+    kind: str, judged: None, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    base = ["sample", trained, "--n", 7, "--batch", 3, "--pictures", kind, "--out"]
+    assert command(*base, tmp_path / "plain").code == 0
+    assert command(*base, tmp_path / "kept", "--critic", 1).code == 0
+    plain, kept = (joined_npz(tmp_path / name) for name in ("plain", "kept"))
+    assert all(np.array_equal(plain[key], kept[key]) for key in plain)
+    for file in (tmp_path / "plain").glob("*.png"):
+        assert file.read_bytes() == (tmp_path / "kept" / file.name).read_bytes()
+    keys = ("number", "file", "codes", "label", "class")
+    lists = [
+        [{key: entry[key] for key in keys} for entry in entries(tmp_path / name)]
+        for name in ("plain", "kept")
+    ]
+    assert lists[0] == lists[1]
+
+
+@pytest.mark.parametrize("stop", [0, 2, 5, 8, 9])
+def test_the_choice_goes_on_where_it_was_left(
+    stop: int, judged: None, trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while candidates are drawn (of 8 batches) or while the best are written, gone on with in other batches."""
+    base = ["sample", trained, "--n", 5, "--critic", 0.33, "--out"]
+    assert command(*base, tmp_path / "whole").code == 0
+    out, calls, honest = tmp_path / "out", iter(range(100)), SampleFolder.write
+
+    def killed(self: SampleFolder, part: Drawn) -> None:
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        honest(self, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFolder, "write", killed)
+        assert command(*base, out, "--batch", 2).code == 130
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("codes-*")}
+    assert len(before) == stop
+    assert command(*base, out, "--batch", 3).code == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    whole, parts = (joined_npz(folder) for folder in (tmp_path / "whole", out))
+    for key in whole.keys() - {"scores"}:
+        assert np.array_equal(whole[key], parts[key]), key
+    assert np.allclose(whole["scores"], parts["scores"], atol=1e-6)
+    drawn = joined_npz(out / "candidates")
+    assert drawn["numbers"].tolist() == list(range(15))  # each once
+    assert "images" not in drawn
+    assert not list((out / "candidates").glob("*.png"))
+    assert all(close(tmp_path / "whole" / f"{i:05d}.png", out / f"{i:05d}.png") for i in range(5))
+
+
+def test_what_was_chosen_needs_its_candidates_no_more(
+    judged: None, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    base = ["sample", trained, "--n", 4, "--critic", 0.5, "--out", tmp_path]
+    assert command(*base).code == 0
+    before = (tmp_path / "samples.json").read_text()
+    shutil.rmtree(tmp_path / "candidates")
+    said = command(*base)
+    assert (said.code, "all were there" in said.out) == (0, True)
+    assert (tmp_path / "samples.json").read_text() == before
+
+
+def test_choices_are_not_mixed(judged: None, trained: Path, tmp_path: Path, command: Command) -> None:
+    """Neither with plain samples, nor with those of another fraction, number or critic."""
+    base = ["sample", trained, "--out", tmp_path / "best", "--n", 2]
+    assert command(*base, "--critic", 0.5).code == 0
+    before = digests(tmp_path)
+    for other, told in (
+        ([], "critic: {'fraction': 0.5"), (["--critic", 0.25], "critic.fraction: 0.5 -> 0.25"),
+        (["--critic", 0.5, "--n", 3], "n: 2 -> 3"),
+    ):  # fmt: skip
+        said = command(*base, *other)
+        assert (said.code, len(said.err.splitlines())) == (2, 1)
+        assert told in said.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "digest", "e" * 64)
+        assert "critic.digest" in command(*base, "--critic", 0.5).err
+    assert digests(tmp_path) == before
+    assert command("sample", trained, "--out", tmp_path / "plain", "--n", 2).code == 0
+    said = command("sample", trained, "--out", tmp_path / "plain", "--n", 2, "--critic", 0.5)
+    assert (said.code, "critic: None ->" in said.err) == (2, True)
+
+
+def test_two_processes_choose_what_one_does(
+    judged: None, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """Candidates and the best are shared out by torchrun on gloo: the same folder."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, vqvae2.run, vqvae2.cli\n"
+        "class Judge:\n"
+        f"    digest, network_digest = {'d' * 64!r}, {'n' * 64!r}\n"
+        "    def __call__(self, images, labels):\n"
+        "        return images[:, 2].mean((1, 2))\n"
+        "vqvae2.run.Run.critic = Judge()\n"
+        "vqvae2.cli.main(sys.argv[1:])\n"
+    )
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", str(script)]
+    ask = ["sample", str(trained), "--n", "7", "--batch", "2", "--critic", "0.4", "--out"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *ask, str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert command(*ask, tmp_path / "one").code == 0
+    names = [
+        sorted(file.relative_to(tmp_path / name) for file in (tmp_path / name).rglob("*"))
+        for name in ("one", "two")
+    ]
+    assert names[0] == names[1]
+    for folder in (".", "candidates"):
+        one, two = (joined_npz(tmp_path / name / folder) for name in ("one", "two"))
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+    assert entries(tmp_path / "one") == entries(tmp_path / "two")
 
 
 # --- reconstruct ---

@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -35,6 +36,8 @@ importing = typer.Typer(
     help="Take an autoencoder trained elsewhere into a run folder.", rich_markup_mode=None
 )
 app.add_typer(importing, name="import")
+critics = typer.Typer(help="The classifier that `sample --critic` chooses by.", rich_markup_mode=None)
+app.add_typer(critics, name="critic")
 
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
@@ -206,15 +209,25 @@ def sample(
     pictures: Annotated[
         Pictures, typer.Option(help="a PNG for each, or all of a batch as an array in its codes-*.npz")
     ] = Pictures.PNG,
+    critic: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="draw n / FRACTION candidates and keep those of each class that the run's critic "
+            "(`vqvae2 critic fit`) finds likeliest to be of it; in (0, 1], 1 keeps all",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw new pictures: one PNG each with its codes, a grid of the first 256, and samples.json, a list of what they are.
 
     The same command again draws only what is missing, so a long one may be stopped and gone on with, or asked for
-    more. `torchrun --nproc-per-node P -m -- vqvae2 sample ...` shares the work out to P processes.
+    more (not with a critic: the best of more are others). `torchrun --nproc-per-node P -m -- vqvae2 sample ...` shares
+    the work out to P processes.
     """
-    from vqvae2.gallery import SampleFolder
-    from vqvae2.generate.sample import batches, class_number, label_plan
+    from vqvae2.gallery import SampleFolder, chosen_from
+    from vqvae2.generate.reject import candidate_plan, scored
+    from vqvae2.generate.sample import Drawn, batches, class_number, label_plan
     from vqvae2.run import load
     from vqvae2.train.loop import make_accelerator
     from vqvae2.train.progress import Reporter
@@ -226,29 +239,50 @@ def sample(
     settings = {name: value for name, value in asdict(sampling).items() if name != "batch"}
     turns = [class_number(name, loaded.classes) for name in label] if label else "all in turn"
     about = {"seed": seed, **settings, "labels": turns, "model": loaded.digests()}
+    candidates: list[int] = []
+    if critic is not None:
+        judge = loaded.critic
+        candidates = candidate_plan(plan or [], critic)
+        what = {"fraction": critic, "digest": judge.digest, "network": judge.network_digest}
+        about |= {"n": n, "drawn": len(candidates), "critic": what}
     loaded.prior  # noqa: B018 - loads, so that a missing model is said before the folder is made
-    folder = SampleFolder(out, about, pictures.value)
+    folder, pool = SampleFolder(out, about, pictures.value), SampleFolder(out / "candidates", about, "none")
+
+    def draw(parts: list[range]) -> Iterable[Drawn]:
+        if critic is not None:
+            return chosen_from(pool, loaded, plan or [], critic, parts)
+        return loaded.draw(n, label, seed, sampling, parts)
+
+    def rate(parts: list[range]) -> Iterable[Drawn]:
+        drawn = loaded.draw(len(candidates), candidates, seed, sampling, parts)
+        return (scored(part, judge) for part in drawn)
+
     with state.main_process_first():
         folder.claim()
         missing = folder.missing(n)
+        jobs = [("samples", folder, missing, draw)]
+        if candidates and missing:
+            pool.claim()
+            jobs.insert(0, ("candidates", pool, pool.missing(len(candidates)), rate))
     state.wait_for_everyone()
-    parts = batches(missing, batch)[state.process_index :: state.num_processes]
-    begun, count = time.perf_counter(), sum(map(len, parts))
-    with Reporter(quiet=not state.is_main_process).track("samples", count, unit="images") as tracker:
-        for part in loaded.draw(n, label, seed, sampling, parts):
-            folder.write(part)
-            tracker.update(tracker.done + len(part.numbers))
-    state.wait_for_everyone()
+    begun, reporter = time.perf_counter(), Reporter(quiet=not state.is_main_process)
+    for title, into, numbers, make in jobs:
+        parts = batches(numbers, batch)[state.process_index :: state.num_processes]
+        if parts:
+            with reporter.track(title, sum(map(len, parts)), unit="images") as tracker:
+                into.fill(make(parts), tracker)
+        state.wait_for_everyone()
     if not state.is_main_process:
         return
     result = folder.finish(n, plan, loaded.classes)
     seconds = time.perf_counter() - begun
     if as_json:
         _print_json({"seconds": seconds, **result})
-    else:
-        drawn = sum(map(len, missing))
-        each = f"{drawn} in {seconds:.1f} s ({seconds / drawn:.3f} s each)" if drawn else "all were there"
-        typer.echo(f"{n} samples, {each}: {result['grid']}")
+        return
+    new = sum(map(len, missing))
+    each = f"{new} in {seconds:.1f} s ({seconds / new:.3f} s each)" if new else "all were there"
+    best = f", the best of {len(candidates)} drawn" if candidates else ""
+    typer.echo(f"{n} samples{best}, {each}: {result['grid']}")
 
 
 @app.command()
@@ -564,6 +598,51 @@ def rosinality(
     grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
     typer.echo(
         f"{run}: autoencoder imported, {size} px, grids {grids}; `vqvae2 train DATA --run {run}` adds the priors"
+    )
+
+
+@critics.command()
+def fit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder; the critic goes to RUN/critic")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="the pictures that the run was trained on, if they lie elsewhere now"
+        ),
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="network on whose features a linear probe is fitted: lite0, vgg16, inception"
+        ),
+    ] = "lite0",
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="weights of that network; lite0 brings its own")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="instead of a probe, a classifier of the run's classes: a TorchScript file that says its size, or a "
+            "ResNet that save_classifier wrote",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the critic on the run's training pictures, and say how often it is right on the held-out ones.
+
+    Measure what it chose in the features of another network: one that chooses and measures flatters itself.
+    """
+    from vqvae2.run import Run
+    from vqvae2.train.progress import Reporter
+
+    made = Run(run).fit_critic(data, features, weights, model, Reporter())
+    if as_json:
+        _print_json(made.record)
+        return
+    typer.echo(
+        f"{run}: critic {made.record['kind']} on {made.record['network']['name']}: {made.accuracy:.1%} of "
+        f"{made.record['heldout']} held-out pictures right, {1 / len(made.classes):.1%} by chance"
     )
 
 

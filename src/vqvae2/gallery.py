@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.checkpoint import read_json, write_atomic, write_json
+from vqvae2.codes import Codes
 from vqvae2.config import differences
 from vqvae2.data.augmentation import centre
 from vqvae2.data.decoding import load_image, load_mask
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.pixels import psnr, to_float, to_pil, to_uint8
 from vqvae2.errors import UserError
+from vqvae2.generate.reject import Chosen, Scored, candidate_plan, place_best
 from vqvae2.generate.sample import Drawn
 from vqvae2.run import Completed, Kept, Run
 from vqvae2.train.progress import Tracker
@@ -51,17 +53,18 @@ class SampleFolder:
     """A folder that fills up with samples, batch by batch, and takes up where it was left.
 
     Of each batch there is codes-FIRST-LAST.npz: `numbers`, `labels` (with classes), `level_0` ... (integers [n, h, w]), and with
-    pictures="npz" also `images` (uint8 [n, H, W, C]). It is written last, so what it names is there in full.
+    pictures="npz" also `images` (uint8 [n, H, W, C]). It is written last, so what it names is there in full. Of samples that a
+    critic chose there are also `candidates` and `scores`, and in candidates/ the codes and `scores` of all that were drawn.
 
     Attributes:
         path: OUT.
         about: how the samples are drawn, JSON-ready; a folder holds samples of one kind.
-        pictures: "png" for a file each, NUMBER.png; "npz" for all of a batch in its file.
+        pictures: "png" for a file each, NUMBER.png; "npz" for all of a batch in its file; "none".
     """
 
     path: Path
     about: dict[str, Any]
-    pictures: Literal["png", "npz"] = "png"
+    pictures: Literal["png", "npz", "none"] = "png"
 
     def claim(self) -> None:
         """Make the folder, or see that it was made for samples of this kind.
@@ -88,6 +91,12 @@ class SampleFolder:
             begin = max(begin, numbers.stop)
         return [*gaps, range(begin, n)] if begin < n else gaps
 
+    def fill(self, drawn: Iterable[Drawn], tracker: Tracker) -> None:
+        """Write batches."""
+        for part in drawn:
+            self.write(part)
+            tracker.update(tracker.done + len(part.numbers))
+
     def write(self, part: Drawn) -> None:
         """Write one batch."""
         arrays = {f"level_{i}": level.cpu().numpy() for i, level in enumerate(part.codes.levels)}
@@ -95,9 +104,13 @@ class SampleFolder:
         arrays["numbers"] = np.array(part.numbers)
         if part.labels is not None:
             arrays["labels"] = part.labels.numpy()
+        if isinstance(part, Scored):
+            arrays["scores"] = part.scores.numpy()
+        if isinstance(part, Chosen):
+            arrays["candidates"] = part.candidates.numpy()
         if self.pictures == "npz":
             arrays["images"] = to_uint8(part.images).cpu().numpy()
-        else:
+        elif self.pictures == "png":
             for number, picture in zip(part.numbers, to_pil(part.images), strict=True):
                 save_picture(picture, self.path / f"{number:05d}.png")
 
@@ -106,6 +119,18 @@ class SampleFolder:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
 
         write_atomic(self.path / f"codes-{part.numbers[0]:05d}-{part.numbers[-1]:05d}.npz", write)
+
+    def read(self, name: str, numbers: Iterable[int]) -> NDArray[Any]:
+        """An array of the batches, such as `level_0`: the rows of these numbers, which are there, in their order."""
+        wanted = np.fromiter(numbers, np.int64)
+        places, rows = [], []
+        for there, file in self._batches():
+            own = np.flatnonzero((wanted >= there.start) & (wanted < there.stop))
+            if len(own):
+                places.append(own)
+                with np.load(file) as arrays:
+                    rows.append(arrays[name][wanted[own] - there.start])
+        return np.concatenate(rows)[np.concatenate(places).argsort()]
 
     def finish(self, n: int, plan: Sequence[int] | None, classes: Sequence[str]) -> dict[str, Any]:
         """When the first n are there: grid.png of the first 256, and samples.json, whose content is returned.
@@ -123,6 +148,10 @@ class SampleFolder:
             if plan is not None:
                 entry |= {"label": plan[number], "class": classes[plan[number]]}
             entries.append(entry)
+        if "critic" in self.about:
+            chosen = zip(self.read("candidates", range(n)), self.read("scores", range(n)), strict=True)
+            for entry, (candidate, score) in zip(entries, chosen, strict=True):
+                entry |= {"candidate": int(candidate), "score": float(score)}
         shown = self._shown(min(n, _SHEET))
         zoom = max(1, 128 // shown.shape[-1]) if len(shown) <= 16 else 1
         save_grid(shown, self.path / "grid.png", columns=max(1, round(len(shown) ** 0.5)), zoom=zoom)
@@ -140,12 +169,29 @@ class SampleFolder:
             arrays = [np.array(Image.open(self.path / f"{i:05d}.png")) for i in range(count)]
             pixels = np.stack([a if a.ndim == 3 else a[..., None] for a in arrays])
         else:
-            held: dict[int, NDArray[np.uint8]] = {}
-            for numbers, file in self._batches():
-                if numbers.start < count:
-                    held |= zip(numbers, np.load(file)["images"], strict=True)
-            pixels = np.stack([held[i] for i in range(count)])
+            pixels = self.read("images", range(count))
         return to_float(torch.from_numpy(pixels))
+
+
+def chosen_from(
+    candidates: SampleFolder, run: Run, plan: Sequence[int], fraction: float, parts: Iterable[range]
+) -> Iterator[Chosen]:
+    """The samples of a plan that are the best of a folder of scored candidates, decoded anew.
+
+    Args:
+        candidates: holds all of `candidate_plan(plan, fraction)`, each batch with `scores`.
+        plan: class number of each sample.
+        parts: numbers of the samples, each range one batch.
+    """
+    count = len(candidate_plan(plan, fraction))
+    scores = torch.from_numpy(candidates.read("scores", range(count)))
+    places = place_best(scores, plan, fraction)
+    for numbers in parts:
+        own = places[numbers.start : numbers.stop]
+        levels = (candidates.read(f"level_{i}", own) for i in range(run.config.autoencoder.levels))
+        codes = Codes(tuple(torch.from_numpy(level.astype(np.int64)).to(run.device) for level in levels))
+        labels, images = torch.tensor(plan)[list(numbers)], run.autoencoder.decode(codes)
+        yield Chosen(numbers, labels, codes, images, scores[own], torch.tensor(own))
 
 
 def write_reconstructions(run: Run, paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,17 @@ from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config import Config
+from vqvae2.data.images import open_images
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
+from vqvae2.evaluate.critic import Critic, critic_file, fit_critic, load_critic
 from vqvae2.evaluate.typicality import Typical
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
+from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.folder import RunError, load_autoencoder, load_prior, model_file, read_run
+from vqvae2.train.progress import Reporter
 
 _REFERENCE = 1024  # held-out pictures to which others are compared, at most
 _PARTS = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
@@ -122,6 +128,62 @@ class Run:
                 )
         return load_prior(self.folder, self.config, self.device)
 
+    @cached_property
+    def critic(self) -> Critic:
+        """What `vqvae2 critic fit` fitted: how likely a picture's class is, and how good it is at that.
+
+        Raises:
+            RunError: this run has no classes, or no critic is fitted.
+        """
+        if not self.classes:
+            raise RunError(self._classless())
+        if not critic_file(self.folder).exists():
+            raise RunError(f"no critic is fitted for {self.folder}; {self._fit_critic()}")
+        found = load_critic(self.folder, self.device)
+        if found.classes != self.classes:
+            raise RunError(f"the critic in {self.folder} is of other classes; {self._fit_critic()}")
+        return found
+
+    def fit_critic(
+        self,
+        data: str | None = None,
+        features: str = "lite0",
+        weights: Path | None = None,
+        model: Path | None = None,
+        reporter: Reporter | None = None,
+    ) -> Critic:
+        """Fit a critic on this run's training pictures and keep it in RUN/critic (`evaluate.critic.fit_critic`).
+
+        Args:
+            data: what the run was trained on, if it now lies elsewhere.
+
+        Raises:
+            RunError: no classes, or these are not the pictures that the run was trained on.
+            DataError, CriticError, FeatureError, ClassifierError: see there.
+        """
+        if not self.classes:
+            raise RunError(self._classless())
+        reporter = reporter or Reporter(quiet=True)
+        source = self.record.get("source")
+        with ExitStack() as stack:
+            own = data in (None, source)  # others must not take the place of the run's decoded pictures
+            place = self.folder if own else Path(stack.enter_context(TemporaryDirectory()))
+            images = open_images(
+                str(data or source), self.config.data, place / "data", seed=self.config.seed, say=reporter.say
+            )
+            stack.callback(images.close)
+            if images.fingerprint != self.record.get("fingerprint", images.fingerprint):
+                raise RunError(
+                    f"expected the pictures that {self.folder} was trained on ({source}), found others in {data or source}"
+                )
+            count = len(images.heldout) + (0 if model else len(images.train))
+            tracker = stack.enter_context(reporter.track("critic", count, unit="images"))
+            made = fit_critic(
+                self.folder, images, self.config.data, features, weights, model, self.device, tracker.update
+            )
+        self.__dict__.pop("critic", None)
+        return made
+
     def sample(
         self,
         n: int,
@@ -153,6 +215,32 @@ class Run:
         """
         plan = label_plan(labels, n, self.classes)
         return draw_samples(self.autoencoder, self.prior, n, plan, seed, sampling or self.sampling, parts)
+
+    def draw_best(
+        self,
+        n: int,
+        fraction: float,
+        labels: Sequence[str | int] | str | int | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        scorer: Scorer | None = None,
+    ) -> Iterator[Chosen]:
+        """As `draw`, but n / fraction are drawn, and the best of each class by a critic kept (`generate.reject.draw_best`).
+
+        Args:
+            fraction: 0 < fraction <= 1; 1 keeps all.
+            scorer: any (images, labels) -> scores; None takes the run's own (`run.critic`).
+
+        Raises:
+            UserError: fraction out of range. RunError: no classes, or no scorer and no critic.
+        """
+        plan = label_plan(labels, n, self.classes)
+        if plan is None:
+            raise RunError(self._classless())
+        scorer = scorer or self.critic
+        return draw_best(
+            self.autoencoder, self.prior, plan, seed, sampling or self.sampling, scorer, fraction
+        )
 
     def reconstruct(self, images: Tensor, levels: int | None = None) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1].
@@ -270,6 +358,13 @@ class Run:
             return {}
         _, metadata = checkpoint.load_tensors(model_file(self.folder, level))
         return dict(metadata.get("figures", {}))
+
+    def _classless(self) -> str:
+        return f"{self.folder} has no classes, so a critic has nothing to score samples by"
+
+    def _fit_critic(self) -> str:
+        source = self.record.get("source", "DATA")
+        return f"`vqvae2 critic fit {self.folder} --data {source}` fits one"
 
     def _go_on(self) -> str:
         return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}` goes on"

@@ -52,11 +52,13 @@ class ImageClassifier(Protocol):
 
     Attributes:
         classes: K.
-        rests_on: sha-256 of the weights that decide what it sees: its own, or its feature network's (its `digest`).
     """
 
     classes: int
-    rests_on: str
+
+    @property
+    def rests_on(self) -> str:
+        """sha-256 of the weights that decide what it sees: its own, or its feature network's (its `digest`)."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits [B, K] of pictures [B, C, H, W] in [-1, 1]."""
@@ -124,8 +126,7 @@ def fit_probe(
         losses = []
         for decay in decays:  # each begins where a stronger one ended
             _descend(probe, features[~held], labels[~held], decay)
-            with torch.no_grad():
-                losses.append(float(functional.cross_entropy(probe(features[held]), labels[held])))
+            losses.append(functional.cross_entropy(probe(features[held]), labels[held]).item())
         best = decays[int(np.argmin(losses))]
     probe = _standardising(features, classes, rests_on)
     _descend(probe, features, labels, best)

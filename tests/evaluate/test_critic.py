@@ -1,0 +1,260 @@
+"""The critic of a run: fitted on its training pictures alone, kept, found again, and refused if it is not what it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vqvae2.checkpoint import CheckpointError
+from vqvae2.config import read_yaml
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.evaluate.classifier import ClassifierConfig, Probe, fit_probe, save_classifier, train_classifier
+from vqvae2.evaluate.critic import CriticError, critic_file, fit_critic, load_critic
+from vqvae2.run import Run, load
+
+Command = Callable[..., Any]
+
+
+class Colours(nn.Module):
+    """A feature network of nine places' colours."""
+
+    name, dimension, size, resize, score_name = "colours", 27, 3, "mean", None
+
+    def __init__(self, digest: str = "c" * 64) -> None:
+        super().__init__()
+        self.digest = digest
+
+    def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        """[B, 27]."""
+        return nn.functional.adaptive_avg_pool2d(images, 3).flatten(1), None
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever network is asked for, it is this one."""
+    monkeypatch.setattr("vqvae2.evaluate.critic.feature_network", lambda *asked: Colours())
+
+
+@pytest.fixture
+def images(run: Path) -> ImageSet:
+    """The pictures of the run."""
+    loaded = load(run, "cpu")
+    return open_images(str(loaded.record["source"]), loaded.config.data, run / "data", say=lambda text: None)
+
+
+def batch(images: ImageSet, side: Any) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, 16, 16] in [-1, 1] and their labels."""
+    pixels = images.pixels(side).permute(0, 3, 1, 2) / 127.5 - 1
+    return pixels, images.labels_of(side)
+
+
+def test_a_probe_on_the_training_pictures(
+    run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is `fit_probe` of their features and of no others'; what is said of it is counted on the held-out ones."""
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def noted(features: Tensor, labels: Tensor, *more: Any, **options: Any) -> Probe:
+        given.append((features, labels))
+        return fit_probe(features, labels, *more, **options)
+
+    monkeypatch.setattr("vqvae2.evaluate.critic.fit_probe", noted)
+    seen: list[int] = []
+    critic = fit_critic(run, images, load(run, "cpu").config.data, progress=seen.append)
+    pixels, labels = batch(images, images.train)
+    ((features, told),) = given
+    assert torch.equal(told, labels)
+    assert torch.allclose(features, Colours()(pixels)[0], atol=1e-5)
+    pixels, labels = batch(images, images.heldout)
+    likeliest = torch.stack([critic(pixels, torch.full((len(pixels),), k)) for k in range(3)]).argmax(0)
+    assert critic.accuracy == (likeliest == labels).double().mean()
+    assert critic.record["train"] == len(images.train)
+    assert critic.record["heldout"] == len(images.heldout)
+    assert seen[-1] == len(images)
+    assert critic.classes == images.classes
+    assert critic.network_digest == "c" * 64
+
+
+def test_scores_are_the_probability_of_the_label(run: Path, images: ImageSet) -> None:
+    critic = fit_critic(run, images, load(run, "cpu").config.data)
+    pixels, labels = batch(images, images.train)
+    scores = torch.stack([critic(pixels, torch.full((len(pixels),), k)) for k in range(3)])
+    assert scores.dtype == torch.float64
+    assert torch.allclose(scores.sum(0), torch.ones(len(pixels), dtype=torch.float64))
+    right = critic(pixels, labels)
+    assert torch.equal(right, scores.gather(0, labels[None])[0])
+    assert right.mean() > 0.8  # what it was fitted on
+
+
+def test_a_critic_is_found_again(run: Path, images: ImageSet) -> None:
+    made = fit_critic(run, images, load(run, "cpu").config.data)
+    found = load(run, "cpu").critic
+    pixels, labels = batch(images, images.heldout)
+    assert torch.equal(made(pixels, labels), found(pixels, labels))
+    assert found.record == made.record == json.loads(critic_file(run).read_text())
+    again = fit_critic(run, images, load(run, "cpu").config.data)
+    assert again.digest == made.digest
+
+
+def scripted(path: Path, classes: int = 3) -> Path:
+    """Somebody's classifier: logits from the mean colour, for pictures of 8 px."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(net), path, _extra_files={"vqvae2.json": '{"size": 8}'})
+    return path
+
+
+def resnet(path: Path, images: ImageSet) -> Path:
+    """A small classifier that was trained on the training pictures."""
+    pixels, labels = batch(images, images.train)
+    config = ClassifierConfig(width=4, stages=1, steps=10, batch=8, flip=False)
+    save_classifier(path, train_classifier(pixels, labels, 3, config))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["model.pt", "model.safetensors"])
+def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: Path) -> None:
+    """It is taken into the run; the file is needed no more. It rests on its own weights."""
+    file = tmp_path / f"own-{kind}"
+    _ = scripted(file) if kind == "model.pt" else resnet(file, images)
+    made = fit_critic(run, images, load(run, "cpu").config.data, model=file)
+    file.unlink()
+    found = load_critic(run)
+    pixels, labels = batch(images, images.heldout)
+    assert torch.equal(made(pixels, labels), found(pixels, labels))
+    assert found.network_digest == made.classifier.rests_on != "c" * 64
+    assert (found.record["kind"], found.record["train"]) == ("model", None)
+    assert (run / "critic" / kind).is_file()
+
+
+def test_models_that_are_no_critic(run: Path, images: ImageSet, tmp_path: Path) -> None:
+    data = load(run, "cpu").config.data
+    fit_critic(run, images, data)
+    before = {file: file.read_bytes() for file in (run / "critic").iterdir()}
+    with pytest.raises(CriticError, match=r"the 3 classes of .*, found 5 classes in .*five\.pt"):
+        fit_critic(run, images, data, model=scripted(tmp_path / "five.pt", 5))
+    with pytest.raises(CriticError, match="probe without its feature network"):
+        fit_critic(run, images, data, model=run / "critic" / "model.safetensors")
+    assert {file: file.read_bytes() for file in (run / "critic").iterdir()} == before
+
+
+def test_a_critic_that_is_not_what_it_was(
+    run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_critic(run, images, load(run, "cpu").config.data)
+    file = run / "critic" / "model.safetensors"
+    contents = file.read_bytes()
+    file.write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="was altered"):
+        load_critic(run)
+    save_classifier(file, Probe(27, 3, "c" * 64, 0.0))
+    with pytest.raises(CriticError, match=r"model\.safetensors is missing or another; .*critic fit"):
+        load_critic(run)
+    file.write_bytes(contents)
+    with monkeypatch.context() as patch:
+        patch.setattr("vqvae2.evaluate.critic.feature_network", lambda *asked: Colours("e" * 64))
+        with pytest.raises(
+            ValueError, match="fitted on the network cccccccccccc, not on colours eeeeeeeeeeee"
+        ):
+            load_critic(run)
+    record = json.loads(critic_file(run).read_text())
+    critic_file(run).write_text(json.dumps({**record, "classes": ["a", "b", "c"]}))
+    with pytest.raises(ValueError, match="of other classes"):
+        _ = load(run, "cpu").critic
+
+
+# --- Run and the command ---
+
+
+def test_a_run_draws_by_its_critic_or_any_other(run: Path) -> None:
+    """The kept have at least the scores of the plain ones, in the mean, and keeping all is plain."""
+    loaded = load(run, "cpu")
+    critic = loaded.fit_critic()
+    assert loaded.critic.digest == critic.digest
+    (plain,) = loaded.draw(6)
+    (every,) = loaded.draw_best(6, 1.0)
+    assert torch.equal(plain.images, every.images)
+    (best,) = loaded.draw_best(6, 0.1)
+    assert best.scores.mean() > every.scores.mean()
+    assert best.labels is not None
+    assert best.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    (dark,) = loaded.draw_best(6, 0.1, "disc", scorer=lambda images, labels: -images.mean((1, 2, 3)))
+    (plain,) = loaded.draw(6, "disc")
+    assert dark.images.mean() < plain.images.mean()
+
+
+def test_the_command_fits_and_says_how_good_it_is(run: Path, pictures: Path, command: Command) -> None:
+    said = command("critic", "fit", run, "--data", pictures, "--json")
+    assert said.code == 0
+    value = json.loads(said.out)
+    assert value["network"] == {"name": "colours", "weights": None, "digest": "c" * 64}
+    said = command("critic", "fit", run)
+    found = f"critic probe on colours: {value['accuracy']:.1%} of {value['heldout']} held-out pictures right, 33.3%"
+    assert (said.code, found in said.out) == (0, True)
+    assert json.loads(critic_file(run).read_text()) == value
+    out = run.parent / "out"
+    said = command("sample", run, "--out", out, "--n", 3, "--critic", 0.5, "--json")
+    assert json.loads(said.out)["critic"] == {"fraction": 0.5, "digest": value["digest"], "network": "c" * 64}
+
+
+def test_pictures_that_moved_are_the_runs_own_and_others_are_not(
+    run: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    """And neither takes the place of the run's decoded pictures."""
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    moved = shutil.copytree(pictures, tmp_path / "moved")
+    (first, *_) = sorted(moved.rglob("*.png"))
+    said = command("critic", "fit", run, "--data", moved)
+    assert said.code == 0, said.err
+    shutil.rmtree(run / "critic")
+    first.unlink()
+    said = command("critic", "fit", run, "--data", moved)
+    assert said.code == 2
+    assert "expected the pictures that" in said.err
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_no_critic_yet(run: Path, tmp_path: Path, command: Command) -> None:
+    """One line that says the command; no folder is made."""
+    out = tmp_path / "out"
+    said = command("sample", run, "--out", out, "--critic", 0.5)
+    assert (said.code, out.exists()) == (2, False)
+    source = load(run, "cpu").record["source"]
+    assert f"no critic is fitted for {run}; `vqvae2 critic fit {run} --data {source}` fits one" in said.err
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.5, "nan"])
+def test_fractions_that_cannot_be(fraction: object, run: Path, tmp_path: Path, command: Command) -> None:
+    assert command("critic", "fit", run).code == 0
+    said = command("sample", run, "--out", tmp_path / "out", "--critic", fraction)
+    assert (said.code, (tmp_path / "out").exists()) == (2, False)
+    assert "0 < fraction <= 1, found" in said.err
+
+
+def test_a_run_without_classes(run: Path, tmp_path: Path, command: Command) -> None:
+    value = read_yaml(run / "config.yaml")
+    value["run"]["classes"] = []
+    (run / "config.yaml").write_text(json.dumps(value))
+    for call in (
+        lambda: Run(run).critic, lambda: Run(run).fit_critic(), lambda: Run(run).draw_best(1, 0.5),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="has no classes, so a critic has nothing"):
+            call()
+    for verb in (["sample", run, "--out", tmp_path / "out", "--critic", 0.5], ["critic", "fit", run]):
+        said = command(*verb)
+        assert (said.code, len(said.err.splitlines()), "has no classes" in said.err) == (2, 1, True)
+
+
+def test_no_run(tmp_path: Path, command: Command) -> None:
+    said = command("critic", "fit", tmp_path)
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
