@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,14 @@ import torch
 from torch import Tensor
 
 from vqvae2 import assessment
-from vqvae2.assessment import PARTS
+from vqvae2.assessment import PARTS, Plan, assess
 from vqvae2.checkpoint import read_json
 from vqvae2.cli import main
+from vqvae2.evaluate import critic
+from vqvae2.evaluate.classifier import ClassifierConfig, train_classifier
 from vqvae2.run import load
+from vqvae2.train.folder import read_run
+from vqvae2.train.progress import Reporter
 
 Command = Callable[..., Any]
 QUICK = ("--classifier-steps", 10)
@@ -72,11 +78,14 @@ def numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-@pytest.fixture
-def whole(command: Command, trained: Path, tmp_path: Path, network: Colours) -> Path:
+@pytest.fixture(scope="module")
+def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a whole run."""
-    out = tmp_path / "report"
-    assert command("evaluate", trained, "--out", out, *QUICK).code == 0
+    out = tmp_path_factory.mktemp("whole")
+    plan = Plan(classifier=ClassifierConfig(steps=10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assessment, "feature_network", lambda *_: Colours())
+        assess(load(trained), str(read_run(trained)[0]["source"]), out, plan, Reporter(quiet=True))
     return out
 
 
@@ -87,7 +96,8 @@ def test_the_whole_report(whole: Path, trained: Path) -> None:
     page = (whole / "report.html").read_text()
     assert page.count("<img") >= 5
     assert page.count("<svg") >= 5
-    assert 'src="data:' in page and "http" not in page.split("</style>")[1]
+    assert 'src="data:' in page
+    assert "http" not in page.split("</style>")[1]
     assert set(found["protocol"]["run"]["weights"]) == set(load(trained).digests())
 
 
@@ -139,7 +149,7 @@ def test_samples_have_the_classes_of_the_training_pictures(whole: Path, trained:
 def test_another_folder_that_holds_the_held_out_pictures_has_their_figures(
     trained: Path, pictures: Path, tmp_path: Path, command: Command, network: Colours
 ) -> None:
-    held = [line for line in read_json(trained / "data" / "index.json")["names"]]
+    held = list(read_json(trained / "data" / "index.json")["names"])
     images = assessment.open_images(
         str(pictures), load(trained).config.data, trained / "data", say=lambda _: None
     )
@@ -183,6 +193,7 @@ def test_any_folder_without_a_run(
         (("RUN", "--against", "folder"), "expected NAME=DIR"),
         (("RUN", "--critic-sweep", "2"), "0 < share <= 1"),
         (("RUN", "--only", "critic"), "vqvae2 critic fit"),
+        (("RUN", "--critic-sweep", "1,0.5"), "vqvae2 critic fit"),
         (("RUN", "--network", "alexnet", "--only", "distances"), "no feature network"),
         (("--data", "emoji64", "--out", "OUT"), "expected a RUN or --samples"),
     ],
@@ -203,5 +214,28 @@ def test_a_half_trained_run_shows_what_it_can(
     said = command("evaluate", half, "--out", tmp_path / "out", *QUICK, "--json")
     assert said.code == 0
     parts = json.loads(said.out)["parts"]
-    assert "nll" not in parts and "speed" not in parts and "memorisation" not in parts
+    assert not {"nll", "speed", "memorisation"} & set(parts)
     assert set(parts["distances"]["sets"]) == {"held out", "reconstructions"}
+
+
+def test_the_critics_curves(
+    trained: Path, tmp_path: Path, command: Command, network: Colours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At rate 1 they begin with the samples; the class counts stay; the measuring network is never the critic's."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    small = ClassifierConfig(width=4, stages=1, steps=10, batch=8)
+    monkeypatch.setattr(critic, "train_classifier", partial(train_classifier, config=small))
+    assert command("critic", "fit", run, "--features", "resnet").code == 0
+    wanted = ("--only", "distances,precision,critic", "--critic-sweep", "1,0.5,0.25")
+    assert command("evaluate", run, "--out", tmp_path / "out", *wanted).code == 0
+    parts = report(tmp_path / "out")["parts"]
+    whole, half, quarter = parts["critic"]["rows"]
+    samples = parts["distances"]["sets"]["samples"] | parts["precision"]["sets"]["samples"]
+    for key in ("n", "frechet", "precision", "recall", "density", "coverage"):
+        assert whole[key] == pytest.approx(samples[key])
+    assert [row["candidates"] for row in (whole, half, quarter)] == [samples["n"] * k for k in (1, 2, 4)]
+    assert whole["least_score"] <= half["least_score"] <= quarter["least_score"]
+    network.digest = load(run).critic.network_digest
+    said = command("evaluate", run, "--out", tmp_path / "refused", *wanted)
+    assert said.code == 2
+    assert "the critic rests on colours" in said.err

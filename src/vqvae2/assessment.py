@@ -131,7 +131,7 @@ class _Assessment:
     def __init__(self, run: Run | None, data: str, out: Path, plan: Plan, reporter: Reporter) -> None:
         self.run, self.out, self.plan, self.reporter = run, out, plan, reporter
         self.cache = out / "cache"
-        self.config = run.config.data if run else self._plain_config(plan)
+        self.config = run.config.data if run else self._plain_config(plan, out)
         folder = run.folder if run and run.done()["codes"] else self.cache
         self.images = open_images(
             data, self.config, folder / "data", seed=run.config.seed if run else 0, say=reporter.say
@@ -179,28 +179,26 @@ class _Assessment:
     # --- what there is -------------------------------------------------------------------------------------------
 
     def _wanted(self) -> list[str]:
-        able = [name for name in PARTS if self._why_not(name) is None]
-        for name in self.plan.only:
+        asked = {*self.plan.only, *(["critic"] if self.plan.sweep else [])}
+        for name in asked:
             if (reason := self._why_not(name)) is not None:
                 raise UserError(f"cannot measure {name}: {reason}")
-        return [name for name in able if not self.plan.only or name in self.plan.only]
+        return [
+            name for name in PARTS if (name in asked or not self.plan.only) and self._why_not(name) is None
+        ]
 
     def _why_not(self, part: str) -> str | None:
         if part in _OF_A_RUN and self.run is None:
             return "it needs a RUN"
-        if (
-            part in ("nll", "speed")
-            and self.run
-            and not all(self.run.done().values())
-            and "prior" in str(self._untrained())
-        ):
+        own = ("nll", "speed", "critic") if self.plan.samples else ("nll", "speed", "critic", "memorisation")
+        if part in own and self.run and self._untrained():
             return f"not trained yet: {', '.join(self._untrained())}"
         if part == "classification" and not self._labelled():
             return "it needs classes, of the data and of the samples"
         if part == "critic":
             assert self.run is not None
             if not self.plan.sweep and part not in self.plan.only:
-                return "no --critic-sweep was asked for"
+                return "it is measured when asked for"
             if not critic_file(self.run.folder).exists():
                 return f"no critic is fitted; `vqvae2 critic fit {self.run.folder} --data DATA` fits one"
         return None
@@ -213,9 +211,9 @@ class _Assessment:
         return bool(self.images.classes) and (self.plan.samples is None or self._samples.labels is not None)
 
     @staticmethod
-    def _plain_config(plan: Plan) -> DataConfig:
+    def _plain_config(plan: Plan, out: Path) -> DataConfig:
         assert plan.samples is not None
-        _, side = (0, plan.size) if plan.size else peek(str(plan.samples), DataConfig(), plan.samples)
+        _, side = (0, plan.size) if plan.size else peek(str(plan.samples), DataConfig(), out)
         return DataConfig(size=side or 64, flip=False, shift=0)
 
     # --- sets ----------------------------------------------------------------------------------------------------
@@ -280,9 +278,7 @@ class _Assessment:
         folder.claim()
         missing = batches(folder.missing(n), sampling.batch)
         with self.reporter.track("samples", sum(map(len, missing)), unit="images") as tracker:
-            for part in run.draw(n, labels, self.plan.seed, sampling, missing):
-                folder.write(part)
-                tracker.update(tracker.done + len(part.numbers))
+            folder.fill(run.draw(n, labels, self.plan.seed, sampling, missing), tracker)
         return drawn_samples("samples", folder.path).first(n)
 
     def _reconstructed(self, name: str, of: PictureSet) -> PictureSet:
@@ -367,7 +363,7 @@ class _Assessment:
             trained_on.append(self._reconstructed("reconstructions of training", real))
             tested_on.append(self._reconstructed("reconstructions of held out", self._heldout))
             pairs.append(("reconstructions of training", "held out"))
-            if self.plan.samples is None:
+            if self.plan.samples is None and not self._untrained():
                 trained_on.append(self._drawn(len(real)))
         if self.plan.samples is not None:
             trained_on.append(self._samples.first(len(real)))
@@ -401,7 +397,7 @@ class _Assessment:
         if critic.network_digest == self._network.digest:
             raise UserError(
                 f"the critic rests on {self._network.name}, which measures here; measure with another --network, "
-                "or fit the critic on another (`vqvae2 critic fit --features ...`)"
+                f"or fit the critic on another: `vqvae2 critic fit {self.run.folder} --features resnet`"
             )
         rates = self.plan.sweep or (1.0, 0.5, 0.25, 0.1, 0.05)
         drawn = self._drawn(round(self._n / min(rates)))

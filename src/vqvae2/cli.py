@@ -613,7 +613,9 @@ def fit(
     features: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="network on whose features a linear probe is fitted: lite0, vgg16, inception"
+            metavar="NAME",
+            help="network on whose features a linear probe is fitted: lite0, vgg16, inception; or resnet: a small "
+            "classifier trained from nothing, so that any of those may measure what it chose",
         ),
     ] = "lite0",
     weights: Annotated[

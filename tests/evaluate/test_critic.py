@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vqvae2.checkpoint import CheckpointError
 from vqvae2.config import read_yaml
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier import ClassifierConfig, Probe, fit_probe, save_classifier, train_classifier
 from vqvae2.evaluate.critic import CriticError, critic_file, fit_critic, load_critic
 from vqvae2.run import Run, load
@@ -135,6 +137,19 @@ def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: P
     assert found.network_digest == made.classifier.rests_on != "c" * 64
     assert (found.record["kind"], found.record["train"]) == ("model", None)
     assert (run / "critic" / kind).is_file()
+
+
+def test_a_network_of_its_own(run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns from the training pictures, is found again, and rests on no network that measures."""
+    config = ClassifierConfig(width=8, stages=1, steps=60, batch=8, flip=False, shift=0)
+    monkeypatch.setattr(critic, "train_classifier", partial(train_classifier, config=config))
+    made = fit_critic(run, images, load(run, "cpu").config.data, features="resnet")
+    found = load_critic(run)
+    pixels, labels = batch(images, images.train)
+    assert torch.equal(made(pixels, labels), found(pixels, labels))
+    assert float(made(pixels, labels).mean()) > 0.6
+    assert found.network_digest == made.classifier.rests_on
+    assert (found.record["kind"], found.record["train"]) == ("model", len(images.train))
 
 
 def test_models_that_are_no_critic(run: Path, images: ImageSet, tmp_path: Path) -> None:

@@ -27,13 +27,18 @@ from vqvae2.evaluate.classifier import (
     ImageClassifier,
     Probe,
     ProbeClassifier,
+    ResNet,
     fit_probe,
     load_classifier,
     predict,
     read_torchscript,
     save_classifier,
+    train_classifier,
 )
 from vqvae2.evaluate.features import extract, feature_network
+
+RESNET = "resnet"
+"""In the place of a feature network's name: a classifier that is trained from nothing."""
 
 
 class CriticError(UserError):
@@ -88,7 +93,8 @@ def fit_critic(
     Args:
         folder: RUN.
         images, data: the run's own, split as it splits them.
-        features, weights: the network on whose features a probe is fitted, see `feature_network`.
+        features, weights: the network on whose features a probe is fitted, see `feature_network`; or "resnet", a small
+            network of its own that learns from nothing (`train_classifier`) and rests on none that measures.
         model: instead of a probe, a classifier that is fitted already: a TorchScript file (`read_torchscript`) or a ResNet
             that `save_classifier` wrote (.safetensors).
         progress: told how many pictures were looked at; all of them, but with a model the held-out ones alone.
@@ -114,17 +120,24 @@ def fit_critic(
             progress(seen)
 
     classifier: ImageClassifier
-    if model is None:
-        network = feature_network(features, weights, device)
-        pooled = extract(network, pictures(images.train)).pooled
-        probe = fit_probe(pooled, torch.cat(labels), len(images.classes), rests_on=network.digest)
-        classifier = ProbeClassifier(network, probe.to(device))
-        about = {"name": network.name, "weights": None if weights is None else str(weights.resolve())}
-        file = critic_file(folder).with_name("model.safetensors")
-    else:
+    own: Probe | ResNet | None = None
+    about: dict[str, Any]
+    if model is not None:
         classifier = _read(model, device)
         about = {"name": model.name}
         file = critic_file(folder).with_name(f"model{model.suffix}")
+    elif features == RESNET:
+        known = images.labels_of(images.train)
+        own = train_classifier(pictures(images.train), known, len(images.classes), device=device)
+        classifier, about = own, {"name": RESNET}
+        file = critic_file(folder).with_name("model.safetensors")
+    else:
+        network = feature_network(features, weights, device)
+        pooled = extract(network, pictures(images.train)).pooled
+        own = fit_probe(pooled, torch.cat(labels), len(images.classes), rests_on=network.digest)
+        classifier = ProbeClassifier(network, own.to(device))
+        about = {"name": network.name, "weights": None if weights is None else str(weights.resolve())}
+        file = critic_file(folder).with_name("model.safetensors")
     if classifier.classes != len(images.classes):
         raise CriticError(
             f"expected a classifier of the {len(images.classes)} classes of {folder}, "
@@ -133,13 +146,14 @@ def fit_critic(
     likeliest = predict(classifier, pictures(images.heldout)).argmax(1)
     right = likeliest == torch.cat(labels)
     critic_file(folder).unlink(missing_ok=True)  # of an earlier critic, whose model is overwritten now
-    if model is None:
-        save_classifier(file, probe)
+    if own is not None:
+        save_classifier(file, own)
     else:
+        assert model is not None
         contents = model.read_bytes()
         checkpoint.write_atomic(file, lambda temporary: _write(temporary, contents))
     record = {
-        "kind": "probe" if model is None else "model",
+        "kind": "probe" if isinstance(own, Probe) else "model",
         "file": file.name,
         "digest": _digest(file),
         "network": {**about, "digest": classifier.rests_on},
