@@ -105,7 +105,7 @@ def assess(run: Run | None, data: str, out: Path, plan: Plan, reporter: Reporter
     """Measure, and write out/report.json and out/report.html; features and samples are kept in out/cache for the next time.
 
     Args:
-        run: None measures `plan.samples` alone.
+        run: None measures `plan.samples` alone; half of the pictures then stand for training pictures, half are held out.
         data: the real pictures, see `open_images`; for a run usually those that it was trained on.
 
     Returns:
@@ -214,7 +214,7 @@ class _Assessment:
     def _plain_config(plan: Plan, out: Path) -> DataConfig:
         assert plan.samples is not None
         _, side = (0, plan.size) if plan.size else peek(str(plan.samples), DataConfig(), out)
-        return DataConfig(size=side or 64, flip=False, shift=0)
+        return DataConfig(size=side or 64, flip=False, shift=0, holdout=0.5)
 
     # --- sets ----------------------------------------------------------------------------------------------------
 
