@@ -344,13 +344,12 @@ class _Assessment:
         stars = {}
         if self.run is not None and "samples" in self._compared:
             of = self._reconstructed("reconstructions of the reference", self._reference)
-            stars = {
-                "samples against reconstructions (FID*)"
-                if self.plan.network == "inception"
-                else "samples against reconstructions": ("samples", self._features(of))
-            }
+            title = "samples against reconstructions" + " (FID*)" * (self.plan.network == "inception")
+            stars = {title: ("samples", self._features(of))}
         sets = {name: self._features(pictures) for name, pictures in self._compared.items()}
-        return parts.distances(self._network, self._features(self._reference), sets, stars, self.plan.seed)
+        found = parts.distances(self._network, self._features(self._reference), sets, stars, self.plan.seed)
+        found.pictures.append(parts.rows(list(self._compared.values())))
+        return found
 
     def _precision(self) -> Found:
         sets = {name: self._features(pictures) for name, pictures in self._compared.items()}

@@ -460,6 +460,9 @@ def evaluate(
     n: Annotated[
         int, typer.Option(min=2, help="pictures of each set that are compared, if all have so many")
     ] = 10_000,
+    reference: Annotated[
+        int, typer.Option(min=2, help="training pictures with which they are compared, at most")
+    ] = 10_000,
     network: Annotated[
         str,
         typer.Option(help="whose features are compared: lite0, vgg16, or inception (only then it is FID)"),
@@ -512,6 +515,7 @@ def evaluate(
     plan = Plan(
         only=tuple(_listed(only)),
         n=n,
+        reference=reference,
         network=network,
         weights=weights,
         perceptual=perceptual,

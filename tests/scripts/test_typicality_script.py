@@ -100,7 +100,7 @@ def test_the_command_prints_what_was_measured(
 
 def test_too_few_held_out(trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     run = load(trained, "cpu")
-    with pytest.raises(UserError, match=r"expected at least 4 held-out pictures of .*, found 3"):
+    with pytest.raises(UserError, match=r"expected at least 4 held-out pictures of .*, found 1"):
         typicality.measure(run, str(pictures), [], 3)
     monkeypatch.setattr(sys, "argv", ["x", str(pictures), "--in", str(pictures)])
     with pytest.raises(SystemExit) as ended:

@@ -240,6 +240,13 @@ def distances(
     return found
 
 
+def rows(sets: Sequence[PictureSet]) -> tuple[str, Image.Image]:
+    """The first pictures of each set, a row each, with a caption."""
+    n = min(SHOWN, *map(len, sets))
+    images = torch.cat([pictures.pictures(0, n) for pictures in sets])
+    return "the first of each set, a row each: " + ", ".join(p.name for p in sets), _sheet(images, n)
+
+
 def precision_recall(
     reference: Features, sets: Mapping[str, Features], k: int = 3, k_coverage: int = 5
 ) -> Found:
