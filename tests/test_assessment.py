@@ -138,7 +138,7 @@ def test_reconstruction_is_the_runs_own(whole: Path, trained: Path) -> None:
 
 
 def test_samples_have_the_classes_of_the_training_pictures(whole: Path, trained: Path) -> None:
-    drawn = assessment.drawn_samples("samples", whole / "cache" / "samples")
+    drawn = assessment.drawn_samples("samples", next((whole / "cache").glob("samples-*")))
     counts = torch.bincount(drawn.labels)
     assert counts.max() - counts.min() <= 1  # as the pictures have
     assert len(drawn) == sum(

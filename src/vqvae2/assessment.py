@@ -274,7 +274,7 @@ class _Assessment:
         sampling = self.plan.sampling or run.sampling
         about = {"seed": self.plan.seed, **{k: v for k, v in asdict(sampling).items() if k != "batch"}}
         about |= {"labels": digest(labels), "model": run.digests()}
-        folder = SampleFolder(self.cache / "samples", about, "npz")
+        folder = SampleFolder(self.cache / f"samples-{digest(about)[:12]}", about, "npz")
         folder.claim()
         missing = batches(folder.missing(n), sampling.batch)
         with self.reporter.track("samples", sum(map(len, missing)), unit="images") as tracker:
