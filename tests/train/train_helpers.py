@@ -181,9 +181,11 @@ def stage(kind: str, place: Path, config: Config) -> AutoencoderObjective | Prio
     return PriorObjective(with_classes(config, 3), code_store(place / "codes", config, classes=3), 1)
 
 
-def run(objective: Any, config: TrainConfig, folder: Path, seed: int = 7, precision: str = "no") -> Outcome:
+def run(
+    objective: Any, config: TrainConfig, folder: Path, seed: int = 7, precision: str = "no", **more: Any
+) -> Outcome:
     """`fit`, silent."""
-    return fit(objective, config, folder, make_accelerator(precision), Reporter(quiet=True), seed)
+    return fit(objective, config, folder, make_accelerator(precision), Reporter(quiet=True), seed, **more)
 
 
 def signal_at(objective: Any, steps: set[int], number: int = signal.SIGINT, times: int = 1) -> None:
