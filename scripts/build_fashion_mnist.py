@@ -84,8 +84,8 @@ def read_idx(folder: Path, name: str) -> tuple[tuple[int, ...], bytes]:
     return shape, data[start:]
 
 
-def read_split(folder: Path, split: str) -> Iterator[Row]:
-    """The rows of one split."""
+def read_split(folder: Path, split: str, side: int) -> Iterator[Row]:
+    """The rows of one split; pictures smaller than `side` stand in the middle of a black square of that side."""
     shape, pixels = read_idx(folder, f"{PARTS[split]}-images-idx3-ubyte")
     (count, *_), labels = read_idx(folder, f"{PARTS[split]}-labels-idx1-ubyte")
     if len(shape) != 3 or shape[0] != count or max(labels, default=0) >= len(CLASSES):
@@ -94,6 +94,10 @@ def read_split(folder: Path, split: str) -> Iterator[Row]:
     for index, label in enumerate(labels):
         start = index * height * width
         picture = Image.frombytes("L", (width, height), pixels[start : start + height * width])
+        if side > max(width, height):
+            square = Image.new("L", (side, side))
+            square.paste(picture, ((side - width) // 2, (side - height) // 2))
+            picture = square
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         yield {
@@ -103,11 +107,11 @@ def read_split(folder: Path, split: str) -> Iterator[Row]:
         }
 
 
-def build(folder: Path, out: Path) -> None:
+def build(folder: Path, out: Path, side: int = 0) -> None:
     """Write both splits and say how large they are."""
     for split in PARTS:
         read_idx(folder, f"{PARTS[split]}-labels-idx1-ubyte")  # fail before the long part, not in its middle
-    rows = (row for split in PARTS for row in read_split(folder, split))
+    rows = (row for split in PARTS for row in read_split(folder, split, side))
     count = write_parquet(out, rows, COLUMNS)
     print(f"{out}: {count} pictures, {out.stat().st_size / 1e6:.1f} MB, MIT licence, Zalando SE")
 
@@ -121,6 +125,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=out, help="output file, or a folder (default: %(default)s)"
     )
+    padding = "px of the black square in whose middle a picture stands, e.g. 32 (default: as they are, 28)"
+    parser.add_argument("--pad", type=int, default=0, help=padding)
     source = "folder with the four IDX files, plain or .gz (default: fetch the Debian package, 31 MB)"
     parser.add_argument("--idx-dir", type=Path, help=source)
     return parser.parse_args()
@@ -131,10 +137,10 @@ def main() -> None:
     args = parse_args()
     out = args.out / "fashion_mnist.parquet" if args.out.is_dir() else args.out
     if args.idx_dir is not None:
-        build(args.idx_dir, out)
+        build(args.idx_dir, out, args.pad)
         return
     with tempfile.TemporaryDirectory() as folder:
-        build(fetch(Path(folder)), out)
+        build(fetch(Path(folder)), out, args.pad)
 
 
 if __name__ == "__main__":

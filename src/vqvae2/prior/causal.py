@@ -30,6 +30,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...]."""
+        if x.ndim == 2:
+            return functional.rms_norm(x, self.gain.shape, self.gain, 1e-6)
         exact = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(exact.square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
         return x * scale * self.gain.view(1, -1, *([1] * (x.ndim - 2)))
@@ -239,8 +241,9 @@ class GatedLayer(nn.Module):
     def forward(self, v: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Streams [B, C, H, W] each, context [B, E, H or 1, W or 1] -> both streams."""
         for_v, for_h = self._contexts(context)
-        v = v + self.out_v(self._drop(gate(self.vertical(self.norm_v(v)) + for_v)))
-        h = h + self.out_h(self._drop(gate(self.horizontal(self.norm_h(h)) + self.link(v) + for_h)))
+        v = v + self.out_v(self._drop(gate(_plus(self.vertical(self.norm_v(v)), for_v))))
+        given = _plus(self.link(v), for_h)
+        h = h + self.out_h(self._drop(gate(self.horizontal(self.norm_h(h)) + given)))
         return v, h
 
     def step_row(self, v: Tensor, cache: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,22 +259,26 @@ class GatedLayer(nn.Module):
         """
         for_v, for_h = self._contexts(context)
         x, cache = self.vertical.step(self.norm_v(v), cache)
-        v = v + self.out_v(gate(x + for_v))
-        return v, self.link(v) + for_h, cache
+        v = v + self.out_v(gate(_plus(x, for_v)))
+        return v, _plus(self.link(v), for_h), cache
 
     def step(self, h: Tensor, given: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """The next position: h [B, C], the row's gift at this column [B, 2R], cache of `horizontal`."""
         x, cache = self.horizontal.step(self.norm_h(h), cache)
         return h + self.out_h(gate(x + given)), cache
 
-    def _contexts(self, context: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+    def _contexts(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if self.context is None or context is None:
-            return 0.0, 0.0
+            return None, None
         for_v, for_h = self.context(context).chunk(2, 1)
         return for_v, for_h
 
     def _drop(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout, self.training)
+
+
+def _plus(x: Tensor, more: Tensor | None) -> Tensor:
+    return x if more is None else x + more
 
 
 class PointwiseBlock(nn.Module):

@@ -28,7 +28,7 @@ class Cache:
         context: [B, C, H or 1, W or 1], or None.
         row: [B, C, W], embeddings of the current row's codes so far.
         vertical: per gated layer, the rows above [B, C, above, W].
-        given: per gated layer, what the row gives to the horizontal gates [B, 2R, W].
+        given: per gated layer, what the row gives to the horizontal gates [W, B, 2R].
         horizontal: per gated layer, the positions to the left [B, C, left].
         attention: per attention layer, keys and values.
     """
@@ -105,7 +105,7 @@ class PixelCNN(LevelPrior):
         horizontal, attention = list(cache.horizontal), list(cache.attention)
         attentions = enumerate(self._attentions())
         for index, layer in enumerate(self._layers()):
-            h, horizontal[index] = layer.step(h, cache.given[index][:, :, c], horizontal[index])
+            h, horizontal[index] = layer.step(h, cache.given[index][c], horizontal[index])
             if index in self.attention_after:
                 place, layer_attention = next(attentions)
                 h, attention[place] = layer_attention.step(h, attention[place], position)
@@ -126,6 +126,6 @@ class PixelCNN(LevelPrior):
         vertical, given = list(cache.vertical), []
         for index, layer in enumerate(self._layers()):
             v, gift, vertical[index] = layer.step_row(v, vertical[index], context)
-            given.append(gift.expand(-1, -1, self.width))
+            given.append(gift.permute(2, 0, 1).contiguous())  # a position then reads what lies side by side
         horizontal = tuple(torch.zeros_like(left) for left in cache.horizontal)
         return replace(cache, vertical=tuple(vertical), given=tuple(given), horizontal=horizontal)
