@@ -30,8 +30,6 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...]."""
-        if x.ndim == 2:
-            return functional.rms_norm(x, self.gain.shape, self.gain, 1e-6)
         exact = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(exact.square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
         return x * scale * self.gain.view(1, -1, *([1] * (x.ndim - 2)))
