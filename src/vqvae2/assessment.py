@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -132,7 +132,10 @@ class _Assessment:
         self.run, self.out, self.plan, self.reporter = run, out, plan, reporter
         self.cache = out / "cache"
         self.config = run.config.data if run else self._plain_config(plan, out)
-        folder = run.folder if run and run.done()["codes"] else self.cache
+        own = run and run.done()["codes"] and data == run.record.get("source")
+        folder = (
+            run.folder if run and own else self.cache
+        )  # others must not take the place of the run's pictures
         self.images = open_images(
             data, self.config, folder / "data", seed=run.config.seed if run else 0, say=reporter.say
         )
@@ -249,7 +252,7 @@ class _Assessment:
 
     @cached_property
     def _reference(self) -> PictureSet:
-        return self._named("reference", self._training.first(max(self._n, self.plan.reference)))
+        return replace(self._training.first(max(self._n, self.plan.reference)), name="reference")
 
     @cached_property
     def _others(self) -> dict[str, PictureSet]:
@@ -284,10 +287,6 @@ class _Assessment:
     def _reconstructed(self, name: str, of: PictureSet) -> PictureSet:
         assert self.run is not None
         return reconstructions(name, of, self.run.autoencoder, self.run.digests()["autoencoder"])
-
-    @staticmethod
-    def _named(name: str, pictures: PictureSet) -> PictureSet:
-        return PictureSet(name, pictures.key, pictures.n, pictures.labels, pictures.source)
 
     @cached_property
     def _compared(self) -> dict[str, PictureSet]:
@@ -399,8 +398,7 @@ class _Assessment:
                 f"or fit the critic on another: `vqvae2 critic fit {self.run.folder} --features resnet`"
             )
         rates = self.plan.sweep or (1.0, 0.5, 0.25, 0.1, 0.05)
-        drawn = self._drawn(round(self._n / min(rates)))
-        candidates = PictureSet("candidates", drawn.key, drawn.n, drawn.labels, drawn.source)
+        candidates = replace(self._drawn(round(self._n / min(rates))), name="candidates")
         assert candidates.labels is not None
         scores = self._scores(critic, candidates)
         return parts.critic_sweep(

@@ -122,22 +122,20 @@ def fit_critic(
     classifier: ImageClassifier
     own: Probe | ResNet | None = None
     about: dict[str, Any]
+    file = critic_file(folder).with_name(f"model{model.suffix}" if model else "model.safetensors")
     if model is not None:
         classifier = _read(model, device)
         about = {"name": model.name}
-        file = critic_file(folder).with_name(f"model{model.suffix}")
     elif features == RESNET:
         known = images.labels_of(images.train)
         own = train_classifier(pictures(images.train), known, len(images.classes), device=device)
         classifier, about = own, {"name": RESNET}
-        file = critic_file(folder).with_name("model.safetensors")
     else:
         network = feature_network(features, weights, device)
         pooled = extract(network, pictures(images.train)).pooled
         own = fit_probe(pooled, torch.cat(labels), len(images.classes), rests_on=network.digest)
         classifier = ProbeClassifier(network, own.to(device))
         about = {"name": network.name, "weights": None if weights is None else str(weights.resolve())}
-        file = critic_file(folder).with_name("model.safetensors")
     if classifier.classes != len(images.classes):
         raise CriticError(
             f"expected a classifier of the {len(images.classes)} classes of {folder}, "
