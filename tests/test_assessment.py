@@ -239,3 +239,18 @@ def test_the_critics_curves(
     said = command("evaluate", run, "--out", tmp_path / "refused", *wanted)
     assert said.code == 2
     assert "the critic rests on colours" in said.err
+
+
+def test_other_pictures_do_not_take_the_place_of_the_runs_own(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    other = Path(shutil.copytree(pictures / "disc", tmp_path / "other"))
+    for picture in (pictures / "stripes").iterdir():
+        shutil.copy(picture, other)
+    before = {file.name: file.read_bytes() for file in (run / "data").iterdir()}
+    out = tmp_path / "out"
+    said = command("evaluate", run, "--data", other, "--out", out, "--only", "reconstruction")
+    assert said.code == 0
+    assert {file.name: file.read_bytes() for file in (run / "data").iterdir()} == before
+    assert "are not the pictures that the run was trained on" in " ".join(report(out)["warnings"])
