@@ -34,11 +34,11 @@ LIST = ROOT / "recipes" / "experiments.yaml"
 
 
 def arms(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(name, settings) of every arm with every seed."""
+    """(name, settings) of every arm with every seed, all seeds of an arm before the next arm."""
     return [
         (f"{arm}-{seed}", [*settings, f"seed={seed}"])
-        for seed in experiment["seeds"]
         for arm, settings in experiment["arms"].items()
+        for seed in experiment["seeds"]
     ]
 
 
@@ -49,9 +49,8 @@ def command(experiment: dict[str, Any], settings: list[str], run: Path, data: st
     line = [sys.executable, "-m", "vqvae2", "train", data, "--run", str(run)]
     line += ["--preset", experiment["preset"], "--config", str(recipe), "--until", until]
     for setting in settings:
-        if setting.startswith("recipe="):
-            continue
-        line += ["--set", setting]
+        if not setting.startswith(("recipe=", "same=")):
+            line += ["--set", setting]
     return line
 
 
@@ -106,6 +105,18 @@ def share(first: Path, folder: Path) -> None:
         part.rename(folder)
 
 
+def borrow(folder: Path, settings: list[str], seed: str) -> None:
+    """Take the parts that an arm has in common with a finished one (`same=ARM/PART`) from there, of the same seed."""
+    for setting in settings:
+        if setting.startswith("same="):
+            arm, _, part = setting.removeprefix("same=").partition("/")
+            source = folder.parent / f"{arm}-{seed}" / part
+            if not (folder / part).exists():
+                if not (source / "model.safetensors").exists():
+                    raise SystemExit(f"{folder.name} takes {part} from {source}, which is not done yet")
+                shutil.copytree(source, folder / part)
+
+
 def seconds_a_sample(folders: dict[str, Path], batches: list[int]) -> dict[str, dict[str, float]]:
     """Per arm and size of a batch: the median of three on one core, decoding included, the arms in turn."""
     runs = {arm: load(folder, "cpu") for arm, folder in folders.items() if batches}
@@ -143,6 +154,7 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
                 until, folder = "autoencoder", first
             else:
                 share(first, folder)
+                borrow(folder, settings, arm.rpartition("-")[2])
         try:
             with (runs / name / f"{arm}.log").open("a") as log:
                 subprocess.run(

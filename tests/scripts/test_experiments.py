@@ -22,6 +22,14 @@ ALL: dict[str, dict[str, Any]] = yaml.safe_load(experiments.LIST.read_text())
 EMOJI = 9  # classes
 ARMS = [(name, arm) for name, item in ALL.items() for arm, _ in experiments.arms(item)]
 
+BORROWED = [
+    (name, arm, setting)
+    for name, item in ALL.items()
+    for arm, settings in experiments.arms(item)
+    for setting in settings
+    if setting.startswith("same=")
+]
+
 
 def config(name: str, arm: str) -> Config:
     """What the command of an arm asks for."""
@@ -66,6 +74,35 @@ def test_arms_that_share_a_first_stage_have_the_same(name: str) -> None:
         assert (
             len({(c.seed, repr(c.data), repr(c.autoencoder), repr(c.train_autoencoder)) for c in every}) == 1
         )
+
+
+@pytest.mark.parametrize(("name", "arm", "part"), BORROWED)
+def test_what_an_arm_takes_from_another_is_what_it_would_train_itself(name: str, arm: str, part: str) -> None:
+    """Same settings, same seed, and the other one stands before it in the list by more arms than run at once."""
+    owner, _, folder = part.removeprefix("same=").partition("/")
+    seed = arm.rpartition("-")[2]
+    mine, theirs = config(name, arm), config(name, f"{owner}-{seed}")
+    level = int(folder.removeprefix("prior/level-"))
+    assert mine.prior.levels[level] == theirs.prior.levels[level]
+    assert mine.train_prior == theirs.train_prior
+    assert mine.prior.conditional == theirs.prior.conditional
+    order = [each for each, _ in experiments.arms(ALL[name])]
+    assert order.index(arm) - order.index(f"{owner}-{seed}") > 2
+
+
+def test_a_borrowed_part_is_a_copy_of_the_same_seed_and_never_replaces_one(tmp_path: Path) -> None:
+    for seed in "01":
+        (tmp_path / f"full-{seed}" / "prior").mkdir(parents=True)
+        (tmp_path / f"full-{seed}" / "prior" / "model.safetensors").write_text(seed)
+    folder = tmp_path / "less-1"
+    experiments.borrow(folder, ["prior.conditional=false", "same=full/prior"], "1")
+    assert (folder / "prior" / "model.safetensors").read_text() == "1"
+    (folder / "prior" / "model.safetensors").write_text("own")
+    experiments.borrow(folder, ["same=full/prior"], "1")
+    assert (folder / "prior" / "model.safetensors").read_text() == "own"
+    with pytest.raises(SystemExit, match=r"less-2 takes prior from .*full-2.* not done"):
+        experiments.borrow(tmp_path / "less-2", ["same=full/prior"], "2")
+    assert not (tmp_path / "less-2").exists()
 
 
 def test_the_kinds_of_prior_are_compared_at_equal_parameters_and_time() -> None:
