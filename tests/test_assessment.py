@@ -184,6 +184,19 @@ def test_any_folder_without_a_run(
     assert parts["classification"]["rows"][1]["n"] == 6
 
 
+def test_the_classifier_learns_from_as_many_pictures_as_are_asked_for(
+    trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """And no more samples are drawn for it."""
+    arguments = ("--only", "classification", "--classifier-steps", 10, "--classifier-n", 8)
+    assert command("evaluate", trained, "--out", tmp_path / "out", *arguments).code == 0
+    rows = report(tmp_path / "out")["parts"]["classification"]["rows"]
+    assert {row["trained_on"] for row in rows} == {"training", "reconstructions of training", "samples"}
+    assert {row["n"] for row in rows} == {8}
+    drawn = assessment.drawn_samples("samples", next((tmp_path / "out" / "cache").glob("samples-*")))
+    assert len(drawn) == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -191,6 +204,8 @@ def test_any_folder_without_a_run(
         (("--data", "emoji64"), "expected --out"),
         (("RUN", "--only", "beauty"), "no part beauty"),
         (("RUN", "--against", "folder"), "expected NAME=DIR"),
+        (("RUN", "--against", "samples=folder"), "another name than samples is needed"),
+        (("RUN", "--against", "a=one", "--against", "a=two"), "a is given twice"),
         (("RUN", "--critic-sweep", "2"), "0 < share <= 1"),
         (("RUN", "--only", "critic"), "vqvae2 critic fit"),
         (("RUN", "--critic-sweep", "1,0.5"), "vqvae2 critic fit"),

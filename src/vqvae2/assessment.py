@@ -51,6 +51,10 @@ from vqvae2.train.progress import Reporter
 PARTS = ("nll", "reconstruction", "codes", "distances", "precision", "classification", "memorisation", "symmetry", "speed", "critic")  # fmt: skip
 """The parts of a report, in its order."""
 _OF_A_RUN = ("nll", "reconstruction", "codes", "speed", "critic")
+_NAMES = {
+    "training", "held out", "reference", "reconstructions", "samples", "candidates",
+    "reconstructions of training", "reconstructions of held out", "reconstructions of the reference",
+}  # fmt: skip
 _LEAST = 6  # the fifth neighbour of a picture is another
 _PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
 _TITLES = {
@@ -73,14 +77,15 @@ class Plan:
 
     Attributes:
         only: the parts, () for all that can be done.
-        n: pictures of each set that are compared, at most.
+        n: pictures of each set that are compared, at most (the classification accuracy score has `classifier_n`).
         reference: training pictures that they are compared with, at most (n if that is larger).
         network, weights: the feature network; see `feature_network`.
         perceptual: weights of the perceptual distance, or None to leave it out.
         samples: a folder of pictures to measure instead of samples of the run.
         against: more folders by name.
         sweep: shares that the critic keeps, () for no sweep.
-        classifier: of the classification accuracy score.
+        classifier, classifier_n: of the classification accuracy score, and how many pictures it learns from, at most; None:
+            from as many samples of each class as there are training pictures, as Ravuri and Vinyals do.
         sampling: how samples of the run are drawn; None takes the run's own.
         seed: of which pictures are chosen and of the samples.
         size: px, without a run; None: the samples' own.
@@ -96,6 +101,7 @@ class Plan:
     against: dict[str, Path] = field(default_factory=dict)
     sweep: tuple[float, ...] = ()
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    classifier_n: int | None = None
     sampling: Sampling | None = None
     seed: int = 0
     size: int | None = None
@@ -113,12 +119,14 @@ def assess(run: Run | None, data: str, out: Path, plan: Plan, reporter: Reporter
         from time to time).
 
     Raises:
-        UserError: nothing to measure, an unknown part, a critic that rests on the measuring network, folders that hold no
+        UserError: nothing to measure, an unknown part, a name that a set of ours has, a critic that rests on the measuring network, folders that hold no
             pictures; see also what it calls.
     """
     unknown = sorted(set(plan.only) - set(PARTS))
     if unknown:
         raise UserError(f"no part {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
+    if taken := sorted({*plan.against} & _NAMES):
+        raise UserError(f"another name than {', '.join(taken)} is needed: a set of the report has it")
     if run is None and plan.samples is None:
         raise UserError("expected a RUN or --samples DIR, or both")
     make_folder(out)
@@ -355,7 +363,7 @@ class _Assessment:
         return parts.precision_recall(self._features(self._reference), sets)
 
     def _classification(self) -> Found:
-        real = self._training
+        real = self._training.first(self.plan.classifier_n or len(self._training))
         trained_on, tested_on, pairs = [real], [self._heldout], [("training", "held out")]
         if self.run is not None:
             trained_on.append(self._reconstructed("reconstructions of training", real))

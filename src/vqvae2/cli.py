@@ -480,6 +480,10 @@ def evaluate(
     classifier_steps: Annotated[
         int, typer.Option(min=10, help="steps of each training of the classification accuracy score")
     ] = 2000,
+    classifier_n: Annotated[
+        int | None,
+        typer.Option(min=2, help="pictures that it learns from [default: as many as training pictures]"),
+    ] = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -505,7 +509,11 @@ def evaluate(
         raise UserError("expected --data DATA, the real pictures")
     if out is None and loaded is None:
         raise UserError("expected --out DIR for the report")
-    folders = dict(_pair(text) for text in against or ())
+    folders: dict[str, Path] = {}
+    for name, folder in map(_pair, against or ()):
+        if name in folders:
+            raise UserError(f"{name} is given twice")
+        folders[name] = Path(folder)
     asked: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -520,21 +528,22 @@ def evaluate(
         weights=weights,
         perceptual=perceptual,
         samples=samples,
-        against={name: Path(folder) for name, folder in folders.items()},
+        against=folders,
         sweep=tuple(_share(text) for text in _listed(critic_sweep)),
         classifier=ClassifierConfig(steps=classifier_steps),
+        classifier_n=classifier_n,
         sampling=_sampling(loaded, **asked) if loaded else None,
         seed=seed,
         size=size,
     )
-    folder = out or loaded.folder / "report"  # type: ignore[union-attr]
-    result = assess(loaded, data, folder, plan, Reporter())
+    report = out or loaded.folder / "report"  # type: ignore[union-attr]
+    result = assess(loaded, data, report, plan, Reporter())
     if as_json:
         _print_json(result)
     else:
         for line in result["warnings"]:
             typer.echo(f"warning: {line}")
-        typer.echo(f"{', '.join(result['parts'])}: {folder / 'report.html'}")
+        typer.echo(f"{', '.join(result['parts'])}: {report / 'report.html'}")
 
 
 @app.command()
