@@ -1,5 +1,5 @@
 # `make` alone lists what can be made. Needs Python 3.11 or newer, git and make; the rest goes into .venv (and, of
-# test-inception, into .venv-inception).
+# test-inception and test-baselines, into .venv-inception and .venv-baselines).
 
 # The first of these that is new enough and can make an environment; `make setup PYTHON=...` names another.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -8,10 +8,11 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 INCEPTION := .venv-inception
+BASELINES := .venv-baselines
 NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-inception check bench experiments docs clean
+.PHONY: help setup demo test test-inception test-baselines check bench experiments docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -40,6 +41,17 @@ $(INCEPTION)/.ready: pyproject.toml constraints.txt constraints-inception.txt
 	@$(INCEPTION)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(INCEPTION)
 	@grep -v '^torch==' constraints.txt | cat - constraints-inception.txt > $(INCEPTION)/constraints.txt
 	@$(INCEPTION)/bin/python -m pip install --disable-pip-version-check --quiet -c $(INCEPTION)/constraints.txt -e '.[evaluate,inception]' pytest
+	@touch $@
+
+test-baselines: $(BASELINES)/.ready ## run the tests of the paper's baseline, whose package needs an older library than ours
+	$(BASELINES)/bin/python -m pytest tests/test_baselines.py
+
+$(BASELINES)/.ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make test-baselines needs Python 3.11 or newer with venv; name one with PYTHON=..." >&2; exit 2; }
+	@echo "setting up $(BASELINES); the first time takes some minutes"
+	@$(BASELINES)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(BASELINES)
+	@grep -v '^python-dateutil==' constraints.txt > $(BASELINES)/constraints.txt
+	@$(BASELINES)/bin/python -m pip install --disable-pip-version-check --quiet -c $(BASELINES)/constraints.txt -e . pytest pytorch-pretrained-biggan==0.1.1
 	@touch $@
 
 check: $(READY) ## check format, lint and types, and change nothing

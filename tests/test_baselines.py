@@ -21,7 +21,7 @@ from vqvae2.errors import UserError
 
 package = pytest.importorskip(
     "pytorch_pretrained_biggan",
-    reason="the baseline's package is not installed: pip install pytorch-pretrained-biggan==0.1.1",
+    reason="the baseline's package is not installed; `make test-baselines` runs these",
 )
 
 WRONG = [0.14, 0.28, 0.56, 0.58, 0.94]  # truncations at which the package reads a neighbour's row
