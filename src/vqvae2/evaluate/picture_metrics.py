@@ -1,6 +1,7 @@
 """Pure measures of pictures: how near a reconstruction is to its original, and how near a picture is to its mirror image.
 
-Everything is computed in float64 and returned per picture, [B]. Reconstructions are clipped to [-1, 1] before they are
+Everything is returned per picture, float64 [B], and computed in float64, but for SSIM and MS-SSIM: their windows take 17 times
+as long in float64 (64 px, a CPU), and float32 moves a picture's figure by 2e-5. Reconstructions are clipped to [-1, 1] before they are
 compared, as they are when they are shown, so that the error is at most the one that training minimises.
 The peak signal-to-noise ratio is `vqvae2.data.pixels.psnr`.
 
@@ -52,7 +53,7 @@ def structural_similarity(images: Tensor, originals: Tensor) -> Tensor:
         _unit(images), _unit(originals), reduction="none", data_range=1.0
     )
     assert isinstance(found, Tensor)
-    return found
+    return found.double()
 
 
 def scales(height: int, width: int) -> int:
@@ -109,7 +110,7 @@ def mirror_error(images: Tensor, relative: bool = False) -> Tensor:
 
 def _unit(images: Tensor) -> Tensor:
     """[-1, 1] to [0, 1], clipped."""
-    return images.detach().double().add(1).div(2).clamp(0, 1)
+    return images.detach().float().add(1).div(2).clamp(0, 1)
 
 
 def _check(images: Tensor, originals: Tensor) -> None:
