@@ -48,7 +48,8 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.catalogue import preset
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config import LevelPriorConfig, PriorConfig
-from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.prior.hierarchy import HierarchicalPrior, make_level
+from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
 from vqvae2.run import load
@@ -196,7 +197,7 @@ def limit(repeats: int) -> None:
 class Rows:
     """The first `steps` positions of a grid."""
 
-    def __init__(self, prior: PixelCNN, batch: int, steps: int) -> None:
+    def __init__(self, prior: LevelPrior, batch: int, steps: int) -> None:
         self.prior, self.batch, self.steps = prior, batch, steps
 
     @torch.no_grad()
@@ -227,27 +228,45 @@ class Rows:
 
 
 def growth() -> None:
-    """Seconds a position and bytes of the cache from 16x16 to 128x128, without attention."""
+    """Seconds a position and bytes of the cache from 16x16 to 128x128: PixelCNN without attention, transformer."""
     config = LevelPriorConfig(hidden=128, residual=128, layers=8, kernel=5, output_layers=2)
-    cases: dict[str, Callable[[], object]] = {}
-    cached: dict[str, int] = {}
-    for side in (16, 32, 64, 128):
-        prior = PixelCNN(config, Geometry(((side, side),), (512,)), 0, 0).eval()
-        cases[f"{side}x{side}"] = Rows(prior, 1, side * side)
-        cached[f"{side}x{side}"] = cache_bytes(prior)
+
+    def built(side: int, **settings: Any) -> LevelPrior:
+        return make_level(config.model_copy(update=settings), Geometry(((side, side),), (512,)), 0, 0).eval()
+
+    with torch.device("meta"):
+        aim = count(built(16))
+        width = min(
+            range(64, 2049, 8), key=lambda w: abs(count(built(16, kind="transformer", residual=w)) - aim)
+        )
+    kinds: dict[str, dict[str, Any]] = {
+        "pixelcnn": {},
+        "transformer": {"kind": "transformer", "residual": width},
+    }
+    sides = (16, 32, 64, 128)
+    priors = {(kind, side): built(side, **settings) for kind, settings in kinds.items() for side in sides}
+    cases: dict[str, Callable[[], object]] = {
+        f"{kind} {side}x{side}": Rows(prior, 1, side * side) for (kind, side), prior in priors.items()
+    }
     seconds = {k: statistics.median(v) for k, v in interleaved(cases, 3, warmup=1).items()}
     found = {
-        name: {
-            "a position, ms": 1e3 * seconds[name] / int(name.split("x")[0]) ** 2,
-            "cache, bytes": cached[name],
-            "cache, bytes a column": cached[name] / int(name.split("x")[0]),
+        kind: {
+            f"{side}x{side}": {
+                "a position, ms": 1e3 * seconds[f"{kind} {side}x{side}"] / side**2,
+                "cache, bytes": cache_bytes(priors[kind, side]),
+            }
+            for side in sides
         }
-        for name in cases
+        for kind in kinds
     }
-    keep("sampling-growth", {"config": config.model_dump(), "found": found})
+    weights = {kind: count(priors[kind, 16]) for kind in kinds}
+    keep(
+        "sampling-growth",
+        {"config": config.model_dump(), "kinds": kinds, "parameters": weights, "found": found},
+    )
 
 
-def cache_bytes(prior: PixelCNN) -> int:
+def cache_bytes(prior: LevelPrior) -> int:
     """Bytes of the cache in the middle of the second row, codes included."""
     with torch.no_grad():
         cache = prior.start(1, None)
@@ -255,7 +274,9 @@ def cache_bytes(prior: PixelCNN) -> int:
         for position in range(prior.width + 2):
             logits, cache = prior.step(cache, position, previous)
             previous = logits.argmax(-1)
-    kept = [cache.row, *cache.vertical, *cache.given, *cache.horizontal, *cache.attention]
+    kept = [*cache.attention]
+    if isinstance(prior, PixelCNN):
+        kept += [cache.row, *cache.vertical, *cache.given, *cache.horizontal]
     return sum(t.numel() * t.element_size() for t in kept) + 8 * prior.positions
 
 
