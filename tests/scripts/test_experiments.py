@@ -117,7 +117,7 @@ def test_the_kinds_of_prior_are_compared_at_equal_parameters_and_time() -> None:
     for pixelcnn, transformer in zip(*sizes, strict=True):
         assert transformer == pytest.approx(pixelcnn, rel=0.03)
     assert trainings[0] == trainings[1]
-    assert [training.minutes for training in trainings[0]] == [10, 10]
+    assert [training.minutes for training in trainings[0]] == [5, 5]
 
 
 def test_where_a_shared_first_stage_lies(tmp_path: Path) -> None:
