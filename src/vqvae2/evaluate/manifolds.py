@@ -74,8 +74,8 @@ def manifolds(
     neighbours: Tensor | None = None,
     memory: int = MEMORY,
 ) -> Manifolds:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991, eq. 1-3); density and coverage (Naeem et al.
-    2020, arXiv 2002.09797, eq. 4-5).
+    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991, section 2); density and coverage (Naeem et
+    al. 2020, arXiv 2002.09797, section 3.2).
 
     Around every vector of a set stands a ball that reaches its k-th nearest neighbour in the set, the edge included; balls
     together are the set's manifold.
