@@ -72,18 +72,15 @@ def figures(run: Path) -> dict[str, Any]:
 
 
 def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
-    """One drawing per metric (PART/METRIC; of stage 1 without PART): its curve in every arm, docs/images/NAME-METRIC.svg."""
-    for item in metrics:
-        part, _, metric = item.rpartition("/")
+    """One drawing per metric of stage 1: its curve in every arm, docs/images/NAME-METRIC.svg."""
+    for metric in metrics:
         curves = {}
         for arm, folder in folders.items():
-            text = (folder / (part or "autoencoder") / "metrics.jsonl").read_text()
+            text = (folder / "autoencoder" / "metrics.jsonl").read_text()
             lines = [json.loads(line) for line in text.splitlines()]
             curves[arm] = [(line["step"], line[metric]) for line in lines if metric in line]
         drawing = svg(curves).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        (ROOT / "docs" / "images" / f"{name}-{item.replace('_', '-').replace('/', '-')}.svg").write_text(
-            drawing + "\n"
-        )
+        (ROOT / "docs" / "images" / f"{name}-{metric.replace('_', '-')}.svg").write_text(drawing + "\n")
 
 
 def first_stages(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -96,13 +93,13 @@ def first_stage(name: str, experiment: dict[str, Any], seed: str, runs: Path) ->
     return runs / (name if experiment["shared"] is True else experiment["shared"]) / f"stage1-{seed}"
 
 
-def share(first: Path, folder: Path) -> None:
-    """Begin an arm with the autoencoder of its seed."""
-    if not folder.exists():
-        part = folder.with_name(f"{folder.name}.part")
+def take(source: Path, target: Path) -> None:
+    """Copy what is trained, whole or not at all; what is there already stays."""
+    if not target.exists():
+        part = target.with_name(f"{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(first, part, ignore=shutil.ignore_patterns("checkpoints"))
-        part.rename(folder)
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns("checkpoints"))
+        part.rename(target)
 
 
 def borrow(folder: Path, settings: list[str], seed: str) -> None:
@@ -111,10 +108,9 @@ def borrow(folder: Path, settings: list[str], seed: str) -> None:
         if setting.startswith("same="):
             arm, _, part = setting.removeprefix("same=").partition("/")
             source = folder.parent / f"{arm}-{seed}" / part
-            if not (folder / part).exists():
-                if not (source / "model.safetensors").exists():
-                    raise SystemExit(f"{folder.name} takes {part} from {source}, which is not done yet")
-                shutil.copytree(source, folder / part)
+            if not (folder / part).exists() and not (source / "model.safetensors").exists():
+                raise SystemExit(f"{folder.name} takes {part} from {source}, which is not done yet")
+            take(source, folder / part)
 
 
 def seconds_a_sample(folders: dict[str, Path], batches: list[int]) -> dict[str, dict[str, float]]:
@@ -144,17 +140,18 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
 
     def one(item: tuple[str, list[str]]) -> None:
         arm, settings = item
-        core = free.get()
         folder, began = runs / name / arm, time.time()
         folder.parent.mkdir(parents=True, exist_ok=True)
         until = experiment["until"]
         if experiment.get("shared"):
-            first = first_stage(name, experiment, arm.rpartition("-")[2], runs)
+            seed = arm.rpartition("-")[2]
+            first = first_stage(name, experiment, seed, runs)
             if arm.startswith("stage1-"):
                 until, folder = "autoencoder", first
             else:
-                share(first, folder)
-                borrow(folder, settings, arm.rpartition("-")[2])
+                take(first, folder)
+                borrow(folder, settings, seed)
+        core = free.get()
         try:
             with (runs / name / f"{arm}.log").open("a") as log:
                 subprocess.run(
@@ -183,7 +180,7 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
     target = ROOT / "docs" / "experiments" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
-    draw(name, experiment["curves"], folders)
+    draw(name, experiment.get("curves", []), folders)
     print(target)
 
 
