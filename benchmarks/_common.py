@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,6 +31,11 @@ def interleaved(
             if repeat >= warmup:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def count(net: nn.Module) -> int:
+    """Parameters."""
+    return sum(p.numel() for p in net.parameters())
 
 
 def summary(seconds: list[float], units: float = 1.0) -> dict[str, float]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import keep
+from _common import count, keep
 from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional
@@ -125,11 +125,6 @@ def their_model(options: argparse.Namespace, store: CodeStore) -> nn.Module:
         return net
 
     return min((build(width) for width in range(40, 81, 8)), key=lambda net: abs(count(net) - PARAMETERS))
-
-
-def count(net: nn.Module) -> int:
-    """Parameters."""
-    return sum(p.numel() for p in net.parameters())
 
 
 def theirs(options: argparse.Namespace, store: CodeStore) -> dict[str, Any]:

@@ -35,11 +35,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import interleaved, keep
+from _common import count, interleaved, keep
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -74,16 +75,10 @@ def ours(level: int, residual: int) -> PixelCNN:
     return PixelCNN(config, GRIDS, level, 0).eval()
 
 
-def as_large(level: int, parameters: int) -> PixelCNN:
-    """Ours with the inner width that brings it nearest to so many parameters."""
+def as_large(build: Callable[[int], LevelPrior], widths: range, parameters: int) -> int:
+    """The inner width that brings a prior nearest to so many parameters."""
     with torch.device("meta"):
-        sizes = {width: count(ours(level, width)) for width in range(64, 1025, 32)}
-    return ours(level, min(sizes, key=lambda width: abs(sizes[width] - parameters)))
-
-
-def count(net: nn.Module) -> int:
-    """Parameters."""
-    return sum(p.numel() for p in net.parameters())
+        return min(widths, key=lambda width: abs(count(build(width)) - parameters))
 
 
 def sampler(prior: PixelCNN, batch: int) -> Callable[[], Tensor]:
@@ -114,7 +109,7 @@ def peer(folder: Path, repeats: int) -> None:
     }  # fmt: skip
     for level, (shape, options, rows) in settings.items():
         theirs = kind(shape, 512, CHANNELS, KERNEL, 4, 4, 256, **options).eval()
-        mine = as_large(level, count(theirs))
+        mine = ours(level, as_large(partial(ours, level), range(64, 1025, 32), count(theirs)))
         for batch, times in ((1, repeats), (16, 1)):
             name = f"{shape[0]}x{shape[1]}, batch {batch}"
             cases: dict[str, Callable[[], object]] = {"ours": sampler(mine, batch)}
@@ -234,11 +229,9 @@ def growth() -> None:
     def built(side: int, **settings: Any) -> LevelPrior:
         return make_level(config.model_copy(update=settings), Geometry(((side, side),), (512,)), 0, 0).eval()
 
-    with torch.device("meta"):
-        aim = count(built(16))
-        width = min(
-            range(64, 2049, 8), key=lambda w: abs(count(built(16, kind="transformer", residual=w)) - aim)
-        )
+    width = as_large(
+        lambda width: built(16, kind="transformer", residual=width), range(64, 2049, 8), count(built(16))
+    )
     kinds: dict[str, dict[str, Any]] = {
         "pixelcnn": {},
         "transformer": {"kind": "transformer", "residual": width},
