@@ -17,12 +17,17 @@ NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.p
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
+# $(call environment,FOLDER,TARGET): make the environment in FOLDER, which TARGET needs.
+define environment
+	@test -n "$(PYTHON)" || { echo "make $(2) needs Python 3.11 or newer with venv; name one with PYTHON=..." >&2; exit 2; }
+	@echo "setting up $(1) with $$($(PYTHON) --version); the first time takes some minutes"
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(1)
+endef
+
 setup: $(READY) ## make .venv and install the package and its tools, at the pinned versions
 
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "make setup needs Python 3.11 or newer with venv; name one with PYTHON=..." >&2; exit 2; }
-	@echo "setting up .venv with $$($(PYTHON) --version); the first time takes some minutes"
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(call environment,.venv,setup)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -36,9 +41,7 @@ test-inception: $(INCEPTION)/.ready ## run the tests of FID, IS and KID, which n
 	$(INCEPTION)/bin/python -m pytest tests/evaluate/inception
 
 $(INCEPTION)/.ready: pyproject.toml constraints.txt constraints-inception.txt
-	@test -n "$(PYTHON)" || { echo "make test-inception needs Python 3.11 or newer with venv; name one with PYTHON=..." >&2; exit 2; }
-	@echo "setting up $(INCEPTION); the first time takes some minutes"
-	@$(INCEPTION)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(INCEPTION)
+	$(call environment,$(INCEPTION),test-inception)
 	@grep -v '^torch==' constraints.txt | cat - constraints-inception.txt > $(INCEPTION)/constraints.txt
 	@$(INCEPTION)/bin/python -m pip install --disable-pip-version-check --quiet -c $(INCEPTION)/constraints.txt -e '.[evaluate,inception]' pytest
 	@touch $@
@@ -47,9 +50,7 @@ test-baselines: $(BASELINES)/.ready ## run the tests of the paper's baseline, wh
 	$(BASELINES)/bin/python -m pytest tests/test_baselines.py
 
 $(BASELINES)/.ready: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "make test-baselines needs Python 3.11 or newer with venv; name one with PYTHON=..." >&2; exit 2; }
-	@echo "setting up $(BASELINES); the first time takes some minutes"
-	@$(BASELINES)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(BASELINES)
+	$(call environment,$(BASELINES),test-baselines)
 	@grep -v '^python-dateutil==' constraints.txt > $(BASELINES)/constraints.txt
 	@$(BASELINES)/bin/python -m pip install --disable-pip-version-check --quiet -c $(BASELINES)/constraints.txt -e . pytest pytorch-pretrained-biggan==0.1.1
 	@touch $@
