@@ -99,6 +99,9 @@ def test_the_whole_report(whole: Path, trained: Path) -> None:
     assert 'src="data:' in page
     assert "http" not in page.split("</style>")[1]
     assert set(found["protocol"]["run"]["weights"]) == set(load(trained).digests())
+    assert {
+        each["name"] for each in found["protocol"]["sets"]
+    } <= assessment._NAMES  # which no other folder may take
 
 
 def test_the_same_inputs_give_the_same_report(

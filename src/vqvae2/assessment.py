@@ -119,8 +119,8 @@ def assess(run: Run | None, data: str, out: Path, plan: Plan, reporter: Reporter
         from time to time).
 
     Raises:
-        UserError: nothing to measure, an unknown part, a name that a set of ours has, a critic that rests on the measuring network, folders that hold no
-            pictures; see also what it calls.
+        UserError: nothing to measure, an unknown part, a name that a set of ours has, a critic that rests on the measuring
+            network, folders that hold no pictures; see also what it calls.
     """
     unknown = sorted(set(plan.only) - set(PARTS))
     if unknown:
@@ -140,10 +140,9 @@ class _Assessment:
         self.run, self.out, self.plan, self.reporter = run, out, plan, reporter
         self.cache = out / "cache"
         self.config = run.config.data if run else self._plain_config(plan, out)
-        own = run and run.done()["codes"] and data == run.record.get("source")
-        folder = (
-            run.folder if run and own else self.cache
-        )  # others must not take the place of the run's pictures
+        folder = self.cache  # other pictures must not take the place of the run's
+        if run and run.done()["codes"] and data == run.record.get("source"):
+            folder = run.folder
         self.images = open_images(
             data, self.config, folder / "data", seed=run.config.seed if run else 0, say=reporter.say
         )

@@ -507,8 +507,10 @@ def evaluate(
     data = data or (loaded.record.get("source") if loaded else None)
     if data is None:
         raise UserError("expected --data DATA, the real pictures")
-    if out is None and loaded is None:
-        raise UserError("expected --out DIR for the report")
+    if out is None:
+        if loaded is None:
+            raise UserError("expected --out DIR for the report")
+        out = loaded.folder / "report"
     folders: dict[str, Path] = {}
     for name, folder in map(_pair, against or ()):
         if name in folders:
@@ -536,14 +538,13 @@ def evaluate(
         seed=seed,
         size=size,
     )
-    report = out or loaded.folder / "report"  # type: ignore[union-attr]
-    result = assess(loaded, data, report, plan, Reporter())
+    result = assess(loaded, data, out, plan, Reporter())
     if as_json:
         _print_json(result)
     else:
         for line in result["warnings"]:
             typer.echo(f"warning: {line}")
-        typer.echo(f"{', '.join(result['parts'])}: {report / 'report.html'}")
+        typer.echo(f"{', '.join(result['parts'])}: {out / 'report.html'}")
 
 
 @app.command()

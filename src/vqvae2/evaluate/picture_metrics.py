@@ -1,8 +1,8 @@
 """Pure measures of pictures: how near a reconstruction is to its original, and how near a picture is to its mirror image.
 
 Everything is returned per picture, float64 [B], and computed in float64, but for SSIM and MS-SSIM: their windows take 17 times
-as long in float64 (64 px, a CPU), and float32 moves a picture's figure by 2e-5. Reconstructions are clipped to [-1, 1] before they are
-compared, as they are when they are shown, so that the error is at most the one that training minimises.
+as long in float64 (64 px, a CPU), and float32 moves a picture's figure by 2e-5. Reconstructions are clipped to [-1, 1] before
+they are compared, as they are when they are shown, so that the error is at most the one that training minimises.
 The peak signal-to-noise ratio is `vqvae2.data.pixels.psnr`.
 
 Shapes: B pictures, C channels (all weigh the same), H W px.
