@@ -218,6 +218,7 @@ def distances(
     size = min(1000, len(reference), *(len(features) for features in sets.values()))
     found.figures["kernel_subset_size"] = size
     moments = {name: Moments.of(features.pooled) for name, features in sets.items()}
+    few: dict[str, list[str]] = {}
     for name, features in sets.items():
         kernel = kernel_distance(reference.pooled, features.pooled, size=size, seed=seed)
         figures: dict[str, Any] = {
@@ -231,7 +232,8 @@ def distances(
             figures |= {"score": score.mean, "score_deviation": score.deviation}
         found.figures["sets"][name] = figures
         if warning := too_few(min(len(features), len(reference)), network.dimension):
-            found.warnings.append(f"{name}: {warning}")
+            few.setdefault(warning, []).append(name)
+    found.warnings += [f"{', '.join(names)}: {warning}" for warning, names in few.items()]
     for title, (name, other) in stars.items():
         found.figures["sets"][title] = {
             "n": len(sets[name]),
@@ -439,18 +441,17 @@ def critic_sweep(
         count = min(len(scores), round(wanted / rate))
         chosen = keep_best(scores[:count], labels[:count], rate)
         logits = None if features.logits is None else features.logits[chosen]
-        rows[f"{rate:g}"] = Features(features.pooled[chosen], logits, 0.0)
-        kept[f"{rate:g}"] = {
+        name = f"critic's {rate:g}"
+        rows[name] = Features(features.pooled[chosen], logits, 0.0)
+        kept[name] = {
+            "rate": float(rate),
             "candidates": count,
             "kept": len(chosen),
             "least_score": float(scores[chosen].min()),
         }
     far = distances(network, reference, rows, seed=seed)
     near = precision_recall(reference, rows)
-    table = [
-        {"rate": float(rate), **kept[rate], **far.figures["sets"][rate], **near.figures["sets"][rate]}
-        for rate in rows
-    ]
+    table = [{**kept[name], **far.figures["sets"][name], **near.figures["sets"][name]} for name in rows]
     found = Found({"network": network.name, "rows": table}, warnings=far.warnings)
     points = sorted(table, key=lambda row: row["rate"])
     found.plots.append(
