@@ -253,13 +253,9 @@ def test_the_critics_curves(
         assert whole[key] == pytest.approx(samples[key])
     assert [row["candidates"] for row in (whole, half, quarter)] == [samples["n"] * k for k in (1, 2, 4)]
     assert whole["least_score"] <= half["least_score"] <= quarter["least_score"]
-    lines = [line for line in report(tmp_path / "out")["warnings"] if "are few for 12" in line]
-    assert [
-        line.split(":")[0] for line in said
-    ] == [  # what stands once for all sets of a size, and what they are
-        "held out, reconstructions, samples",
-        "critic's 1, critic's 0.5, critic's 0.25",
-    ]
+    few = [line.split(":")[0] for line in report(tmp_path / "out")["warnings"] if "are few for 12" in line]
+    sets = ("held out, reconstructions, samples", "critic's 1, critic's 0.5, critic's 0.25")
+    assert few == list(sets)  # once for all sets of a size
     network.digest = load(run).critic.network_digest
     said = command("evaluate", run, "--out", tmp_path / "refused", *wanted)
     assert said.code == 2
