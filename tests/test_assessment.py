@@ -20,6 +20,8 @@ from vqvae2.checkpoint import read_json
 from vqvae2.cli import main
 from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier import ClassifierConfig, train_classifier
+from vqvae2.evaluate.features import Features
+from vqvae2.evaluate.parts import precision_recall
 from vqvae2.run import load
 from vqvae2.train.folder import read_run
 from vqvae2.train.progress import Reporter
@@ -98,6 +100,9 @@ def test_the_whole_report(whole: Path, trained: Path) -> None:
     assert page.count("<svg") >= 5
     assert 'src="data:' in page
     assert "http" not in page.split("</style>")[1]
+    starred = {"reconstructions against reconstructions", "samples against reconstructions"}
+    for part in ("distances", "precision"):
+        assert starred < set(found["parts"][part]["sets"]), part
     assert set(found["protocol"]["run"]["weights"]) == set(load(trained).digests())
     assert {
         each["name"] for each in found["protocol"]["sets"]
@@ -234,6 +239,15 @@ def test_a_half_trained_run_shows_what_it_can(
     parts = json.loads(said.out)["parts"]
     assert not {"nll", "speed", "memorisation"} & set(parts)
     assert set(parts["distances"]["sets"]) == {"held out", "reconstructions"}
+
+
+def test_a_pair_of_its_own_is_compared_with_its_own_reference() -> None:
+    """Not with that of the other sets: a set against itself is all inside, against one far away all outside."""
+    near = Features(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), None, 0.0)
+    far = Features(near.pooled + 100, None, 0.0)
+    found = precision_recall(far, {"near": near}, {"itself": ("near", near)}).figures["sets"]
+    assert (found["near"]["precision"], found["near"]["recall"]) == (0, 0)
+    assert (found["itself"]["precision"], found["itself"]["recall"]) == (1, 1)
 
 
 def test_the_critics_curves(

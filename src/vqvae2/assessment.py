@@ -311,6 +311,15 @@ class _Assessment:
     def _network(self) -> FeatureNetwork:
         return feature_network(self.plan.network, self.plan.weights, self.device)
 
+    @cached_property
+    def _stars(self) -> dict[str, tuple[str, Features]]:
+        """What is compared with reconstructed training pictures: samples, and reconstructed held-out pictures as their floor."""
+        if self.run is None or "samples" not in self._compared:
+            return {}
+        of = self._features(self._reconstructed("reconstructions of the reference", self._reference))
+        names = ("reconstructions", "samples")
+        return {f"{name} against reconstructions": (name, of) for name in names}
+
     def _features(self, pictures: PictureSet) -> Features:
         if pictures.name not in self.held:
             with self.reporter.track(f"features of {pictures.name}", len(pictures), unit="images") as tracker:
@@ -347,11 +356,8 @@ class _Assessment:
         return parts.code_usage(self.run.autoencoder, self._training)
 
     def _distances(self) -> Found:
-        stars = {}
-        if self.run is not None and "samples" in self._compared:
-            of = self._reconstructed("reconstructions of the reference", self._reference)
-            title = "samples against reconstructions" + " (FID*)" * (self.plan.network == "inception")
-            stars = {title: ("samples", self._features(of))}
+        star = " (FID*)" * (self.plan.network == "inception")
+        stars = {title + star: pair for title, pair in self._stars.items()}
         sets = {name: self._features(pictures) for name, pictures in self._compared.items()}
         found = parts.distances(self._network, self._features(self._reference), sets, stars, self.plan.seed)
         found.pictures.append(parts.rows(list(self._compared.values())))
@@ -359,7 +365,7 @@ class _Assessment:
 
     def _precision(self) -> Found:
         sets = {name: self._features(pictures) for name, pictures in self._compared.items()}
-        return parts.precision_recall(self._features(self._reference), sets)
+        return parts.precision_recall(self._features(self._reference), sets, self._stars)
 
     def _classification(self) -> Found:
         real = self._training.first(self.plan.classifier_n or len(self._training))

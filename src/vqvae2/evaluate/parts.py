@@ -250,17 +250,27 @@ def rows(sets: Sequence[PictureSet]) -> tuple[str, Image.Image]:
 
 
 def precision_recall(
-    reference: Features, sets: Mapping[str, Features], k: int = 3, k_coverage: int = 5
+    reference: Features,
+    sets: Mapping[str, Features],
+    stars: Mapping[str, tuple[str, Features]] = {},
+    k: int = 3,
+    k_coverage: int = 5,
 ) -> Found:
-    """Improved precision and recall, density and coverage of each set against as many reference pictures."""
+    """Improved precision and recall, density and coverage of each set against as many reference pictures.
+
+    Args:
+        stars: further pairs, as in `distances`.
+    """
     found = Found({"k": k, "k_coverage": k_coverage, "sets": {}})
-    known: dict[int, Tensor] = {}
-    for name, features in sets.items():
-        n = min(len(features), len(reference))
-        real = reference.pooled[:n]
-        if n not in known:
-            known[n] = nearest(real, real, max(k, k_coverage), itself=True)[0]
-        result = manifolds(real, features.pooled[:n], k, k_coverage, known[n])
+    known: dict[tuple[int, int], Tensor] = {}
+    pairs = {name: (features, reference) for name, features in sets.items()}
+    pairs |= {title: (sets[name], other) for title, (name, other) in stars.items()}
+    for name, (features, base) in pairs.items():
+        n = min(len(features), len(base))
+        real = base.pooled[:n]
+        if (id(base), n) not in known:
+            known[id(base), n] = nearest(real, real, max(k, k_coverage), itself=True)[0]
+        result = manifolds(real, features.pooled[:n], k, k_coverage, known[id(base), n])
         found.figures["sets"][name] = {"n": n, **result._asdict()}
     return found
 
