@@ -55,6 +55,7 @@ _NAMES = {
     "training", "held out", "reference", "reconstructions", "samples", "candidates",
     "reconstructions of training", "reconstructions of held out", "reconstructions of the reference",
 }  # fmt: skip
+_STARS = {name: f"{name} against reconstructions" for name in ("reconstructions", "samples")}
 _LEAST = 6  # the fifth neighbour of a picture is another
 _PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
 _TITLES = {
@@ -312,13 +313,11 @@ class _Assessment:
         return feature_network(self.plan.network, self.plan.weights, self.device)
 
     @cached_property
-    def _stars(self) -> dict[str, tuple[str, Features]]:
-        """What is compared with reconstructed training pictures: samples, and reconstructed held-out pictures as their floor."""
+    def _reconstructed_reference(self) -> Features | None:
+        """With what samples are compared too, and reconstructed held-out pictures as their floor; None without either."""
         if self.run is None or "samples" not in self._compared:
-            return {}
-        of = self._features(self._reconstructed("reconstructions of the reference", self._reference))
-        names = ("reconstructions", "samples")
-        return {f"{name} against reconstructions": (name, of) for name in names}
+            return None
+        return self._features(self._reconstructed("reconstructions of the reference", self._reference))
 
     def _features(self, pictures: PictureSet) -> Features:
         if pictures.name not in self.held:
@@ -357,15 +356,21 @@ class _Assessment:
 
     def _distances(self) -> Found:
         star = " (FID*)" * (self.plan.network == "inception")
-        stars = {title + star: pair for title, pair in self._stars.items()}
+        stars = {name: title + star for name, title in _STARS.items()}
+        again = self._reconstructed_reference
         sets = {name: self._features(pictures) for name, pictures in self._compared.items()}
-        found = parts.distances(self._network, self._features(self._reference), sets, stars, self.plan.seed)
+        reference = self._features(self._reference)
+        found = parts.distances(self._network, reference, sets, stars, again, self.plan.seed)
         found.pictures.append(parts.rows(list(self._compared.values())))
         return found
 
     def _precision(self) -> Found:
         sets = {name: self._features(pictures) for name, pictures in self._compared.items()}
-        return parts.precision_recall(self._features(self._reference), sets, self._stars)
+        found = parts.precision_recall(self._features(self._reference), sets)
+        if (again := self._reconstructed_reference) is not None:
+            starred = {title: sets[name] for name, title in _STARS.items()}
+            found.figures["sets"] |= parts.precision_recall(again, starred).figures["sets"]
+        return found
 
     def _classification(self) -> Found:
         real = self._training.first(self.plan.classifier_n or len(self._training))

@@ -201,7 +201,8 @@ def distances(
     network: FeatureNetwork,
     reference: Features,
     sets: Mapping[str, Features],
-    stars: Mapping[str, tuple[str, Features]] = {},
+    stars: Mapping[str, str] = {},
+    reconstructed: Features | None = None,
     seed: int = 0,
 ) -> Found:
     """Frechet and kernel distance of each set from the reference, and its score, in one network's features.
@@ -209,7 +210,8 @@ def distances(
     Args:
         reference: of training pictures.
         sets: of the floor (held-out pictures), of reconstructions, of samples.
-        stars: further pairs, by name: the name of a set and what it is compared with instead (FID*: reconstructions).
+        stars: titles of sets, by name, that are also compared with `reconstructed`.
+        reconstructed: of reconstructed training pictures (FID*).
     """
     base = Moments.of(reference.pooled)
     found = Found(
@@ -234,11 +236,11 @@ def distances(
         if warning := too_few(min(len(features), len(reference)), network.dimension):
             few.setdefault(warning, []).append(name)
     found.warnings += [f"{', '.join(names)}: {warning}" for warning, names in few.items()]
-    for title, (name, other) in stars.items():
-        found.figures["sets"][title] = {
-            "n": len(sets[name]),
-            "frechet": frechet_distance(Moments.of(other.pooled), moments[name]),
-        }
+    if reconstructed is not None:
+        base = Moments.of(reconstructed.pooled)
+        for name, title in stars.items():
+            distance = frechet_distance(base, moments[name])
+            found.figures["sets"][title] = {"n": len(sets[name]), "frechet": distance}
     return found
 
 
@@ -250,27 +252,17 @@ def rows(sets: Sequence[PictureSet]) -> tuple[str, Image.Image]:
 
 
 def precision_recall(
-    reference: Features,
-    sets: Mapping[str, Features],
-    stars: Mapping[str, tuple[str, Features]] = {},
-    k: int = 3,
-    k_coverage: int = 5,
+    reference: Features, sets: Mapping[str, Features], k: int = 3, k_coverage: int = 5
 ) -> Found:
-    """Improved precision and recall, density and coverage of each set against as many reference pictures.
-
-    Args:
-        stars: further pairs, as in `distances`.
-    """
+    """Improved precision and recall, density and coverage of each set against as many reference pictures."""
     found = Found({"k": k, "k_coverage": k_coverage, "sets": {}})
-    known: dict[tuple[int, int], Tensor] = {}
-    pairs = {name: (features, reference) for name, features in sets.items()}
-    pairs |= {title: (sets[name], other) for title, (name, other) in stars.items()}
-    for name, (features, base) in pairs.items():
-        n = min(len(features), len(base))
-        real = base.pooled[:n]
-        if (id(base), n) not in known:
-            known[id(base), n] = nearest(real, real, max(k, k_coverage), itself=True)[0]
-        result = manifolds(real, features.pooled[:n], k, k_coverage, known[id(base), n])
+    known: dict[int, Tensor] = {}
+    for name, features in sets.items():
+        n = min(len(features), len(reference))
+        real = reference.pooled[:n]
+        if n not in known:
+            known[n] = nearest(real, real, max(k, k_coverage), itself=True)[0]
+        result = manifolds(real, features.pooled[:n], k, k_coverage, known[n])
         found.figures["sets"][name] = {"n": n, **result._asdict()}
     return found
 
