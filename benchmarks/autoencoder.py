@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.config import AutoencoderConfig
+from vqvae2.config.models import AutoencoderConfig
 
 SIZE, BATCH = 256, 8
 CONFIG = AutoencoderConfig(residual=32)  # rosinality's defaults; the paper's residual units are 64

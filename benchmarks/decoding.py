@@ -18,7 +18,7 @@ import numpy as np
 from _common import interleaved, keep, summary
 from PIL import Image
 
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import batches
 from vqvae2.data.images import ImageSet, open_images
 

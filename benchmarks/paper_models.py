@@ -22,8 +22,8 @@ from _common import keep
 from torch.nn import functional
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.catalogue import preset
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
+from vqvae2.config.presets import preset
 from vqvae2.data.decoding import load_image
 from vqvae2.data.pixels import to_float
 

@@ -30,13 +30,14 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional
 
-from vqvae2.config import Config, override, parse
+from vqvae2.config.models import Config, parse
+from vqvae2.config.overrides import override
 from vqvae2.data.store import CodeStore, open_store
+from vqvae2.files.progress import Reporter
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.folder import read_run
 from vqvae2.train.loop import fit, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
-from vqvae2.train.progress import Reporter
 
 PARAMETERS = 3_000_000
 OURS = {

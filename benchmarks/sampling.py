@@ -46,9 +46,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.catalogue import preset
 from vqvae2.codes import Codes, Geometry
-from vqvae2.config import LevelPriorConfig, PriorConfig
+from vqvae2.config.models import LevelPriorConfig, PriorConfig
+from vqvae2.config.presets import preset
 from vqvae2.prior.hierarchy import HierarchicalPrior, make_level
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.pixelcnn import PixelCNN

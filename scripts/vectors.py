@@ -24,18 +24,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.quantizer import Quantized
-from vqvae2.catalogue import preset
 from vqvae2.codes import Geometry
-from vqvae2.config import Config, LevelPriorConfig, complete, merge, override, parse, read_yaml
+from vqvae2.config.models import Config, LevelPriorConfig, parse
+from vqvae2.config.overrides import complete, merge, override, read_yaml
+from vqvae2.config.presets import preset
 from vqvae2.data.batches import Shuffle, sequential
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_pil
+from vqvae2.files import atomic, tensor_file
+from vqvae2.files.progress import Reporter
 from vqvae2.generate.sample import Sampling
-from vqvae2.prior.causal import pointwise
+from vqvae2.prior.layers import pointwise
 from vqvae2.prior.level import ConditionStack
 from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.run import Run, load
@@ -43,7 +45,6 @@ from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.loop import fit, make_accelerator
 from vqvae2.train.pipeline import train
 from vqvae2.train.prior import copies
-from vqvae2.train.progress import Reporter
 
 ROOT = Path(__file__).parents[1]
 LEAST_SCALE = -4.0  # log of the least standard deviation of a mixture's component, in standardised vectors
@@ -286,9 +287,9 @@ def trained(objective: Any, settings: Any, folder: Path, seed: int) -> Any:
     if not file.exists():
         outcome = fit(objective, settings, folder, make_accelerator(), Reporter(), seed)
         figures = {"seconds": outcome.seconds, **outcome.figures}
-        checkpoint.save_tensors(file, objective.model.state_dict(), {"figures": figures})
-    tensors, metadata = checkpoint.load_tensors(file)
-    checkpoint.load_weights(objective.model, tensors, file)
+        tensor_file.save_tensors(file, objective.model.state_dict(), {"figures": figures})
+    tensors, metadata = tensor_file.load_tensors(file)
+    tensor_file.load_weights(objective.model, tensors, file)
     return objective.model.eval(), metadata["figures"]
 
 
@@ -441,7 +442,7 @@ def main() -> None:
     images.close()
     about = {"components": options.components, "noise": options.noise, "n": options.n, "set": options.set}
     result = {"protocol": about, "codes": codes, "vectors": vectors}
-    checkpoint.write_json(options.out / "vectors.json", result)
+    atomic.write_json(options.out / "vectors.json", result)
     for name, pictures in (("codes", ours), ("vectors", theirs)):
         write(options.out / f"samples-{name}", pictures.cpu(), labels, run.classes)
     save_grid(torch.cat([ours[:32].cpu(), theirs[:32].cpu()]), options.out / "vectors.png", columns=16)

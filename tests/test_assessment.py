@@ -16,15 +16,15 @@ from torch import Tensor
 
 from vqvae2 import assessment
 from vqvae2.assessment import PARTS, Plan, assess
-from vqvae2.checkpoint import read_json
 from vqvae2.cli import main
 from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier import ClassifierConfig, train_classifier
 from vqvae2.evaluate.features import Features
 from vqvae2.evaluate.parts import precision_recall
+from vqvae2.files.atomic import read_json
+from vqvae2.files.progress import Reporter
 from vqvae2.run import load
 from vqvae2.train.folder import read_run
-from vqvae2.train.progress import Reporter
 
 Command = Callable[..., Any]
 QUICK = ("--classifier-steps", 10)

@@ -15,8 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
-from vqvae2 import checkpoint
-from vqvae2.config import read_yaml
+from vqvae2.config.overrides import read_yaml
+from vqvae2.files import atomic, tensor_file
 from vqvae2.run import load
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.loop import read_metrics
@@ -128,7 +128,7 @@ def flipped(world: World, part: str, call: str) -> list[object]:
 
 def newer(world: World, *arguments: object) -> list[object]:
     """Some verb on a run of a version to come."""
-    world.change(format=checkpoint.FORMAT + 1, version="7.5")
+    world.change(format=atomic.FORMAT + 1, version="7.5")
     return list(arguments)
 
 
@@ -343,7 +343,7 @@ def test_a_loss_that_is_not_finite(
         last,
     ), last
     state = world.folder / "new" / "autoencoder" / "checkpoints" / "last.safetensors"
-    tensors, meta = checkpoint.load_tensors(state)
+    tensors, meta = tensor_file.load_tensors(state)
     assert meta["outcome"]["step"] == 4
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert command(*begin).code == 0
@@ -406,7 +406,7 @@ def test_a_full_disk_in_the_middle_of_training(
     assert "Traceback" not in said.err
     folder = world.folder / "new" / "autoencoder" / "checkpoints"
     assert [file.name for file in folder.iterdir()] == ["last.safetensors"]
-    assert checkpoint.load_tensors(folder / "last.safetensors")[1]["outcome"]["step"] == 4
+    assert tensor_file.load_tensors(folder / "last.safetensors")[1]["outcome"]["step"] == 4
     assert command(*begin).code == 0
     assert all(load(world.folder / "new", "cpu").done().values())
 

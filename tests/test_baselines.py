@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.images import open_images
 from vqvae2.errors import UserError
 

@@ -23,12 +23,13 @@ import typer
 import yaml
 from PIL import Image
 
-from vqvae2 import checkpoint
-from vqvae2.catalogue import preset, presets
 from vqvae2.cli import app, main
 from vqvae2.codes import Codes
-from vqvae2.config import Config, override, parse, read_yaml, settings
+from vqvae2.config.models import Config, parse
+from vqvae2.config.overrides import override, read_yaml, settings
+from vqvae2.config.presets import preset, presets
 from vqvae2.data.pixels import to_uint8
+from vqvae2.files import tensor_file
 from vqvae2.gallery import SampleFolder
 from vqvae2.generate.sample import Drawn
 from vqvae2.run import load
@@ -59,7 +60,7 @@ def options(verb: str) -> Iterator[Any]:
 def digests(folder: Path) -> dict[str, str]:
     """A digest of every file of a folder."""
     return {
-        file.relative_to(folder).as_posix(): checkpoint.digest({}, file.read_bytes().hex())
+        file.relative_to(folder).as_posix(): tensor_file.digest({}, file.read_bytes().hex())
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
@@ -230,8 +231,10 @@ def test_only_what_is_missing_is_trained(trained: Path, half: Path, pictures: Pa
     part = "prior/level-1/"
     assert set(before) == set(after)
     assert {name for name in after if after[name] != before[name] and not name.startswith(part)} == set()
-    old, new = (checkpoint.load_tensors(folder / part / "model.safetensors")[0] for folder in (trained, half))
-    assert checkpoint.digest(old) == checkpoint.digest(new)
+    old, new = (
+        tensor_file.load_tensors(folder / part / "model.safetensors")[0] for folder in (trained, half)
+    )
+    assert tensor_file.digest(old) == tensor_file.digest(new)
     assert after[part + "samples.png"] == before[part + "samples.png"]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vqvae2
 from vqvae2 import VQVAE, AutoencoderConfig, Codes, Geometry, HierarchicalPrior, PriorConfig, VectorQuantizer
-from vqvae2.config import LevelPriorConfig
+from vqvae2.config.models import LevelPriorConfig
 
 
 def images(n: int = 3) -> Tensor:
@@ -153,5 +153,5 @@ def test_sampling_checks_itself() -> None:
 
 
 def test_presets_is_a_function() -> None:
-    importlib.import_module("vqvae2.catalogue")
+    importlib.import_module("vqvae2.config.presets")
     assert "tiny" in vqvae2.presets()

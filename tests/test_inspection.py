@@ -19,8 +19,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.catalogue import preset, presets
-from vqvae2.config import Config, override, parse
+from vqvae2.config.models import Config, parse
+from vqvae2.config.overrides import override
+from vqvae2.config.presets import preset, presets
 from vqvae2.data.store import open_store
 from vqvae2.inspection import Work, describe, kept_bytes, measure
 from vqvae2.prior.hierarchy import HierarchicalPrior

@@ -16,13 +16,15 @@ import yaml
 from torch import Tensor
 
 import vqvae2
-from vqvae2 import Run, Sampling, checkpoint, load, zoo
+from vqvae2 import Run, Sampling, load, zoo
 from vqvae2.codes import Codes
-from vqvae2.config import parse, read_yaml
+from vqvae2.config.models import parse
+from vqvae2.config.overrides import read_yaml
 from vqvae2.data.decoding import load_image
 from vqvae2.data.pixels import psnr, to_float
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
+from vqvae2.files import atomic
 from vqvae2.train.folder import RunError
 
 
@@ -154,7 +156,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 
 def test_a_run_of_a_newer_version(run: Path) -> None:
     value = read_yaml(run / "config.yaml")
-    value["run"] |= {"format": checkpoint.FORMAT + 1, "version": "9.1"}
+    value["run"] |= {"format": atomic.FORMAT + 1, "version": "9.1"}
     (run / "config.yaml").write_text(yaml.safe_dump(value))
     refused(lambda: load(run), "9.1", "upgrade")
 
@@ -367,7 +369,7 @@ def test_damaged_weights_are_said_by_everything_that_reads_them(run: Path) -> No
     file.write_bytes(file.read_bytes()[:-5])
     damaged = load(run, "cpu")
     for call in (lambda: damaged.prior, lambda: damaged.sample(1), lambda: damaged.figures(0)):
-        refused(call, str(file), "damaged", kind=checkpoint.CheckpointError)
+        refused(call, str(file), "damaged", kind=atomic.FileError)
     assert damaged.figures(1)
 
 
@@ -379,7 +381,7 @@ def test_weights_of_another_configuration(run: Path) -> None:
         lambda: load(run, "cpu").autoencoder,
         "does not fit the configuration",
         "expected",
-        kind=checkpoint.CheckpointError,
+        kind=atomic.FileError,
     )
 
 
@@ -389,5 +391,5 @@ def test_the_configuration_that_is_written_down(trained: Path) -> None:
     run = load(trained, "cpu")
     assert parse(value) == run.config
     assert record == run.record
-    assert record["format"] == checkpoint.FORMAT
+    assert record["format"] == atomic.FORMAT
     assert len(record["fingerprint"]) == 64

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import vqvae2
-from vqvae2.config import complete, differences, merge, parse, read_yaml
+from vqvae2.config.models import parse
+from vqvae2.config.overrides import complete, differences, merge, read_yaml
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import psnr

@@ -41,11 +41,11 @@ from pytorch_pretrained_biggan.model import (
 )
 from pytorch_pretrained_biggan.utils import IMAGENET
 
-from vqvae2.checkpoint import read_json, write_atomic, write_json
-from vqvae2.config import differences
+from vqvae2.config.overrides import differences
 from vqvae2.errors import UserError
+from vqvae2.files.atomic import read_json, write_atomic, write_json
+from vqvae2.files.progress import Reporter
 from vqvae2.generate.sample import class_number
-from vqvae2.train.progress import Reporter
 
 _WORDNET = re.compile(r"(n\d{8})\b\s*(.*)")  # a line of ImageNet's own lists: "n01440764 tench, Tinca tinca"
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vqvae2.autoencoder.model import VQVAE
     from vqvae2.autoencoder.quantizer import VectorQuantizer
-    from vqvae2.catalogue import preset, presets
     from vqvae2.codes import Codes, Geometry
-    from vqvae2.config import AutoencoderConfig, Config, PriorConfig
+    from vqvae2.config.models import AutoencoderConfig, Config, PriorConfig
+    from vqvae2.config.presets import preset, presets
     from vqvae2.generate.sample import Sampling
     from vqvae2.prior.hierarchy import HierarchicalPrior
     from vqvae2.run import Run, load, zoo
@@ -24,12 +24,12 @@ _HOME = {
     "VectorQuantizer": "autoencoder.quantizer",
     "Codes": "codes",
     "Geometry": "codes",
-    "AutoencoderConfig": "config",
-    "Config": "config",
-    "PriorConfig": "config",
+    "AutoencoderConfig": "config.models",
+    "Config": "config.models",
+    "PriorConfig": "config.models",
     "Sampling": "generate.sample",
-    "preset": "catalogue",
-    "presets": "catalogue",
+    "preset": "config.presets",
+    "presets": "config.presets",
     "HierarchicalPrior": "prior.hierarchy",
     "Run": "run",
     "load": "run",

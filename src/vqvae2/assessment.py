@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2.autoencoder.perceptual import PerceptualDistance
-from vqvae2.checkpoint import write_json
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.images import open_images
 from vqvae2.data.peek import peek
 from vqvae2.errors import UserError
@@ -43,10 +42,11 @@ from vqvae2.evaluate.sets import (
     real_pictures,
     reconstructions,
 )
+from vqvae2.files.atomic import write_json
+from vqvae2.files.progress import Reporter
 from vqvae2.gallery import SampleFolder, make_folder
 from vqvae2.generate.sample import batches
 from vqvae2.run import Run, Sampling
-from vqvae2.train.progress import Reporter
 
 PARTS = ("nll", "reconstruction", "codes", "distances", "precision", "classification", "memorisation", "symmetry", "speed", "critic")  # fmt: skip
 """The parts of a report, in its order."""

@@ -95,9 +95,9 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """Run the whole pipeline on the embedded emoji: at most 10 minutes of training on two cores, then a report."""
-    from vqvae2.catalogue import preset
+    from vqvae2.config.presets import preset
     from vqvae2.demo import demo as run_demo
-    from vqvae2.train.progress import Reporter
+    from vqvae2.files.progress import Reporter
 
     config = _resolve(preset("demo").model_dump(mode="json"), None, settings)
     result = run_demo(out, config, _command(), Reporter())
@@ -112,7 +112,7 @@ def demo(
 
 def _help_config(wanted: bool) -> None:
     if wanted:
-        from vqvae2.config import settings
+        from vqvae2.config.overrides import settings
 
         for key, default, description in settings():
             typer.echo(f"{key} (default {default})\n    {description}")
@@ -153,14 +153,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train everything: autoencoder, codes, one prior per level. Resumable."""
-    from vqvae2.catalogue import choose
-    from vqvae2.catalogue import preset as named
-    from vqvae2.config import DataConfig, read_yaml
+    from vqvae2.config.models import DataConfig
+    from vqvae2.config.overrides import read_yaml
+    from vqvae2.config.presets import choose
+    from vqvae2.config.presets import preset as named
     from vqvae2.data.peek import peek
+    from vqvae2.files.progress import Reporter
     from vqvae2.run import load
     from vqvae2.train.folder import read_run
     from vqvae2.train.pipeline import train as run_training
-    from vqvae2.train.progress import Reporter
 
     reporter = Reporter()
     file = read_yaml(config) if config else {}
@@ -225,12 +226,12 @@ def sample(
     more (not with a critic: the best of more are others). `torchrun --nproc-per-node P -m -- vqvae2 sample ...` shares
     the work out to P processes.
     """
+    from vqvae2.files.progress import Reporter
     from vqvae2.gallery import SampleFolder, chosen_from
     from vqvae2.generate.reject import candidate_plan, scored
     from vqvae2.generate.sample import Drawn, batches, class_number, label_plan
     from vqvae2.run import load
     from vqvae2.train.loop import make_accelerator
-    from vqvae2.train.progress import Reporter
 
     state = make_accelerator()
     loaded = load(run, state.device)
@@ -356,9 +357,9 @@ def complete(
 
     The sheet shows the picture, what is kept of it, and the completions.
     """
+    from vqvae2.files.progress import Reporter
     from vqvae2.gallery import completion_files, keep, make_folder, refuse_to_overwrite, write_completions
     from vqvae2.run import load
-    from vqvae2.train.progress import Reporter
 
     if (mask is None) == (keep_levels is None):
         raise UserError("expected either --mask MASK or --keep-levels N")
@@ -409,9 +410,9 @@ def score(
     The least typical come first. Typicality is the share of held-out pictures that are as far from the usual number of
     bits, above or below; pictures of which it is at most 5 % are marked "unlike".
     """
+    from vqvae2.files.progress import Reporter
     from vqvae2.gallery import score_pictures
     from vqvae2.run import load
-    from vqvae2.train.progress import Reporter
 
     result = score_pictures(load(run), images, label, out)
     if result["heldout"] is None:
@@ -500,8 +501,8 @@ def evaluate(
     """
     from vqvae2.assessment import Plan, assess
     from vqvae2.evaluate.classifier import ClassifierConfig
+    from vqvae2.files.progress import Reporter
     from vqvae2.run import load
-    from vqvae2.train.progress import Reporter
 
     loaded = load(run) if run is not None else None
     data = data or (loaded.record.get("source") if loaded else None)
@@ -556,7 +557,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Geometry, parameters, FLOPs, code usage, losses, what is done and what is not."""
-    from vqvae2.catalogue import preset as named
+    from vqvae2.config.presets import preset as named
     from vqvae2.inspection import describe
     from vqvae2.run import load
 
@@ -578,8 +579,8 @@ def inspect(
 @app.command()
 def presets() -> None:
     """List the presets with their sizes."""
-    from vqvae2.catalogue import preset as named
-    from vqvae2.catalogue import presets as names
+    from vqvae2.config.presets import preset as named
+    from vqvae2.config.presets import presets as names
 
     for name in names():
         config = named(name)
@@ -649,8 +650,8 @@ def fit(
 
     Measure what it chose in the features of another network: one that chooses and measures flatters itself.
     """
+    from vqvae2.files.progress import Reporter
     from vqvae2.run import Run
-    from vqvae2.train.progress import Reporter
 
     made = Run(run).fit_critic(data, features, weights, model, Reporter())
     if as_json:
@@ -698,7 +699,8 @@ def _fail(message: str, code: int) -> None:
 
 def _resolve(base: dict[str, Any], file: dict[str, Any] | None, settings: list[str] | None) -> Any:
     """Preset, then file, then assignments; the autoencoder's channels follow the data's."""
-    from vqvae2.config import complete, merge, override, parse
+    from vqvae2.config.models import parse
+    from vqvae2.config.overrides import complete, merge, override
 
     value = override(complete(merge(base, file or {})), settings or [])
     if isinstance(value["autoencoder"], dict) and isinstance(value["data"], dict):

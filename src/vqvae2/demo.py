@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vqvae2.checkpoint import read_json, write_json
-from vqvae2.config import Config
+from vqvae2.config.models import Config
 from vqvae2.data.batches import sequential
 from vqvae2.data.grid import grid, save_picture
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import open_store
 from vqvae2.evaluate.neighbours import nearest_pictures
 from vqvae2.evaluate.report import Curve, Page
+from vqvae2.files.atomic import read_json, write_json
+from vqvae2.files.progress import Reporter
 from vqvae2.run import Run, load, zoo
 from vqvae2.train.loop import read_metrics
 from vqvae2.train.pipeline import code_use, train
-from vqvae2.train.progress import Reporter
 
 SHIPPED = "emoji64"  # the model of the package that is shown beside the demo's own
 

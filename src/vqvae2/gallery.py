@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vqvae2.checkpoint import read_json, write_atomic, write_json
 from vqvae2.codes import Codes
-from vqvae2.config import differences
+from vqvae2.config.overrides import differences
 from vqvae2.data.augmentation import centre
 from vqvae2.data.decoding import load_image, load_mask
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.pixels import psnr, to_float, to_pil, to_uint8
 from vqvae2.errors import UserError
+from vqvae2.files.atomic import read_json, write_atomic, write_json
+from vqvae2.files.progress import Tracker
 from vqvae2.generate.reject import Chosen, Scored, candidate_plan, place_best
 from vqvae2.generate.sample import Drawn
 from vqvae2.run import Completed, Kept, Run
-from vqvae2.train.progress import Tracker
 
 _SHEET = 256  # pictures on a sheet of samples, at most
 _BATCH = re.compile(r"codes-(\d+)-(\d+)\.npz")  # its first and its last number

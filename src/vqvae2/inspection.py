@@ -25,9 +25,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.config import Config, TrainConfig
+from vqvae2.config.models import Config, TrainConfig
 from vqvae2.data.store import open_store
-from vqvae2.prior.causal import attend
+from vqvae2.prior.attention import attend
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.level import LevelPrior
 from vqvae2.run import Run

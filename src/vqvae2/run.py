@@ -16,21 +16,21 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
-from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
-from vqvae2.config import Config
+from vqvae2.config.models import Config
 from vqvae2.data.images import open_images
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.critic import Critic, critic_file, fit_critic, load_critic
 from vqvae2.evaluate.typicality import Typical
+from vqvae2.files import tensor_file
+from vqvae2.files.progress import Reporter
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.folder import RunError, load_autoencoder, load_prior, model_file, read_run
-from vqvae2.train.progress import Reporter
 
 _REFERENCE = 1024  # held-out pictures to which others are compared, at most
 _PARTS = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
@@ -346,17 +346,17 @@ class Run:
         parts |= {
             f"prior level {i}": model_file(self.folder, i) for i in range(self.config.autoencoder.levels)
         }
-        return {name: checkpoint.stored_digest(file) for name, file in parts.items() if file.exists()}
+        return {name: tensor_file.stored_digest(file) for name, file in parts.items() if file.exists()}
 
     def figures(self, level: int | None = None) -> dict[str, Any]:
         """The held-out figures of the kept weights: of the autoencoder (None) or of a level's prior; {} if not trained.
 
         Raises:
-            CheckpointError: the weights are damaged.
+            FileError: the weights are damaged.
         """
         if not model_file(self.folder, level).exists():
             return {}
-        _, metadata = checkpoint.load_tensors(model_file(self.folder, level))
+        _, metadata = tensor_file.load_tensors(model_file(self.folder, level))
         return dict(metadata.get("figures", {}))
 
     def _classless(self) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vqvae2.autoencoder.fsq import FiniteScalarQuantizer, lattice
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.config import AutoencoderConfig, ConfigError, parse
+from vqvae2.config.models import AutoencoderConfig, ConfigError, parse
 
 
 @pytest.mark.parametrize(

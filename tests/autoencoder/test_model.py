@@ -12,7 +12,7 @@ from vqvae2.autoencoder.layers import ResidualBlock, downsample, residual_stack,
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.quantizer import Quantized
 from vqvae2.codes import Codes, CodesError
-from vqvae2.config import AutoencoderConfig, ConfigError
+from vqvae2.config.models import AutoencoderConfig, ConfigError
 
 WIRINGS = [  # strides from the image, height and width, channels
     ((4,), (8, 12), 3),

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqvae2.checkpoint import CheckpointError
 from vqvae2.data.errors import DataError
 from vqvae2.data.grid import grid, save_grid, save_picture
 from vqvae2.data.pixels import to_float
+from vqvae2.files.atomic import FileError
 
 GREY = 0xDD  # between the pictures
 
@@ -74,5 +74,5 @@ def test_the_file_is_the_sheet(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         save_picture(Image.new("RGB", (2, 2)), tmp_path / "file" / "a.png")

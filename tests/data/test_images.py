@@ -16,7 +16,6 @@ from data_helpers import LIVELY, break_some, config, folder_of, noise, opened, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae2 import checkpoint
 from vqvae2.data import decoding
 from vqvae2.data import images as module
 from vqvae2.data.batches import sequential
@@ -24,6 +23,7 @@ from vqvae2.data.errors import DataError
 from vqvae2.data.images import open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.data.store import ArrayWriter
+from vqvae2.files import atomic
 
 # --- split ---
 
@@ -169,9 +169,9 @@ def test_full_disk_and_unwritable_folder(
     monkeypatch.undo()
 
     def refuse(*_: Any) -> None:
-        raise checkpoint.CheckpointError("cannot write index.json: No space left on device")
+        raise atomic.FileError("cannot write index.json: No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_text", refuse)
+    monkeypatch.setattr(atomic, "write_text", refuse)
     with pytest.raises(DataError, match=r"cannot write .*index\.json: No space left"):
         opened(folder, tmp_path)
     (tmp_path / "file").write_text("in the way")

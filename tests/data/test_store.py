@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae2 import checkpoint
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.data.store import ArrayWriter, CodeStore, StoreError, StoreWriter, open_store
+from vqvae2.files import atomic
 
 GEOMETRY = Geometry(((2, 3), (4, 6)), (16, 65536))
 DIGEST, OTHER = "a" * 64, "b" * 64
@@ -193,9 +193,9 @@ def test_full_disk_at_the_manifest_and_unwritable_folder(
     old = write(tmp_path)
 
     def refuse(*_: Any) -> None:
-        raise checkpoint.CheckpointError("cannot write next.json: No space left on device")
+        raise atomic.FileError("cannot write next.json: No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_json", refuse)
+    monkeypatch.setattr(atomic, "write_json", refuse)
     with pytest.raises(StoreError, match="No space left"):
         write(tmp_path, seed=1)
     monkeypatch.undo()

@@ -13,7 +13,6 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqvae2.checkpoint import CheckpointError
 from vqvae2.data.pixels import to_float
 from vqvae2.evaluate.classifier import (
     ClassifierConfig,
@@ -28,6 +27,7 @@ from vqvae2.evaluate.classifier import (
     save_classifier,
     train_classifier,
 )
+from vqvae2.files.atomic import FileError
 
 SMALL = ClassifierConfig(width=4, stages=2, steps=40, batch=16, lr=2e-2, flip=False, shift=0)
 
@@ -225,12 +225,12 @@ def test_written_and_read(trained: ResNet, tmp_path: Path) -> None:
 
 
 def test_other_files_are_no_classifiers(tmp_path: Path) -> None:
-    from vqvae2.checkpoint import save_tensors
+    from vqvae2.files.tensor_file import save_tensors
 
     save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="holds no classifier"):
+    with pytest.raises(FileError, match="holds no classifier"):
         load_classifier(tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="no weights"):
+    with pytest.raises(FileError, match="no weights"):
         load_classifier(tmp_path / "none.safetensors")
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vqvae2.checkpoint import CheckpointError
-from vqvae2.config import read_yaml
+from vqvae2.config.overrides import read_yaml
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier import ClassifierConfig, Probe, fit_probe, save_classifier, train_classifier
 from vqvae2.evaluate.critic import CriticError, critic_file, fit_critic, load_critic
+from vqvae2.files.atomic import FileError
 from vqvae2.run import Run, load
 
 Command = Callable[..., Any]
@@ -170,7 +170,7 @@ def test_a_critic_that_is_not_what_it_was(
     file = run / "critic" / "model.safetensors"
     contents = file.read_bytes()
     file.write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="was altered"):
+    with pytest.raises(FileError, match="was altered"):
         load_critic(run)
     save_classifier(file, Probe(27, 3, "c" * 64, 0.0))
     with pytest.raises(CriticError, match=r"model\.safetensors is missing or another; .*critic fit"):

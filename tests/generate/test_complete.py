@@ -15,7 +15,7 @@ from test_sample import models, refused, same
 from torch import Tensor
 
 from vqvae2.codes import Codes
-from vqvae2.config import ConfigError
+from vqvae2.config.models import ConfigError
 from vqvae2.generate import complete as module
 from vqvae2.generate.complete import Completed, Kept, complete, fill, keep_coarse, keep_outside
 from vqvae2.generate.sample import Sampling

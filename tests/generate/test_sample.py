@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
-from vqvae2.config import AutoencoderConfig, LevelPriorConfig, PriorConfig
+from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.generate.sample import Drawn, Sampling, batches, class_number, draw_samples, label_plan
 from vqvae2.prior.draw import per_level

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.codes import Codes, Geometry
-from vqvae2.config import LevelPriorConfig, PriorConfig
+from vqvae2.config.models import LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.prior.draw import probabilities, uniforms
 from vqvae2.prior.hierarchy import HierarchicalPrior, make_level

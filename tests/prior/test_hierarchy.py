@@ -26,7 +26,7 @@ from prior_helpers import (
 from torch import Tensor
 
 from vqvae2.codes import Codes, CodesError
-from vqvae2.config import PriorConfig
+from vqvae2.config.models import PriorConfig
 from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
 from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan

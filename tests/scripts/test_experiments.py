@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from vqvae2.catalogue import preset
-from vqvae2.config import Config, complete, merge, override, parse, read_yaml
+from vqvae2.config.models import Config, parse
+from vqvae2.config.overrides import complete, merge, override, read_yaml
+from vqvae2.config.presets import preset
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))

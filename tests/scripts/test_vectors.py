@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vqvae2.codes import Geometry
-from vqvae2.config import LevelPriorConfig
+from vqvae2.config.models import LevelPriorConfig
 
 CONFIG = LevelPriorConfig(hidden=8, residual=8, layers=2, kernel=3, attention_every=2, heads=2, dropout=0.0)
 

@@ -32,13 +32,14 @@ from train_helpers import (
 )
 
 from vqvae2.autoencoder.quantizer import VectorQuantizer
-from vqvae2.checkpoint import CheckpointError, load_tensors
-from vqvae2.config import TrainConfig
+from vqvae2.config.models import TrainConfig
+from vqvae2.files.atomic import FileError
+from vqvae2.files.progress import Reporter
+from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train import loop
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.loop import Interrupted, TrainingError, learning_rate, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
-from vqvae2.train.progress import Reporter
 
 WAYS: dict[str, dict[str, Any]] = {  # how a stage is trained
     "plain": {},
@@ -160,7 +161,7 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     config = tiny()
     run(stage("prior", tmp_path, config), config.train_prior[1], tmp_path / "run")
     wider = changed(config, prior={"levels": [config.prior.levels[0].model_dump() | {"hidden": 12}] * 2})
-    with pytest.raises(CheckpointError, match="does not fit the configuration"):
+    with pytest.raises(FileError, match="does not fit the configuration"):
         run(stage("prior", tmp_path, wider), config.train_prior[1], tmp_path / "run")
 
 
@@ -348,7 +349,7 @@ def test_a_full_disk(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", write)
-        with pytest.raises(CheckpointError, match=r"cannot write .*No space left.*before is kept"):
+        with pytest.raises(FileError, match=r"cannot write .*No space left.*before is kept"):
             run(stage("prior", tmp_path, config), config.train_prior[1], folder)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.safetensors"]
     assert load_tensors(folder / "checkpoints" / "last.safetensors")[1]["outcome"]["step"] == 2

@@ -16,8 +16,8 @@ from torch.nn import functional
 from train_helpers import assert_same, changed, code_store, image_set, result, run, stage, tiny, with_classes
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.catalogue import preset
-from vqvae2.config import Config, parse
+from vqvae2.config.models import Config, parse
+from vqvae2.config.presets import preset
 from vqvae2.data.grid import grid
 from vqvae2.data.pixels import to_float
 from vqvae2.prior.level import LevelPrior

@@ -16,15 +16,17 @@ import yaml
 from PIL import Image
 from train_helpers import TRAIN, Spoken, changed, pictures, signal_at, tiny
 
-from vqvae2 import checkpoint
-from vqvae2.checkpoint import CheckpointError, load_tensors, read_json
 from vqvae2.codes import Codes
-from vqvae2.config import Config, ConfigError, PriorTrainConfig
+from vqvae2.config.models import Config, ConfigError, PriorTrainConfig
 from vqvae2.data.grid import grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
+from vqvae2.files import atomic, tensor_file
+from vqvae2.files.atomic import FileError, read_json
+from vqvae2.files.progress import Reporter
+from vqvae2.files.tensor_file import load_tensors
 from vqvae2.run import load
 from vqvae2.train import pipeline
 from vqvae2.train.folder import (
@@ -38,7 +40,6 @@ from vqvae2.train.folder import (
 )
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
 from vqvae2.train.pipeline import code_use, train
-from vqvae2.train.progress import Reporter
 
 CLASSES = ("cats", "dogs")
 
@@ -109,7 +110,7 @@ def content(folder: Path) -> dict[str, Any]:
             del found[name]["outcome"]["seconds"]
         elif name.endswith(".safetensors"):
             tensors, meta = load_tensors(folder / name)
-            found[name] = checkpoint.digest(tensors), meta
+            found[name] = tensor_file.digest(tensors), meta
         elif name != "said.json":
             found[name] = data
     return found
@@ -232,7 +233,7 @@ def test_stage_1_begins_with_the_weights_of_another_run(tmp_path: Path, data: Pa
         (other, "first"),
         (changed(config, train_autoencoder={"start": "nowhere"}), "no weights at nowhere"),
     ):
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(FileError, match=told):
             train("no pictures either", tmp_path / "third", wrong, reporter=Spoken())
 
 
@@ -438,7 +439,7 @@ def test_a_damaged_model_is_named(copied: Path, data: Path, config: Config) -> N
     (copied / "prior" / "level-0" / "samples.png").unlink()
     file = model_file(copied)
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match=r"autoencoder/model\.safetensors is damaged"):
+    with pytest.raises(FileError, match=r"autoencoder/model\.safetensors is damaged"):
         go(data, copied, config)
 
 
@@ -616,7 +617,7 @@ def test_data_may_change_before_anything_is_trained(
 def test_a_run_of_a_newer_version(copied: Path, data: Path, config: Config) -> None:
     file = copied / "config.yaml"
     value = yaml.safe_load(file.read_text())
-    value["run"] |= {"format": checkpoint.FORMAT + 1, "version": "99.0"}
+    value["run"] |= {"format": atomic.FORMAT + 1, "version": "99.0"}
     value["a setting of tomorrow"] = 1
     file.write_text(yaml.safe_dump(value))
     before = snapshot(copied)
@@ -751,7 +752,7 @@ def test_priors_need_their_files(copied: Path) -> None:
     settings = read_run(copied)[1]
     model_file(copied, 1).unlink()
     load_prior(copied, settings, "cpu", levels=1)
-    with pytest.raises(CheckpointError, match=r"no weights at .*level-1"):
+    with pytest.raises(FileError, match=r"no weights at .*level-1"):
         load_prior(copied, settings, "cpu")
 
 

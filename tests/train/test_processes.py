@@ -14,9 +14,9 @@ import pytest
 import torch
 from train_helpers import Spoken, changed, pictures, tiny
 
-from vqvae2.checkpoint import digest, load_tensors
-from vqvae2.config import Config
+from vqvae2.config.models import Config
 from vqvae2.data.store import open_store
+from vqvae2.files.tensor_file import digest, load_tensors
 from vqvae2.train.folder import model_file
 from vqvae2.train.loop import read_metrics
 from vqvae2.train.pipeline import train

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import vqvae2
-from vqvae2 import checkpoint
 from vqvae2.codes import Codes
-from vqvae2.config import ConfigError, read_yaml
+from vqvae2.config.models import ConfigError
+from vqvae2.config.overrides import read_yaml
+from vqvae2.files import atomic, tensor_file
 from vqvae2.run import load
 from vqvae2.train.folder import RunError, model_file
 from vqvae2.train.rosinality import RosinalityError, import_rosinality
@@ -355,7 +356,7 @@ def test_a_trained_run_is_kept(file: Path, run: Path, command: Command) -> None:
 
 
 def test_a_run_in_training_is_kept(tmp_path: Path, file: Path, command: Command) -> None:
-    checkpoint.save_tensors(tmp_path / "run" / "autoencoder" / "checkpoints" / "last.safetensors", {})
+    tensor_file.save_tensors(tmp_path / "run" / "autoencoder" / "checkpoints" / "last.safetensors", {})
     assert "another --run" in one_line(command, file, "--run", tmp_path / "run")
 
 
@@ -363,11 +364,11 @@ def test_an_import_that_was_cut_off_is_done_again(
     tmp_path: Path, file: Path, theirs: Theirs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
-        raise checkpoint.CheckpointError("cannot write: no space left")
+        raise atomic.FileError("cannot write: no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_tensors", full)
-        with pytest.raises(checkpoint.CheckpointError, match="no space"):
+        patch.setattr(tensor_file, "save_tensors", full)
+        with pytest.raises(atomic.FileError, match="no space"):
             import_rosinality(file, tmp_path / "run", size=64)
     assert not model_file(tmp_path / "run").exists()
     import_rosinality(file, tmp_path / "run", size=64)

@@ -15,15 +15,16 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from vqvae2.checkpoint import load_tensors
 from vqvae2.codes import Codes
-from vqvae2.config import Config, TrainConfig, merge, parse
+from vqvae2.config.models import Config, TrainConfig, parse
+from vqvae2.config.overrides import merge
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreWriter, open_store
+from vqvae2.files.progress import Reporter
+from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.loop import Outcome, fit, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
-from vqvae2.train.progress import Reporter
 
 gc.collect()
 gc.freeze()  # `fit` collects garbage at its end: spare it the walk through all of torch, hundreds of times

@@ -20,7 +20,7 @@ from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
 from vqvae2.autoencoder.layers import downsample, residual_stack, sonnet_weights, upsample
 from vqvae2.autoencoder.quantizer import Quantized, VectorQuantizer
 from vqvae2.codes import Codes, CodesError, Geometry
-from vqvae2.config import AutoencoderConfig
+from vqvae2.config.models import AutoencoderConfig
 
 
 @dataclass(frozen=True)

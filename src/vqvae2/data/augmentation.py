@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.pixels import Pixels
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import augmented, centre
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet

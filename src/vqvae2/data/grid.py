@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from vqvae2.checkpoint import write_atomic
 from vqvae2.data.pixels import to_pil
+from vqvae2.files.atomic import write_atomic
 
 
 def grid(images: Tensor, columns: int, margin: int = 2, zoom: int = 1) -> Image.Image:

@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import checkpoint
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import centre
 from vqvae2.data.decoding import background, decode_many, stored_side
 from vqvae2.data.errors import DataError
@@ -34,6 +33,7 @@ from vqvae2.data.pixels import Pixels
 from vqvae2.data.sources import list_place, locate
 from vqvae2.data.store import ArrayWriter, sweep
 from vqvae2.data.workers import Decoder
+from vqvae2.files import atomic
 
 Progress = Callable[[int, int | None], None]
 """Called with how many pictures are decoded, and of how many (None = unknown)."""
@@ -206,7 +206,7 @@ def open_images(
     began = time.perf_counter()
     try:
         _fill(listed, index, config, folder, progress)
-    except (OSError, checkpoint.CheckpointError) as error:
+    except (OSError, atomic.FileError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write the decoded pictures to {folder}: {reason}") from error
     finally:
@@ -285,7 +285,7 @@ def _fill(
     finally:
         writer.abandon()
         decoder.close()
-    checkpoint.write_text(folder / "index.json", json.dumps(asdict(index)))
+    atomic.write_text(folder / "index.json", json.dumps(asdict(index)))
     for old in folder.glob("pixels-*.npy"):
         if old.name != index.pixels:
             old.unlink(missing_ok=True)
@@ -365,7 +365,7 @@ class _Skips:
     def write(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Replace the list."""
         if skipped:
-            checkpoint.write_text(self.path, "".join(_line(*item) + "\n" for item in skipped))
+            atomic.write_text(self.path, "".join(_line(*item) + "\n" for item in skipped))
         else:
             self.path.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.labels import resolve_labels, split_sides
 from vqvae2.data.listing import Listing, Place, Stream

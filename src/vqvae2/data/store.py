@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from vqvae2 import checkpoint
 from vqvae2.codes import Codes, Geometry
 from vqvae2.errors import UserError
+from vqvae2.files import atomic
 
 FORMAT = 1  # a larger number in a manifest was written by a newer version
 
@@ -232,8 +232,8 @@ class StoreWriter:
             writer.finish()
         renames = {writer.path.name: writer.temporary.name for writer in self._writers}
         try:
-            checkpoint.write_json(self.folder / "next.json", {**self._manifest, "renames": renames})
-        except checkpoint.CheckpointError as error:
+            atomic.write_json(self.folder / "next.json", {**self._manifest, "renames": renames})
+        except atomic.FileError as error:
             raise StoreError(str(error)) from error
         self._writers = []
         _settle(self.folder)
@@ -296,7 +296,7 @@ def _settle(folder: Path) -> None:
     for old in folder.glob("level-*.npy"):
         if old.name not in renames:
             old.unlink()
-    checkpoint.write_json(folder / "manifest.json", manifest)
+    atomic.write_json(folder / "manifest.json", manifest)
     (folder / "next.json").unlink()
 
 

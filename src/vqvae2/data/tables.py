@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.labels import TRAIN, resolve_labels, split_sides
 from vqvae2.data.listing import Listing, Payload, Place, Row, Stream

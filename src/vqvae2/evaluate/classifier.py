@@ -27,14 +27,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqvae2 import checkpoint
-from vqvae2.checkpoint import CheckpointError
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import augmented
 from vqvae2.data.batches import Shuffle
 from vqvae2.data.pixels import to_float, to_uint8
 from vqvae2.errors import UserError
 from vqvae2.evaluate.features import FeatureNetwork
+from vqvae2.files import tensor_file
+from vqvae2.files.atomic import FileError
 
 Pictures = Tensor | Iterable[Tensor]
 
@@ -247,7 +247,7 @@ class ResNet(nn.Module):
     @property
     def rests_on(self) -> str:
         """Digest of its own weights."""
-        return checkpoint.digest(self.state_dict())
+        return tensor_file.digest(self.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of pictures [B, C, H, W] in [-1, 1]."""
@@ -433,19 +433,19 @@ def save_classifier(path: Path, classifier: Probe | ResNet) -> str:
     else:
         about |= {"kind": "resnet", "channels": classifier.channels, "size": classifier.size}
         about |= {"config": classifier.config.model_dump()}
-    return checkpoint.save_tensors(path, classifier.state_dict(), about)
+    return tensor_file.save_tensors(path, classifier.state_dict(), about)
 
 
 def load_classifier(path: Path, device: str | torch.device = "cpu") -> Probe | ResNet:
     """What `save_classifier` wrote.
 
     Raises:
-        CheckpointError: missing, damaged, or another file.
+        FileError: missing, damaged, or another file.
     """
-    tensors, about = checkpoint.load_tensors(path)
+    tensors, about = tensor_file.load_tensors(path)
     kind = about.pop("kind", None)
     if kind not in ("probe", "resnet"):
-        raise CheckpointError(f"{path} holds no classifier")
+        raise FileError(f"{path} holds no classifier")
     classifier: Probe | ResNet
     if kind == "probe":
         classifier = Probe(**about)
@@ -453,7 +453,7 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> Probe | R
         config = ClassifierConfig(**about.pop("config"))
         with torch.random.fork_rng(devices=[]):
             classifier = ResNet(config=config, **about)
-    checkpoint.load_weights(classifier, tensors, path)
+    tensor_file.load_weights(classifier, tensors, path)
     return classifier.requires_grad_(False).to(device).eval()
 
 

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae2 import checkpoint
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet
 from vqvae2.errors import UserError
@@ -36,6 +35,7 @@ from vqvae2.evaluate.classifier import (
     train_classifier,
 )
 from vqvae2.evaluate.features import extract, feature_network
+from vqvae2.files import atomic, tensor_file
 
 RESNET = "resnet"
 """In the place of a feature network's name: a classifier that is trained from nothing."""
@@ -101,7 +101,7 @@ def fit_critic(
 
     Raises:
         CriticError: no classes, or a model of another number of classes.
-        FeatureError, ClassifierError, CheckpointError: see there.
+        FeatureError, ClassifierError, FileError: see there.
     """
     if not images.classes:
         raise CriticError(
@@ -149,7 +149,7 @@ def fit_critic(
     else:
         assert model is not None
         contents = model.read_bytes()
-        checkpoint.write_atomic(file, lambda temporary: _write(temporary, contents))
+        atomic.write_atomic(file, lambda temporary: _write(temporary, contents))
     record = {
         "kind": "probe" if isinstance(own, Probe) else "model",
         "file": file.name,
@@ -161,7 +161,7 @@ def fit_critic(
         "heldout": len(right),
         "fingerprint": images.fingerprint,
     }
-    checkpoint.write_json(critic_file(folder), record)
+    atomic.write_json(critic_file(folder), record)
     return Critic(classifier, record)
 
 
@@ -169,10 +169,10 @@ def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:
     """The critic of a run.
 
     Raises:
-        CheckpointError: none is fitted, or it is damaged.
+        FileError: none is fitted, or it is damaged.
         CriticError: its model is missing or another; FeatureError, ClassifierError: its feature network is missing or another.
     """
-    record = checkpoint.read_json(critic_file(folder))
+    record = atomic.read_json(critic_file(folder))
     file = critic_file(folder).with_name(record["file"])
     if not file.is_file() or _digest(file) != record["digest"]:
         raise CriticError(f"{file} is missing or another; `vqvae2 critic fit {folder}` fits a critic anew")
@@ -199,5 +199,5 @@ def _write(file: Path, contents: bytes) -> None:
 
 def _digest(file: Path) -> str:
     if file.suffix == ".safetensors":
-        return checkpoint.stored_digest(file)  # of the tensors: the order in the file is not always the same
+        return tensor_file.stored_digest(file)  # of the tensors: the order in the file is not always the same
     return hashlib.sha256(file.read_bytes()).hexdigest()

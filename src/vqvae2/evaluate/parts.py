@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.grid import grid
 from vqvae2.data.images import ImageSet
 from vqvae2.data.pixels import psnr

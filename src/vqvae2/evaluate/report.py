@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vqvae2.checkpoint import write_text
+from vqvae2.files.atomic import write_text
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .8rem;text-align:left}

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.checkpoint import read_json
-from vqvae2.config import DataConfig
+from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.errors import UserError
+from vqvae2.files.atomic import read_json
 
 Batches = Callable[[slice], Iterator[Tensor]]
 """Pictures of a slice of the set, in order: float32 [B, C, S, S] in [-1, 1], on the CPU."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.codes import Codes, CodesError, Geometry
-from vqvae2.config import LevelPriorConfig, PriorConfig
+from vqvae2.config.models import LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.prior.draw import LevelSampling, draw, guided, per_level, probabilities, uniforms
 from vqvae2.prior.level import LevelPrior

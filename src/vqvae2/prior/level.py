@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vqvae2.codes import CodesError, Geometry
-from vqvae2.config import LevelPriorConfig
-from vqvae2.prior.causal import ChannelNorm, Pointwise, pointwise
+from vqvae2.config.models import LevelPriorConfig
+from vqvae2.prior.layers import ChannelNorm, Pointwise, pointwise
 
 
 class ConditionBlock(nn.Module):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.codes import Geometry
-from vqvae2.config import LevelPriorConfig
-from vqvae2.prior.causal import CausalAttention, PointwiseBlock
+from vqvae2.config.models import LevelPriorConfig
+from vqvae2.prior.attention import CausalAttention
+from vqvae2.prior.layers import PointwiseBlock
 from vqvae2.prior.level import LevelPrior, output_stack
 
 

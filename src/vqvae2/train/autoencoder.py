@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.quantizer import perplexity
-from vqvae2.config import Config
+from vqvae2.config.models import Config
 from vqvae2.data.batches import batches, sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet

@@ -21,12 +21,13 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Geometry
-from vqvae2.config import Config, ConfigError, differences, parse, read_yaml
+from vqvae2.config.models import Config, ConfigError, parse
+from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
 from vqvae2.errors import UserError
+from vqvae2.files import atomic, tensor_file
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 _FREE = re.compile(  # may change at any time
@@ -47,7 +48,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
     file = folder / "config.yaml"
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
-        "format": checkpoint.FORMAT,
+        "format": atomic.FORMAT,
         "command": command,
         "source": data,
     }
@@ -73,7 +74,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
     if accelerator.is_main_process:
         try:
             write_config(folder, record, config)
-        except checkpoint.CheckpointError as error:
+        except atomic.FileError as error:
             raise RunError(f"cannot use {folder} as a run folder: {error}") from error
     accelerator.wait_for_everyone()
     return config
@@ -84,7 +85,7 @@ def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
     file = folder / "config.yaml"
     text = yaml.safe_dump({"run": record, **config.model_dump(mode="json")}, sort_keys=False)
     if not (file.is_file() and file.read_text(encoding="utf-8") == text):
-        checkpoint.write_text(file, text)
+        atomic.write_text(file, text)
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
@@ -100,10 +101,10 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
     record = value.pop("run", {})
     if not isinstance(record, dict) or not isinstance(record.get("format", 0), int):
         raise ConfigError(f"{folder / 'config.yaml'} is damaged: it has no record of the run")
-    if record.get("format", 0) > checkpoint.FORMAT:
+    if record.get("format", 0) > atomic.FORMAT:
         raise RunError(
             f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
-            f"this is {metadata.version('vqvae2')} (format {checkpoint.FORMAT}): please upgrade"
+            f"this is {metadata.version('vqvae2')} (format {atomic.FORMAT}): please upgrade"
         )
     return record, parse(value)
 
@@ -169,12 +170,12 @@ def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -
     """The trained autoencoder of a run in eval mode, and the digest of its weights.
 
     Raises:
-        CheckpointError: not trained yet, or damaged.
+        FileError: not trained yet, or damaged.
     """
-    tensors, _ = checkpoint.load_tensors(model_file(folder))
+    tensors, _ = tensor_file.load_tensors(model_file(folder))
     model = VQVAE(config.autoencoder)
-    checkpoint.load_weights(model, tensors, model_file(folder))
-    return model.to(device).eval(), checkpoint.digest(tensors)
+    tensor_file.load_weights(model, tensors, model_file(folder))
+    return model.to(device).eval(), tensor_file.digest(tensors)
 
 
 def load_prior(
@@ -183,7 +184,7 @@ def load_prior(
     """The trained priors of a run in eval mode, of its coarsest `levels` levels (None: all).
 
     Raises:
-        CheckpointError: not trained yet, or damaged.
+        FileError: not trained yet, or damaged.
     """
     count = config.autoencoder.levels if levels is None else levels
     whole = config.geometry
@@ -192,6 +193,6 @@ def load_prior(
         config.prior.model_copy(update={"levels": config.prior.levels[:count]}), geometry
     )
     for level in range(count):
-        tensors, _ = checkpoint.load_tensors(model_file(folder, level))
-        checkpoint.load_weights(prior.level(level), tensors, model_file(folder, level))
+        tensors, _ = tensor_file.load_tensors(model_file(folder, level))
+        tensor_file.load_weights(prior.level(level), tensors, model_file(folder, level))
     return prior.to(device).eval()

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vqvae2 import checkpoint
-from vqvae2.config import TrainConfig
+from vqvae2.config.models import TrainConfig
 from vqvae2.errors import UserError
-from vqvae2.train.progress import Reporter
+from vqvae2.files import atomic, tensor_file
+from vqvae2.files.progress import Reporter
 
 Batch = Any
 
@@ -349,7 +349,7 @@ class _Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write(self, sums: dict[str, Tensor], counts: list[Tensor]) -> None:
-        optimizer, groups = checkpoint.pack_optimizer(self.optimizer)
+        optimizer, groups = tensor_file.pack_optimizer(self.optimizer)
         tensors = {f"model.{k}": v for k, v in self.raw.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
@@ -365,23 +365,23 @@ class _Trainer:
         }
         if self.accelerator.scaler is not None:  # fp16
             meta["scaler"] = self.accelerator.scaler.state_dict()
-        checkpoint.save_tensors(self.state_file, tensors, meta)
+        tensor_file.save_tensors(self.state_file, tensors, meta)
 
     def _load(self) -> None:
         if not self.state_file.exists():
             if self.accelerator.is_main_process:
                 self.metrics_file.unlink(missing_ok=True)
             return
-        tensors, meta = checkpoint.load_tensors(self.state_file)
+        tensors, meta = tensor_file.load_tensors(self.state_file)
         self.outcome = Outcome(**meta["outcome"])
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        checkpoint.load_weights(self.raw, part("model."), self.state_file)
-        checkpoint.unpack_optimizer(self.optimizer, part("optimizer."), meta["groups"])
+        tensor_file.load_weights(self.raw, part("model."), self.state_file)
+        tensor_file.unpack_optimizer(self.optimizer, part("optimizer."), meta["groups"])
         if self.average is not None:
-            checkpoint.load_weights(self.average, part("average."), self.state_file)
+            tensor_file.load_weights(self.average, part("average."), self.state_file)
         self.best = part("best.")
         self.sums = {k: v.to(self.accelerator.device) for k, v in part("sums.").items()}
         self.summed = int(meta.get("summed", 0))
@@ -393,14 +393,14 @@ class _Trainer:
         self._cut_metrics()
 
     def _saved_step(self) -> int:
-        return int(checkpoint.load_tensors(self.state_file)[1]["outcome"]["step"])
+        return int(tensor_file.load_tensors(self.state_file)[1]["outcome"]["step"])
 
     def _cut_metrics(self) -> None:
         """Drop lines past the resumed step, which a killed process may have written."""
         if self.metrics_file.exists() and self.accelerator.is_main_process:
             lines = read_metrics(self.metrics_file)
             kept = [json.dumps(line) for line in lines if line["step"] <= self.outcome.step]
-            checkpoint.write_text(self.metrics_file, "".join(line + "\n" for line in kept))
+            atomic.write_text(self.metrics_file, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

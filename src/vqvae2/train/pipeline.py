@@ -15,15 +15,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codes import Codes
-from vqvae2.config import Config
+from vqvae2.config.models import Config
 from vqvae2.data.batches import sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
+from vqvae2.files import atomic, tensor_file
+from vqvae2.files.progress import Reporter
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
 from vqvae2.train.folder import (
     claim,
@@ -36,7 +37,6 @@ from vqvae2.train.folder import (
 )
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective, copies
-from vqvae2.train.progress import Reporter
 
 _COLLAPSED = 0.10  # a level that uses fewer codes than this share is reported before stage 2
 
@@ -62,7 +62,7 @@ def train(
 
     Raises:
         RunError: RUN cannot be written, is of a newer version, or holds something trained otherwise.
-        DataError, PerceptualError, TrainingError, CheckpointError, StoreError: see there. Interrupted: Ctrl-C.
+        DataError, PerceptualError, TrainingError, FileError, StoreError: see there. Interrupted: Ctrl-C.
     """
     folder = Path(folder)
     accelerator = make_accelerator(config.precision, config.compile)
@@ -149,9 +149,9 @@ def _given(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]
     settings = config.train_autoencoder
     weights, start = settings.perceptual_weights, settings.start
     distance = PerceptualDistance.read(weights) if weights else None
-    begin = checkpoint.load_tensors(model_file(Path(start)))[0] if start else {}
+    begin = tensor_file.load_tensors(model_file(Path(start)))[0] if start else {}
     if begin:
-        checkpoint.load_weights(VQVAE(config.autoencoder), begin, start)  # says what does not fit
+        tensor_file.load_weights(VQVAE(config.autoencoder), begin, start)  # says what does not fit
     return distance, begin
 
 
@@ -166,7 +166,7 @@ def _stage1(
     if given:
         part, objective = folder / "autoencoder", AutoencoderObjective(config, images, given[0])
         if given[1]:
-            checkpoint.load_weights(objective.model, given[1], config.train_autoencoder.start)
+            tensor_file.load_weights(objective.model, given[1], config.train_autoencoder.start)
         _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
     return load_autoencoder(folder, config, accelerator.device)
 
@@ -261,10 +261,10 @@ def _fit(
         f"{objective.name}: step {outcome.best_step} is the best of {outcome.step}: " + _figures(figures)
     )
     if accelerator.is_main_process:
-        checkpoint.write_json(
+        atomic.write_json(
             part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
         )
-        checkpoint.save_tensors(
+        tensor_file.save_tensors(
             part / "model.safetensors",
             objective.model.state_dict(),
             {"figures": figures, "step": outcome.best_step},

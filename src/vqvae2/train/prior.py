@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqvae2.config import Config
+from vqvae2.config.models import Config
 from vqvae2.data.batches import Shuffle
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore

@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae2 import checkpoint
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.catalogue import choose, preset
-from vqvae2.config import AutoencoderConfig, Config, parse
+from vqvae2.config.models import AutoencoderConfig, Config, parse
+from vqvae2.config.presets import choose, preset
 from vqvae2.errors import UserError
+from vqvae2.files import atomic, tensor_file
 from vqvae2.train.folder import begun, model_file, read_run, write_config
 
 _WHAT = "stage-1 checkpoint of rosinality/vq-vae-2-pytorch"
@@ -65,7 +65,7 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
         RosinalityError: no such file, not theirs, not only tensors, or RUN holds something trained.
         ConfigError: sizes that no run can have.
         RunError: RUN was made by a newer version.
-        CheckpointError: RUN cannot be written.
+        FileError: RUN cannot be written.
     """
     folder = Path(folder)
     tensors = read_state_dict(path)
@@ -78,12 +78,12 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
         )
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
-        "format": checkpoint.FORMAT,
+        "format": atomic.FORMAT,
         "command": command,
         "imported": str(path),
     }
     write_config(folder, record, config)
-    checkpoint.save_tensors(model_file(folder), weights, {"figures": {}, "imported": str(path)})
+    tensor_file.save_tensors(model_file(folder), weights, {"figures": {}, "imported": str(path)})
     return config
 
 
@@ -151,7 +151,7 @@ def convert(path: str | Path, tensors: Mapping[str, Tensor], config: Autoencoder
             result[name] = torch.tensor(_COUNTER, dtype=tensor.dtype)
         elif name.endswith(".distortion"):  # serves `rate` only, which is 0
             result[name] = torch.zeros((), dtype=tensor.dtype)
-    checkpoint.load_weights(VQVAE(config), result, path)
+    tensor_file.load_weights(VQVAE(config), result, path)
     return result
 
 

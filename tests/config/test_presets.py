@@ -15,10 +15,12 @@ from torch import nn
 
 from vqvae2.autoencoder.layers import ResidualBlock
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.catalogue import choose, preset, presets
-from vqvae2.config import Config, ConfigError, TrainConfig, parse
-from vqvae2.prior.causal import CausalAttention, GatedLayer, PointwiseBlock
+from vqvae2.config.models import Config, ConfigError, TrainConfig, parse
+from vqvae2.config.presets import choose, preset, presets
+from vqvae2.prior.attention import CausalAttention
+from vqvae2.prior.gated import GatedLayer
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.prior.layers import PointwiseBlock
 from vqvae2.prior.pixelcnn import PixelCNN
 
 SIDES = (32, 64, 128, 256)

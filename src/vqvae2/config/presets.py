@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vqvae2.config import Config, ConfigError, parse
+from vqvae2.config.models import Config, ConfigError, parse
 
 _SMALL = 20_000  # pictures; below it the priors are small and strongly regularised
 

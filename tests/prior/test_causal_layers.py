@@ -8,18 +8,10 @@ from prior_helpers import TOLERANCE, area, influences, noise, positions, randomi
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vqvae2.prior import causal
-from vqvae2.prior.causal import (
-    CausalAttention,
-    ChannelNorm,
-    GatedLayer,
-    HorizontalConv,
-    Pointwise,
-    PointwiseBlock,
-    VerticalConv,
-    attend,
-    gate,
-)
+from vqvae2.prior import attention
+from vqvae2.prior.attention import CausalAttention, attend
+from vqvae2.prior.gated import GatedLayer, HorizontalConv, VerticalConv, gate
+from vqvae2.prior.layers import ChannelNorm, Pointwise, PointwiseBlock
 
 both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 kernels = pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -332,7 +324,7 @@ def test_dropout_is_on_the_attention_weights_too() -> None:
 @pytest.mark.parametrize("part", [1, 5, 8, 20, 21])
 def test_attention_in_parts_is_attention(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each query among the keys up to its own, wherever the parts end; so are its gradients."""
-    monkeypatch.setattr(causal, "_PART", part)
+    monkeypatch.setattr(attention, "_PART", part)
     q, k, v = (noise(2, 3, 20, 4, seed=seed).requires_grad_() for seed in (1, 2, 3))
     whole, parts = attend(q, k, v, 0.0), attend(q, k, v, 1e-12)  # a dropout that never comes
     assert torch.allclose(whole, parts, atol=1e-9)
@@ -345,7 +337,7 @@ def test_parts_drop_weights_and_drop_the_same_again_in_the_backward_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What comes out is linear in the values, with the coefficients that are the gradient; on average nothing is lost."""
-    monkeypatch.setattr(causal, "_PART", 4)
+    monkeypatch.setattr(attention, "_PART", 4)
     torch.manual_seed(0)
     q, k, v = (noise(400, 1, 10, 4, seed=seed)[:1].expand(400, -1, -1, -1) for seed in (1, 2, 3))
     v = v.clone().requires_grad_()

@@ -1,16 +1,10 @@
-"""Atomic save and load: safetensors for tensors, JSON for the rest, a digest over both. No pickle, ever.
-
-Everything is written to a temporary name in the same folder, flushed to the disk and renamed, so a kill or a
-full disk at any moment leaves the last good state.
-"""
+"""Tensors and JSON metadata in one safetensors file, with a digest over both. Never pickle, which can run code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,61 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vqvae2.errors import UserError
-
-FORMAT = 1  # of run folders and weight files; a larger number was written by a newer version
-
-
-class CheckpointError(UserError):
-    """A file that is missing, damaged, altered, or of a newer version."""
-
-
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, flush it, and rename it to `path`.
-
-    Raises:
-        CheckpointError: the disk is full or the folder cannot be written; an earlier file at `path` stays.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"cannot write {path}: {_reason(error)}; what was there before is kept"
-        ) from error
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically (UTF-8)."""
-    write_atomic(path, lambda temporary: _plain_write(temporary, text))
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, indented."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+from vqvae2.files.atomic import FORMAT, FileError, reason, write_atomic
 
 
 def save_tensors(
@@ -96,27 +36,25 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the metadata of a file that `save_tensors` wrote.
 
     Raises:
-        CheckpointError: missing, truncated, altered, or of a newer version.
+        FileError: missing, truncated, altered, or of a newer version.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no weights at {path}")
+        raise FileError(f"no weights at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {_reason(error)}") from error
+        raise FileError(f"{path} is damaged: {reason(error)}") from error
     version = header.get("format", "0")
     if not (version.isascii() and version.isdigit()):
-        raise CheckpointError(f"{path} is damaged: no such format {version!r}")
+        raise FileError(f"{path} is damaged: no such format {version!r}")
     if int(version) > FORMAT:
-        raise CheckpointError(
-            f"{path} was written by a newer vqvae2 (format {version}, this one reads {FORMAT})"
-        )
+        raise FileError(f"{path} was written by a newer vqvae2 (format {version}, this one reads {FORMAT})")
     text = header.get("metadata", "{}")
     if header.get("digest") != digest(tensors, text):
-        raise CheckpointError(f"{path} was altered after it was saved: its content does not match its digest")
+        raise FileError(f"{path} was altered after it was saved: its content does not match its digest")
     return tensors, json.loads(text)
 
 
@@ -124,13 +62,13 @@ def stored_digest(path: str | Path) -> str:
     """The digest that `save_tensors` wrote into the file, without reading the tensors.
 
     Raises:
-        CheckpointError: missing or damaged.
+        FileError: missing or damaged.
     """
     try:
         with safetensors.safe_open(Path(path), framework="pt") as file:
             return str((file.metadata() or {}).get("digest", ""))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {_reason(error)}") from error
+        raise FileError(f"{path} is damaged: {reason(error)}") from error
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -148,14 +86,14 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | 
     """Load a state dict whose names and shapes must fit exactly.
 
     Raises:
-        CheckpointError: they do not; one line that says what differs first.
+        FileError: they do not; one line that says what differs first.
     """
     own = model.state_dict()
     for name in [*own, *tensors]:
         if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
             expected = tuple(own[name].shape) if name in own else "nothing"
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
-            raise CheckpointError(
+            raise FileError(
                 f"{source} does not fit the configuration: at {name}, expected {expected}, found {found}"
             )
     model.load_state_dict(dict(tensors))
@@ -181,13 +119,3 @@ def unpack_optimizer(
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": metadata["param_groups"]})
-
-
-def _plain_write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())

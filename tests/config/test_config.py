@@ -14,19 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from vqvae2.catalogue import preset, presets
-from vqvae2.config import (
-    AutoencoderConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    differences,
-    merge,
-    override,
-    parse,
-    read_yaml,
-    settings,
-)
+from vqvae2.config.models import AutoencoderConfig, Config, ConfigError, DataConfig, parse
+from vqvae2.config.overrides import differences, merge, override, read_yaml, settings
+from vqvae2.config.presets import preset, presets
 from vqvae2.errors import UserError
 
 TREES = st.recursive(

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from vqvae2.train import progress
-from vqvae2.train.progress import Reporter
+from vqvae2.files import progress
+from vqvae2.files.progress import Reporter
 
 
 class Clock:

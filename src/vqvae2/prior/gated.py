@@ -10,55 +10,11 @@ Caches are arguments and return values. Shapes: B batch, C channels, H W grid, N
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils.checkpoint import checkpoint
 
-_PART = 128  # queries whose scores are held at once where no fused kernel drops them out
-
-
-class ChannelNorm(nn.Module):
-    """Root-mean-square norm over channels at each position (our decision: deep stacks train much faster)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, ...] -> [B, C, ...]."""
-        exact = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(exact.square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
-        return x * scale * self.gain.view(1, -1, *([1] * (x.ndim - 2)))
-
-
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [B, C, ...] times weight [O, C] at each position: [B, O, ...]."""
-    if x.ndim == 2:
-        return functional.linear(x, weight, bias)
-    if x.ndim == 3:
-        y = torch.matmul(weight, x)
-        return y if bias is None else y + bias[:, None]
-    return functional.conv2d(x, weight[:, :, None, None], bias)
-
-
-class Pointwise(nn.Module):
-    """A 1x1 convolution that takes grids [B, C, H, W], rows [B, C, W] and positions [B, C] alike."""
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, zero: bool = False) -> None:
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs, bias)
-        if zero:
-            nn.init.zeros_(self.linear.weight)
-            if bias:
-                nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, ...] -> [B, O, ...]."""
-        return pointwise(x, self.linear.weight, self.linear.bias)
+from vqvae2.prior.layers import ChannelNorm, Pointwise
 
 
 class VerticalConv(nn.Module):
@@ -121,85 +77,6 @@ class HorizontalConv(nn.Module):
         taps = torch.cat([cache, x[:, :, None]], 2)
         result = functional.linear(taps.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
         return result, taps[:, :, 1:]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention, inclusive of the own position, without ever N x N scores.
-
-    The fused kernel of CPUs has no dropout. With it, parts of the queries take turns there, each beside the keys up to its
-    end, and the backward pass computes their scores anew.
-
-    Args:
-        q, k, v: [B, heads, N, D], D contiguous.
-        dropout: on the attention weights.
-
-    Returns:
-        [B, heads, N, D].
-    """
-    if has_torch_function(
-        (q, k, v)
-    ):  # as of torch's own functions, so that what counts them may take another
-        result: Tensor = handle_torch_function(attend, (q, k, v), q, k, v, dropout)
-        return result
-    n = q.shape[2]
-    if not dropout or q.device.type != "cpu" or n <= 2 * _PART:
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-    parts = []
-    for start in range(0, n, _PART):
-        end = min(start + _PART, n)
-        given = q[:, :, start:end], k[:, :, :end], v[:, :, :end], dropout
-        parts.append(checkpoint(_attend_last, *given, use_reentrant=False))
-    return torch.cat(parts, 2)
-
-
-def _attend_last(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """`attend` of the last queries [B, heads, M, D] among N keys."""
-    m, n = q.shape[2], k.shape[2]
-    seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
-
-
-class CausalAttention(nn.Module):
-    """Multi-head self-attention over the raster order, inclusive of the own position; residual.
-
-    Scores of all pairs of positions are never materialised (`attend`).
-
-    Args:
-        channels: C, divisible by `heads`.
-        dropout: on the attention weights and after the block.
-    """
-
-    def __init__(self, channels: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.norm = ChannelNorm(channels)
-        self.qkv = Pointwise(channels, 3 * channels, bias=False)
-        self.out = Pointwise(channels, channels, zero=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
-        qkv = qkv.transpose(3, 4)
-        if qkv.stride(4) != 1:  # which no fused kernel takes: torch would compute the scores one by one
-            qkv = qkv.contiguous()
-        rate = self.dropout if self.training else 0.0
-        y = attend(qkv[:, 0], qkv[:, 1], qkv[:, 2], rate)
-        y = y.transpose(2, 3).reshape(batch, channels, height, width)
-        return x + functional.dropout(self.out(y), self.dropout, self.training)
-
-    def start(self, x: Tensor, positions: int) -> Tensor:
-        """An empty cache of keys and values [2, B, heads, N, C / heads] for positions like `x` [B, C]."""
-        return x.new_zeros(2, x.shape[0], self.heads, positions, x.shape[1] // self.heads)
-
-    def step(self, x: Tensor, cache: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Position `position` (0 .. N - 1): [B, C] and the cache, written in place -> [B, C] and the cache."""
-        batch, channels = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads).unbind(1)
-        cache[0, :, :, position], cache[1, :, :, position] = k, v
-        keys, values = cache[0, :, :, : position + 1], cache[1, :, :, : position + 1]
-        y = functional.scaled_dot_product_attention(q[:, :, None], keys, values)
-        return x + self.out(y.reshape(x.shape)), cache
 
 
 def gate(x: Tensor) -> Tensor:
@@ -277,34 +154,3 @@ class GatedLayer(nn.Module):
 
 def _plus(x: Tensor, more: Tensor | None) -> Tensor:
     return x if more is None else x + more
-
-
-class PointwiseBlock(nn.Module):
-    """x + W2 f(W1 norm(x)) at each position: a block of the output stack (paper section 3.2), or a transformer's MLP.
-
-    Args:
-        channels: C.
-        residual: rows of W1.
-        dropout: before W2.
-        activation: f.
-        zero: whether W2 starts at zero.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        residual: int,
-        dropout: float,
-        activation: Callable[[Tensor], Tensor] = functional.relu,
-        zero: bool = False,
-    ) -> None:
-        super().__init__()
-        self.dropout, self.activation = dropout, activation
-        self.norm = ChannelNorm(channels)
-        self.inner, self.outer = Pointwise(channels, residual), Pointwise(residual, channels, zero=zero)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, ...] -> [B, C, ...]; one position at a time is the same function."""
-        y = functional.dropout(self.activation(self.inner(self.norm(x))), self.dropout, self.training)
-        result: Tensor = self.outer(y)
-        return x + result

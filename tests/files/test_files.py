@@ -14,19 +14,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vqvae2 import checkpoint
-from vqvae2.checkpoint import (
-    CheckpointError,
+from vqvae2.files import atomic, tensor_file
+from vqvae2.files.atomic import FileError, read_json, write_atomic, write_json, write_text
+from vqvae2.files.tensor_file import (
     digest,
     load_tensors,
     load_weights,
     pack_optimizer,
-    read_json,
     save_tensors,
     unpack_optimizer,
-    write_atomic,
-    write_json,
-    write_text,
 )
 
 DTYPES = [
@@ -55,7 +51,7 @@ def stored(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor],
 
 def message(path: Path) -> str:
     """Why a file is refused: one line that names the file."""
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(FileError) as caught:
         load_tensors(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
@@ -165,7 +161,7 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         try:
             found, metadata = load_tensors(path)
-        except CheckpointError as error:
+        except FileError as error:
             refused.append((place, str(error)))
             continue
         harmless += 1
@@ -203,7 +199,7 @@ def test_missing_foreign_and_newer_files(tmp_path: Path) -> None:
     assert "damaged" in message(path)
     safetensors.torch.save_file(SMALL, path)  # of another program: no digest
     message(path)
-    safetensors.torch.save_file(SMALL, path, {"format": str(checkpoint.FORMAT + 1)})
+    safetensors.torch.save_file(SMALL, path, {"format": str(atomic.FORMAT + 1)})
     assert "newer vqvae2" in message(path)
 
 
@@ -227,7 +223,7 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
     for data in (None, b"", b"{", b'"\xff"', b"[1,\n2,\n"):
         if data is not None:
             path.write_bytes(data)
-        with pytest.raises(CheckpointError, match=r"cannot read .*a\.json: ") as caught:
+        with pytest.raises(FileError, match=r"cannot read .*a\.json: ") as caught:
             read_json(path)
         assert "\n" not in str(caught.value)
 
@@ -276,7 +272,7 @@ def test_a_full_disk_or_an_unwritable_folder_keeps_the_old_file(
     before = path.read_bytes()
     with monkeypatch.context() as broken:
         broken.setattr(where, name, fail)
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(FileError) as caught:
             save_tensors(path, {"other": torch.ones(3)}, {"step": 2})
     assert str(caught.value) == f"cannot write {path}: {reason}; what was there before is kept"
     assert path.read_bytes() == before
@@ -287,7 +283,7 @@ def test_a_full_disk_or_an_unwritable_folder_keeps_the_old_file(
 
 def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot write") as caught:
+    with pytest.raises(FileError, match="cannot write") as caught:
         write_text(tmp_path / "file" / "a.txt", "x")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "in the way"
@@ -353,7 +349,7 @@ def test_the_first_difference_is_named(change: dict[str, Tensor | None], expecte
     before = {name: value.clone() for name, value in net.state_dict().items()}
     given = {**net.state_dict(), **change}
     tensors = {name: value + 1 for name, value in given.items() if value is not None}
-    with pytest.raises(CheckpointError, match=f"^here does not fit the configuration: {expected}$"):
+    with pytest.raises(FileError, match=f"^here does not fit the configuration: {expected}$"):
         load_weights(net, tensors, "here")
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
@@ -414,9 +410,9 @@ def test_an_optimizer_that_has_not_begun() -> None:
 def test_the_stored_digest_is_that_of_the_content(tmp_path: Path) -> None:
     """Read without the tensors; and a file that holds none is said to be damaged."""
     tensors = {"a": torch.arange(6.0).view(2, 3)}
-    digest = checkpoint.save_tensors(tmp_path / "x.safetensors", tensors, {"n": 1})
-    assert checkpoint.stored_digest(tmp_path / "x.safetensors") == digest
+    digest = tensor_file.save_tensors(tmp_path / "x.safetensors", tensors, {"n": 1})
+    assert tensor_file.stored_digest(tmp_path / "x.safetensors") == digest
     (tmp_path / "y.safetensors").write_bytes(b"short")
     for name in ("y", "none"):
-        with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
-            checkpoint.stored_digest(tmp_path / f"{name}.safetensors")
+        with pytest.raises(atomic.FileError, match="is damaged"):
+            tensor_file.stored_digest(tmp_path / f"{name}.safetensors")

@@ -1,0 +1,138 @@
+"""The algebra of settings: YAML files, dotted keys, differences and merges of nested dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard, get_args
+
+import yaml
+from pydantic import BaseModel
+
+from vqvae2.config.models import Config, ConfigError, LevelPriorConfig, PriorTrainConfig
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a YAML file (keys `version`, `command` and `fingerprint` of a run folder's are its caller's).
+
+    Raises:
+        ConfigError: no such file, no YAML, or no mapping.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"expected a mapping in {path}, found {type(value).__name__}")
+    return value
+
+
+def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply `KEY=VALUE` assignments with dotted keys to a nested dictionary; list items by number, `*` for all.
+
+    `override(d, ["train_prior.*.steps=10", "data.size=32"])`; values are YAML.
+
+    Raises:
+        ConfigError: no `=`, or a key that does not exist.
+    """
+    result = yaml.safe_load(yaml.safe_dump(value))
+    for assignment in assignments:
+        key, sign, text = assignment.partition("=")
+        if not sign:
+            raise ConfigError(f"expected KEY=VALUE, found {assignment!r}")
+        try:
+            parsed = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{key}: {text!r} is not a YAML value") from None
+        _assign(result, key.strip().split("."), parsed, key)
+    return result  # type: ignore[no-any-return]
+
+
+def settings(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Every setting as (dotted key, default, description); one entry stands for all levels of a list (key `*`)."""
+    rows: list[tuple[str, Any, str]] = []
+    for name, field in model.model_fields.items():
+        inner = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)), None)
+        if inner is None:
+            rows.append((prefix + name, field.get_default(), field.description or ""))
+        else:
+            rows += settings(inner, prefix + name + (".*." if get_args(field.annotation) else "."))
+    return rows
+
+
+def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every leaf in which two nested dictionaries differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and len(old) == len(new)
+        and old
+        and isinstance(old[0], dict)
+    ):
+        return [
+            line
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in differences(a, b, f"{prefix}.{i}")
+        ]
+    return [] if old == new else [f"{prefix}: {old} -> {new}"]
+
+
+def _assign(node: Any, keys: list[str], value: Any, full: str) -> None:
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, list):
+        if key == "*":
+            places: Sequence[Any] = range(len(node))
+        elif key.isdecimal() and int(key) < len(node):
+            places = [int(key)]
+        else:
+            raise ConfigError(
+                f"no such setting {full!r}: expected a level 0..{len(node) - 1} or * in place of {key!r}"
+            )
+    elif isinstance(node, dict) and key in node:
+        places = [key]
+    else:
+        known = ", ".join(map(str, node)) if isinstance(node, dict) else "nothing below it"
+        raise ConfigError(f"no such setting {full!r}: at {key!r}, expected one of: {known}")
+    for place in places:
+        if rest:
+            _assign(node[place], rest, value, full)
+        else:
+            node[place] = value
+
+
+def complete(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with the settings that its lists of levels leave out at their defaults, so that `override` finds them."""
+    result = dict(value)
+    prior = result.get("prior")
+    if isinstance(prior, dict) and "levels" in prior:
+        result["prior"] = {**prior, "levels": _complete_items(prior["levels"], LevelPriorConfig())}
+    if "train_prior" in result:
+        result["train_prior"] = _complete_items(result["train_prior"], PriorTrainConfig())
+    return result
+
+
+def _complete_items(items: Any, default: BaseModel) -> Any:
+    if not isinstance(items, list):
+        return items
+    plain = default.model_dump(mode="json")
+    return [plain | item if isinstance(item, dict) else item for item in items]
+
+
+def merge(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `patch` put over it; lists are replaced whole."""
+    result = dict(base)
+    for key, value in patch.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
