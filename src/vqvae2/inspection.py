@@ -167,7 +167,7 @@ def measure(config: Config) -> Measured:
         )
         with _Substitutes(), FlopCounterMode(display=False) as counter:
             autoencoder.encode(images(1))
-        codebooks = sum(q.embeddings.numel() for q in autoencoder.quantizers)
+        codebooks = sum(q.num_embeddings * q.embedding_dim for q in autoencoder.quantizers)
     return Measured(int(counter.get_total_flops()), whole, levels, codebooks)
 
 
