@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vqvae2.cli import main
@@ -22,6 +23,14 @@ SETTINGS = (
     *("prior.levels.*.layers=1", "prior.levels.*.output_layers=0", "prior.levels.1.condition_blocks=0"),
     *("train_prior.*.steps=8", "train_prior.*.batch=8", "train_prior.*.evaluate_every=4"),
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ Shapes: N vectors, D code dimension, K codes.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -51,6 +54,24 @@ def _(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def _search(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
+    if vectors.is_cuda and vectors.dtype == torch.float32:
+        fused = _fused(vectors.device)
+        if fused is not None and vectors.shape[1] <= fused.LARGEST_DIM:
+            return fused.nearest_code(vectors, codebook, penalty)  # type: ignore[no-any-return]
+    return _chunks(vectors, codebook, penalty)
+
+
+@cache
+def _fused(device: torch.device) -> ModuleType | None:
+    """The file of the fused kernel; None where Triton is not installed, or for a GPU older than Ampere."""
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    from vqvae2.autoencoder import nearest_triton
+
+    return nearest_triton
+
+
+def _chunks(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
     """The N x K distances are never held at once: rows are worked through in chunks.
 
     On a CPU the chunks stay in the cache, and the least is searched in two passes, because a least value is found at
