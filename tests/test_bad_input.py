@@ -151,10 +151,10 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
         lambda w: ["train", w.folder / "nothing", "--run", w.folder / "new"],
         r"nothing",
     ),
-    "empty folder": (lambda w: w.train(empty(w)), r"no pictures.*empty"),
-    "folder of text": (lambda w: w.train(w.file("texts/a.txt").parent), r"no pictures|no usable picture"),
-    "picture that is none": (lambda w: w.train(w.file("bad/a.png").parent), r"no usable picture.*a\.png"),
-    "one picture": (lambda w: w.train(w.some("a.png")), r"found 1 usable picture: at least 2"),
+    "empty folder": (lambda w: w.train(empty(w)), r"no images.*empty"),
+    "folder of text": (lambda w: w.train(w.file("texts/a.txt").parent), r"no images|no usable image"),
+    "picture that is none": (lambda w: w.train(w.file("bad/a.png").parent), r"no usable image.*a\.png"),
+    "one picture": (lambda w: w.train(w.some("a.png")), r"found 1 usable image: at least 2"),
     "one class twice": (lambda w: w.train(w.some("Cat/1.png", "cat/2.png")), r"'Cat' and 'cat'"),
     "no such split": (lambda w: w.train(None, "--split", "testing"), r"no split 'testing'"),
     "no perceptual weights": (
@@ -222,7 +222,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "damaged record": (lambda w: damaged(w, "run: 3\n"), r"config\.yaml"),
     "damaged format": (lambda w: damaged(w, "run: {format: new}\n"), r"config\.yaml"),
     # reconstruction
-    "reconstruct what is no picture": (lambda w: w.reconstruct(w.file("a.png")), r"a\.png: not a picture"),
+    "reconstruct what is no picture": (lambda w: w.reconstruct(w.file("a.png")), r"a\.png: not an image"),
     "reconstruct a missing file": (
         lambda w: w.reconstruct(next(w.pictures.rglob("*.png")), w.folder / "no.png"),
         r"no such file: .*no\.png",
@@ -241,10 +241,10 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     ),
     "complete what is no picture": (
         lambda w: w.complete("--keep-levels", 1, image=w.file("a.png")),
-        r"a\.png: not a picture",
+        r"a\.png: not an image",
     ),
     "missing mask": (lambda w: w.complete("--mask", w.folder / "no.png"), r"no\.png: No such file"),
-    "mask that is no picture": (lambda w: w.complete("--mask", w.file("m.png")), r"m\.png: not a picture"),
+    "mask that is no picture": (lambda w: w.complete("--mask", w.file("m.png")), r"m\.png: not an image"),
     "mask that is a folder": (lambda w: w.complete("--mask", w.pictures), r"pictures\d*: Is a directory"),
     "no level kept": (lambda w: w.complete("--keep-levels", 0), r"levels to keep: expected 1\.\.1, found 0"),
     "all levels kept": (lambda w: w.complete("--keep-levels", 2), r"levels to keep: expected 1\.\.1, found 2"),
@@ -267,7 +267,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     ),
     # scores
     "score a missing file": (lambda w: w.score(w.folder / "no.png"), r"no such file: .*no\.png"),
-    "score what is no picture": (lambda w: w.score(w.pictures, w.file("a.png")), r"a\.png: not a picture"),
+    "score what is no picture": (lambda w: w.score(w.pictures, w.file("a.png")), r"a\.png: not an image"),
     "score without a prior": (lambda w: half(w, *w.score(w.pictures)), r"prior of level 1 .* is not trained yet"),
     "score of no class": (lambda w: w.score(w.pictures, "--label", "dics"), r"no class 'dics'"),
     "score over a picture": (

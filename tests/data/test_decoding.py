@@ -246,7 +246,7 @@ def test_large_jpeg_is_decoded_smaller_and_alike() -> None:
 def test_truncated(kind: str) -> None:
     data = encoded(noise(0, (64, 64)), kind)
     for share in (0.5, 0.9):
-        with pytest.raises(DataError, match=r"broken|not a picture"):
+        with pytest.raises(DataError, match=r"broken|not an image"):
             load_image(data[: int(len(data) * share)], config())
 
 
@@ -268,7 +268,7 @@ def test_garbage_inside_is_an_error_or_pixels_never_a_crash() -> None:
 def test_reasons(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^zero bytes$"):
         load_image(b"", config())
-    with pytest.raises(DataError, match=r"^not a picture"):
+    with pytest.raises(DataError, match=r"^not an image"):
         load_image(b"hello, world", config())
     with pytest.raises(DataError, match=r"nothing\.png: No such file"):
         load_image(tmp_path / "nothing.png", config())
@@ -280,9 +280,9 @@ def test_reasons(tmp_path: Path) -> None:
 
 def test_other_formats_are_not_opened() -> None:
     """Pillow reads much more, some of it by starting other programs."""
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="not an image"):
         load_image(encoded(plain(RED), "EPS"), config())
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="not an image"):
         load_image(encoded(plain(RED), "ICO"), config())
 
 
@@ -343,5 +343,5 @@ def test_what_is_transparent_is_kept() -> None:
 
 
 def test_a_mask_that_is_none() -> None:
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="not an image"):
         load_mask(b"hello", config())

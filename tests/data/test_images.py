@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqvae2.data import decoding
-from vqvae2.data import images as module
+from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.data.batches import sequential
 from vqvae2.data.errors import DataError
+from vqvae2.data.holdout import split_images
 from vqvae2.data.images import open_images
 from vqvae2.data.pixels import to_float
-from vqvae2.data.store import ArrayWriter
 from vqvae2.files import atomic
 
 # --- split ---
@@ -45,8 +45,7 @@ def test_split_is_disjoint_sorted_and_stable(folder: Path, tmp_path: Path) -> No
 @settings(deadline=None)
 @given(st.integers(2, 30), st.floats(0.001, 0.999))
 def test_never_none_and_never_all(count: int, holdout: float) -> None:
-    index = module._Index("", "", [f"{number}.png" for number in range(count)])
-    train, held = module._split(index, None, config(holdout=holdout))
+    train, held = split_images([f"{number}.png" for number in range(count)], None, None, holdout)
     assert len(train) >= 1
     assert len(held) >= 1
     assert len(train) + len(held) == count
@@ -57,7 +56,7 @@ def test_named_split_with_an_empty_side(tmp_path: Path) -> None:
     folder_of(root / "train", 3)
     (root / "test").mkdir()
     (root / "test" / "broken.png").write_bytes(b"")
-    with pytest.raises(DataError, match="the held-out split has no usable picture"):
+    with pytest.raises(DataError, match="the held-out split has no usable image"):
         opened(root, tmp_path)
 
 
@@ -164,7 +163,7 @@ def test_full_disk_and_unwritable_folder(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ArrayWriter, "append", full)
-    with pytest.raises(DataError, match=r"cannot write the decoded pictures to .*: No space left on device"):
+    with pytest.raises(DataError, match=r"cannot write the decoded images to .*: No space left on device"):
         opened(folder, tmp_path)
     monkeypatch.undo()
 
@@ -225,7 +224,7 @@ def test_nothing_usable(tmp_path: Path, cache_gb: float) -> None:
     root = tmp_path / "in"
     root.mkdir()
     break_some(root)
-    with pytest.raises(DataError, match="no usable picture"):
+    with pytest.raises(DataError, match="no usable image"):
         opened(root, tmp_path, max_pixels=2000, cache_gb=cache_gb)
     assert len((tmp_path / "data" / "skipped.txt").read_text().splitlines()) >= 3
 

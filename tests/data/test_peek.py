@@ -57,7 +57,7 @@ def test_only_some_are_looked_at_and_they_are_spread(tmp_path: Path, monkeypatch
         seen.append(source)
         return real(source, *args, **options)
 
-    monkeypatch.setattr(module, "_LOOK", 8)
+    monkeypatch.setattr(module, "_SAMPLE", 8)
     monkeypatch.setattr(Image, "open", count)
     assert peek(str(root), config(), tmp_path / "run") == (40, 5)
     assert [path.name for path in seen] == [f"{number:02d}.png" for number in range(0, 40, 5)]
@@ -87,7 +87,7 @@ def test_a_stream_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield Row("", None, None, None)
 
     stream = Stream(rows(), lambda _: pytest.fail("it was read"))
-    monkeypatch.setattr(module, "list_place", lambda *_: stream)
+    monkeypatch.setattr(module, "list_images", lambda *_: stream)
     assert peek("owner/name", config(streaming=True), tmp_path / "run") == (1_000_000, 256)
 
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqvae2.codes import Codes, CodesError, Geometry
-from vqvae2.data.store import ArrayWriter, CodeStore, StoreError, StoreWriter, open_store
+from vqvae2.data.array_writer import ArrayWriter
+from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
 from vqvae2.files import atomic
 
 GEOMETRY = Geometry(((2, 3), (4, 6)), (16, 65536))
@@ -150,7 +151,7 @@ def test_an_exception_leaves_the_old_store(tmp_path: Path, error: type[BaseExcep
 def test_too_few_and_too_many(tmp_path: Path) -> None:
     old = write(tmp_path)
     with (
-        pytest.raises(StoreError, match="expected codes of 5 pictures, found 3"),
+        pytest.raises(StoreError, match="expected codes of 5 images, found 3"),
         StoreWriter(tmp_path, GEOMETRY, OTHER, 5) as writer,
     ):
         writer.append(some_codes(3), [0] * 3, [0] * 3)
@@ -160,7 +161,7 @@ def test_too_few_and_too_many(tmp_path: Path) -> None:
     ):
         writer.append(some_codes(3), [0] * 3, [0] * 3)
     with (
-        pytest.raises(StoreError, match="3 codes, 2 labels and 3 sides"),
+        pytest.raises(StoreError, match="3 codes, 2 labels and 3 splits"),
         StoreWriter(tmp_path, GEOMETRY, OTHER, 5) as writer,
     ):
         writer.append(some_codes(3), [0] * 2, [0] * 3)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from data_helpers import break_some, config, folder_of, opened, same
 
-from vqvae2.data import images as module
-from vqvae2.data import workers
+from vqvae2.data import cache, workers
 from vqvae2.data.batches import sequential
 
 
@@ -34,7 +33,7 @@ def test_workers_that_die_are_done_without(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_start_worker", os.abort)
-    monkeypatch.setattr(module, "_TRIAL", 1)
+    monkeypatch.setattr(cache, "WORKERS_FROM", 1)
     images = opened(folder, tmp_path, workers=1)
     assert len(images) == 30
 
@@ -44,9 +43,9 @@ def test_workers_start_only_when_they_pay(
 ) -> None:
     started: list[bool] = []
     monkeypatch.setattr(workers.Decoder, "start", lambda _: started.append(True))
-    monkeypatch.setattr(module, "_TRIAL", 5)
+    monkeypatch.setattr(cache, "WORKERS_FROM", 5)
     opened(folder, tmp_path, workers=-1)
     assert not started
-    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(cache, "_WORTHWHILE", 0.0)
     opened(folder, tmp_path, workers=-1, size=9)
     assert started
