@@ -104,7 +104,7 @@ def half(world: World, *arguments: object) -> list[object]:
 
 
 def mixed(world: World) -> list[object]:
-    """`score` of a run whose codes are of another autoencoder."""
+    """`score` of a run whose codes were made by another autoencoder."""
     file = world.run / "codes" / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "0"}))
     return world.score(world.pictures)
@@ -274,7 +274,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
         lambda w: [*w.score(w.some("a.png"))[:-1], w.folder / "some" / "a.png"],
         r"a\.png would be overwritten",
     ),
-    "score with codes of another autoencoder": (mixed, r"codes in .* are of another autoencoder"),
+    "score with codes of another autoencoder": (mixed, r"codes in .* were made by another autoencoder"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Folders, files and patterns: what `locate` finds, and what it refuses."""
+"""Folders, files and patterns: the data that `locate` recognises, and the data that it refuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     assert "cat/deep/x.PNG" in images.names
 
 
-def test_a_picture_beside_the_sub_folders_means_no_classes(tmp_path: Path) -> None:
+def test_an_image_beside_the_sub_folders_means_no_classes(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 4, ("a", "b"))
     noise(9).save(root / "loose.png")
     assert opened(root, tmp_path).classes == ()
@@ -105,9 +105,9 @@ def test_the_run_folder_inside_the_data_is_no_data(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path, make: Any, message: str) -> None:
     at = tmp_path / "in"
     at.mkdir()
-    found = make(at)
+    made = make(at)
     with pytest.raises(DataError, match=message) as caught:
-        opened(found if isinstance(found, Path) else at, tmp_path)
+        opened(made if isinstance(made, Path) else at, tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -121,7 +121,7 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_one_picture_only(tmp_path: Path, count: int) -> None:
+def test_too_few_images(tmp_path: Path, count: int) -> None:
     root = folder_of(tmp_path / "in", count)
     if count == 1:
         with pytest.raises(DataError, match="found 1 usable image: at least 2 are needed"):
@@ -130,18 +130,19 @@ def test_one_picture_only(tmp_path: Path, count: int) -> None:
         assert len(opened(root, tmp_path).heldout) == 1
 
 
-def test_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_limit(tmp_path: Path, seed: int) -> None:
     root = folder_of(tmp_path / "in", 20, ("a", "b"))
-    few = opened(root, tmp_path, limit=8)
+    few = opened(root, tmp_path, limit=8, seed=seed)
     assert len(few) == 8
     assert set(few.labels if few.labels is not None else ()) == {0, 1}
-    assert few.fingerprint != opened(root, tmp_path, limit=8, seed=1).fingerprint
-    assert few.names == opened(root, tmp_path, limit=8).names
-    assert len(opened(root, tmp_path, limit=100)) == 20
+    assert few.fingerprint != opened(root, tmp_path, limit=8, seed=seed + 1).fingerprint
+    assert few.names == opened(root, tmp_path, limit=8, seed=seed).names
+    assert len(opened(root, tmp_path, limit=100, seed=seed)) == 20
     split = tmp_path / "split"
     folder_of(split / "train", 30)
     folder_of(split / "test", 1)
-    images = opened(split, tmp_path, limit=4)
+    images = opened(split, tmp_path, limit=4, seed=seed)
     assert (len(images.train), len(images.heldout)) == (3, 1)
 
 

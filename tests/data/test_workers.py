@@ -1,4 +1,4 @@
-"""Worker processes: the same pictures, only when they pay, and never needed."""
+"""Worker processes: they change no image, start only when that saves time, and may die."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from vqvae2.data.batches import sequential
 def test_worker_processes_give_the_same(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 80, ("a", "b"))
     break_some(root / "a")
-    here = opened(root, tmp_path / "1", max_pixels=2000)
-    there = opened(root, tmp_path / "2", max_pixels=2000, workers=2)
-    assert there.names == here.names
-    assert there.skipped == here.skipped == 4
-    assert torch.equal(there.pixels(range(80)), here.pixels(range(80)))
+    single = opened(root, tmp_path / "1", max_pixels=2000)
+    parallel = opened(root, tmp_path / "2", max_pixels=2000, workers=2)
+    assert parallel.names == single.names
+    assert parallel.skipped == single.skipped == 4
+    assert torch.equal(parallel.pixels(range(80)), single.pixels(range(80)))
     lazy = opened(root, tmp_path / "3", max_pixels=2000, workers=2, cache_gb=0)
-    first = [lazy.names.index(here.names[index]) for index in here.train]
+    first = [lazy.names.index(single.names[index]) for index in single.train]
     left = list(sequential(lazy, first, config(), batch=16))
-    right = list(sequential(here, here.train, config(), batch=16))
+    right = list(sequential(single, single.train, config(), batch=16))
     assert same(left, right)
     lazy.close()
 
 
-def test_workers_that_die_are_done_without(
+def test_without_workers_after_they_died(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_start_worker", os.abort)

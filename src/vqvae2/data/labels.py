@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from vqvae2.data.errors import DataError
 
 TRAIN = ("train", "training")
-HELD = (
-    "validation",
-    "valid",
-    "val",
-    "test",
-    "heldout",
-    "held-out",
-)  # the first of these that exists is held out
+# The first of these that exists is held out.
+HELD = ("validation", "valid", "val", "test", "heldout", "held-out")
 
 
 def resolve_labels(
