@@ -137,7 +137,7 @@ def _complete_items(items: Any, default: BaseModel) -> Any:
 
 
 def merge(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `base` with the settings of `patch` in place of its own; a list is replaced as a whole."""
+    """A copy of `base` in which the settings of `patch` replace its own; a list is replaced as a whole."""
     result = dict(base)
     for key, value in patch.items():
         old = result.get(key)

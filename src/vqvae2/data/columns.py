@@ -28,12 +28,12 @@ class Columns:
     """Which columns of a table hold what.
 
     Attributes:
-        image: the encoded images.
-        label: the classes; None = no labels.
-        key: of the class inside a column of JSON objects; None = the column holds the class itself.
+        image: column of the encoded images.
+        label: column of the classes; None = no labels.
+        key: key of the class in a column of JSON objects; None = the column holds the class itself.
         classes: class names of a numbered column; None = the distinct values are the classes.
-        name: the images' names; None = they have none.
-        split: the name of each image's split; None = the table has no such column.
+        name: column of the images' names; None = a row's number is used.
+        split: column that names each image's split; None = there is none.
     """
 
     image: str

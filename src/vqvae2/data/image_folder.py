@@ -36,7 +36,7 @@ class ImageFolder:
     skipped: tuple[tuple[str, str], ...] = ()
 
     def list_images(self, config: DataConfig, scratch: Path) -> Listing:
-        """The images; sub-folders are classes when every image lies in one, below `train` and `test` if these exist."""
+        """The images; sub-folders are classes when every image is in one, below `train` and `test` if these exist."""
         files = list(self.files)
         paths = [file.relative_to(self.root).parts for file in files]
         folders = {path[0].lower(): path[0] for path in paths if len(path) > 1}

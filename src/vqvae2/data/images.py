@@ -74,7 +74,7 @@ class ImageSet:
         Yields:
             For each batch the pixels, uint8 [B, P, P, C], and the indices of the images that they show. These
             differ from the requested indices only where an image turns out to be broken when it is decoded:
-            the next usable image of the same split takes its place.
+            the next usable image of the same split is used instead.
         """
         if isinstance(self._stored, np.ndarray):
             for chosen in batches:

@@ -53,7 +53,7 @@ _RECOGNISERS: list[Recogniser] = [recognise_embedded, recognise_folder, recognis
 
 
 def register_source(recognise: Recogniser) -> Recogniser:
-    """Add a kind of data for this process; also a decorator. It is asked before all kinds that are known already."""
+    """Add a kind of data in this process, before all kinds that are already known; usable as a decorator."""
     _RECOGNISERS.insert(0, recognise)
     return recognise
 

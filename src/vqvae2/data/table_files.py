@@ -35,10 +35,10 @@ class TableFiles:
     """Parquet files or WebDataset shards.
 
     Attributes:
-        format: of all files.
+        format: the format of all files.
         data: DATA as the user wrote it, for messages.
         root: the folder below which the files were found; None = they were named one by one or by a pattern.
-        files: in order.
+        files: the files, in order.
         identity: sha256 of their names and contents.
         skipped: (name, reason) of shards that are cut off.
     """
@@ -117,9 +117,9 @@ def files_by_suffix(data: str, root: Path | None, files: Sequence[Path]) -> Tabl
     """
     suffixes = {file.suffix.lower() for file in files}
     if suffixes == {".parquet"}:
-        return table_files("parquet", data, root, files)
+        return make_table_files("parquet", data, root, files)
     if suffixes == {".tar"}:
-        return table_files("webdataset", data, root, files)
+        return make_table_files("webdataset", data, root, files)
     if suffixes <= set(IMAGE_SUFFIXES):
         raise DataError(f"{data!r} is an image, not a data set: name the folder that holds the images")
     raise DataError(
@@ -127,7 +127,7 @@ def files_by_suffix(data: str, root: Path | None, files: Sequence[Path]) -> Tabl
     )
 
 
-def table_files(format: Format, data: str, root: Path | None, files: Sequence[Path]) -> TableFiles:
+def make_table_files(format: Format, data: str, root: Path | None, files: Sequence[Path]) -> TableFiles:
     """The files as a data source, identified by their names and contents.
 
     Raises:
