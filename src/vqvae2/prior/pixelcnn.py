@@ -20,6 +20,7 @@ from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.gated import GatedLayer
 from vqvae2.prior.layers import PointwiseBlock
 from vqvae2.prior.level import LevelPrior, output_stack
+from vqvae2.prior.static_pixelcnn import StaticPixelCNN
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Cache:
 
 class PixelCNN(LevelPrior):
     """A level prior of two convolutional streams; see `LevelPrior`."""
+
+    static_kind = StaticPixelCNN
 
     def __init__(self, config: LevelPriorConfig, geometry: Geometry, level: int, classes: int) -> None:
         super().__init__(config, geometry, level, classes)

@@ -18,6 +18,7 @@ from vqvae2.config.models import LevelPriorConfig
 from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.layers import PointwiseBlock
 from vqvae2.prior.level import LevelPrior, output_stack
+from vqvae2.prior.static_transformer import StaticTransformer
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class TransformerBlock(nn.Module):
 
 class Transformer(LevelPrior):
     """A level prior of attention alone; see `LevelPrior`."""
+
+    static_kind = StaticTransformer
 
     def __init__(self, config: LevelPriorConfig, geometry: Geometry, level: int, classes: int) -> None:
         super().__init__(config, geometry, level, classes)
