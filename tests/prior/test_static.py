@@ -12,6 +12,7 @@ from torch import Tensor
 from vqvae2.codes import Codes
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.chooser import UNKNOWN, Chooser, Rule
+from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.static import StaticPrior
 from vqvae2.prior.step_ops import Ops, Spec
@@ -41,8 +42,9 @@ def static_logits(
     stream = prior.embedding.weight.dtype
     shape = None if context is None else tuple(context.shape)
     spec = Spec(len(codes), shape, weights or stream, stream, codes.device)
-    assert prior.static_kind is not None
-    static: StaticPrior = prior.static_kind(prior, spec, ops or Ops())
+    kind = static_kind(prior)
+    assert kind is not None
+    static: StaticPrior = kind(prior, spec, ops or Ops())
     known = Chooser(torch.zeros(len(codes), prior.positions, dtype=torch.float64), codes.flatten(1), Rule())
     seen: list[Tensor] = []
 
@@ -176,9 +178,10 @@ def test_a_static_step_copies_nothing_to_or_from_the_host(kind: dict[str, Any]) 
     """On the meta device a value cannot be looked at, so whatever asks for one fails."""
     prior = level_prior(((2, 3), (4, 6)), None, 2, torch.float32, **kind).to("meta")
     context = torch.zeros(2, 8, 4, 6, device="meta")
-    assert prior.static_kind is not None
     spec = Spec(2, tuple(context.shape), torch.float32, torch.float32, context.device)
-    static = prior.static_kind(prior, spec, Ops())
+    kind_of = static_kind(prior)
+    assert kind_of is not None
+    static = kind_of(prior, spec, Ops())
     chooser = Chooser.__new__(Chooser)
     chooser.rule = Rule(0.9, 3, 0.8, 1.0, False)
     chooser.uniforms = torch.zeros(24, 2, dtype=torch.float64, device="meta")

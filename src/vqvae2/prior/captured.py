@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vqvae2.prior.chooser import Chooser, Rule
+from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.precision import Precision, without_tf32
 from vqvae2.prior.static import StaticPrior
@@ -64,7 +65,7 @@ class StepGraphs:
 
     def takes(self, prior: LevelPrior, batch: int, positions: int) -> bool:
         """Whether a grid is drawn this way: the device and the kind of prior can, and it is long enough."""
-        possible = prior.embedding.weight.device.type in self.devices and prior.static_kind is not None
+        possible = prior.embedding.weight.device.type in self.devices and static_kind(prior) is not None
         return possible and batch > 0 and positions >= self.least_positions
 
     @torch.no_grad()
@@ -102,13 +103,13 @@ class StepGraphs:
     def _record(
         self, prior: LevelPrior, spec: Spec, context: Tensor | None, chooser: Chooser, ops: Ops
     ) -> _Recording:
-        assert prior.static_kind is not None
-        recording = _Recording(prior.static_kind(prior, spec, ops), chooser.clone())
+        kind = static_kind(prior)
+        assert kind is not None
+        recording = _Recording(kind(prior, spec, ops), chooser.clone())
         if spec.device.type == "cuda":
             recording.static.load(prior, context)
-            stream = (
-                torch.cuda.Stream()
-            )  # recording needs a stream of its own, on which everything has run once
+            # recording needs a stream of its own, on which everything has run once
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 recording.static.draw_row(recording.chooser)

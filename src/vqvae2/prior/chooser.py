@@ -58,6 +58,8 @@ class Chooser:
         self.rule = rule
         self.uniforms = uniforms.T.contiguous().to(exact)
         self.known = known.T.contiguous()
+        numbers = [rule.temperature, rule.guidance, rule.top_k, rule.top_p]
+        self.settings = torch.tensor(numbers, dtype=torch.float64, device=exact)
         self._asked = (self.known == UNKNOWN).any(1).tolist()
 
     def __call__(self, position: int, logits: Tensor) -> Tensor:

@@ -13,23 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.codes import Codes, CodesError, Geometry
-from vqvae2.config.models import LevelPriorConfig, PriorConfig
+from vqvae2.config.models import PriorConfig
 from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.errors import UserError
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.chooser import UNKNOWN as UNKNOWN
 from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.draw import uniforms
+from vqvae2.prior.kinds import make_level as make_level
 from vqvae2.prior.level import LevelPrior
-from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
-from vqvae2.prior.transformer import Transformer
-
-
-def make_level(config: LevelPriorConfig, geometry: Geometry, level: int, classes: int) -> LevelPrior:
-    """The prior of one level, of the kind that its configuration names; arguments as of `LevelPrior`."""
-    kind = Transformer if config.kind == "transformer" else PixelCNN
-    return kind(config, geometry, level, classes)
 
 
 class HierarchicalPrior(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.config.models import LevelPriorConfig
 from vqvae2.prior.layers import ChannelNorm, Pointwise, pointwise
-from vqvae2.prior.static import StaticPrior
 
 
 class ConditionBlock(nn.Module):
@@ -103,8 +102,6 @@ class LevelPrior(nn.Module, ABC):
     """
 
     output: nn.Module
-    static_kind: ClassVar[type[StaticPrior] | None] = None
-    """How this kind is drawn on a GPU (see `static`); None for plain steps everywhere."""
 
     def __init__(self, config: LevelPriorConfig, geometry: Geometry, level: int, classes: int) -> None:
         super().__init__()

@@ -12,7 +12,6 @@ Shapes: B batch, H W grid, N = H x W, K codes, C hidden units, R inner channels,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,8 @@ from torch import Tensor, nn
 from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.chooser import Chooser
 from vqvae2.prior.layers import ChannelNorm, Pointwise, PointwiseBlock
+from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.step_ops import Ops, Spec
-
-if TYPE_CHECKING:
-    from vqvae2.prior.level import LevelPrior
 
 
 class StaticPrior(ABC):

@@ -8,19 +8,14 @@ Shapes as in `static`; S = kernel // 2, the positions to the left and the rows a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vqvae2.prior.attention import CausalAttention
-from vqvae2.prior.gated import GatedLayer
 from vqvae2.prior.layers import PointwiseBlock
+from vqvae2.prior.level import LevelPrior
+from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.static import StaticAttention, StaticBlocks, StaticPrior, output_layers
 from vqvae2.prior.step_ops import Ops, Spec
-
-if TYPE_CHECKING:
-    from vqvae2.prior.level import LevelPrior
 
 
 class StaticPixelCNN(StaticPrior):
@@ -34,10 +29,11 @@ class StaticPixelCNN(StaticPrior):
 
     def __init__(self, prior: LevelPrior, spec: Spec, ops: Ops) -> None:
         super().__init__(prior, spec, ops)
-        layers, config = gated_layers(prior), prior.config
+        assert isinstance(prior, PixelCNN)
+        layers, config = prior.gated_layers(), prior.config
         count, channels, inner = len(layers), config.hidden, config.residual
         batch, width, self.side = spec.batch, self.width, config.kernel // 2
-        self.attention_after = {i: n for n, i in enumerate(attention_after(prior))}
+        self.attention_after = {i: n for n, i in enumerate(prior.attention_after)}
         rows = self.side + 1
         self.vertical = self._weights(count, 2 * inner, rows * config.kernel * channels)
         self.link = self._weights(count, 2 * inner, channels)
@@ -52,11 +48,12 @@ class StaticPixelCNN(StaticPrior):
         self.above = self._weights(count, rows, width + 2 * self.side, batch, channels)
         self.features = self._weights(count, width, batch, 2 * inner)
         self.left = self._weights(count, batch, self.side + width, channels)
-        self.attention = StaticAttention(attentions(prior), config.heads, self)
+        self.attention = StaticAttention(prior.attention_layers(), config.heads, self)
         self.blocks = StaticBlocks(output_blocks(prior), self)
 
     def _load(self, prior: LevelPrior) -> None:
-        for index, layer in enumerate(gated_layers(prior)):
+        assert isinstance(prior, PixelCNN)
+        for index, layer in enumerate(prior.gated_layers()):
             vertical, horizontal = layer.vertical.conv, layer.horizontal.conv
             taps = vertical.weight * layer.norm_v.gain[:, None, None]
             self.vertical[index].copy_(taps.permute(0, 2, 3, 1).flatten(1))
@@ -76,7 +73,7 @@ class StaticPixelCNN(StaticPrior):
             if self.context_weight is not None:
                 assert layer.context is not None
                 self.context_weight[index].copy_(layer.context.linear.weight)
-        self.attention.load(attentions(prior))
+        self.attention.load(prior.attention_layers())
         self.blocks.load(output_blocks(prior))
         self.above.zero_()
 
@@ -128,24 +125,6 @@ class StaticPixelCNN(StaticPrior):
         row = self.row if len(self.context) > 1 else torch.zeros_like(self.row)
         context = self.context.index_select(0, row)[0].expand(self.width, -1, -1)
         return context.flatten(0, 1).to(self.spec.weights)
-
-
-def gated_layers(prior: LevelPrior) -> list[GatedLayer]:
-    """The gated layers of a PixelCNN."""
-    assert isinstance(prior.layers, nn.ModuleList)
-    return [layer for layer in prior.layers if isinstance(layer, GatedLayer)]
-
-
-def attentions(prior: LevelPrior) -> list[CausalAttention]:
-    """The attention layers of a PixelCNN."""
-    assert isinstance(prior.attentions, nn.ModuleList)
-    return [layer for layer in prior.attentions if isinstance(layer, CausalAttention)]
-
-
-def attention_after(prior: LevelPrior) -> tuple[int, ...]:
-    """After which gated layers they follow."""
-    after: tuple[int, ...] = prior.attention_after  # type: ignore[assignment]
-    return after
 
 
 def output_blocks(prior: LevelPrior) -> list[PointwiseBlock]:

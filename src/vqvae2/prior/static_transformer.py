@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vqvae2.prior.attention import CausalAttention
-from vqvae2.prior.layers import PointwiseBlock
+from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.static import StaticAttention, StaticBlocks, StaticPrior
 from vqvae2.prior.step_ops import Ops, Spec
-
-if TYPE_CHECKING:
-    from vqvae2.prior.level import LevelPrior
+from vqvae2.prior.transformer import Transformer
 
 
 class StaticTransformer(StaticPrior):
@@ -21,12 +16,16 @@ class StaticTransformer(StaticPrior):
 
     def __init__(self, prior: LevelPrior, spec: Spec, ops: Ops) -> None:
         super().__init__(prior, spec, ops)
-        self.attention = StaticAttention(_attentions(prior), prior.config.heads, self)
-        self.blocks = StaticBlocks(_blocks(prior), self)
+        assert isinstance(prior, Transformer)
+        self.attention = StaticAttention(
+            [block.attention for block in prior.blocks()], prior.config.heads, self
+        )
+        self.blocks = StaticBlocks([block.mlp for block in prior.blocks()], self)
 
     def _load(self, prior: LevelPrior) -> None:
-        self.attention.load(_attentions(prior))
-        self.blocks.load(_blocks(prior))
+        assert isinstance(prior, Transformer)
+        self.attention.load([block.attention for block in prior.blocks()])
+        self.blocks.load([block.mlp for block in prior.blocks()])
 
     def start_row(self) -> None:
         """Nothing is computed once for each row."""
@@ -44,15 +43,3 @@ class StaticTransformer(StaticPrior):
             h = self.attention.step(h, index, self.row, column, self.width)
             h = self.blocks.step(h, index)
         return self.ops.norm_linear(h, self.logit_weight, self.logit_bias, "")
-
-
-def _attentions(prior: LevelPrior) -> list[CausalAttention]:
-    assert isinstance(prior.layers, nn.ModuleList)
-    layers = [layer.attention for layer in prior.layers]
-    return [layer for layer in layers if isinstance(layer, CausalAttention)]
-
-
-def _blocks(prior: LevelPrior) -> list[PointwiseBlock]:
-    assert isinstance(prior.layers, nn.ModuleList)
-    blocks = [layer.mlp for layer in prior.layers]
-    return [block for block in blocks if isinstance(block, PointwiseBlock)]

@@ -18,7 +18,6 @@ from vqvae2.config.models import LevelPriorConfig
 from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.layers import PointwiseBlock
 from vqvae2.prior.level import LevelPrior, output_stack
-from vqvae2.prior.static_transformer import StaticTransformer
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,6 @@ class TransformerBlock(nn.Module):
 class Transformer(LevelPrior):
     """A level prior of attention alone; see `LevelPrior`."""
 
-    static_kind = StaticTransformer
-
     def __init__(self, config: LevelPriorConfig, geometry: Geometry, level: int, classes: int) -> None:
         super().__init__(config, geometry, level, classes)
         self.layers = nn.ModuleList(
@@ -89,7 +86,7 @@ class Transformer(LevelPrior):
     def start(self, batch: int, context: Tensor | None) -> Cache:
         """As `LevelPrior.start`."""
         x = self.place_rows.new_zeros(batch, self.config.hidden)
-        return Cache(context, tuple(layer.attention.start(x, self.positions) for layer in self._layers()))
+        return Cache(context, tuple(layer.attention.start(x, self.positions) for layer in self.blocks()))
 
     def step(self, cache: Cache, position: int, previous: Tensor | None) -> tuple[Tensor, Cache]:
         """As `LevelPrior.step`; keys and values are written in place."""
@@ -100,9 +97,10 @@ class Transformer(LevelPrior):
             _, _, height, width = cache.context.shape
             h = h + cache.context[:, :, r % height, c % width]
         attention = list(cache.attention)
-        for index, layer in enumerate(self._layers()):
+        for index, layer in enumerate(self.blocks()):
             h, attention[index] = layer.step(h, attention[index], position)
         return self._logits(h), Cache(cache.context, tuple(attention))
 
-    def _layers(self) -> list[TransformerBlock]:
+    def blocks(self) -> list[TransformerBlock]:
+        """The blocks, first to last."""
         return [layer for layer in self.layers if isinstance(layer, TransformerBlock)]
