@@ -7,6 +7,7 @@ row to the last: the uniform numbers and known codes are uploaded before, the dr
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from vqvae2.errors import UserError
 from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.precision import Precision, without_tf32
 from vqvae2.prior.static import StaticPrior
-from vqvae2.prior.step_ops import Ops, Spec, ops_for
+from vqvae2.prior.step_ops import Ops, Spec
 
 LEAST_POSITIONS = 48
 """Recording a row takes about as long as this many plain steps, so shorter grids are not worth it (our decision)."""
@@ -125,3 +127,15 @@ class StepGraphs:
 def _on(device: torch.device) -> AbstractContextManager[object]:
     """Make `device` the current one, if it is a GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def ops_for(spec: Spec, kernels: str) -> Ops:
+    """The operations for a prepared prior: fused Triton kernels on a GPU where Triton is installed, else plain PyTorch."""
+    if kernels not in ("auto", "torch"):
+        raise UserError(f"expected kernels auto or torch, found {kernels!r}")
+    usable = spec.device.type == "cuda" and spec.stream == torch.float32
+    if kernels == "auto" and usable and importlib.util.find_spec("triton") is not None:
+        from vqvae2.prior.step_triton import TritonOps
+
+        return TritonOps()
+    return Ops()

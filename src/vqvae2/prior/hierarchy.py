@@ -5,7 +5,8 @@ Shapes: B batch, L levels, H W grid, K codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.draw import uniforms
 from vqvae2.prior.kinds import make_level as make_level
 from vqvae2.prior.level import LevelPrior
+from vqvae2.prior.precision import without_tf32
 from vqvae2.prior.scan import scan
 
 
@@ -54,9 +56,10 @@ class HierarchicalPrior(nn.Module):
         return level
 
     def logits(self, codes: Codes, level: int, labels: Tensor | None = None) -> Tensor:
-        """Logits [B, K, H, W] of one level's positions. `labels` as in `log_prob`."""
+        """Logits [B, K, H, W] of one level's positions, without gradients also without TF32. `labels` as in `log_prob`."""
         known = self.check_labels(labels, len(codes))
-        logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
+        with without_tf32(always=False):
+            logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
         return logits
 
     def log_prob(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
@@ -119,9 +122,7 @@ class HierarchicalPrior(nn.Module):
         numbers = [how.level(index, self.geometry.levels) for index in range(self.geometry.levels)]
         levels = self._check_given(given, len(images))
         graphs = graphs or StepGraphs()
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with _eval_mode(self), without_tf32():
             for index, kept in enumerate(levels):
                 asked = (kept == UNKNOWN).flatten(1).any(0).tolist()
                 if not any(asked):
@@ -134,9 +135,6 @@ class HierarchicalPrior(nn.Module):
                 batch, stop = len(images) * (1 + with_guidance), len(asked) - asked[::-1].index(True)
                 drawn = scan(prior, batch, context, choose, stop, graphs)[: len(images)]
                 levels[index] = torch.where(kept == UNKNOWN, drawn, kept)
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return Codes(tuple(levels))
 
     def guides(self, labels: Tensor | None, guidance: float) -> bool:
@@ -189,3 +187,15 @@ class HierarchicalPrior(nn.Module):
 
     def _device(self) -> torch.device:
         return self.level(0).place_rows.device
+
+
+@contextmanager
+def _eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put all modules into eval mode inside the block, and each back into its own mode after it."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

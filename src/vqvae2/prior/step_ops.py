@@ -6,14 +6,12 @@ are numbers. Shapes: B batch, C channels, R inner channels, K codes, N positions
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vqvae2.errors import UserError
 from vqvae2.prior.chooser import Chooser
 from vqvae2.prior.gated import gate
 from vqvae2.prior.layers import EPSILON
@@ -120,15 +118,3 @@ class Ops:
 
 def _same(x: Tensor) -> Tensor:
     return x
-
-
-def ops_for(spec: Spec, kernels: str) -> Ops:
-    """The operations for a prepared prior: fused Triton kernels on a GPU where Triton is installed, else plain PyTorch."""
-    if kernels not in ("auto", "torch"):
-        raise UserError(f"expected kernels auto or torch, found {kernels!r}")
-    usable = spec.device.type == "cuda" and spec.stream == torch.float32
-    if kernels == "auto" and usable and importlib.util.find_spec("triton") is not None:
-        from vqvae2.prior.step_triton import TritonOps
-
-        return TritonOps()
-    return Ops()

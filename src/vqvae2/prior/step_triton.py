@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
+# ruff: noqa: PLR0913 - a kernel takes each pointer and size as an argument of its own
 """The operations of a static step as fused Triton kernels, for NVIDIA and AMD GPUs: see `step_ops.Ops` for what each computes.
 
 At small batches a step is bound by the latency of its kernels and by reading the weights, so each kernel does as much as it
@@ -70,23 +72,25 @@ def _norm_gate(
             k = start + tl.arange(0, BK)
             inside = in_b[:, None] & (k < C)[None, :]
             x = tl.load(h + b[:, None] * C + k[None, :], mask=inside, other=0.0) * scale[:, None]
-            tl.store(normed + b[:, None] * normed_stride + k[None, :], x.to(normed.dtype.element_ty), mask=inside)
+            tl.store(
+                normed + b[:, None] * normed_stride + k[None, :], x.to(normed.dtype.element_ty), mask=inside
+            )
 
 
 @triton.jit
 def _linear_add(
     x, weight, bias, h, batch, outputs,
-    I: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    N: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     b = tl.program_id(1) * BB + tl.arange(0, BB)
     in_n, in_b = n < outputs, b < batch
     total = tl.zeros([BB, BN, BK], tl.float32)
-    for start in tl.static_range(0, I, BK):
+    for start in tl.static_range(0, N, BK):
         k = start + tl.arange(0, BK)
-        in_k = k < I
-        v = tl.load(x + b[:, None] * I + k[None, :], mask=in_b[:, None] & in_k[None, :], other=0.0)
-        w = tl.load(weight + n[:, None] * I + k[None, :], mask=in_n[:, None] & in_k[None, :], other=0.0)
+        in_k = k < N
+        v = tl.load(x + b[:, None] * N + k[None, :], mask=in_b[:, None] & in_k[None, :], other=0.0)
+        w = tl.load(weight + n[:, None] * N + k[None, :], mask=in_n[:, None] & in_k[None, :], other=0.0)
         total += v.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
     in_out = in_b[:, None] & in_n[None, :]
     cell = h + b[:, None] * outputs + n[None, :]
@@ -148,7 +152,9 @@ def _add_rows(h, y, bias, C: tl.constexpr, BC: tl.constexpr):
     m = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BC)
     inside = c < C
-    v = tl.load(h + m * C + c, mask=inside, other=0.0) + tl.load(y + m * C + c, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(h + m * C + c, mask=inside, other=0.0) + tl.load(y + m * C + c, mask=inside, other=0.0).to(
+        tl.float32
+    )
     tl.store(h + m * C + c, v + tl.load(bias + c, mask=inside, other=0.0), mask=inside)
 
 
@@ -190,21 +196,21 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["column"])
-def _embed(
-    codes, table, rows, columns, row, out, column, width, batch, C: tl.constexpr, BC: tl.constexpr
-):
+def _embed(codes, table, rows, columns, row, out, column, width, batch, C: tl.constexpr, BC: tl.constexpr):
     b = tl.program_id(0)
     c = tl.arange(0, BC)
     inside = c < C
     r = tl.load(row)
     code = tl.load(codes + (r * width + width + column - 1) * batch + b)
-    x = tl.load(rows + r * C + c, mask=inside, other=0.0) + tl.load(columns + column * C + c, mask=inside, other=0.0)
+    x = tl.load(rows + r * C + c, mask=inside, other=0.0) + tl.load(
+        columns + column * C + c, mask=inside, other=0.0
+    )
     x += tl.load(table + code * C + c, mask=inside, other=0.0)
     tl.store(out + b * C + c, x, mask=inside)
 
 
 @triton.jit
-def _largest(p, bits, K: tl.constexpr, BY_COUNT: tl.constexpr, least):
+def _largest(p, bits, least, BY_COUNT: tl.constexpr):
     """Zero all of `p` but the fewest largest that are `least` in number, or that sum up to `least`.
 
     Bisection over the bits of the threshold: as integers, positive floating-point numbers have the same order.
@@ -245,9 +251,9 @@ def _choose(
         p = tl.exp((x - top) / tl.load(settings))
         p = tl.where(inside, p, 0.0)
         if TOP_K:
-            p = _largest(p, p.to(tl.int64, bitcast=True), K, True, tl.load(settings + 2))
+            p = _largest(p, p.to(tl.int64, bitcast=True), tl.load(settings + 2), True)
         if TOP_P:
-            p = _largest(p, p.to(tl.int64, bitcast=True), K, False, tl.load(settings + 3) * tl.sum(p, 0))
+            p = _largest(p, p.to(tl.int64, bitcast=True), tl.load(settings + 3) * tl.sum(p, 0), False)
         edges = tl.cumsum(p, 0)
         target = tl.load(uniforms + position * batch + b) * tl.max(edges, 0)
         code = tl.sum(tl.where((edges <= target) & inside, 1, 0), 0)
