@@ -6,15 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from prior_helpers import Grids, hierarchy, inputs, level_prior, random_codes, same, stepped
-from torch import Tensor
+from prior_helpers import Grids, hierarchy, inputs, level_prior, random_codes, same, static_logits, stepped
 
 from vqvae2.codes import Codes
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.chooser import UNKNOWN, Chooser, Rule
 from vqvae2.prior.kinds import static_kind
-from vqvae2.prior.level import LevelPrior
-from vqvae2.prior.static import StaticPrior
 from vqvae2.prior.step_ops import Ops, Spec
 
 KINDS = [
@@ -29,36 +26,6 @@ LEVELS: list[Grids] = [((3, 5),), ((2, 3), (4, 3)), ((2, 1), (2, 3), (4, 6))]
 def graphs(**options: Any) -> StepGraphs:
     """As on a GPU, but nothing is recorded."""
     return StepGraphs(devices=("cpu",), least_positions=1, **options)
-
-
-def static_logits(
-    prior: LevelPrior,
-    codes: Tensor,
-    context: Tensor | None,
-    weights: torch.dtype | None = None,
-    ops: Ops | None = None,
-) -> Tensor:
-    """Logits [B, K, H, W] of the static step over known codes."""
-    stream = prior.embedding.weight.dtype
-    shape = None if context is None else tuple(context.shape)
-    spec = Spec(len(codes), shape, weights or stream, stream, codes.device)
-    kind = static_kind(prior)
-    assert kind is not None
-    static: StaticPrior = kind(prior, spec, ops or Ops())
-    known = Chooser(torch.zeros(len(codes), prior.positions, dtype=torch.float64), codes.flatten(1), Rule())
-    seen: list[Tensor] = []
-
-    def keep(column: int, step: Any = static.step) -> Tensor:
-        seen.append(step(column))
-        return seen[-1]
-
-    static.step = keep  # type: ignore[method-assign]
-    with torch.no_grad():
-        static.load(prior, context)
-        for _ in range(prior.height):
-            static.draw_row(known)
-    assert torch.equal(static.result(), codes)
-    return torch.stack(seen, 2).view(len(codes), -1, *codes.shape[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from prior_helpers import noise
+from prior_helpers import Grids, inputs, level_prior, noise, static_logits
 
 from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.step_ops import Ops
@@ -153,3 +153,29 @@ def test_the_choice(choices: int, guided: bool, options: dict[str, Any]) -> None
             fused().choose(chooser, logits, quick, *place)
     assert torch.equal(plain, quick)
     assert plain[2:].unique().numel() > 1
+
+
+@types
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"attention_every": 2, "layers": 3},
+        {"kernel": 5, "output_layers": 0, "hidden": 12, "heads": 3},
+        {"kind": "transformer"},
+    ],
+)
+def test_a_whole_grid(kind: dict[str, Any], weights: torch.dtype) -> None:
+    """All operations together: the logits are those of the plain operations."""
+    grids: Grids = ((1, 2), (2, 4))
+    prior = level_prior(grids, None, 2, torch.float32, **kind).to(DEVICE)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.mul_(0.5)
+        codes, coarser, labels = inputs(prior, grids, 2)
+        assert labels is not None
+        context = prior.context(tuple(c.to(DEVICE) for c in coarser), labels.to(DEVICE))
+        plain, quick = (
+            static_logits(prior, codes.to(DEVICE), context, weights, ops) for ops in (Ops(), fused())
+        )
+    assert plain.std() > 1e-2
+    assert close(quick, plain, weights)
