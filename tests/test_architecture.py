@@ -60,7 +60,10 @@ print(json.dumps({
     "environment": sorted(k for k in {**environment, **os.environ} if k.startswith("OMP") and environment.get(k) != os.environ.get(k)),
 }))
 """
-_EXTRAS = {"gradio", "onnx", "onnxruntime", "onnxscript", "torch_fidelity", "tensorboard", "trackio", "wandb"}
+_EXTRAS = {
+    *("gradio", "onnx", "onnxruntime", "onnxscript", "torch_fidelity", "tensorboard", "trackio", "wandb"),
+    "triton",  # comes with PyTorch for NVIDIA GPUs
+}
 
 
 def sources() -> list[Path]:

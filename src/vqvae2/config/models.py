@@ -199,12 +199,17 @@ class AutoencoderConfig(_Model):
         self.geometry(shape[2], shape[3])
 
 
-class LevelPriorConfig(_Model):
-    """Stage 2, one level: gated PixelCNN with attention (spec 3), or a transformer."""
+prior_kinds = {"pixelcnn", "transformer"}
+"""The accepted values of `LevelPriorConfig.kind`; `prior.kinds.register_kind` adds to them."""
 
-    kind: Literal["pixelcnn", "transformer"] = Field(
+
+class LevelPriorConfig(_Model):
+    """Stage 2, one level: gated PixelCNN with attention (paper section 3.2), a transformer, or a registered kind."""
+
+    kind: str = Field(
         "pixelcnn",
-        description="pixelcnn: gated convolutions, with or without attention (paper); transformer: attention alone",
+        description="pixelcnn: gated convolutions, with or without attention (paper); transformer: attention alone; "
+        "or the name of a kind that was registered",
     )
     hidden: int = Field(128, ge=4, le=8192, description="hidden units: channels of the residual stream")
     residual: int = Field(
@@ -239,6 +244,15 @@ class LevelPriorConfig(_Model):
         "all",
         description="which coarser levels the conditioning stack sees: all (paper), or the next coarser one only",
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in prior_kinds:
+            raise ValueError(
+                f"expected a kind of prior among {', '.join(sorted(prior_kinds))}, found {value!r}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> LevelPriorConfig:
