@@ -296,6 +296,53 @@ class AutoencoderTrainConfig(TrainConfig):
         return self
 
 
+class SharpenConfig(TrainConfig):
+    """The sharpening of the decoder, after stage 1: an adversarial training of the decoder alone.
+
+    Encoder, codebooks and codes stay as they are, so priors and stored codes remain valid.
+    """
+
+    steps: int = Field(0, ge=0, description="optimiser steps; 0 = no sharpening (paper)")
+    lr: float = Field(2e-4, gt=0, description="peak learning rate of the decoder and of the discriminator")
+    average: float = Field(
+        0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
+    )
+    adversarial: float = Field(
+        0.75,
+        ge=0,
+        description="weight of the adversarial gradient, relative to that of the squared error at the images "
+        "(1 = equally strong); more makes sharper images with more squared error",
+    )
+    begin: int = Field(
+        100, ge=0, description="steps in which only the discriminator learns from the adversarial loss"
+    )
+    loss: Literal["hinge", "logistic"] = Field(
+        "hinge", description="adversarial loss: hinge, or the non-saturating logistic one"
+    )
+    penalty: float = Field(
+        0.0, ge=0, description="weight of the discriminator's gradient penalty R1 at real images; 0 = none"
+    )
+    spectral: bool = Field(True, description="spectral normalisation of the discriminator")
+    augment: bool = Field(
+        False,
+        description="random colours, shifts and holes in what the discriminator sees (DiffAugment), for few images",
+    )
+    width: int = Field(64, ge=4, le=1024, description="channels of the discriminator's first convolution")
+    depth: int = Field(
+        3, ge=1, le=6, description="strided convolutions of the discriminator; 3 judge patches of 38 px"
+    )
+    perceptual: float = Field(
+        0.0, ge=0, description="weight of a perceptual distance beside the squared error; 0 = none"
+    )
+    perceptual_weights: str = Field("", description="its VGG16, as train_autoencoder.perceptual_weights")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> SharpenConfig:
+        if self.perceptual and not self.perceptual_weights:
+            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
+        return self
+
+
 class PriorTrainConfig(TrainConfig):
     """Stage 2's training, alike for every level."""
 
@@ -353,6 +400,9 @@ class Config(_Model):
     autoencoder: AutoencoderConfig = Field(default_factory=AutoencoderConfig, description="stage 1 model")
     train_autoencoder: AutoencoderTrainConfig = Field(
         default_factory=AutoencoderTrainConfig, description="stage 1 training"
+    )
+    sharpen: SharpenConfig = Field(
+        default_factory=SharpenConfig, description="adversarial training of the decoder, after stage 1"
     )
     prior: PriorConfig = Field(default_factory=PriorConfig, description="stage 2 models")
     train_prior: tuple[PriorTrainConfig, ...] = Field(

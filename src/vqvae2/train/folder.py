@@ -4,6 +4,7 @@
     RUN/data/              decoded pictures, skipped.txt
     RUN/autoencoder/       model.safetensors, config.json, metrics.jsonl, checkpoints/, pictures/
     RUN/codes/             the code store
+    RUN/sharpen/           as autoencoder/; its model.safetensors holds the sharpened decoder alone
     RUN/prior/level-0/ ... as autoencoder/, and samples.png
 
 Each stage is done when its model file (or manifest) is there. A setting that contradicts what is already trained is
@@ -115,6 +116,11 @@ def model_file(folder: Path, level: int | None = None) -> Path:
     return part / "model.safetensors"
 
 
+def sharp_file(folder: Path) -> Path:
+    """The weights of the sharpened decoder."""
+    return folder / "sharpen" / "model.safetensors"
+
+
 def samples_file(folder: Path, level: int) -> Path:
     """Samples of the levels up to this one, drawn when its prior is trained."""
     return folder / "prior" / f"level-{level}" / "samples.png"
@@ -126,6 +132,7 @@ def finished(folder: Path, config: Config) -> bool:
     parts = [
         model_file(folder),
         folder / "codes" / "manifest.json",
+        *([sharp_file(folder)] if config.sharpen.steps else []),
         *(model_file(folder, level) for level in levels),
         *(samples_file(folder, level) for level in levels),
     ]
@@ -142,6 +149,8 @@ def begun(folder: Path, config: Config) -> list[str]:
     levels = range(config.autoencoder.levels)
     if started(folder / "autoencoder"):
         prefixes += ["seed", "data", "autoencoder", "train_autoencoder"]
+    if started(folder / "sharpen"):
+        prefixes.append("sharpen")
     for level in levels:
         if started(folder / "prior" / f"level-{level}"):
             prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
@@ -176,6 +185,24 @@ def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -
     model = VQVAE(config.autoencoder)
     tensor_file.load_weights(model, tensors, model_file(folder))
     return model.to(device).eval(), tensor_file.digest(tensors)
+
+
+def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) -> VQVAE:
+    """The trained autoencoder of a run in eval mode, decoding with its sharpened decoder; it encodes as the plain one.
+
+    The sharpened decoder has learnt to decode all levels together. For images of the coarsest levels alone, use
+    the plain one.
+
+    Raises:
+        FileError: not sharpened yet, damaged, or sharpened for other weights of the autoencoder.
+    """
+    file = sharp_file(folder)
+    model, digest = load_autoencoder(folder, config, device)
+    tensors, meta = tensor_file.load_tensors(file)
+    if meta.get("autoencoder") != digest:
+        raise atomic.FileError(f"{file} belongs to another autoencoder than {model_file(folder)}")
+    tensor_file.load_weights(model, {**model.state_dict(), **tensors}, file)
+    return model
 
 
 def load_prior(

@@ -1,4 +1,6 @@
-"""The chained pipeline: pictures -> autoencoder -> codes -> one prior per level, in one run folder, resumable.
+"""The chained pipeline: images -> autoencoder -> codes -> sharpened decoder (if asked for) -> one prior per level.
+
+All of it is in one run folder and resumable.
 
 Called again, it goes on where it stopped; `train/folder.py` says what counts as done, and what is refused.
 """
@@ -6,6 +8,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +36,13 @@ from vqvae2.train.folder import (
     load_prior,
     model_file,
     samples_file,
+    sharp_autoencoder,
+    sharp_file,
     with_classes,
 )
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.sharpen import SharpenObjective
 
 _COLLAPSED = 0.10  # a level that uses fewer codes than this share is reported before stage 2
 
@@ -81,6 +87,8 @@ def train(
         if until == "autoencoder":
             return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
+        if config.sharpen.steps and not sharp_file(folder).exists():
+            _sharpen(folder, config, images, digest, accelerator, reporter)
     finally:
         images.close()
     _health(store, reporter)
@@ -171,9 +179,35 @@ def _stage1(
     return load_autoencoder(folder, config, accelerator.device)
 
 
+def _sharpen(
+    folder: Path, config: Config, images: ImageSet, digest: str, accelerator: Accelerator, reporter: Reporter
+) -> None:
+    """Train the sharpened decoder; its file names the autoencoder that it belongs to."""
+    settings = config.sharpen
+    weights = settings.perceptual_weights
+    distance = PerceptualDistance.read(weights) if weights else None
+    plain, _ = load_autoencoder(folder, config, accelerator.device)  # its own copy, which it freezes
+    objective = SharpenObjective(config, images, plain, distance)
+    _fit(
+        objective,
+        settings,
+        folder / "sharpen",
+        accelerator,
+        reporter,
+        config,
+        config.seed + 5,  # four levels of priors take the numbers before
+        lambda: (objective.weights(), {"autoencoder": digest}),
+    )
+
+
 def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) -> None:
-    """Samples of the levels that are trained so far, finer ones at their mean code: prior/level-L/samples.png."""
+    """Samples of the levels that are trained so far, finer ones at their mean code: prior/level-L/samples.png.
+
+    With all levels, the sharpened decoder draws them, if there is one.
+    """
     device = next(autoencoder.parameters()).device
+    if level == config.autoencoder.levels - 1 and sharp_file(folder).exists():
+        autoencoder = sharp_autoencoder(folder, config, device)
     count, classes = 64, config.prior.classes
     prior = load_prior(folder, config, device, level + 1)
     labels = torch.arange(count) % classes if classes else None
@@ -253,8 +287,9 @@ def _fit(
     reporter: Reporter,
     config: Config,
     seed: int,
+    result: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None,
 ) -> Outcome:
-    """Train one stage and publish its model; the checkpoints are not needed after that."""
+    """Train one stage and publish its model, or what `result` gives; the checkpoints are not needed after that."""
     outcome = fit(objective, settings, part, accelerator, reporter, seed)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     reporter.say(
@@ -264,11 +299,9 @@ def _fit(
         atomic.write_json(
             part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
         )
-        tensor_file.save_tensors(
-            part / "model.safetensors",
-            objective.model.state_dict(),
-            {"figures": figures, "step": outcome.best_step},
-        )
+        tensors, more = result() if result else (objective.model.state_dict(), {})
+        about = {"figures": figures, "step": outcome.best_step, **more}
+        tensor_file.save_tensors(part / "model.safetensors", tensors, about)
         shutil.rmtree(part / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     return outcome
