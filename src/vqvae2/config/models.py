@@ -310,22 +310,17 @@ class SharpenConfig(TrainConfig):
     adversarial: float = Field(
         0.75,
         ge=0,
-        description="weight of the adversarial gradient, relative to that of the squared error at the images "
-        "(1 = equally strong); more makes sharper images with more squared error",
+        description="strength of the adversarial gradient at the images, relative to that of the squared error; "
+        "more makes sharper images with more error",
     )
     begin: int = Field(
         100, ge=0, description="steps in which only the discriminator learns from the adversarial loss"
     )
     loss: Literal["hinge", "logistic"] = Field(
-        "hinge", description="adversarial loss: hinge, or the non-saturating logistic one"
+        "logistic", description="adversarial loss: the non-saturating logistic one, or hinge"
     )
     penalty: float = Field(
-        0.0, ge=0, description="weight of the discriminator's gradient penalty R1 at real images; 0 = none"
-    )
-    spectral: bool = Field(True, description="spectral normalisation of the discriminator")
-    augment: bool = Field(
-        False,
-        description="random colours, shifts and holes in what the discriminator sees (DiffAugment), for few images",
+        0.1, ge=0, description="weight of the discriminator's gradient penalty R1 at real images; 0 = none"
     )
     width: int = Field(64, ge=4, le=1024, description="channels of the discriminator's first convolution")
     depth: int = Field(

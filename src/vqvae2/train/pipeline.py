@@ -292,9 +292,10 @@ def _fit(
     """Train one stage and publish its model, or what `result` gives; the checkpoints are not needed after that."""
     outcome = fit(objective, settings, part, accelerator, reporter, seed)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
-    reporter.say(
-        f"{objective.name}: step {outcome.best_step} is the best of {outcome.step}: " + _figures(figures)
-    )
+    kept = f"step {outcome.best_step} is the best of {outcome.step}"
+    if result:
+        kept = f"the averaged weights of step {outcome.best_step} are kept"
+    reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
     if accelerator.is_main_process:
         atomic.write_json(
             part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}

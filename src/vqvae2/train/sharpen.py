@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from vqvae2.autoencoder.discriminator import (
     PatchDiscriminator,
-    augment,
     discriminator_loss,
     generator_loss,
     gradient_penalty,
@@ -61,9 +60,7 @@ class Sharpening(nn.Module):
         self.decoder = copy.deepcopy(plain.decoder)
         paths = [level.get_submodule("to_finest") for level in plain.levels]
         self.to_finest = copy.deepcopy(nn.ModuleList(paths))
-        self.discriminator = PatchDiscriminator(
-            config.data.channels, settings.width, settings.depth, settings.spectral
-        )
+        self.discriminator = PatchDiscriminator(config.data.channels, settings.width, settings.depth)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # training steps so far
         self._distance = [distance]  # in a list, so that its weights are no part of this module
 
@@ -74,7 +71,9 @@ class Sharpening(nn.Module):
         return images.float()
 
     @torch.compiler.disable  # a gradient is taken within
-    def forward(self, vectors: Sequence[Tensor], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, vectors: Sequence[Tensor], images: Tensor, plain: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of both networks' losses, and figures to log.
 
         Args:
@@ -88,42 +87,38 @@ class Sharpening(nn.Module):
         if self.settings.perceptual and self._distance[0] is not None:
             logs["perceptual"] = self._distance[0](sharp, images).mean()
             loss = loss + self.settings.perceptual * logs["perceptual"]
-        adversarial, adversarial_logs = self._adversarial(sharp, (sharp - images).detach())
-        own, own_logs = self._discriminator(sharp.detach(), images)
+        adversarial, adversarial_logs = self._adversarial(sharp, plain, (sharp - images).detach())
+        own, own_logs = self._discriminator(sharp.detach(), images, plain)
         self.seen += 1
         return loss + adversarial + own, {**logs, **adversarial_logs, **own_logs}
 
-    def _adversarial(self, sharp: Tensor, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """A term whose gradient at the images is the adversarial one, brought to a size relative to the squared error's.
+    def _adversarial(self, sharp: Tensor, plain: Tensor, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """A term whose gradient at the images is the adversarial one, of a size relative to that of the squared error.
 
-        VQGAN's equation 7 compares the gradients at the last layer's weights; we compare them at the images, where the
-        squared error's is known and the adversarial one has to pass anyway.
+        VQGAN's equation 7 divides by the adversarial gradient at the last layer's weights. We compare gradients at the
+        images, and never divide by less than the gradient of a discriminator of slope 1: an undecided one has a small
+        gradient that means nothing, and enlarging it ruined the images.
         """
-        fake = self.discriminator.frozen(self._seen_images(sharp))
+        fake = self.discriminator.frozen(sharp, plain)
         loss = generator_loss(fake, self.settings.loss == "hinge")
         (gradient,) = torch.autograd.grad(loss, sharp)
-        aim = 2 * error.norm() / (error.numel() * self.config.autoencoder.variance)
-        weight = self.settings.adversarial * aim / (gradient.norm() + 1e-12)
+        of_error = 2 * error.norm() / (error.numel() * self.config.autoencoder.variance)
+        weight = self.settings.adversarial * of_error / gradient.norm().clamp_min(fake.numel() ** -0.5)
         weight = weight * (self.seen >= self.settings.begin)
         return (sharp * (weight * gradient)).sum(), {"generator": loss.detach(), "weight": weight}
 
-    def _discriminator(self, sharp: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _discriminator(
+        self, sharp: Tensor, images: Tensor, plain: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         penalised = self.settings.penalty > 0
-        real_images = self._seen_images(images).requires_grad_(penalised)
-        real, fake = self.discriminator(real_images), self.discriminator(self._seen_images(sharp))
+        images = images.detach().requires_grad_(penalised)
+        real, fake = self.discriminator(images, plain), self.discriminator(sharp, plain)
         loss = discriminator_loss(real, fake, self.settings.loss == "hinge")
         logs = {"discriminator": loss.detach(), "real": real.detach().mean(), "fake": fake.detach().mean()}
         if penalised:
-            logs["penalty"] = gradient_penalty(real, real_images)
+            logs["penalty"] = gradient_penalty(real, images)
             loss = loss + self.settings.penalty * logs["penalty"]
         return loss, logs
-
-    def _seen_images(self, images: Tensor) -> Tensor:
-        """What the discriminator sees of images: all, or what is left after random changes."""
-        if not self.settings.augment:
-            return images
-        with torch.autocast(images.device.type, enabled=False):
-            return augment(images)
 
 
 class SharpenObjective:
@@ -167,7 +162,9 @@ class SharpenObjective:
         images = batch[0].to(next(model.parameters()).device)
         with torch.autocast(images.device.type, enabled=False):  # float32 as for the stored codes
             codes = self.plain.encode(images)
-        result: tuple[Tensor, dict[str, Tensor]] = model(self.vectors(codes), images)
+        result: tuple[Tensor, dict[str, Tensor]] = model(
+            self.vectors(codes), images, self.plain.decode(codes)
+        )
         return result
 
     @torch.no_grad()
@@ -201,7 +198,7 @@ class SharpenObjective:
             pair = (model.decode(self.vectors(codes)).clamp(-1, 1), self.plain.decode(codes))
             columns = [(x - images).square().mean((1, 2, 3)) for x in pair]
             columns += [detail(x) for x in (*pair, images)]
-            columns += [model.discriminator(x).mean((1, 2, 3)) for x in (images, pair[0])]
+            columns += [model.discriminator(x, pair[1]).mean((1, 2, 3)) for x in (images, pair[0])]
             totals += torch.stack([column.sum() for column in columns]).cpu().double()
         totals = accelerator.reduce(totals.float().to(device), "sum").cpu() / len(self.images.heldout)
         mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake = totals.tolist()
