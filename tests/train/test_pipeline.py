@@ -652,7 +652,7 @@ def test_changed_data_is_refused(copied: Path, config: Config, data: Path, tmp_p
     only_stage_1(run)
     added = mine / "cats" / "new.png"
     shutil.copy(mine / "dogs" / "001.png", added)
-    with pytest.raises(RunError, match=r"the pictures in .*mine changed since .*changing was begun"):
+    with pytest.raises(RunError, match=r"the images in .*mine changed since .*changing began"):
         go(mine, run, config)
     added.unlink()
     kept = (mine / "cats" / "000.png").read_bytes()

@@ -303,7 +303,10 @@ class SharpenConfig(TrainConfig):
     """
 
     steps: int = Field(0, ge=0, description="optimiser steps; 0 = no sharpening (paper)")
-    lr: float = Field(2e-4, gt=0, description="peak learning rate of the decoder and of the discriminator")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
+    discriminator_rate: float = Field(
+        4.0, gt=0, description="learning rate of the discriminator, relative to the decoder's"
+    )
     average: float = Field(
         0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
     )
