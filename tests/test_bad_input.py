@@ -288,7 +288,7 @@ def test_one_line_and_nothing_lost(
     before = contents(world.folder)
     said = command(*arguments)
     assert (said.code, said.out) == (2, ""), said.err
-    lines = [line for line in said.err.splitlines() if not line.startswith("reading pictures: ")]
+    lines = [line for line in said.err.splitlines() if not line.startswith("reading images: ")]
     assert len(lines) == 1, said.err
     assert lines[0].startswith("vqvae2: ")
     assert re.search(pattern, said.err), said.err

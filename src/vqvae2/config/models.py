@@ -331,6 +331,51 @@ class AutoencoderTrainConfig(TrainConfig):
         return self
 
 
+class SharpenConfig(TrainConfig):
+    """The sharpening of the decoder, after stage 1: an adversarial training of the decoder alone.
+
+    Encoder, codebooks and codes stay as they are, so priors and stored codes remain valid.
+    """
+
+    steps: int = Field(0, ge=0, description="optimiser steps; 0 = no sharpening (paper)")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
+    discriminator_rate: float = Field(
+        4.0, gt=0, description="learning rate of the discriminator, relative to the decoder's"
+    )
+    average: float = Field(
+        0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
+    )
+    adversarial: float = Field(
+        0.75,
+        ge=0,
+        description="strength of the adversarial gradient at the images, relative to that of the squared error; "
+        "more makes sharper images with more error",
+    )
+    begin: int = Field(
+        100, ge=0, description="steps in which only the discriminator learns from the adversarial loss"
+    )
+    loss: Literal["hinge", "logistic"] = Field(
+        "logistic", description="adversarial loss: the non-saturating logistic one, or hinge"
+    )
+    penalty: float = Field(
+        0.1, ge=0, description="weight of the discriminator's gradient penalty R1 at real images; 0 = none"
+    )
+    width: int = Field(64, ge=4, le=1024, description="channels of the discriminator's first convolution")
+    depth: int = Field(
+        3, ge=1, le=6, description="strided convolutions of the discriminator; 3 judge patches of 38 px"
+    )
+    perceptual: float = Field(
+        0.0, ge=0, description="weight of a perceptual distance beside the squared error; 0 = none"
+    )
+    perceptual_weights: str = Field("", description="its VGG16, as train_autoencoder.perceptual_weights")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> SharpenConfig:
+        if self.perceptual and not self.perceptual_weights:
+            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
+        return self
+
+
 class PriorTrainConfig(TrainConfig):
     """Stage 2's training, alike for every level."""
 
@@ -357,6 +402,9 @@ class Config(_Model):
     autoencoder: AutoencoderConfig = Field(default_factory=AutoencoderConfig, description="stage 1 model")
     train_autoencoder: AutoencoderTrainConfig = Field(
         default_factory=AutoencoderTrainConfig, description="stage 1 training"
+    )
+    sharpen: SharpenConfig = Field(
+        default_factory=SharpenConfig, description="adversarial training of the decoder, after stage 1"
     )
     prior: PriorConfig = Field(default_factory=PriorConfig, description="stage 2 models")
     train_prior: tuple[PriorTrainConfig, ...] = Field(
