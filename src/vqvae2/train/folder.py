@@ -1,10 +1,4 @@
-"""What a run folder holds, and the rules by which a folder that exists may be used again.
-
-    RUN/config.yaml        what was asked for, resolved, with version, command, source, fingerprint and classes
-    RUN/data/              decoded pictures, skipped.txt
-    RUN/autoencoder/       model.safetensors, config.json, metrics.jsonl, checkpoints/, pictures/
-    RUN/codes/             the code store
-    RUN/prior/level-0/ ... as autoencoder/, and samples.png
+"""The rules by which a run folder that exists may be used again, and its weights; `files/run_folder.py` says what it holds.
 
 Each stage is done when its model file (or manifest) is there. A setting that contradicts what is already trained is
 refused with the difference.
@@ -28,6 +22,7 @@ from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
 from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 _FREE = re.compile(  # may change at any time
@@ -45,7 +40,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
     Raises:
         RunError: see `train`.
     """
-    file = folder / "config.yaml"
+    file = RunFolder(folder).config
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -82,7 +77,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
 
 def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
     """Write RUN/config.yaml, unless it says so already: the record under `run`, then the settings."""
-    file = folder / "config.yaml"
+    file = RunFolder(folder).config
     text = yaml.safe_dump({"run": record, **config.model_dump(mode="json")}, sort_keys=False)
     if not (file.is_file() and file.read_text(encoding="utf-8") == text):
         atomic.write_text(file, text)
@@ -95,12 +90,13 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
         RunError: not a run folder, or one of a newer version.
         ConfigError: damaged.
     """
-    if not (folder / "config.yaml").is_file():
+    file = RunFolder(folder).config
+    if not file.is_file():
         raise RunError(f"{folder} is no run folder: it has no config.yaml")
-    value = read_yaml(folder / "config.yaml")
+    value = read_yaml(file)
     record = value.pop("run", {})
     if not isinstance(record, dict) or not isinstance(record.get("format", 0), int):
-        raise ConfigError(f"{folder / 'config.yaml'} is damaged: it has no record of the run")
+        raise ConfigError(f"{file} is damaged: it has no record of the run")
     if record.get("format", 0) > atomic.FORMAT:
         raise RunError(
             f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
@@ -111,13 +107,12 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
 
 def model_file(folder: Path, level: int | None = None) -> Path:
     """The weights of the autoencoder (level None) or of one level's prior."""
-    part = folder / "autoencoder" if level is None else folder / "prior" / f"level-{level}"
-    return part / "model.safetensors"
+    return RunFolder(folder).stage(level).model
 
 
 def samples_file(folder: Path, level: int) -> Path:
     """Samples of the levels up to this one, drawn when its prior is trained."""
-    return folder / "prior" / f"level-{level}" / "samples.png"
+    return RunFolder(folder).prior(level).samples
 
 
 def finished(folder: Path, config: Config) -> bool:
@@ -125,7 +120,7 @@ def finished(folder: Path, config: Config) -> bool:
     levels = range(config.autoencoder.levels)
     parts = [
         model_file(folder),
-        folder / "codes" / "manifest.json",
+        RunFolder(folder).manifest,
         *(model_file(folder, level) for level in levels),
         *(samples_file(folder, level) for level in levels),
     ]
@@ -134,16 +129,12 @@ def finished(folder: Path, config: Config) -> bool:
 
 def begun(folder: Path, config: Config) -> list[str]:
     """Prefixes of the settings that what is already trained depends on."""
-
-    def started(part: Path) -> bool:
-        return (part / "model.safetensors").exists() or (part / "checkpoints" / "last.safetensors").exists()
-
     prefixes = []
     levels = range(config.autoencoder.levels)
-    if started(folder / "autoencoder"):
+    if RunFolder(folder).autoencoder.begun():
         prefixes += ["seed", "data", "autoencoder", "train_autoencoder"]
     for level in levels:
-        if started(folder / "prior" / f"level-{level}"):
+        if RunFolder(folder).prior(level).begun():
             prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
             prefixes += [f"train_prior.{other}.copies" for other in levels]  # all levels share the codes
     return prefixes

@@ -25,6 +25,7 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
 from vqvae2.train.folder import (
     claim,
@@ -135,7 +136,7 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
             tracker.update(done)
 
         images = open_images(
-            data, config.data, folder / "data", seed=config.seed, say=reporter.say, progress=progress
+            data, config.data, RunFolder(folder).data, seed=config.seed, say=reporter.say, progress=progress
         )
     reporter.say(
         f"{len(images)} pictures of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
@@ -164,7 +165,7 @@ def _stage1(
     reporter: Reporter,
 ) -> tuple[VQVAE, str]:
     if given:
-        part, objective = folder / "autoencoder", AutoencoderObjective(config, images, given[0])
+        part, objective = RunFolder(folder).autoencoder, AutoencoderObjective(config, images, given[0])
         if given[1]:
             tensor_file.load_weights(objective.model, given[1], config.train_autoencoder.start)
         _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
@@ -195,15 +196,15 @@ def _codes(
 ) -> CodeStore:
     if accelerator.is_main_process:
         try:
-            store = open_store(folder / "codes", digest=digest)
+            store = open_store(RunFolder(folder).codes, digest=digest)
             if len(store) != _total(images, config):
                 raise StoreError("train_prior.*.copies was changed")
         except StoreError:
             if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
                 reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
-            extract(model, images, config, folder / "codes", digest, reporter)
+            extract(model, images, config, RunFolder(folder).codes, digest, reporter)
     accelerator.wait_for_everyone()
-    return open_store(folder / "codes", digest=digest)
+    return open_store(RunFolder(folder).codes, digest=digest)
 
 
 def _health(store: CodeStore, reporter: Reporter) -> None:
@@ -241,35 +242,33 @@ def _stage2(
     settings = config.train_prior[level]
     codebooks = [quantizer.embeddings for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
-    part = folder / "prior" / f"level-{level}"
+    part = RunFolder(folder).prior(level)
     _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)
 
 
 def _fit(
     objective: Objective,
     settings: Any,
-    part: Path,
+    part: StageFolder,
     accelerator: Accelerator,
     reporter: Reporter,
     config: Config,
     seed: int,
 ) -> Outcome:
     """Train one stage and publish its model; the checkpoints are not needed after that."""
-    outcome = fit(objective, settings, part, accelerator, reporter, seed)
+    outcome = fit(objective, settings, part.path, accelerator, reporter, seed)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     reporter.say(
         f"{objective.name}: step {outcome.best_step} is the best of {outcome.step}: " + _figures(figures)
     )
     if accelerator.is_main_process:
-        atomic.write_json(
-            part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
-        )
+        atomic.write_json(part.record, {"outcome": asdict(outcome), "config": config.model_dump(mode="json")})
         tensor_file.save_tensors(
-            part / "model.safetensors",
+            part.model,
             objective.model.state_dict(),
             {"figures": figures, "step": outcome.best_step},
         )
-        shutil.rmtree(part / "checkpoints", ignore_errors=True)
+        shutil.rmtree(part.checkpoints, ignore_errors=True)
     accelerator.wait_for_everyone()
     return outcome
 
