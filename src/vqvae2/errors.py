@@ -1,5 +1,5 @@
-"""The base of every error that is the user's to mend: one clear line, what was expected and what was found."""
+"""The base class of all errors that the user can correct: one line that says what was expected and what was found."""
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for; the command prints it as one line and exits with 2."""
+    """A request that cannot be fulfilled. The command prints it as one line and exits with code 2."""
