@@ -1,5 +1,5 @@
-"""The base class of all errors that the user can correct: one line that says what was expected and what was found."""
+"""The base class of all errors that the user can correct; the message is one line: what was expected, what was found."""
 
 
 class UserError(ValueError):
-    """A request that cannot be fulfilled. The command prints it as one line and exits with code 2."""
+    """A mistake of the user; the command prints the message as one line and ends with exit code 2."""
