@@ -169,7 +169,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "other preset": (lambda w: w.train(run=w.run), r"trained with other settings.*another --run"),
     "no config.yaml": (bare, r"no run folder: it has no config\.yaml"),
     "no such run": (lambda w: ["inspect", w.folder / "runn"], r"no run .*runn: expected"),
-    "half trained": (half, r"prior of level 1 .* is not trained yet; `vqvae2 train .*` goes on"),
+    "half trained": (half, r"prior of level 1 .* is not trained yet; `vqvae2 train .*` continues"),
     "cut weights": (cut, r"autoencoder/model\.safetensors is damaged"),
     "altered weights": (lambda w: flipped(w, "prior/level-1", "sample"), r"level-1.* was altered"),
     "altered weights inspected": (lambda w: flipped(w, "autoencoder", "inspect"), r"autoencoder.* was altered"),
@@ -227,7 +227,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
         lambda w: w.reconstruct(next(w.pictures.rglob("*.png")), w.folder / "no.png"),
         r"no such file: .*no\.png",
     ),
-    "reconstruct an empty folder": (lambda w: w.reconstruct(empty(w)), r"no pictures in .*empty"),
+    "reconstruct an empty folder": (lambda w: w.reconstruct(empty(w)), r"no images in .*empty"),
     "reconstruct to a file": (
         lambda w: [*w.reconstruct(w.pictures)[:-1], w.file("file")],
         r"cannot make the folder .*file",
@@ -462,7 +462,7 @@ def test_a_damaged_checkpoint(
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, OSError])
-@pytest.mark.parametrize("place", ["vqvae2.inspection.describe", "vqvae2.run.read_run"])
+@pytest.mark.parametrize("place", ["vqvae2.commands.inspect.describe", "vqvae2.run.read_run"])
 def test_a_mistake_of_ours_keeps_its_traceback(
     place: str, kind: type[Exception], world: World, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

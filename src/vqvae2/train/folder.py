@@ -1,11 +1,4 @@
-"""What a run folder holds, and the rules by which a folder that exists may be used again.
-
-    RUN/config.yaml        all settings, with version, command, source, fingerprint and classes
-    RUN/data/              decoded images, skipped.txt
-    RUN/autoencoder/       model.safetensors, config.json, metrics.jsonl, checkpoints/, pictures/
-    RUN/codes/             the code store
-    RUN/sharpen/           as autoencoder/; its model.safetensors holds the sharpened decoder alone
-    RUN/prior/level-0/ ... as autoencoder/, and samples.png
+"""The rules by which a run folder that exists may be used again, and its weights; `files/run_folder.py` says what it holds.
 
 A stage is done when its model file (or manifest) exists. A setting that differs from the one that an existing stage was
 trained with is refused, and the error shows both values.
@@ -29,6 +22,7 @@ from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
 from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 _FREE = re.compile(  # settings that may change at any time
@@ -46,7 +40,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
     Raises:
         RunError: see `train`.
     """
-    file = folder / "config.yaml"
+    file = RunFolder(folder).config
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -83,7 +77,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
 
 def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
     """Write RUN/config.yaml if its content would change: the record under `run`, then the settings."""
-    file = folder / "config.yaml"
+    file = RunFolder(folder).config
     text = yaml.safe_dump({"run": record, **config.model_dump(mode="json")}, sort_keys=False)
     if not (file.is_file() and file.read_text(encoding="utf-8") == text):
         atomic.write_text(file, text)
@@ -96,12 +90,13 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
         RunError: not a run folder, or one of a newer version.
         ConfigError: damaged.
     """
-    if not (folder / "config.yaml").is_file():
+    file = RunFolder(folder).config
+    if not file.is_file():
         raise RunError(f"{folder} is no run folder: it has no config.yaml")
-    value = read_yaml(folder / "config.yaml")
+    value = read_yaml(file)
     record = value.pop("run", {})
     if not isinstance(record, dict) or not isinstance(record.get("format", 0), int):
-        raise ConfigError(f"{folder / 'config.yaml'} is damaged: it has no record of the run")
+        raise ConfigError(f"{file} is damaged: it has no record of the run")
     if record.get("format", 0) > atomic.FORMAT:
         raise RunError(
             f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
@@ -112,18 +107,17 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
 
 def model_file(folder: Path, level: int | None = None) -> Path:
     """The file with the weights of the autoencoder (level None) or of one level's prior."""
-    part = folder / "autoencoder" if level is None else folder / "prior" / f"level-{level}"
-    return part / "model.safetensors"
+    return RunFolder(folder).stage(level).model
 
 
 def sharp_file(folder: Path) -> Path:
     """The weights of the sharpened decoder."""
-    return folder / "sharpen" / "model.safetensors"
+    return RunFolder(folder).sharpen.model
 
 
 def samples_file(folder: Path, level: int) -> Path:
     """The picture of samples of the levels up to this one, drawn when its prior is trained."""
-    return folder / "prior" / f"level-{level}" / "samples.png"
+    return RunFolder(folder).prior(level).samples
 
 
 def finished(folder: Path, config: Config) -> bool:
@@ -131,7 +125,7 @@ def finished(folder: Path, config: Config) -> bool:
     levels = range(config.autoencoder.levels)
     parts = [
         model_file(folder),
-        folder / "codes" / "manifest.json",
+        RunFolder(folder).manifest,
         *([sharp_file(folder)] if config.sharpen.steps else []),
         *(model_file(folder, level) for level in levels),
         *(samples_file(folder, level) for level in levels),
@@ -141,18 +135,14 @@ def finished(folder: Path, config: Config) -> bool:
 
 def begun(folder: Path, config: Config) -> list[str]:
     """Prefixes of the settings that may no longer change, because a stage was trained with them."""
-
-    def started(part: Path) -> bool:
-        return (part / "model.safetensors").exists() or (part / "checkpoints" / "last.safetensors").exists()
-
     prefixes = []
     levels = range(config.autoencoder.levels)
-    if started(folder / "autoencoder"):
+    if RunFolder(folder).autoencoder.begun():
         prefixes += ["seed", "data", "autoencoder", "train_autoencoder"]
-    if started(folder / "sharpen"):
+    if RunFolder(folder).sharpen.begun():
         prefixes.append("sharpen")
     for level in levels:
-        if started(folder / "prior" / f"level-{level}"):
+        if RunFolder(folder).prior(level).begun():
             prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
             prefixes += [f"train_prior.{other}.copies" for other in levels]  # all levels share the codes
     return prefixes

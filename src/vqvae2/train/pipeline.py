@@ -28,6 +28,7 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
 from vqvae2.train.folder import (
     claim,
@@ -149,7 +150,7 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
             tracker.update(done)
 
         images = open_images(
-            data, config.data, folder / "data", seed=config.seed, say=reporter.say, progress=progress
+            data, config.data, RunFolder(folder).data, seed=config.seed, say=reporter.say, progress=progress
         )
     reporter.say(
         f"{len(images)} images of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
@@ -178,7 +179,7 @@ def _stage1(
     reporter: Reporter,
 ) -> tuple[VQVAE, str]:
     if inputs:
-        part, objective = folder / "autoencoder", AutoencoderObjective(config, images, inputs[0])
+        part, objective = RunFolder(folder).autoencoder, AutoencoderObjective(config, images, inputs[0])
         if inputs[1]:
             tensor_file.load_weights(objective.model, inputs[1], config.train_autoencoder.start)
         _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
@@ -197,7 +198,7 @@ def _sharpen(
     _fit(
         objective,
         settings,
-        folder / "sharpen",
+        RunFolder(folder).sharpen,
         accelerator,
         reporter,
         config,
@@ -235,15 +236,15 @@ def _codes(
 ) -> CodeStore:
     if accelerator.is_main_process:
         try:
-            store = open_store(folder / "codes", digest=digest)
+            store = open_store(RunFolder(folder).codes, digest=digest)
             if len(store) != _total(images, config):
                 raise StoreError("train_prior.*.copies was changed")
         except StoreError:
             if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
                 reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
-            extract(model, images, config, folder / "codes", digest, reporter)
+            extract(model, images, config, RunFolder(folder).codes, digest, reporter)
     accelerator.wait_for_everyone()
-    return open_store(folder / "codes", digest=digest)
+    return open_store(RunFolder(folder).codes, digest=digest)
 
 
 def _health(store: CodeStore, reporter: Reporter) -> None:
@@ -281,14 +282,14 @@ def _stage2(
     settings = config.train_prior[level]
     codebooks = [quantizer.embeddings for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
-    part = folder / "prior" / f"level-{level}"
+    part = RunFolder(folder).prior(level)
     _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)
 
 
 def _fit(
     objective: Objective,
     settings: Any,
-    part: Path,
+    part: StageFolder,
     accelerator: Accelerator,
     reporter: Reporter,
     config: Config,
@@ -300,20 +301,18 @@ def _fit(
     Args:
         result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
     """
-    outcome = fit(objective, settings, part, accelerator, reporter, seed)
+    outcome = fit(objective, settings, part.path, accelerator, reporter, seed)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
     if result:
         kept = f"the averaged weights of step {outcome.best_step} are kept"
     reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
     if accelerator.is_main_process:
-        atomic.write_json(
-            part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
-        )
+        atomic.write_json(part.record, {"outcome": asdict(outcome), "config": config.model_dump(mode="json")})
         tensors, more = result() if result else (objective.model.state_dict(), {})
         about = {"figures": figures, "step": outcome.best_step, **more}
-        tensor_file.save_tensors(part / "model.safetensors", tensors, about)
-        shutil.rmtree(part / "checkpoints", ignore_errors=True)
+        tensor_file.save_tensors(part.model, tensors, about)
+        shutil.rmtree(part.checkpoints, ignore_errors=True)
     accelerator.wait_for_everyone()
     return outcome
 

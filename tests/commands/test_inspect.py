@@ -19,11 +19,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.commands.costs import Cost, kept_bytes, measure
+from vqvae2.commands.inspect import describe
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import override
 from vqvae2.config.presets import preset, presets
 from vqvae2.data.store import open_store
-from vqvae2.inspection import Work, describe, kept_bytes, measure
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
 
@@ -93,11 +94,13 @@ def saved(config: Config, level: int | None, net: nn.Module, batch: int, bf16: b
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def networks(config: Config) -> list[tuple[int | None, nn.Module, Work]]:
+def networks(config: Config) -> list[tuple[int | None, nn.Module, Cost]]:
     """(None for the autoencoder or the level, the real network, what was measured of it)."""
     autoencoder, prior = VQVAE(config.autoencoder).eval(), HierarchicalPrior(config.prior, config.geometry)
     measured = known(config)
-    nets = zip((None, *range(len(prior.levels))), (autoencoder, *prior.levels), measured.parts, strict=True)
+    nets = zip(
+        (None, *range(len(prior.levels))), (autoencoder, *prior.levels), measured.networks, strict=True
+    )
     return list(nets)
 
 
@@ -221,7 +224,7 @@ def test_four_times_the_pixels_cost_four_times_as_much() -> None:
     """Exactly, without attention; in memory a little less, because margins are kept with the maps."""
     less, more = known(changed(*PLAIN)), known(changed("data.size=64", *PLAIN))
     assert (more.encode, more.decode, more.sample) == (4 * less.encode, 4 * less.decode, 4 * less.sample)
-    for small, large in zip(less.parts, more.parts, strict=True):
+    for small, large in zip(less.networks, more.networks, strict=True):
         assert (large.forward, large.training) == (4 * small.forward, 4 * small.training)
         assert 3.8 * small.kept < large.kept <= 4 * small.kept
         assert 3.8 * small.kept_bf16 < large.kept_bf16 <= 4 * small.kept_bf16
@@ -287,7 +290,7 @@ def test_weights_gradients_and_moments(average: float) -> None:
 def test_the_table_of_memory() -> None:
     config = changed("train_prior.1.average=0", base="small64")
     table, found = describe(config)[MEMORY], known(config)
-    for part in found.parts:
+    for part in found.networks:
         for name, value in (
             ("activations, fp32", part.kept),
             ("activations, bf16", part.kept_bf16),
@@ -300,8 +303,8 @@ def test_the_table_of_memory() -> None:
 def test_a_batch_is_cut_until_it_fits() -> None:
     """The fewest parts such that state and activations of one part fit into nine tenths of 80 GB."""
     small, paper = known(preset("small64")), known(preset("ffhq1024"))
-    assert [part.accumulate for part in small.parts] == [1, 1, 1]
-    for part in paper.parts:
+    assert [part.accumulate for part in small.networks] == [1, 1, 1]
+    for part in paper.networks:
         batch = part.settings.batch
         assert part.accumulate
         assert part.state + math.ceil(batch / part.accumulate) * part.kept_bf16 <= 72e9
@@ -322,7 +325,7 @@ def test_cost_is_steps_times_batch_times_flops_over_speed() -> None:
         "train_autoencoder.steps=1000000000", "train_prior.1.batch=7", "train_prior.0.steps=3000"
     )
     found = known(config)
-    for part, training in zip(found.parts, (config.train_autoencoder, *config.train_prior), strict=True):
+    for part, training in zip(found.networks, (config.train_autoencoder, *config.train_prior), strict=True):
         assert part.total == training.steps * training.batch * part.training
         assert part.gpu_hours * 3600 * 989e12 * 0.35 == pytest.approx(part.total)
     table = describe(config)[COST]
@@ -358,7 +361,7 @@ def test_the_largest_presets_are_measured_in_seconds_and_without_their_memory() 
     start, before = time.process_time(), peak()
     found = measure(preset("ffhq1024"))
     assert time.process_time() - start < 20
-    assert sum(part.state for part in found.parts) > 20 * 2**30
+    assert sum(part.state for part in found.networks) > 20 * 2**30
     assert peak() - before < 2**30
 
 
@@ -372,7 +375,7 @@ def test_attention_on_a_wide_grid() -> None:
 
 def test_the_papers_presets_stand_in_order_of_cost() -> None:
     names = ("large256", "ffhq1024", "imagenet256")
-    totals = [sum(part.total for part in known(preset(name)).parts) for name in names]
+    totals = [sum(part.total for part in known(preset(name)).networks) for name in names]
     assert totals == sorted(totals)
     assert presets()[-3:] == names
 
@@ -405,7 +408,7 @@ def test_a_finished_run(trained: Path) -> None:
 def test_codes_used(trained: Path) -> None:
     """The share of codes that occur in the training pictures, counted here."""
     run = load(trained, "cpu")
-    table = describe(run.config, run)["codes used, training pictures"]
+    table = describe(run.config, run)["codes used, training images"]
     store = open_store(trained / "codes")
     for level, grid in enumerate(store.codes(store.train).levels):
         share = len(grid.unique()) / 16
