@@ -1,7 +1,7 @@
 """Build emoji data sets with 9 classes: the small one inside the package and a larger one with six styles.
 
-    python scripts/build_emoji.py embedded
-    python scripts/build_emoji.py styles --size 256 --out emoji_styles256.parquet
+    python tools/build_emoji.py embedded
+    python tools/build_emoji.py styles --size 256 --out emoji_styles256.parquet
 
 The pictures and labels come from npm packages of pinned version and checksum; `npm pack` downloads them and
 runs nothing. Both sets share one split, which depends on the label table only: an emoji on the test side of

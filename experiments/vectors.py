@@ -1,6 +1,6 @@
 """Why draw from a fixed codebook rather than generate the encoder's vectors: the same hierarchy with and without one.
 
-    python scripts/vectors.py --out RUNS [--data emoji64] [--set KEY=VALUE ...] [--components 10] [--noise 0.05] [--n 72]
+    python experiments/vectors.py --out RUNS [--data emoji64] [--set KEY=VALUE ...] [--components 10] [--noise 0.05] [--n 72]
 
 Both arms have the settings of recipes/vectors.yaml: networks, steps, batches, and priors of one body. RUNS/codes is an ordinary run. In
 RUNS/vectors nothing is quantized: the vectors are bounded by tanh and carry normal noise (without it their density has no bound), and the

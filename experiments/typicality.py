@@ -1,6 +1,6 @@
 """How well typicality tells a run's held-out pictures from others: the area under the ROC curve, as JSON.
 
-    python scripts/typicality.py RUN --in DATA --out DATA... [--n 120]
+    python experiments/typicality.py RUN --in DATA --out DATA... [--n 120]
 
 DATA is what `vqvae2 train` takes, of any size and colour: shown to the run as its own pictures are. The held-out pictures of --in are split in two by turns: one half says what is usual
 (`evaluate.typicality.Typical`), the other is told apart from the first pictures of each --out, and from uniform noise.

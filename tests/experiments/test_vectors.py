@@ -1,4 +1,4 @@
-"""scripts/vectors.py: the prior over vectors is causal, its density is one, and drawing step by step is its density."""
+"""experiments/vectors.py: the prior over vectors is causal, its density is one, and drawing step by step is its density."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = LevelPriorConfig(hidden=8, residual=8, layers=2, kernel=3, attention_ev
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "vectors.py"
+    path = Path(__file__).parents[2] / "experiments" / "vectors.py"
     spec = importlib.util.spec_from_file_location("vectors_script", path)
     assert spec is not None
     assert spec.loader is not None

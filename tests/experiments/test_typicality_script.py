@@ -17,7 +17,7 @@ from vqvae2.data.images import open_images
 from vqvae2.errors import UserError
 from vqvae2.run import Run, load
 
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 
 import typicality
 

@@ -1,7 +1,7 @@
 """Build Fashion-MNIST (Zalando, MIT licence) as one parquet file: 70,000 grey pictures, 28x28 px.
 
-    python scripts/build_fashion_mnist.py --out fashion_mnist.parquet
-    python scripts/build_fashion_mnist.py --idx-dir /usr/share/datasets/fashion-mnist
+    python tools/build_fashion_mnist.py --out fashion_mnist.parquet
+    python tools/build_fashion_mnist.py --idx-dir /usr/share/datasets/fashion-mnist
 
 Without `--idx-dir` it fetches the Debian package dataset-fashion-mnist (31 MB) with `apt-get download` and
 unpacks it in a temporary folder; nothing is installed. Needs pillow and pyarrow.
