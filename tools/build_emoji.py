@@ -3,7 +3,7 @@
     python tools/build_emoji.py embedded
     python tools/build_emoji.py styles --size 256 --out emoji_styles256.parquet
 
-The pictures and labels come from npm packages of pinned version and checksum; `npm pack` downloads them and
+The images and labels come from npm packages of pinned version and checksum; `npm pack` downloads them and
 runs nothing. Both sets share one split, which depends on the label table only: an emoji on the test side of
 one set is on the test side of the other, in every style and skin tone.
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = ROOT / "src" / "vqvae2" / "data" / "emoji64.parquet"
 EMBEDDED_SIZE = 64
 SOURCE_SIZE = 256
-"""Side of the Fluent 3D pictures; the only raster style."""
+"""Side of the Fluent 3D images; the only raster style."""
 
 CLASSES = (
     "Smileys & Emotion",
@@ -111,13 +111,13 @@ COUPLES = {
 """Two people with two skin tones are spelt out; without the tones that is this one emoji."""
 
 TWINS = {
-    "1f471": "1f9d1",  # blond person and person: the same picture in one tone of Fluent 3D
+    "1f471": "1f9d1",  # blond person and person: the same image in one tone of Fluent 3D
     "1f46b": "1f9d1-200d-1f91d-200d-1f9d1",  # pairs holding hands
     "1f46c": "1f9d1-200d-1f91d-200d-1f9d1",
     "1f46d": "1f9d1-200d-1f91d-200d-1f9d1",
     "1f9d1-200d-2764-200d-1f48b-200d-1f9d1": "1f48f",
     "1f9d1-200d-2764-200d-1f9d1": "1f491",
-    "1f63a": "1f431",  # grinning cat: Fluent 3D has the picture of the cat face
+    "1f63a": "1f431",  # grinning cat: Fluent 3D has the image of the cat face
     "26c4": "2603",  # the two snowmen
     "1f1e7-1f1fb": "1f1f3-1f1f4",  # flags that are equal by law or to the eye
     "1f1f8-1f1ef": "1f1f3-1f1f4",
@@ -144,7 +144,7 @@ def family(base: str) -> str:
     """What must stay on one side of the split: a base, its genders and directions, and look-alikes.
 
     Man, woman and person of one occupation differ by a few pixels of hair, so a split by base alone would put
-    almost the same picture on both sides.
+    almost the same image on both sides.
     """
     neutral = GENDER_OR_DIRECTION.sub("", base)
     neutral = "-".join({"1f468": "1f9d1", "1f469": "1f9d1"}.get(point, point) for point in neutral.split("-"))
@@ -153,7 +153,7 @@ def family(base: str) -> str:
 
 @dataclass(frozen=True)
 class Label:
-    """Everything but the picture: what one emoji is and where it belongs."""
+    """Everything but the image: what one emoji is and where it belongs."""
 
     codepoint: str
     base: str
@@ -225,7 +225,7 @@ def download(package: str, cache: Path) -> Path:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError:
-            raise BadInput("npm is not installed; it downloads the pictures") from None
+            raise BadInput("npm is not installed; it downloads the images") from None
         except subprocess.CalledProcessError as error:
             reason = (error.stderr or error.stdout).strip().splitlines()
             raise BadInput(f"npm pack {package} failed: {reason[0] if reason else 'no message'}") from None
@@ -251,16 +251,16 @@ def load_labels(cache: Path) -> tuple[Labels, str]:
     return Labels(json.loads(files["data-by-emoji.json"])), files["LICENSE"].decode()
 
 
-# ------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------- images
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to make; it goes to a worker process."""
+    """One image to make; it goes to a worker process."""
 
     label: Label
     style: str
-    source: bytes | str  # an encoded picture, or an SVG
+    source: bytes | str  # an encoded image, or an SVG
     size: int
     exact: bool  # False: near-lossless, see `encode`
     effort: int  # of the WebP encoder, 0 (fast) to 6 (small)
@@ -268,7 +268,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture: WebP bytes, a digest of its pixels and the squared error that the encoding cost."""
+    """A finished image: WebP bytes, a digest of its pixels and the squared error that the encoding cost."""
 
     task: Task
     data: bytes
@@ -284,7 +284,7 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 
 def raster(data: bytes, size: int) -> Image.Image:
-    """A Fluent 3D picture; four have eight spare rows, which are cut where the picture does not reach."""
+    """A Fluent 3D image; four have eight spare rows, which are cut where the image does not reach."""
     with Image.open(io.BytesIO(data)) as picture:
         rgba = picture.convert("RGBA")
     box = rgba.getchannel("A").getbbox() or (0, 0, 0, 0)
@@ -329,7 +329,7 @@ def make_picture(task: Task) -> Picture:
 
 
 def make_pictures(tasks: list[Task], jobs: int) -> Iterator[Picture]:
-    """All pictures in the order of `tasks`, without a style's exact doubles (one file under two names)."""
+    """All images in the order of `tasks`, without a style's exact doubles (one file under two names)."""
     seen: set[tuple[str, bytes]] = set()
     with multiprocessing.Pool(jobs) as pool:
         for done, picture in enumerate(pool.imap(make_picture, tasks, chunksize=16), 1):
@@ -338,13 +338,13 @@ def make_pictures(tasks: list[Task], jobs: int) -> Iterator[Picture]:
                 seen.add(key)
                 yield picture
             if done % 500 == 0 or done == len(tasks):
-                print(f"{done} of {len(tasks)} pictures", file=sys.stderr, flush=True)
+                print(f"{done} of {len(tasks)} images", file=sys.stderr, flush=True)
 
 
 # -------------------------------------------------------------------------------------------------- sources
 
 Sources = dict[str, tuple[Label, bytes | str]]
-"""Code point to label and picture source, for one style."""
+"""Code point to label and image source, for one style."""
 
 OLD_NAMES = {
     "ballot-box-with-check": "2611",
@@ -489,7 +489,7 @@ def vector_sources(files: dict[str, bytes], labels: Labels, cache: Path) -> Sour
 
 
 def style_sources(style: str, labels: Labels, cache: Path) -> Sources:
-    """All labelled pictures of one style."""
+    """All labelled images of one style."""
     files = read_archive(download(STYLES[style].package, cache))
     return raster_sources(files, labels) if style == "fluent-3d" else vector_sources(files, labels, cache)
 
@@ -532,7 +532,7 @@ class Tally:
             }
 
     def count(self, style: str | None = None, group: str | None = None, split: str | None = None) -> int:
-        """How many pictures match everything that is given."""
+        """How many images match everything that is given."""
         wanted = (style, group, split)
         return sum(
             number
@@ -541,7 +541,7 @@ class Tally:
         )
 
     def psnr(self, size: int) -> float:
-        """Of the encoding, over all pictures, in dB; infinite when it is exact."""
+        """Of the encoding, over all images, in dB; infinite when it is exact."""
         values = sum(self.counts.values()) * size * size * 3
         return math.inf if not self.squared_error else 10 * math.log10(255**2 * values / self.squared_error)
 
@@ -571,11 +571,11 @@ def build_embedded(args: argparse.Namespace) -> None:
     notice.write_text(embedded_notice(licence), encoding="utf-8")
     tally.print()
     psnr = tally.psnr(EMBEDDED_SIZE)
-    print(f"{args.out}: {count} pictures, {args.out.stat().st_size / 1e6:.2f} MB, PSNR {psnr:.1f} dB")
+    print(f"{args.out}: {count} images, {args.out.stat().st_size / 1e6:.2f} MB, PSNR {psnr:.1f} dB")
 
 
 def embedded_notice(labels_licence: str) -> str:
-    """The notice for the pictures and labels; the MIT text itself is the one of the label package."""
+    """The notice for the images and labels; the MIT text itself is the one of the label package."""
     terms = labels_licence[labels_licence.index("Permission is hereby granted") :].strip()
     return f"""The file emoji64.parquet holds work of others under the MIT License.
 
@@ -623,11 +623,11 @@ def build_styles(args: argparse.Namespace) -> None:
     for style in styles:
         licence, author = STYLES[style].licence, STYLES[style].author
         print(f"{style}: {tally.count(style=style)} pictures, {licence}, {author}")
-    print(f"{args.out}: {count} pictures, {args.out.stat().st_size / 1e6:.2f} MB")
+    print(f"{args.out}: {count} images, {args.out.stat().st_size / 1e6:.2f} MB")
 
 
 def warn_licences(styles: list[str]) -> None:
-    """Share-alike pictures must not get into the project, nor into weights that it publishes."""
+    """Share-alike images must not get into the project, nor into weights that it publishes."""
     alike = [style for style in styles if "BY-SA" in STYLES[style].licence]
     if alike:
         print(
@@ -692,7 +692,7 @@ def parse_args() -> argparse.Namespace:
         "--every",
         type=bounded(1, 1000),
         default=1,
-        help="take every so-manieth picture (default: %(default)s)",
+        help="use only every N-th image (default: %(default)s)",
     )
     large.set_defaults(build=build_styles)
     return parser.parse_args()
