@@ -25,8 +25,8 @@ from typing import Any
 import torch
 import yaml
 
+from vqvae2.config.sampling import Sampling
 from vqvae2.evaluate.report import svg
-from vqvae2.generate.sample import Sampling
 from vqvae2.run import load
 
 ROOT = Path(__file__).parents[1]

@@ -31,13 +31,13 @@ from vqvae2.codes import Geometry
 from vqvae2.config.models import Config, LevelPriorConfig, parse
 from vqvae2.config.overrides import complete, merge, override, read_yaml
 from vqvae2.config.presets import preset
+from vqvae2.config.sampling import Sampling
 from vqvae2.data.batches import Shuffle, sequential
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_pil
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
-from vqvae2.generate.sample import Sampling
 from vqvae2.prior.layers import pointwise
 from vqvae2.prior.level import ConditionStack
 from vqvae2.prior.pixelcnn import PixelCNN

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -290,9 +289,7 @@ def test_a_run_that_exists_keeps_its_own_preset(
     said = command("train", pictures, "--run", half, "--set", "sampling.top_p=0.5")
     assert (said.code, said.err) == (0, "")
     config = load(half, "cpu").config
-    assert asked.pop()[2] == config.model_copy(
-        update={"sampling": config.sampling.model_copy(update={"top_p": (0.5,)})}
-    )
+    assert asked.pop()[2] == config.model_copy(update={"sampling": config.sampling.replace(top_p=0.5)})
 
 
 def test_which_setting_counts(tmp_path: Path, pictures: Path, asked: list[Any], command: Command) -> None:
@@ -624,7 +621,7 @@ def test_a_critic_keeps_the_best_of_each_class(
     assert value["critic"] == {"fraction": 0.25, "digest": "d" * 64, "network": "n" * 64}
     assert [entry["label"] for entry in value["samples"]] == [0, 1, 2, 0, 1, 2]
     run = load(trained, "cpu")
-    (every,) = run.draw(24, sampling=replace(run.sampling, batch=24))
+    (every,) = run.draw(24, sampling=run.sampling.replace(batch=24))
     scores = Judge()(every.images, torch.zeros(24))
     for label in range(3):
         own = [i for i in range(24) if i % 3 == label]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vqvae2.codes import Codes, Geometry
     from vqvae2.config.models import AutoencoderConfig, Config, PriorConfig
     from vqvae2.config.presets import preset, presets
-    from vqvae2.generate.sample import Sampling
+    from vqvae2.config.sampling import Sampling
     from vqvae2.prior.hierarchy import HierarchicalPrior
     from vqvae2.run import Run, load, zoo
 
@@ -27,7 +27,7 @@ _HOME = {
     "AutoencoderConfig": "config.models",
     "Config": "config.models",
     "PriorConfig": "config.models",
-    "Sampling": "generate.sample",
+    "Sampling": "config.sampling",
     "preset": "config.presets",
     "presets": "config.presets",
     "HierarchicalPrior": "prior.hierarchy",

@@ -11,7 +11,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -237,9 +236,8 @@ def sample(
     loaded = load(run, state.device)
     sampling = _sampling(loaded, batch, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     plan = label_plan(label, n, loaded.classes)
-    settings = {name: value for name, value in asdict(sampling).items() if name != "batch"}
     turns = [class_number(name, loaded.classes) for name in label] if label else "all in turn"
-    about = {"seed": seed, **settings, "labels": turns, "model": loaded.digests()}
+    about = {"seed": seed, **sampling.about(), "labels": turns, "model": loaded.digests()}
     candidates: list[int] = []
     if critic is not None:
         judge = loaded.critic
@@ -377,7 +375,7 @@ def complete(
         "seed": seed,
         "passes": passes,
         "paste": paste,
-        **asdict(sampling),
+        **sampling.model_dump(mode="json"),
     }
     begun = time.perf_counter()
     with Reporter().track("completions", n, unit="images") as tracker:
@@ -711,7 +709,7 @@ def _resolve(base: dict[str, Any], file: dict[str, Any] | None, settings: list[s
 def _sampling(run: Any, batch: int | None = None, **asked: list[Any] | None) -> Any:
     """How the run draws, but for what is asked: one value for all levels, or one per level."""
     changes: dict[str, Any] = {k: v[0] if len(v) == 1 else tuple(v) for k, v in asked.items() if v}
-    return replace(run.sampling, **changes, **({"batch": batch} if batch else {}))
+    return run.sampling.replace(**changes, **({"batch": batch} if batch else {}))
 
 
 def _listed(text: str | None) -> list[str]:

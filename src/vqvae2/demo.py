@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def demo(folder: Path, config: Config, command: str, reporter: Reporter) -> Demo
 
 def _sample(run: Run, n: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     begun = time.perf_counter()
-    parts = list(run.draw(n, None, 0, replace(run.sampling, batch=n)))
+    parts = list(run.draw(n, None, 0, run.sampling.replace(batch=n)))
     seconds = (time.perf_counter() - begun) / n
     return (
         torch.cat([p.images for p in parts]),

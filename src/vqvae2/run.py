@@ -19,6 +19,7 @@ from torch import Tensor
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config
+from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.data.images import open_images
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
@@ -28,7 +29,7 @@ from vqvae2.files import tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
-from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
+from vqvae2.generate.sample import Drawn, draw_samples, label_plan
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.folder import RunError, load_autoencoder, load_prior, model_file, read_run
 
@@ -96,7 +97,7 @@ class Run:
         self.config: Config
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
-        self.sampling = Sampling(**self.config.sampling.of(self.config.autoencoder.levels))
+        self.sampling = self.config.sampling
         self.device = torch.device(device) if device is not None else _device()
 
     @property
@@ -190,6 +191,7 @@ class Run:
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
+        **settings: Any,
     ) -> Tensor:
         """n new images [n, C, H, W] in [-1, 1], on the CPU.
 
@@ -197,8 +199,10 @@ class Run:
             labels: class name or number for all, several to be taken in turn, or None for all classes in turn.
             seed: sample i of a seed is the same whatever n and the batch size.
             sampling: temperature and the like; None takes the run's own (`run.sampling`).
+            settings: temperature, top_k, top_p or guidance as keywords, in place of `sampling`; they change the run's own.
         """
-        return torch.cat([part.images.cpu() for part in self.draw(n, labels, seed, sampling)])
+        how = sampling_of(sampling, settings, self.sampling)
+        return torch.cat([part.images.cpu() for part in self.draw(n, labels, seed, how)])
 
     def draw(
         self,

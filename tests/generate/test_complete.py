@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vqvae2.codes import Codes
 from vqvae2.config.models import ConfigError
+from vqvae2.config.sampling import Sampling
 from vqvae2.generate import complete as module
 from vqvae2.generate.complete import Completed, Kept, complete, fill, keep_coarse, keep_outside
-from vqvae2.generate.sample import Sampling
 from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
 
 sys.path.append(str(Path(__file__).parents[1] / "prior"))

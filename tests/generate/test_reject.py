@@ -15,8 +15,9 @@ from test_sample import models, refused, same
 from torch import Tensor
 
 from vqvae2.codes import Codes
+from vqvae2.config.sampling import Sampling
 from vqvae2.generate.reject import Chosen, candidate_plan, draw_best, keep_best, place_best
-from vqvae2.generate.sample import Sampling, draw_samples
+from vqvae2.generate.sample import draw_samples
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=30)
 FRACTIONS = st.sampled_from([1.0, 0.9, 0.7, 0.5, 1 / 3, 0.3, 0.25, 0.1, 0.05])

@@ -6,12 +6,13 @@ first; only `strides` counts from the image.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vqvae2.codes import Geometry, prime_factors
+from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
 
 
@@ -308,37 +309,6 @@ class PriorTrainConfig(TrainConfig):
     )
 
 
-class SamplingConfig(_Model):
-    """How the run draws samples when nothing else is asked for; may be changed at any time.
-
-    Each is one number for all levels, or one per level, coarsest first.
-    """
-
-    temperature: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (1.0,),
-        description="divides the logits: 1 is the model's own distribution, 0 the most likely code; "
-        "like the next three, one for all levels or one per level, coarsest first",
-    )
-    top_k: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), description="draw from the k most likely codes; 0 = all"
-    )
-    top_p: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (1.0,), description="draw from the fewest codes that reach this probability; 1 = all"
-    )
-    guidance: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (1.0,), description="classifier-free guidance: 1 = off, 1.5 to 3 = closer to the class"
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return _as_list(value)
-
-    def of(self, levels: int) -> dict[str, Any]:
-        """The settings of the `levels` coarsest levels, as `HierarchicalPrior.sample` takes them."""
-        return {name: value[:levels] if len(value) > 1 else value[0] for name, value in self}
-
-
 class Config(_Model):
     """The whole pipeline."""
 
@@ -359,7 +329,7 @@ class Config(_Model):
         (PriorTrainConfig(), PriorTrainConfig()),
         description="stage 2 training, one per level, coarsest first",
     )
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="defaults of sampling")
+    sampling: Sampling = Field(default_factory=Sampling, description="defaults of sampling")
 
     @model_validator(mode="after")
     def _agrees(self) -> Config:
@@ -373,11 +343,7 @@ class Config(_Model):
                 f"the autoencoder has {levels} levels but there are {len(self.prior.levels)} priors "
                 f"and {len(self.train_prior)} prior trainings"
             )
-        for name, values in self.sampling:
-            if len(values) not in (1, levels):
-                raise ValueError(
-                    f"expected one sampling.{name}, or one for each of {levels} levels, found {len(values)}"
-                )
+        self.sampling.level(0, levels)  # raises unless each setting has one value or one per level
         self.autoencoder.geometry(self.data.size, self.data.size)
         if self.train_autoencoder.perceptual_weights and self.data.size < 16:
             raise ValueError(

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.generate.sample import Sampling
 from vqvae2.prior.draw import check_seed, exact, guided, probabilities, uniforms
 from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
 
@@ -152,7 +152,8 @@ def complete(
         raise UserError(
             f"expected at least 1 completion and at least 1 pass, found n = {n} and passes = {passes}"
         )
-    if passes > 1 and any(how.temperature == 0 for how in sampling.per_level(prior.geometry.levels)):
+    levels = prior.geometry.levels
+    if passes > 1 and any(sampling.level(index, levels)[0] == 0 for index in range(levels)):
         raise UserError("expected temperature > 0 for more than one pass: nothing moves at temperature 0")
 
     def parts() -> Iterator[Completed]:
@@ -279,31 +280,22 @@ class _Chain:
         return accept
 
     def _draw(self, given: Codes, seed: int) -> Codes:
-        return self.prior.sample(
-            self.numbers,
-            self.labels,
-            temperature=self.sampling.temperature,
-            top_k=self.sampling.top_k,
-            top_p=self.sampling.top_p,
-            guidance=self.sampling.guidance,
-            seed=seed,
-            given=given,
-        )
+        return self.prior.sample(self.numbers, self.labels, self.sampling, seed=seed, given=given)
 
     def _score(self, codes: Codes, first: int) -> list[tuple[Tensor, Tensor]]:
         """Per level from `first` on, [B, h, w] float64: log p of each code without top-k and top-p, and with them."""
-        prior, settings = self.prior, self.sampling.per_level(self.prior.geometry.levels)
+        prior = self.prior
         scores = []
         for level, symbols in enumerate(codes.levels[first:], first):
-            how = settings[level]
+            temperature, top_k, top_p, guidance = self.sampling.level(level, prior.geometry.levels)
             logits = prior.logits(codes, level, self.labels).permute(0, 2, 3, 1)
-            if prior.guides(self.labels, how.guidance):
-                logits = guided(logits, prior.logits(codes, level).permute(0, 2, 3, 1), how.guidance)
+            if prior.guides(self.labels, guidance):
+                logits = guided(logits, prior.logits(codes, level).permute(0, 2, 3, 1), guidance)
             logits = exact(logits)
             index = symbols.to(logits.device)[..., None]
-            p = q = (logits / how.temperature).log_softmax(-1).gather(-1, index)[..., 0]
-            if how.top_k or how.top_p < 1:
-                let_through = probabilities(logits.flatten(0, 2), how.temperature, how.top_k, how.top_p)
+            p = q = (logits / temperature).log_softmax(-1).gather(-1, index)[..., 0]
+            if top_k or top_p < 1:
+                let_through = probabilities(logits.flatten(0, 2), temperature, top_k, top_p)
                 q = let_through.log().view_as(logits).gather(-1, index)[..., 0]
             scores.append((p, q))
         return scores

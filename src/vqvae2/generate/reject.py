@@ -23,8 +23,9 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.generate.sample import Drawn, Sampling, batches, draw_samples
+from vqvae2.generate.sample import Drawn, batches, draw_samples
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 Scorer = Callable[[Tensor, Tensor], Tensor]

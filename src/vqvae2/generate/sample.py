@@ -6,8 +6,6 @@ Shapes: B batch, C image channels, H W image size.
 from __future__ import annotations
 
 import difflib
-import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,47 +14,10 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.prior.draw import LevelSampling, check_seed, per_level, probabilities
+from vqvae2.prior.draw import check_seed
 from vqvae2.prior.hierarchy import HierarchicalPrior
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw. Each of the first four is one number for all levels, or one per level, coarsest first.
-
-    Attributes:
-        temperature: divides the logits; 1 is the model's own distribution (the paper), 0 the most likely code.
-        top_k: keep the k most likely codes; 0 keeps all.
-        top_p: keep the fewest codes whose probability reaches p, 0 < p <= 1.
-        guidance: classifier-free guidance; 1 is off, more is closer to the class and less diverse.
-        batch: pictures drawn side by side; changes speed and memory, not the pictures.
-    """
-
-    temperature: float | Sequence[float] = 1.0
-    top_k: int | Sequence[int] = 0
-    top_p: float | Sequence[float] = 1.0
-    guidance: float | Sequence[float] = 1.0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        asked = (self.temperature, self.top_k, self.top_p, self.guidance)
-        for temperature, top_k, top_p, guidance in itertools.product(*map(_values, asked)):
-            probabilities(torch.zeros(1, 2), temperature, int(top_k), top_p)  # says what is out of range
-            if self.batch < 1 or not 0 <= guidance < math.inf:
-                raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {guidance}")
-
-    def per_level(self, levels: int) -> list[LevelSampling]:
-        """The settings of each of `levels` levels.
-
-        Raises:
-            UserError: neither one value nor `levels` values.
-        """
-        return per_level(self.temperature, self.top_k, self.top_p, self.guidance, levels)
-
-
-def _values(value: float | Sequence[float]) -> Sequence[float]:
-    return value if isinstance(value, Sequence) else (value,)
 
 
 @dataclass(frozen=True)
@@ -137,13 +98,5 @@ def draw_samples(
     check_seed(seed)
     for numbers in batches([range(n)], sampling.batch) if parts is None else parts:
         labels = None if plan is None else torch.tensor([plan[i] for i in numbers])
-        codes = prior.sample(
-            numbers,
-            labels,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            guidance=sampling.guidance,
-            seed=seed,
-        )
+        codes = prior.sample(numbers, labels, sampling, seed=seed)
         yield Drawn(numbers, labels, codes, autoencoder.decode(codes))

@@ -6,6 +6,7 @@ Shapes: B batch, L levels, H W grid, K codes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from torch.nn import functional
 
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import LevelPriorConfig, PriorConfig
+from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.errors import UserError
-from vqvae2.prior.draw import LevelSampling, draw, guided, per_level, probabilities, uniforms
+from vqvae2.prior.draw import draw, guided, probabilities, uniforms
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.scan import scan
@@ -93,22 +95,18 @@ class HierarchicalPrior(nn.Module):
         self,
         n: int | Sequence[int],
         labels: Tensor | None = None,
-        temperature: float | Sequence[float] = 1.0,
-        top_k: int | Sequence[int] = 0,
-        top_p: float | Sequence[float] = 1.0,
-        guidance: float | Sequence[float] = 1.0,
+        sampling: Sampling | None = None,
+        *,
         seed: int = 0,
         given: Codes | None = None,
+        **settings: Any,
     ) -> Codes:
-        """Draw codes, coarse to fine (paper algorithm 2). Of the next four, one for all levels or one per level, coarsest first.
+        """Draw codes, coarse to fine (paper algorithm 2).
 
         Args:
             n: how many (images 0 .. n - 1 of the seed), or the numbers of the images to draw.
             labels: [B] class numbers; None for "no label".
-            temperature: > 0; 0 takes the most likely code.
-            top_k: keep the k most likely codes; 0 keeps all.
-            top_p: keep the fewest codes that reach this probability.
-            guidance: classifier-free guidance g: logits = none + g x (label - none); 1 is off.
+            sampling: temperature, top-k, top-p and guidance; None is the model's own distribution.
             seed: image i of a seed is the same at any batch size.
             given: codes to keep; `UNKNOWN` is drawn, and so are the finer levels that it has not. Positions are drawn
                 in raster order, so one is drawn without a look at what is kept to its right, below it or at a finer
@@ -122,7 +120,8 @@ class HierarchicalPrior(nn.Module):
         if not images or min(images) < 0:
             raise UserError(f"expected at least one image to sample, found n = {n}")
         known = self.check_labels(labels, len(images))
-        settings = per_level(temperature, top_k, top_p, guidance, self.geometry.levels)
+        how = sampling_of(sampling, settings)
+        numbers = [how.level(index, self.geometry.levels) for index in range(self.geometry.levels)]
         levels = self._check_given(given, len(images))
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -132,11 +131,10 @@ class HierarchicalPrior(nn.Module):
                 if not any(asked):
                     continue
                 prior = self.level(index)
-                how = settings[index]
-                with_guidance = self.guides(labels, how.guidance)
+                with_guidance = self.guides(labels, numbers[index][3])
                 stream = uniforms(seed, images, index, prior.positions)
                 context = self._sampling_context(index, levels[:index], known, with_guidance)
-                choose = _chooser(stream, kept.flatten(1), how, with_guidance)
+                choose = _chooser(stream, kept.flatten(1), numbers[index], with_guidance)
                 batch, stop = len(images) * (1 + with_guidance), len(asked) - asked[::-1].index(True)
                 drawn = scan(prior, batch, context, choose, stop)[: len(images)]
                 levels[index] = torch.where(kept == UNKNOWN, drawn, kept)
@@ -198,9 +196,10 @@ class HierarchicalPrior(nn.Module):
 
 
 def _chooser(
-    stream: Tensor, kept: Tensor, how: LevelSampling, with_guidance: bool
+    stream: Tensor, kept: Tensor, numbers: tuple[float, int, float, float], with_guidance: bool
 ) -> Callable[[int, Tensor], Tensor]:
     """What `scan` asks: the code `kept` [B, N], or where that is `UNKNOWN` one drawn with the numbers of `stream`."""
+    temperature, top_k, top_p, guidance = numbers
     unknown = kept == UNKNOWN
     asked = unknown.any(0).tolist()
 
@@ -209,8 +208,8 @@ def _chooser(
         if asked[position]:
             if with_guidance:
                 given, free = logits.chunk(2)
-                logits = guided(given, free, how.guidance)
-            p = probabilities(logits, how.temperature, how.top_k, how.top_p)
+                logits = guided(given, free, guidance)
+            p = probabilities(logits, temperature, top_k, top_p)
             drawn = draw(p, stream[:, position].to(p.device)).to(kept.device)
             symbols = torch.where(unknown[:, position], drawn, symbols)
         return torch.cat([symbols, symbols]) if with_guidance else symbols

@@ -177,7 +177,7 @@ def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) ->
     count, classes = 64, config.prior.classes
     prior = load_prior(folder, config, device, level + 1)
     labels = torch.arange(count) % classes if classes else None
-    drawn = prior.sample(count, labels, seed=config.seed, **config.sampling.of(level + 1))
+    drawn = prior.sample(count, labels, config.sampling.coarsest(level + 1), seed=config.seed)
     finer = config.geometry.grids[level + 1 :]
     rest = (torch.zeros(count, *grid, dtype=torch.int64, device=device) for grid in finer)
     pictures = autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1)
