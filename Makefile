@@ -70,7 +70,7 @@ experiments: $(READY) ## list the experiments with the time that each takes
 docs: $(READY) ## build the documentation site into site/, and fail on a broken link
 	@$(BIN)/python tools/site_pages.py build/pages
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "open site/index.html"
+	@echo "open site/index.html; its search needs a server: python -m http.server --directory site"
 
 clean: ## remove what builds and checks leave behind; .venv and runs/ stay
 	rm -rf build dist site htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
