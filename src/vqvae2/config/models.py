@@ -25,49 +25,69 @@ class _Model(BaseModel):
 
 
 class DataConfig(_Model):
-    """How pictures become batches."""
+    """How images are read, decoded, split and augmented."""
 
     size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
-    channels: Literal[1, 3, 4] = Field(3, description="1 grey, 3 RGB, 4 RGB with alpha kept")
+    channels: Literal[1, 3, 4] = Field(
+        3, description="channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha"
+    )
     background: str = Field(
-        "white", description="colour put behind transparent pixels (a name or #rrggbb), unless channels is 4"
+        "white",
+        description="colour behind transparent pixels, a name or #rrggbb; not used with 4 channels, which keep alpha",
     )
     crop: Literal["center", "random"] = Field(
-        "center", description="which square of a resized picture is taken; random is for training only"
+        "center",
+        description="which square of a resized image is used: its centre, or in training a random one",
     )
     scale: float = Field(
         1.0,
         ge=1.0,
         le=4.0,
-        description="resize the short side to size x scale before cropping (1 = no margin)",
+        description="the short side is resized to size x scale; above 1 a random crop has a margin to choose from",
     )
-    flip: bool = Field(True, description="mirror training pictures left to right half of the time")
+    flip: bool = Field(True, description="mirror training images left to right with probability 1/2")
     shift: int = Field(
         0,
         ge=0,
         le=64,
-        description="move training pictures by up to this many pixels each way, edges repeated",
+        description="shift training images by up to this many pixels in each direction; the edge pixels are repeated",
     )
     holdout: float = Field(
-        0.05, gt=0, lt=1, description="share of the pictures held out when the data names no test split"
+        0.05, gt=0, lt=1, description="share of the images held out when the data names no test split"
     )
-    split: str | None = Field(None, description="split of a Hub data set to read (default: train)")
-    streaming: bool = Field(False, description="read a Hub data set as a stream, without keeping its files")
-    limit: int | None = Field(None, ge=1, description="use at most this many pictures")
+    split: str | None = Field(
+        None,
+        description="read only this split of the data, and hold out a share of it (default: its training split, with its "
+        "validation or test split held out)",
+    )
+    streaming: bool = Field(
+        False, description="read a data set of the Hub as a stream, without keeping its files"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="use at most this many images, chosen by the seed; of a stream the first ones"
+    )
     max_pixels: int = Field(
-        178_956_970, ge=1, description="a picture of more pixels is skipped as a decompression bomb"
+        178_956_970,
+        ge=1,
+        description="an image of more pixels is skipped, because decoding it could fill the memory",
     )
-    workers: int = Field(-1, ge=-1, description="processes that decode pictures; -1 chooses by the machine")
+    workers: int = Field(
+        -1,
+        ge=-1,
+        description="processes that decode images; -1 = one per available processor core, 0 = none besides the main process",
+    )
     cache_gb: float = Field(
         8.0,
         ge=0,
-        description="keep decoded pictures in the run folder while they fit in this many GB (1e9 bytes)",
+        description="decoded images are kept in the run folder if they fit in this many GB (1e9 bytes), and are decoded anew "
+        "in every epoch otherwise",
     )
     image_column: str | None = Field(
-        None, description="column of a table that holds the pictures (default: found by type)"
+        None, description="column of a table that holds the images (default: chosen by its type and name)"
     )
     label_column: str | None = Field(
-        None, description="column that holds the classes (default: label, cls, class or fine_label)"
+        None,
+        description="column of a table that holds the classes (default: label, labels, cls, class or fine_label); none = no classes",
     )
 
 
