@@ -141,7 +141,7 @@ def breach(importer: str, imported: str) -> str | None:
 def test_every_file_has_a_floor() -> None:
     rooms = {module_of(path).split(".")[0] for path in sources()} - {""}
     assert rooms <= FLOOR.keys(), (
-        f"{sorted(rooms - FLOOR.keys())}: give them a floor in FLOORS and in design.md"
+        f"{sorted(rooms - FLOOR.keys())}: give them a floor in FLOORS and in docs/architecture.md"
     )
 
 

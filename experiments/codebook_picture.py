@@ -1,11 +1,12 @@
-"""What the moving-average update of the codebook does, on vectors that can be seen, against the gradient update.
+"""The moving-average update of the codebook against the gradient update, on two-dimensional vectors that can be drawn.
 
-    python scripts/codebook_picture.py [--steps 1500]
+    python experiments/codebook_picture.py [--steps 1500]
 
-Vectors of two dimensions around a ring of eight places that are not visited alike, in batches of 64; sixteen codes. Once the ring stays,
-once it turns and grows while the codes learn, as an encoder moves its vectors in training. The moving averages and the gradient of the
-codebook loss ||sg[z] - e||^2 (mean over all elements) begin at the same codes and see the same batches. Figures of three seeds go to
-docs/experiments/codebook-ema-2d.json, a drawing of seed 0 to docs/images/codebook-ema-2d.svg. About a minute on one core.
+The vectors lie around eight centres on a ring, with different frequencies, in batches of 64; there are sixteen codes. In one
+case the ring stays fixed. In the other it turns and grows while the codes learn, as an encoder moves its vectors during
+training. The moving averages and the gradient of the codebook loss ||sg[z] - e||^2 (mean over all elements) start from the
+same codes and see the same batches. The figures of three seeds are written to results/codebook-ema-2d.json, a drawing of
+seed 0 to docs/images/codebook-ema-2d.svg. This takes about a minute on one core.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vqvae2.evaluate.report import svg
 
 ROOT = Path(__file__).parents[1]
 CODES, BATCH, SEEDS, EVERY, N = 16, 64, (0, 1, 2), 25, 4096
-WEIGHTS = torch.tensor([30.0, 20, 15, 12, 10, 8, 4, 1])  # of a hundred vectors, how many lie at each place
+WEIGHTS = torch.tensor([30.0, 20, 15, 12, 10, 8, 4, 1])  # percentage of the vectors at each centre
 DECAYS = (0.9, 0.99, 0.999)
 RATES = {"SGD": (0.1, 1.0, 10.0), "Adam": (3e-4, 3e-3, 3e-2)}
 SHOWN = ("EMA 0.99", "SGD 1", "Adam 0.0003")
@@ -34,18 +35,18 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e
 
 
 def vectors(n: int, turn: float, generator: torch.Generator) -> Tensor:
-    """[n, 2] of the ring, turned by up to 100 degrees and grown by up to a half as `turn` goes from 0 to 1."""
-    place = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
-    angle = place * (2 * math.pi / len(WEIGHTS)) + turn * math.radians(100)
+    """[n, 2] around the ring, which turns by up to 100 degrees and grows by up to a half as `turn` goes from 0 to 1."""
+    index = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
+    angle = index * (2 * math.pi / len(WEIGHTS)) + turn * math.radians(100)
     centre = torch.stack([angle.cos(), angle.sin()], 1)
     return (1 + turn / 2) * (centre + 0.12 * torch.randn(n, 2, generator=generator))
 
 
 @dataclass
 class Path2D:
-    """What became of one codebook: its codes every `EVERY` steps [T, K, 2], and at these the error and the dead codes.
+    """The history of one codebook: its codes every `EVERY` steps [T, K, 2], with the error and the number of dead codes.
 
-    `off` is how far the codes in use lie at the end from the mean of their vectors: of the less used half, of the other half.
+    `off` is the final distance of the used codes from the mean of their vectors: of the less used half, of the other half.
     """
 
     codes: Tensor
@@ -55,21 +56,21 @@ class Path2D:
 
 
 def start(seed: int) -> Tensor:
-    """[K, 2], Sonnet's uniform start: some codes lie where no vector will be."""
+    """[K, 2], Sonnet's uniform initialisation: some codes lie where there are no vectors."""
     generator = torch.Generator().manual_seed(1000 + seed)
     return (torch.rand(CODES, 2, generator=generator) * 2 - 1) * math.sqrt(3 / 2)
 
 
 def averaged(codes: Tensor, decay: float, revive: bool = False) -> VectorQuantizer:
-    """Our quantizer, beginning at these codes instead of at vectors of the first batch."""
+    """Our quantizer, starting from these codes instead of vectors of the first batch."""
     quantizer = VectorQuantizer(*codes.shape, decay=decay, revive=revive).to(codes.dtype)
     quantizer.embeddings.copy_(codes)
-    quantizer.counter += 1  # a first batch that weighed nothing
+    quantizer.counter += 1  # as if there had been a first batch of no weight
     return quantizer
 
 
 def learner(kind: str, value: float, codes: Tensor) -> tuple[VectorQuantizer, Callable[[Tensor], Any]]:
-    """A codebook beginning at `codes`, and what one batch does to it."""
+    """A codebook that starts from `codes`, and the function that updates it with one batch."""
     if kind.startswith("EMA"):
         quantizer = averaged(codes, value, revive=kind.endswith("revival"))
         return quantizer, quantizer
@@ -87,7 +88,7 @@ def learner(kind: str, value: float, codes: Tensor) -> tuple[VectorQuantizer, Ca
 
 
 def learn(kind: str, value: float, moves: bool, seed: int, steps: int) -> Path2D:
-    """Let one codebook learn; measured on vectors of its own that lie where the ring is at that step."""
+    """Train one codebook, and measure it on separate vectors around the ring of the same step."""
     quantizer, step = learner(kind, value, start(seed))
     batches = torch.Generator().manual_seed(seed)
     path, mse, dead = [], [], []
@@ -110,7 +111,7 @@ def learn(kind: str, value: float, moves: bool, seed: int, steps: int) -> Path2D
 
 
 def lloyd(data: Tensor, codes: Tensor) -> Tensor:
-    """One step of k-means: each code to the mean of its vectors; one without vectors stays."""
+    """One step of k-means: each code moves to the mean of its vectors; a code without vectors stays."""
     chosen = nearest_code(data, codes)
     count = torch.bincount(chosen, minlength=len(codes)).to(data)
     total = torch.zeros_like(codes).index_add_(0, chosen, data)
@@ -118,7 +119,7 @@ def lloyd(data: Tensor, codes: Tensor) -> Tensor:
 
 
 def against_lloyd(seed: int) -> dict[str, Any]:
-    """The moving averages on one batch that is repeated, beside k-means on it; float64, distances are the largest of any code."""
+    """Moving averages and k-means on one repeated batch, in float64; distances are the maximum over the codes."""
     data = vectors(512, 0.0, torch.Generator().manual_seed(3000 + seed)).double()
     codes = start(seed).double()
     apart, means, quantizer = 0.0, codes, averaged(codes, 0.0)
@@ -144,25 +145,25 @@ def against_lloyd(seed: int) -> dict[str, Any]:
 
 
 def settled(mse: list[float]) -> int:
-    """The first step measured from which the error stays within a tenth of its last value."""
+    """The first measured step from which the error stays within a tenth of its final value."""
     outside = [index for index, value in enumerate(mse) if abs(value - mse[-1]) > 0.1 * mse[-1]]
     return EVERY * (outside[-1] + 1 if outside else 0)
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Mean, least and most over the seeds."""
+    """Mean, minimum and maximum over the seeds."""
     return {"mean": sum(values) / len(values), "least": min(values), "most": max(values)}
 
 
 def arms() -> dict[str, tuple[str, float]]:
-    """Name of each arm to its kind and its decay or learning rate."""
-    found = {f"EMA {decay:g}": ("EMA", decay) for decay in DECAYS}
-    found |= {"EMA 0.99, revival": ("EMA, revival", 0.99)}
-    return found | {f"{kind} {rate:g}": (kind, rate) for kind, rates in RATES.items() for rate in rates}
+    """The name of each arm, mapped to its kind and its decay or learning rate."""
+    table = {f"EMA {decay:g}": ("EMA", decay) for decay in DECAYS}
+    table |= {"EMA 0.99, revival": ("EMA, revival", 0.99)}
+    return table | {f"{kind} {rate:g}": (kind, rate) for kind, rates in RATES.items() for rate in rates}
 
 
 def figures(paths: list[Path2D], moves: bool) -> dict[str, Any]:
-    """Of one arm, over its seeds; those whose codes did not stay finite are counted and left out."""
+    """The figures of one arm over its seeds; seeds whose codes became infinite are counted and left out."""
     diverged = sum(not math.isfinite(path.mse[-1]) for path in paths)
     paths = [path for path in paths if math.isfinite(path.mse[-1])]
     if not paths:
@@ -181,7 +182,7 @@ def figures(paths: list[Path2D], moves: bool) -> dict[str, Any]:
 
 
 def panel(path: Path2D, title: str, moves: bool, side: float) -> str:
-    """One codebook's way through the plane: vectors grey, a line per code from its start (ring) to its end (dot; dead: cross)."""
+    """Draw the path of one codebook: vectors in grey, a line per code from its start (ring) to its end (dot; dead: cross)."""
 
     def place(point: Tensor) -> str:
         x, y = ((point / 2.25 + 1) / 2 * side).tolist()
@@ -215,13 +216,13 @@ def panel(path: Path2D, title: str, moves: bool, side: float) -> str:
 
 
 def used(path: Path2D, index: int, moves: bool) -> bool:
-    """Whether any vector is nearest to this code at the end."""
+    """Whether this code is the nearest one of any vector at the end."""
     test = vectors(N, float(moves), torch.Generator().manual_seed(2000))
     return bool((nearest_code(test, path.codes[-1]) == index).any())
 
 
 def drawing(paths: dict[tuple[bool, str], Path2D], steps: int) -> str:
-    """Two rows, the ring that stays and the one that moves: three codebooks and everybody's error over the steps."""
+    """Two rows, the fixed and the moving ring: the paths of three codebooks, and the error of several over the steps."""
     side, gap = 250.0, 14.0
     width, height = 3 * (side + gap) + 460 + 30, 2 * (side + 50) + 10
     parts = [
@@ -255,14 +256,14 @@ def drawing(paths: dict[tuple[bool, str], Path2D], steps: int) -> str:
 
 
 def main() -> None:
-    """Measure, write the figures and the drawing."""
+    """Measure, and write the figures and the drawing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1500)
     steps = parser.parse_args().steps
     result: dict[str, Any] = {
         "protocol": {
             "codes": CODES, "batch": BATCH, "steps": steps, "seeds": SEEDS, "weights of the places": WEIGHTS.tolist(),
-            "mse": f"mean of ||z - q||^2 over {N} vectors that were not learnt from; dead: nearest to none of them",
+            "mse": f"mean of ||z - q||^2 over {N} vectors that were not trained on; dead: nearest to none of them",
         }
     }  # fmt: skip
     shown: dict[tuple[bool, str], Path2D] = {}
@@ -276,7 +277,7 @@ def main() -> None:
             print(f"{words}, {name}: {json.dumps(result[words][name])}", flush=True)
     result["one batch repeated"] = {f"seed {seed}": against_lloyd(seed) for seed in SEEDS}
     print(json.dumps(result["one batch repeated"], indent=1))
-    (ROOT / "docs" / "experiments" / "codebook-ema-2d.json").write_text(json.dumps(result, indent=1) + "\n")
+    (ROOT / "results" / "codebook-ema-2d.json").write_text(json.dumps(result, indent=1) + "\n")
     (ROOT / "docs" / "images" / "codebook-ema-2d.svg").write_text(drawing(shown, steps))
 
 

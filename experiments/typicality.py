@@ -1,10 +1,11 @@
-"""How well typicality tells a run's held-out pictures from others: the area under the ROC curve, as JSON.
+"""How well typicality distinguishes a run's held-out images from others: the area under the ROC curve, as JSON.
 
-    python scripts/typicality.py RUN --in DATA --out DATA... [--n 120]
+    python experiments/typicality.py RUN --in DATA --out DATA... [--n 120]
 
-DATA is what `vqvae2 train` takes, of any size and colour: shown to the run as its own pictures are. The held-out pictures of --in are split in two by turns: one half says what is usual
-(`evaluate.typicality.Typical`), the other is told apart from the first pictures of each --out, and from uniform noise.
-Beside the typicality score stand the bits alone, which call too likely pictures typical. No labels are used.
+DATA is anything that `vqvae2 train` accepts, with images of any size; they are resized and converted as the run's own are.
+Every second held-out image of --in defines what is typical (`evaluate.typicality.Typical`). The others are to be
+distinguished from images of each --out and from uniform noise. The same is done with the bits alone, which rate images
+that are too likely as typical. No labels are used.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vqvae2.run import Run, load
 
 
 def log_prob(run: Run, data: str, n: int, heldout: bool) -> Tensor:
-    """[at most n, L] nats of the held-out pictures of a data set, or of any of its pictures, spread evenly."""
+    """[at most n, L] log-probability in nats of the held-out images of a data set, or of any of its images, evenly spaced."""
     settings = run.config.data.model_copy(
         update={"cache_gb": 0, "workers": 0}
     )  # decodes no more than is asked for
@@ -41,8 +42,8 @@ def log_prob(run: Run, data: str, n: int, heldout: bool) -> Tensor:
     return torch.cat(parts)
 
 
-def told_apart(usual: Tensor, inside: Tensor, outside: Tensor) -> dict[str, Any]:
-    """AUROC of the typicality score, of it at each level alone, and of the bits."""
+def distinguished(usual: Tensor, inside: Tensor, outside: Tensor) -> dict[str, Any]:
+    """AUROC of the typicality score, of the score of each level alone, and of the bits."""
     levels = [slice(None), *(slice(level, level + 1) for level in range(usual.shape[1]))]
     scores = []
     for level in levels:
@@ -58,14 +59,14 @@ def told_apart(usual: Tensor, inside: Tensor, outside: Tensor) -> dict[str, Any]
 
 
 def measure(run: Run, data: str, others: Sequence[str], n: int) -> dict[str, Any]:
-    """How well noise and the first pictures of other data sets are told apart from the held-out ones of the run's own.
+    """How well noise and images of other data sets are distinguished from the held-out images of the run's own data.
 
     Raises:
-        UserError: fewer than four pictures are held out.
+        UserError: fewer than four images are held out.
     """
     heldout = log_prob(run, data, n, heldout=True)
     if len(heldout) < 4:
-        raise UserError(f"expected at least 4 held-out pictures of {data}, found {len(heldout)}")
+        raise UserError(f"expected at least 4 held-out images of {data}, found {len(heldout)}")
     usual, inside = heldout[::2], heldout[1::2]
     shape = (len(inside), run.config.data.channels, run.config.data.size, run.config.data.size)
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -74,7 +75,7 @@ def measure(run: Run, data: str, others: Sequence[str], n: int) -> dict[str, Any
     return {
         "usual": len(usual),
         "in": {"data": data, "n": len(inside), "bits": (-heldout.mean(0) / np.log(2)).tolist()},
-        "out": {name: told_apart(usual, inside, other) for name, other in outside.items()},
+        "out": {name: distinguished(usual, inside, other) for name, other in outside.items()},
     }
 
 
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--in", dest="inside", required=True, help="the run's own data")
     parser.add_argument("--out", nargs="*", default=[], help="other data")
-    parser.add_argument("--n", type=int, default=120, help="pictures of each, at most")
+    parser.add_argument("--n", type=int, default=120, help="maximum number of images of each")
     options = parser.parse_args()
     try:
         figures = measure(load(options.run, "cpu"), options.inside, options.out, options.n)

@@ -1,9 +1,9 @@
-"""Put a finished run into the package as a model of the zoo: weights, settings, and its card.
+"""Copy a finished run into the package as a model of the zoo: weights, settings and a model card.
 
-    python scripts/ship_model.py runs/emoji64 emoji64 --card card.md
+    python tools/ship_model.py runs/emoji64 emoji64 --card card.md
 
-Only what `vqvae2.load` needs is copied: no pictures, no codes, no checkpoints. The card's text is given; the table of
-measured figures under it is written from the run.
+Only what `vqvae2.load` needs is copied: no images, no codes, no checkpoints. The text of the card comes from a file; the
+table of measured figures below it is written from the run.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ LIMIT = 40_000_000  # bytes of one model
 
 
 def figures(run: Run) -> str:
-    """A Markdown table of what the run measured on held-out pictures."""
+    """A Markdown table of the figures that the run measured on held-out images."""
     rows = ["| figure | value |", "| --- | --- |"]
     stage1 = run.figures()
     rows.append(f"| held-out PSNR (of the mean squared error, peak 2) | {stage1['heldout_psnr']:.2f} dB |")
     for level, (height, width) in enumerate(run.config.geometry.grids):
         prior = run.figures(level)
         rows += [
-            f"| level {level} ({height}x{width}): codes used by held-out pictures | {stage1[f'heldout_usage_{level}']:.1%} |",
+            f"| level {level} ({height}x{width}): codes used by held-out images | {stage1[f'heldout_usage_{level}']:.1%} |",
             f"| level {level}: bits per code, held out (uniform {prior['uniform_bits']:.0f}) | {prior['heldout_bits']:.3f} |",
-            f"| level {level}: bits per code, training pictures | {prior['train_bits']:.3f} |",
+            f"| level {level}: bits per code, training images | {prior['train_bits']:.3f} |",
         ]
     return "\n".join(rows)
 
 
 def main() -> None:
-    """Copy, write the card, and say how large it is."""
+    """Copy the model, write its card and print its size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("name")

@@ -1,10 +1,10 @@
-"""Build Fashion-MNIST (Zalando, MIT licence) as one parquet file: 70,000 grey pictures, 28x28 px.
+"""Build Fashion-MNIST (Zalando, MIT licence) as one parquet file: 70,000 grey images of 28x28 px.
 
-    python scripts/build_fashion_mnist.py --out fashion_mnist.parquet
-    python scripts/build_fashion_mnist.py --idx-dir /usr/share/datasets/fashion-mnist
+    python tools/build_fashion_mnist.py --out fashion_mnist.parquet
+    python tools/build_fashion_mnist.py --idx-dir /usr/share/datasets/fashion-mnist
 
 Without `--idx-dir` it fetches the Debian package dataset-fashion-mnist (31 MB) with `apt-get download` and
-unpacks it in a temporary folder; nothing is installed. Needs pillow and pyarrow.
+unpacks it in a temporary folder; nothing is installed. It needs pillow and pyarrow.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def fetch(folder: Path) -> Path:
 
 
 def call(command: list[str], folder: Path) -> None:
-    """Run a Debian tool; its first error line is all that a user needs to see."""
+    """Run a Debian tool; if it fails, report the first line of its error."""
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError:
@@ -85,21 +85,21 @@ def read_idx(folder: Path, name: str) -> tuple[tuple[int, ...], bytes]:
 
 
 def read_split(folder: Path, split: str, side: int) -> Iterator[Row]:
-    """The rows of one split; pictures smaller than `side` stand in the middle of a black square of that side."""
+    """The rows of one split; images smaller than `side` are centred in a black square of that side."""
     shape, pixels = read_idx(folder, f"{PARTS[split]}-images-idx3-ubyte")
     (count, *_), labels = read_idx(folder, f"{PARTS[split]}-labels-idx1-ubyte")
     if len(shape) != 3 or shape[0] != count or max(labels, default=0) >= len(CLASSES):
-        raise BadInput(f"pictures and labels of {split} in {folder} do not belong together")
+        raise BadInput(f"images and labels of {split} in {folder} do not match")
     height, width = shape[1:]
     for index, label in enumerate(labels):
         start = index * height * width
-        picture = Image.frombytes("L", (width, height), pixels[start : start + height * width])
+        image = Image.frombytes("L", (width, height), pixels[start : start + height * width])
         if side > max(width, height):
             square = Image.new("L", (side, side))
-            square.paste(picture, ((side - width) // 2, (side - height) // 2))
-            picture = square
+            square.paste(image, ((side - width) // 2, (side - height) // 2))
+            image = square
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         yield {
             "image": image_value(buffer.getvalue(), f"{split}-{index:05}.png"),
             "label": label,
@@ -108,12 +108,12 @@ def read_split(folder: Path, split: str, side: int) -> Iterator[Row]:
 
 
 def build(folder: Path, out: Path, side: int = 0) -> None:
-    """Write both splits and say how large they are."""
+    """Write both splits and print how large they are."""
     for split in PARTS:
         read_idx(folder, f"{PARTS[split]}-labels-idx1-ubyte")  # fail before the long part, not in its middle
     rows = (row for split in PARTS for row in read_split(folder, split, side))
     count = write_parquet(out, rows, COLUMNS)
-    print(f"{out}: {count} pictures, {out.stat().st_size / 1e6:.1f} MB, MIT licence, Zalando SE")
+    print(f"{out}: {count} images, {out.stat().st_size / 1e6:.1f} MB, MIT licence, Zalando SE")
 
 
 def parse_args() -> argparse.Namespace:
@@ -125,7 +125,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=out, help="output file, or a folder (default: %(default)s)"
     )
-    padding = "px of the black square in whose middle a picture stands, e.g. 32 (default: as they are, 28)"
+    padding = (
+        "side in px of the black square in which each image is centred, e.g. 32 (default: 28, as they are)"
+    )
     parser.add_argument("--pad", type=int, default=0, help=padding)
     source = "folder with the four IDX files, plain or .gz (default: fetch the Debian package, 31 MB)"
     parser.add_argument("--idx-dir", type=Path, help=source)

@@ -1,10 +1,10 @@
-"""Run the comparisons of recipes/experiments.yaml, arms side by side on one core each, and keep their figures.
+"""Run the comparisons of experiments/index.yaml, with their arms in parallel on one core each, and write their figures.
 
-    python scripts/experiments.py                        list them with their times
-    python scripts/experiments.py run NAME [--cifar10 FOLDER] [--vgg FILE] [--cores 2] [--runs runs/experiments]
+    python experiments/compare.py                        list them with their times
+    python experiments/compare.py run NAME [--cifar10 FOLDER] [--vgg FILE] [--cores 2] [--runs runs/experiments]
 
-Each arm is an ordinary run folder of `vqvae2 train`: asked again, a finished one costs nothing and an interrupted one
-goes on. The figures of all arms that are done go to docs/experiments/NAME.json, its curves to docs/images/.
+Each arm is an ordinary run folder of `vqvae2 train`: the same command again skips finished arms and resumes interrupted
+ones. The figures of all arms are written to results/NAME.json, their curves to docs/images/.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from vqvae2.evaluate.report import svg
 from vqvae2.run import load
 
 ROOT = Path(__file__).parents[1]
-LIST = ROOT / "recipes" / "experiments.yaml"
+LIST = ROOT / "experiments" / "index.yaml"
 
 
 def arms(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(name, settings) of every arm with every seed, all seeds of an arm before the next arm."""
+    """(name, settings) of every arm with every seed; all seeds of an arm come before the next arm."""
     return [
         (f"{arm}-{seed}", [*settings, f"seed={seed}"])
         for arm, settings in experiment["arms"].items()
@@ -43,9 +43,9 @@ def arms(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def command(experiment: dict[str, Any], settings: list[str], run: Path, data: str, until: str) -> list[str]:
-    """The `vqvae2 train` of one arm."""
-    own = [setting.removeprefix("recipe=") for setting in settings if setting.startswith("recipe=")]
-    recipe = ROOT / "recipes" / (own[0] if own else experiment["recipe"])
+    """The `vqvae2 train` command of one arm."""
+    named = [setting.removeprefix("recipe=") for setting in settings if setting.startswith("recipe=")]
+    recipe = ROOT / "recipes" / (named[0] if named else experiment["recipe"])
     line = [sys.executable, "-m", "vqvae2", "train", data, "--run", str(run)]
     line += ["--preset", experiment["preset"], "--config", str(recipe), "--until", until]
     for setting in settings:
@@ -55,24 +55,24 @@ def command(experiment: dict[str, Any], settings: list[str], run: Path, data: st
 
 
 def figures(run: Path) -> dict[str, Any]:
-    """What a run folder measured: the last means of training, the held-out figures, seconds, per part."""
-    parts = {}
+    """The figures of a run folder, per stage: the last means of training, the held-out figures, the seconds."""
+    stages = {}
     for file in sorted(run.glob("**/config.json")):
-        part = file.parent
+        stage = file.parent
         outcome = json.loads(file.read_text())["outcome"]
-        lines = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
         last = next(line for line in reversed(lines) if "loss" in line)
-        parts[str(part.relative_to(run))] = {
+        stages[str(stage.relative_to(run))] = {
             "training, last mean": last,
             "held out": outcome["figures"],
             "step": outcome["best_step"],
             "seconds": round(outcome["seconds"]),
         }
-    return parts
+    return stages
 
 
 def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
-    """One drawing per metric of stage 1: its curve in every arm, docs/images/NAME-METRIC.svg."""
+    """Draw each metric of stage 1 as one curve per arm, into docs/images/NAME-METRIC.svg."""
     for metric in metrics:
         curves = {}
         for arm, folder in folders.items():
@@ -84,17 +84,17 @@ def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
 
 
 def first_stages(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(name, settings) of the autoencoder that all arms of a seed share; none unless the experiment is `shared`."""
+    """(name, settings) of the autoencoders that the arms of a seed share; empty unless the experiment is `shared`."""
     return [(f"stage1-{seed}", [f"seed={seed}"]) for seed in experiment["seeds"] if experiment.get("shared")]
 
 
 def first_stage(name: str, experiment: dict[str, Any], seed: str, runs: Path) -> Path:
-    """Its folder: of this experiment (`shared: true`), or of the one that `shared` names."""
+    """The folder of the shared autoencoder: in this experiment (`shared: true`) or in the one that `shared` names."""
     return runs / (name if experiment["shared"] is True else experiment["shared"]) / f"stage1-{seed}"
 
 
-def take(source: Path, target: Path) -> None:
-    """Copy what is trained, whole or not at all; what is there already stays."""
+def copy_trained(source: Path, target: Path) -> None:
+    """Copy a trained folder as a whole or not at all; an existing target is left alone."""
     if not target.exists():
         part = target.with_name(f"{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -102,23 +102,23 @@ def take(source: Path, target: Path) -> None:
         part.rename(target)
 
 
-def borrow(folder: Path, settings: list[str], seed: str) -> None:
-    """Take the parts that an arm has in common with a finished one (`same=ARM/PART`) from there, of the same seed."""
+def copy_same_stages(folder: Path, settings: list[str], seed: str) -> None:
+    """Copy the stages that an arm shares with a finished one (`same=ARM/STAGE`) from that arm of the same seed."""
     for setting in settings:
         if setting.startswith("same="):
-            arm, _, part = setting.removeprefix("same=").partition("/")
-            source = folder.parent / f"{arm}-{seed}" / part
-            if not (folder / part).exists() and not (source / "model.safetensors").exists():
-                raise SystemExit(f"{folder.name} takes {part} from {source}, which is not done yet")
-            take(source, folder / part)
+            arm, _, stage = setting.removeprefix("same=").partition("/")
+            source = folder.parent / f"{arm}-{seed}" / stage
+            if not (folder / stage).exists() and not (source / "model.safetensors").exists():
+                raise SystemExit(f"{folder.name} copies {stage} from {source}, which is not finished")
+            copy_trained(source, folder / stage)
 
 
-def seconds_a_sample(folders: dict[str, Path], batches: list[int]) -> dict[str, dict[str, float]]:
-    """Per arm and size of a batch: the median of three on one core, decoding included, the arms in turn."""
+def seconds_per_sample(folders: dict[str, Path], batches: list[int]) -> dict[str, dict[str, float]]:
+    """Per arm and batch size: the median of three on one core, including decoding; the arms alternate."""
     runs = {arm: load(folder, "cpu") for arm, folder in folders.items() if batches}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found: dict[str, dict[str, float]] = {arm: {} for arm in runs}
+    medians: dict[str, dict[str, float]] = {arm: {} for arm in runs}
     for batch in batches:
         seconds: dict[str, list[float]] = {arm: [] for arm in runs}
         for repeat in range(4):
@@ -127,13 +127,13 @@ def seconds_a_sample(folders: dict[str, Path], batches: list[int]) -> dict[str, 
                 one.sample(batch, sampling=Sampling(batch=batch), seed=repeat)
                 seconds[arm].append((time.perf_counter() - began) / batch)
         for arm, values in seconds.items():
-            found[arm][f"batch {batch}"] = statistics.median(values[1:])  # the first loads the weights
+            medians[arm][f"batch {batch}"] = statistics.median(values[1:])  # the first loads the weights
     torch.set_num_threads(threads)
-    return found
+    return medians
 
 
 def run(name: str, experiment: dict[str, Any], data: str, common: list[str], runs: Path, cores: int) -> None:
-    """Every arm with the settings common to all, at most `cores` at once, each on a core of its own; then the figures."""
+    """Train every arm, at most `cores` at once and each on a core of its own; then write the figures."""
     free: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0))[:cores]:
         free.put(core)
@@ -149,8 +149,8 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
             if arm.startswith("stage1-"):
                 until, folder = "autoencoder", first
             else:
-                take(first, folder)
-                borrow(folder, settings, seed)
+                copy_trained(first, folder)
+                copy_same_stages(folder, settings, seed)
         core = free.get()
         try:
             with (runs / name / f"{arm}.log").open("a") as log:
@@ -175,9 +175,9 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
         list(pool.map(one, arms(experiment)))
     folders = {arm: runs / name / arm for arm, _ in arms(experiment)}
     done = {arm: figures(folder) for arm, folder in folders.items()}
-    for arm, seconds in seconds_a_sample(folders, experiment.get("sample", [])).items():
+    for arm, seconds in seconds_per_sample(folders, experiment.get("sample", [])).items():
         done[arm]["seconds a sample"] = seconds
-    target = ROOT / "docs" / "experiments" / f"{name}.json"
+    target = ROOT / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
     draw(name, experiment.get("curves", []), folders)
@@ -188,10 +188,12 @@ def main() -> None:
     """List, or run one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["list", "run"], default="list")
-    parser.add_argument("name", nargs="?", help="an experiment of recipes/experiments.yaml")
+    parser.add_argument("name", nargs="?", help="name of an experiment in experiments/index.yaml")
     parser.add_argument("--cifar10", help="folder with CIFAR-10 as train.parquet and test.parquet")
-    parser.add_argument("--vgg", help="weights of the perceptual distance (scripts/perceptual_weights.py)")
-    parser.add_argument("--cores", type=int, default=2, help="arms at once (default 2)")
+    parser.add_argument("--vgg", help="weights of the perceptual distance (tools/perceptual_weights.py)")
+    parser.add_argument(
+        "--cores", type=int, default=2, help="number of arms that train in parallel (default 2)"
+    )
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs" / "experiments", help="where the run folders go"
     )

@@ -15,18 +15,18 @@ from vqvae2.config.overrides import complete, merge, override, read_yaml
 from vqvae2.config.presets import preset
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 
-import experiments
+import compare
 
-ALL: dict[str, dict[str, Any]] = yaml.safe_load(experiments.LIST.read_text())
+ALL: dict[str, dict[str, Any]] = yaml.safe_load(compare.LIST.read_text())
 EMOJI = 9  # classes
-ARMS = [(name, arm) for name, item in ALL.items() for arm, _ in experiments.arms(item)]
+ARMS = [(name, arm) for name, item in ALL.items() for arm, _ in compare.arms(item)]
 
 BORROWED = [
     (name, arm, setting)
     for name, item in ALL.items()
-    for arm, settings in experiments.arms(item)
+    for arm, settings in compare.arms(item)
     for setting in settings
     if setting.startswith("same=")
 ]
@@ -34,10 +34,10 @@ BORROWED = [
 
 def config(name: str, arm: str) -> Config:
     """What the command of an arm asks for."""
-    settings = dict(experiments.arms(ALL[name]))[arm]
+    settings = dict(compare.arms(ALL[name]))[arm]
     if ALL[name].get("vgg"):
         settings = ["train_autoencoder.perceptual_weights=vgg16.safetensors", *settings]
-    line = experiments.command(ALL[name], settings, Path("run"), "data", ALL[name]["until"])
+    line = compare.command(ALL[name], settings, Path("run"), "data", ALL[name]["until"])
     value = merge(
         preset(line[line.index("--preset") + 1]).model_dump(mode="json"),
         read_yaml(line[line.index("--config") + 1]),
@@ -48,15 +48,15 @@ def config(name: str, arm: str) -> Config:
 
 @pytest.mark.parametrize(("name", "arm"), ARMS)
 def test_every_arm_is_a_configuration_with_its_seed(name: str, arm: str) -> None:
-    found = config(name, arm)
-    assert arm == f"{arm.rpartition('-')[0]}-{found.seed}"
-    assert found.geometry.levels == len(found.prior.levels) == len(found.train_prior)
+    settings = config(name, arm)
+    assert arm == f"{arm.rpartition('-')[0]}-{settings.seed}"
+    assert settings.geometry.levels == len(settings.prior.levels) == len(settings.train_prior)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_arms_of_an_experiment_differ(name: str) -> None:
-    found = [config(name, arm) for arm, _ in experiments.arms(ALL[name])]
-    assert all(a != b for index, a in enumerate(found) for b in found[:index])
+    result = [config(name, arm) for arm, _ in compare.arms(ALL[name])]
+    assert all(a != b for index, a in enumerate(result) for b in result[:index])
 
 
 @pytest.mark.parametrize("name", [name for name, item in ALL.items() if item.get("shared")])
@@ -69,7 +69,7 @@ def test_arms_that_share_a_first_stage_have_the_same(name: str) -> None:
         every = [
             config(n, arm)
             for n in (name, owner)
-            for arm, _ in experiments.arms(ALL[n])
+            for arm, _ in compare.arms(ALL[n])
             if arm.endswith(f"-{seed}")
         ]
         assert (
@@ -87,34 +87,34 @@ def test_what_an_arm_takes_from_another_is_what_it_would_train_itself(name: str,
     assert mine.prior.levels[level] == theirs.prior.levels[level]
     assert mine.train_prior == theirs.train_prior
     assert mine.prior.conditional == theirs.prior.conditional
-    order = [each for each, _ in experiments.arms(ALL[name])]
+    order = [each for each, _ in compare.arms(ALL[name])]
     assert order.index(arm) - order.index(f"{owner}-{seed}") > 2
 
 
-def test_a_borrowed_part_is_a_copy_of_the_same_seed_and_never_replaces_one(tmp_path: Path) -> None:
+def test_a_copied_stage_is_of_the_same_seed_and_never_replaces_one(tmp_path: Path) -> None:
     for seed in "01":
         (tmp_path / f"full-{seed}" / "prior").mkdir(parents=True)
         (tmp_path / f"full-{seed}" / "prior" / "model.safetensors").write_text(seed)
     folder = tmp_path / "less-1"
-    experiments.borrow(folder, ["prior.conditional=false", "same=full/prior"], "1")
+    compare.copy_same_stages(folder, ["prior.conditional=false", "same=full/prior"], "1")
     assert (folder / "prior" / "model.safetensors").read_text() == "1"
     (folder / "prior" / "model.safetensors").write_text("own")
-    experiments.borrow(folder, ["same=full/prior"], "1")
+    compare.copy_same_stages(folder, ["same=full/prior"], "1")
     assert (folder / "prior" / "model.safetensors").read_text() == "own"
-    with pytest.raises(SystemExit, match=r"less-2 takes prior from .*full-2.* not done"):
-        experiments.borrow(tmp_path / "less-2", ["same=full/prior"], "2")
+    with pytest.raises(SystemExit, match=r"less-2 copies prior from .*full-2.* not finished"):
+        compare.copy_same_stages(tmp_path / "less-2", ["same=full/prior"], "2")
     assert not (tmp_path / "less-2").exists()
 
 
 def test_the_kinds_of_prior_are_compared_at_equal_parameters_and_time() -> None:
     sizes, trainings = [], []
     for arm in ("pixelcnn-0", "transformer-0"):
-        found = config("prior-kinds", arm)
-        assert {level.kind for level in found.prior.levels} == {arm.removesuffix("-0")}
+        settings = config("prior-kinds", arm)
+        assert {level.kind for level in settings.prior.levels} == {arm.removesuffix("-0")}
         with torch.device("meta"):
-            prior = HierarchicalPrior(found.prior.model_copy(update={"classes": EMOJI}), found.geometry)
+            prior = HierarchicalPrior(settings.prior.model_copy(update={"classes": EMOJI}), settings.geometry)
         sizes.append([sum(p.numel() for p in level.parameters()) for level in prior.levels])
-        trainings.append(found.train_prior)
+        trainings.append(settings.train_prior)
     for pixelcnn, transformer in zip(*sizes, strict=True):
         assert transformer == pytest.approx(pixelcnn, rel=0.03)
     assert trainings[0] == trainings[1]
@@ -124,18 +124,18 @@ def test_the_kinds_of_prior_are_compared_at_equal_parameters_and_time() -> None:
 def test_where_a_shared_first_stage_lies(tmp_path: Path) -> None:
     for shared, folder in ((True, "mine"), ("other", "other")):
         item = {"shared": shared, "seeds": [3, 4]}
-        assert experiments.first_stage("mine", item, "4", tmp_path) == tmp_path / folder / "stage1-4"
-        assert experiments.first_stages(item) == [("stage1-3", ["seed=3"]), ("stage1-4", ["seed=4"])]
-    assert experiments.first_stages({"seeds": [3]}) == []
+        assert compare.first_stage("mine", item, "4", tmp_path) == tmp_path / folder / "stage1-4"
+        assert compare.first_stages(item) == [("stage1-3", ["seed=3"]), ("stage1-4", ["seed=4"])]
+    assert compare.first_stages({"seeds": [3]}) == []
 
 
-def test_seconds_a_sample(run: Path) -> None:
+def test_seconds_per_sample(run: Path) -> None:
     """Of every arm, in every size of a batch; nothing is loaded where nothing is asked for."""
     threads = torch.get_num_threads()
-    found = experiments.seconds_a_sample({"a": run, "b": run}, [1, 3])
-    assert {arm: list(each) for arm, each in found.items()} == {
+    result = compare.seconds_per_sample({"a": run, "b": run}, [1, 3])
+    assert {arm: list(each) for arm, each in result.items()} == {
         arm: ["batch 1", "batch 3"] for arm in ("a", "b")
     }
-    assert all(0 < value < 10 for each in found.values() for value in each.values())
+    assert all(0 < value < 10 for each in result.values() for value in each.values())
     assert torch.get_num_threads() == threads
-    assert experiments.seconds_a_sample({"a": Path("nowhere")}, []) == {}
+    assert compare.seconds_per_sample({"a": Path("nowhere")}, []) == {}

@@ -17,7 +17,7 @@ from vqvae2.data.images import open_images
 from vqvae2.errors import UserError
 from vqvae2.run import Run, load
 
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 
 import typicality
 
@@ -46,11 +46,11 @@ def nats(run: Run, data: Path, place: Path, heldout: bool) -> torch.Tensor:
     """[n, L] of all pictures of a data set, or of the held-out ones."""
     images = open_images(str(data), run.config.data, place, say=lambda _: None)
     chosen = images.heldout if heldout else np.arange(len(images))
-    found = torch.cat(
+    result = torch.cat(
         [run.log_prob(part) for part, _ in sequential(images, chosen, run.config.data, batch=5)]
     )
     images.close()
-    return found
+    return result
 
 
 def pairs(inside: list[float], outside: list[float]) -> float:
@@ -60,14 +60,14 @@ def pairs(inside: list[float], outside: list[float]) -> float:
 
 def test_figures_by_hand(half_held_out: Run, pictures: Path, grey: Path, tmp_path: Path) -> None:
     run = half_held_out
-    found = typicality.measure(run, str(pictures), [str(grey)], 100)
+    result = typicality.measure(run, str(pictures), [str(grey)], 100)
     held, out = nats(run, pictures, tmp_path / "in", True), nats(run, grey, tmp_path / "out", False)
     usual, inside = held[::2].double(), held[1::2].double()
-    assert (found["usual"], found["in"]["n"]) == (len(usual), len(inside))
-    assert found["in"]["bits"] == pytest.approx((-held.mean(0) / np.log(2)).tolist(), rel=1e-4)
-    assert list(found["out"]) == ["uniform noise", str(grey)]
-    assert found["out"]["uniform noise"]["n"] == len(inside)
-    figures = found["out"][str(grey)]
+    assert (result["usual"], result["in"]["n"]) == (len(usual), len(inside))
+    assert result["in"]["bits"] == pytest.approx((-held.mean(0) / np.log(2)).tolist(), rel=1e-4)
+    assert list(result["out"]) == ["uniform noise", str(grey)]
+    assert result["out"]["uniform noise"]["n"] == len(inside)
+    figures = result["out"][str(grey)]
     assert figures["n"] == 9
     assert figures["bits"] == pytest.approx((-out.mean(0) / np.log(2)).tolist(), rel=1e-4)
     far = [(x.double() - usual.mean(0)).abs() / usual.std(0) for x in (inside, out)]
@@ -81,8 +81,8 @@ def test_figures_by_hand(half_held_out: Run, pictures: Path, grey: Path, tmp_pat
 
 
 def test_no_more_pictures_than_asked_for(half_held_out: Run, pictures: Path, grey: Path) -> None:
-    found = typicality.measure(half_held_out, str(pictures), [str(grey)], 5)
-    assert (found["usual"], found["in"]["n"], found["out"][str(grey)]["n"]) == (3, 2, 5)
+    result = typicality.measure(half_held_out, str(pictures), [str(grey)], 5)
+    assert (result["usual"], result["in"]["n"], result["out"][str(grey)]["n"]) == (3, 2, 5)
 
 
 def test_the_command_prints_what_was_measured(
@@ -100,7 +100,7 @@ def test_the_command_prints_what_was_measured(
 
 def test_too_few_held_out(trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     run = load(trained, "cpu")
-    with pytest.raises(UserError, match=r"expected at least 4 held-out pictures of .*, found 1"):
+    with pytest.raises(UserError, match=r"expected at least 4 held-out images of .*, found 1"):
         typicality.measure(run, str(pictures), [], 3)
     monkeypatch.setattr(sys, "argv", ["x", str(pictures), "--in", str(pictures)])
     with pytest.raises(SystemExit) as ended:

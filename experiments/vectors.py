@@ -1,19 +1,19 @@
-"""Why draw from a fixed codebook rather than generate the encoder's vectors: the same hierarchy with and without one.
+"""Why draw from a fixed codebook instead of generating the encoder's vectors: the same hierarchy with and without one.
 
-    python scripts/vectors.py --out RUNS [--data emoji64] [--set KEY=VALUE ...] [--components 10] [--noise 0.05] [--n 72]
+    python experiments/vectors.py --out RUNS [--data emoji64] [--set KEY=VALUE ...] [--components 10] [--noise 0.05] [--n 72]
 
-Both arms have the settings of recipes/vectors.yaml: networks, steps, batches, and priors of one body. RUNS/codes is an ordinary run. In
-RUNS/vectors nothing is quantized: the vectors are bounded by tanh and carry normal noise (without it their density has no bound), and the
-priors, the same PixelCNN, read the standardised vectors through a projection and put out a mixture of diagonal normals. Asked again, what is
-trained is not trained anew. RUNS/vectors.json gets the figures, RUNS/samples-codes and RUNS/samples-vectors the pictures, a folder per
-class, for `vqvae2 evaluate --samples`, and RUNS/vectors.png both side by side.
+Both arms use the settings of recipes/vectors.yaml: networks, steps, batches and the architecture of the priors. RUNS/codes is
+an ordinary run. In RUNS/vectors nothing is quantized: the vectors are bounded by tanh and get normal noise (without it their
+density would be unbounded). The priors are the same PixelCNN, which reads the standardised vectors through a projection and
+predicts a mixture of diagonal normal distributions. The same command again does not repeat finished trainings. The figures are
+written to RUNS/vectors.json, the samples to RUNS/samples-codes and RUNS/samples-vectors (a folder per class, for
+`vqvae2 evaluate --samples`), and a sheet of both to RUNS/vectors.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +24,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from _vector_prior import Bounded, VectorPixelCNN
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.autoencoder.quantizer import Quantized
-from vqvae2.codes import Geometry
-from vqvae2.config.models import Config, LevelPriorConfig, parse
+from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import complete, merge, override, read_yaml
 from vqvae2.config.presets import preset
 from vqvae2.config.sampling import Sampling
@@ -37,9 +36,6 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_pil
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
-from vqvae2.prior.layers import pointwise
-from vqvae2.prior.level import ConditionStack
-from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.run import Run, load
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.loop import fit, make_accelerator
@@ -47,136 +43,21 @@ from vqvae2.train.pipeline import train
 from vqvae2.train.prior import copies
 
 ROOT = Path(__file__).parents[1]
-LEAST_SCALE = -4.0  # log of the least standard deviation of a mixture's component, in standardised vectors
-
-
-class Bounded(nn.Module):
-    """Stands where the quantizer does: tanh and, in training, normal noise."""
-
-    usage: Tensor
-
-    def __init__(self, size: int, dim: int, noise: float) -> None:
-        super().__init__()
-        self.dim, self.noise = dim, noise
-        self.register_buffer("usage", torch.zeros(size, dtype=torch.int64), persistent=False)
-
-    def forward(self, z: Tensor) -> Quantized:
-        """[..., D] to vectors in [-1, 1]; no codes, no loss."""
-        bounded = z.tanh()
-        if self.training:
-            bounded = bounded + self.noise * torch.randn_like(bounded)
-        none = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
-        return Quantized(bounded, bounded.new_zeros(()), bounded.new_ones(()), none)
-
-    def mean_code(self) -> Tensor:
-        """[D]: what stands in for a level that is left out, the middle."""
-        return torch.zeros(self.dim, device=self.usage.device)
 
 
 def without_codebook(objective: AutoencoderObjective, noise: float) -> AutoencoderObjective:
-    """The same first stage, its quantizers replaced."""
+    """The same first stage with its quantizers replaced."""
     for level, size in zip(objective.model.levels, objective.config.autoencoder.codes, strict=True):
         level.quantizer = Bounded(size, objective.config.autoencoder.code_dim, noise)
     return objective
 
 
-class VectorConditionStack(ConditionStack):
-    """As its base, of coarser vectors [B, h, w, D] instead of codes."""
-
-    def __init__(self, geometry: Geometry, level: int, config: LevelPriorConfig, dim: int) -> None:
-        super().__init__(geometry, level, config)
-        self.embeddings = nn.ModuleList(nn.Linear(dim, config.hidden) for _ in self.embeddings)
-
-    def forward(self, coarser: tuple[Tensor, ...], label: Tensor | None) -> Tensor:
-        """Context [B, C, H, W]."""
-        x: Tensor | None = None
-        for index, vectors in enumerate(coarser[self.first :]):
-            e = self.embeddings[index](vectors).permute(0, 3, 1, 2)
-            x = e if x is None else self.ups[index - 1](x) + e
-        assert x is not None
-        x = x + self.places
-        if label is not None:
-            x = x + label[:, :, None, None]
-        result: Tensor = self.ups[-1](self.blocks(x))
-        return result
-
-
-class VectorPixelCNN(PixelCNN):
-    """The PixelCNN over vectors [B, H, W, D]: a projection where codes are embedded, mixture parameters where logits were.
-
-    `forward` and `step` return [B, M (1 + 2 D), ...]: M logits, M D means, M D logarithms of standard deviations.
-    """
-
-    def __init__(
-        self,
-        config: LevelPriorConfig,
-        geometry: Geometry,
-        level: int,
-        classes: int,
-        dim: int,
-        components: int,
-    ) -> None:
-        super().__init__(config, geometry, level, classes)
-        self.embedding = nn.Linear(dim, config.hidden)  # type: ignore[assignment]
-        if level:
-            self.condition = VectorConditionStack(geometry, level, config, dim)
-        self.head = nn.Linear(config.hidden, components * (1 + 2 * dim), bias=False)
-        self.bias = nn.Parameter(torch.zeros(components * (1 + 2 * dim)))
-        self.components, self.dim = components, dim
-        with torch.no_grad():
-            self.bias[components : components * (1 + dim)].normal_(0, 0.5)  # else all components stay alike
-
-    def _embedded(self, codes: Tensor) -> Tensor:
-        e: Tensor = self.embedding(codes)
-        return e.permute(0, 3, 1, 2)
-
-    def _logits(self, h: Tensor) -> Tensor:
-        return pointwise(self.output(h), self.head.weight, self.bias)
-
-    def parts(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, M (1 + 2 D), ...] to logits [B, M, ...], means and log standard deviations [B, M, D, ...]."""
-        m, d = self.components, self.dim
-        logits, means, scales = parameters.split([m, m * d, m * d], 1)
-        shape = (len(parameters), m, d, *parameters.shape[2:])
-        return logits, means.reshape(shape), scales.reshape(shape).clamp(LEAST_SCALE, 3)
-
-    def nll(self, vectors: Tensor, coarser: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
-        """[B, H, W] nats, a density of the standardised vectors."""
-        logits, means, scales = self.parts(self(vectors, coarser, labels).float())
-        x = vectors.permute(0, 3, 1, 2)[:, None]
-        normal = -0.5 * (((x - means) * (-scales).exp()).square() + math.log(2 * math.pi)) - scales
-        return -torch.logsumexp(logits.log_softmax(1) + normal.sum(2), 1)
-
-    @torch.no_grad()
-    def draw(
-        self,
-        coarser: tuple[Tensor, ...],
-        labels: Tensor | None,
-        n: int,
-        bound: tuple[Tensor, Tensor],
-        seed: int,
-    ) -> Tensor:
-        """[n, H, W, D] in raster order, kept within the bounds [D] that the encoder's vectors have."""
-        generator = torch.Generator().manual_seed(seed)
-        cache, previous, found = self.start(n, self.context(coarser, labels)), None, []
-        for position in range(self.positions):
-            parameters, cache = self.step(cache, position, previous)
-            logits, means, scales = self.parts(parameters)
-            chosen = torch.multinomial(logits.softmax(1), 1, generator=generator)
-            index = chosen[:, :, None].expand(-1, 1, self.dim)
-            mean, scale = means.gather(1, index)[:, 0], scales.gather(1, index)[:, 0].exp()
-            previous = mean + scale * torch.randn(n, self.dim, generator=generator)
-            previous = previous.clamp(*bound)
-            found.append(previous)
-        return torch.stack(found, 1).view(n, self.height, self.width, self.dim)
-
-
 class VectorStore:
-    """The vectors of every picture and level, with noise, standardised per dimension by those of the training pictures.
+    """The vectors of every image and level, with noise, standardised per dimension by those of the training images.
 
     Attributes:
-        levels: [n, h, w, D], coarsest first; labels [n]; train, heldout: indices, training pictures `copies` times.
-        mean, scale: per level [D]; bounds: what drawn vectors are kept within, per level.
+        levels: [n, h, w, D], coarsest first; labels [n]; train, heldout: indices, each training image `copies` times.
+        mean, scale: per level [D]; bounds: the range of drawn vectors, per level.
     """
 
     def __init__(self, autoencoder: VQVAE, images: ImageSet, config: Config, noise: float) -> None:
@@ -202,23 +83,23 @@ class VectorStore:
         self.bounds = [((-most - m) / s, (most - m) / s) for m, s in zip(self.mean, self.scale, strict=True)]
 
     def standardised(self, raw: list[Tensor]) -> list[Tensor]:
-        """The encoder's vectors as the priors see them."""
+        """The encoder's vectors, standardised for the priors."""
         return [(level - m) / s for level, m, s in zip(raw, self.mean, self.scale, strict=True)]
 
     def raw(self, levels: list[Tensor]) -> list[Tensor]:
-        """And back."""
+        """The inverse of `standardised`."""
         return [level * s + m for level, m, s in zip(levels, self.mean, self.scale, strict=True)]
 
 
 @torch.no_grad()
 def encoded(autoencoder: VQVAE, images: Tensor) -> list[Tensor]:
-    """What the decoder is given of each level, [B, h, w, D]."""
+    """The input of the decoder from each level, [B, h, w, D]."""
     return [level.quantize for level in autoencoder(images).levels]
 
 
 @torch.no_grad()
 def decoded(autoencoder: VQVAE, vectors: list[Tensor]) -> Tensor:
-    """[B, C, H, W] in [-1, 1], of vectors instead of codes."""
+    """Images [B, C, H, W] in [-1, 1], decoded from vectors instead of codes."""
     finest = [
         level.to_finest(part.permute(0, 3, 1, 2))
         for level, part in zip(autoencoder.levels, vectors, strict=True)
@@ -228,7 +109,7 @@ def decoded(autoencoder: VQVAE, vectors: list[Tensor]) -> Tensor:
 
 
 class VectorObjective:
-    """One level's prior over vectors, for the training loop: mean nats a vector."""
+    """One level's prior over vectors, for the training loop; the loss is the mean nats per vector."""
 
     def __init__(self, config: Config, store: VectorStore, level: int, components: int) -> None:
         self.config, self.store, self.level = config, store, level
@@ -243,14 +124,14 @@ class VectorObjective:
             )
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Tensor]:
-        """Indices into the store, the same sequence as the codes' priors have."""
+        """Indices into the store, in the same order as for the priors over codes."""
         shuffle, size = Shuffle(self.store.train, self.config.seed + self.level), self.settings.batch
         while True:
             yield torch.from_numpy(shuffle(np.arange(start * size, (start + 1) * size)))
             start += 1
 
     def loss(self, model: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """As the codes' priors, with labels hidden as often."""
+        """As for the priors over codes, with the same label dropout."""
         labels, classes = self.store.labels[batch], self.config.prior.classes
         hidden = torch.rand(labels.shape) < self.config.prior.levels[self.level].label_dropout
         return self.nll(batch, torch.where(hidden, classes, labels)).mean(), {}
@@ -263,26 +144,26 @@ class VectorObjective:
         return model.nll(levels[-1], tuple(levels[:-1]), labels if self.config.prior.classes else None)
 
     def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
-        """Nothing is due."""
+        """Nothing to do."""
         return {}
 
     def counts(self) -> list[Tensor]:
-        """Nothing is counted."""
+        """No statistics."""
         return []
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """Held-out nats a vector."""
+        """Held-out nats per vector."""
         parts = torch.from_numpy(self.store.heldout).split(self.settings.batch)
         nats = float(torch.cat([self.nll(part, self.store.labels[part], model) for part in parts]).mean())
         return {"score": nats, "heldout_nats": nats}
 
     def draw(self, model: nn.Module, path: Path) -> None:
-        """No picture."""
+        """Draws nothing."""
 
 
 def trained(objective: Any, settings: Any, folder: Path, seed: int) -> Any:
-    """The objective's model, trained or read from its folder, in eval mode."""
+    """The model of the objective in eval mode, trained now or read from its folder; and its figures."""
     file = folder / "model.safetensors"
     if not file.exists():
         outcome = fit(objective, settings, folder, make_accelerator(), Reporter(), seed)
@@ -300,52 +181,53 @@ def patches(level: Tensor, rows: slice) -> Tensor:
 
 
 def drift(samples: Tensor, heldout: Tensor, real: Tensor) -> list[float]:
-    """Per row of the raster: how far 2x2 neighbourhoods of samples are from the nearest real one, over what held-out ones are.
+    """Per row: the distance of 2x2 neighbourhoods of samples to the nearest real one, divided by that of held-out images.
 
-    1 is as near as a held-out picture's; growing from row to row is drift. Real neighbourhoods are those of the training pictures at that row.
+    1 means as near as in held-out images; an increase from row to row is drift. Real neighbourhoods are those of the training
+    images at the same row.
     """
-    found = []
+    ratios = []
     for row in range(real.shape[1] - 1):
         own = patches(real, slice(row, row + 1))
         near = [
             float(torch.cdist(patches(x, slice(row, row + 1)), own).amin(1).mean())
             for x in (samples, heldout)
         ]
-        found.append(near[0] / max(near[1], 1e-9))
-    return found
+        ratios.append(near[0] / max(near[1], 1e-9))
+    return ratios
 
 
-def round_trip(autoencoder: VQVAE, levels: list[Tensor], deviation: list[Tensor]) -> list[float]:
-    """Per level: how far decoding and encoding moves the vectors, squared, in variances; 0 is a picture that the decoder means."""
+def round_trip(autoencoder: VQVAE, levels: list[Tensor], scales: list[Tensor]) -> list[float]:
+    """Per level: the mean squared change of the vectors by decoding and encoding, in units of their variance."""
     again = encoded(autoencoder, decoded(autoencoder, levels))
-    pairs = zip(again, levels, deviation, strict=True)
+    pairs = zip(again, levels, scales, strict=True)
     return [float(((a - b) / s).square().mean()) for a, b, s in pairs]
 
 
 def measured(
     autoencoder: VQVAE, samples: list[Tensor], heldout: list[Tensor], train: list[Tensor]
 ) -> dict[str, Any]:
-    """What is measured alike of both arms, on the vectors that the decoder is given."""
-    deviation = [level.flatten(0, 2).std(0).clamp_min(1e-3) for level in train]
+    """The measures that both arms share, on the vectors that the decoder receives."""
+    scales = [level.flatten(0, 2).std(0).clamp_min(1e-3) for level in train]
     few = [[level[:most] for level in part] for part, most in ((samples, 100), (heldout, 100), (train, 500))]
     return {
         "drift per row": [drift(*level) for level in zip(*few, strict=True)],
-        "round trip, samples": round_trip(autoencoder, samples, deviation),
-        "round trip, held out": round_trip(autoencoder, heldout, deviation),
+        "round trip, samples": round_trip(autoencoder, samples, scales),
+        "round trip, held out": round_trip(autoencoder, heldout, scales),
     }
 
 
 def by_row(nll: Tensor) -> list[float]:
-    """[B, H, W] to the mean of each row."""
+    """The mean of each row of [B, H, W]."""
     return nll.double().mean((0, 2)).tolist()
 
 
 @torch.no_grad()
 def codes_arm(run: Run, images: ImageSet, n: int) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Figures, pictures and labels of the ordinary run."""
-    begun = time.perf_counter()
+    """Figures, samples and labels of the ordinary run."""
+    began = time.perf_counter()
     drawn = next(run.draw(n, None, 0, Sampling(batch=n)))
-    seconds = (time.perf_counter() - begun) / n
+    seconds = (time.perf_counter() - began) / n
     autoencoder, config = run.autoencoder, run.config
     heldout, labels = next(sequential(images, images.heldout, config.data, batch=len(images.heldout)))
     held = autoencoder.encode(heldout)
@@ -377,7 +259,7 @@ def codes_arm(run: Run, images: ImageSet, n: int) -> tuple[dict[str, Any], Tenso
 def vectors_arm(
     run: Run, images: ImageSet, folder: Path, options: argparse.Namespace, labels: Tensor
 ) -> tuple[dict[str, Any], Tensor]:
-    """Figures and pictures of the arm without a codebook; trains what is not yet trained."""
+    """Figures and samples of the arm without a codebook; trains what is not yet trained."""
     config = run.config
     with torch.enable_grad():
         first = without_codebook(AutoencoderObjective(config, images), options.noise)
@@ -391,12 +273,12 @@ def vectors_arm(
             settings, seed = config.train_prior[level], config.seed + 1 + level
             trained(objective, settings, folder / "prior" / f"level-{level}", seed)
     known = labels if run.classes else None
-    begun, drawn = time.perf_counter(), []
+    began, drawn = time.perf_counter(), []
     for level, objective in enumerate(objectives):
         bounds = store.bounds[level]
         drawn.append(objective.model.draw(tuple(drawn), known, len(labels), bounds, seed=level))
     pictures = decoded(autoencoder, store.raw(drawn))
-    seconds = (time.perf_counter() - begun) / len(labels)
+    seconds = (time.perf_counter() - began) / len(labels)
     own = [
         objective.model.nll(drawn[level], tuple(drawn[:level]), known)
         for level, objective in enumerate(objectives)
@@ -415,7 +297,7 @@ def vectors_arm(
 
 
 def write(folder: Path, pictures: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
-    """One PNG a sample, a folder per class."""
+    """Write one PNG per sample, in a folder per class."""
     for number, (picture, label) in enumerate(zip(to_pil(pictures), labels.tolist(), strict=True)):
         own = folder / classes[label] if classes else folder
         own.mkdir(parents=True, exist_ok=True)
@@ -423,13 +305,15 @@ def write(folder: Path, pictures: Tensor, labels: Tensor, classes: tuple[str, ..
 
 
 def main() -> None:
-    """Train both arms, measure, write."""
+    """Train both arms, measure them and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="RUNS")
     parser.add_argument("--data", default="emoji64")
-    parser.add_argument("--set", action="append", default=[], help="a setting of both arms, KEY=VALUE")
-    parser.add_argument("--components", type=int, default=10, help="normals of a mixture (10)")
-    parser.add_argument("--noise", type=float, default=0.05, help="on the bounded vectors, in training (.05)")
+    parser.add_argument("--set", action="append", default=[], help="change a setting of both arms, KEY=VALUE")
+    parser.add_argument("--components", type=int, default=10, help="components of the mixture (10)")
+    parser.add_argument(
+        "--noise", type=float, default=0.05, help="standard deviation of the noise in training (.05)"
+    )
     parser.add_argument("--n", type=int, default=72, help="samples of each arm, classes in turn (72)")
     options = parser.parse_args()
     base = merge(preset("small64").model_dump(mode="json"), read_yaml(ROOT / "recipes" / "vectors.yaml"))

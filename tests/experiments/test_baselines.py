@@ -1,4 +1,4 @@
-"""recipes/baselines/biggan.py on a small BigGAN with random weights, of the package's own code."""
+"""experiments/baselines/biggan.py on a small BigGAN with random weights, of the package's own code."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "recipes" / "baselines" / "biggan.py"
-    spec = importlib.util.spec_from_file_location("biggan_recipe", path)
+    path = Path(__file__).parents[2] / "experiments" / "baselines" / "biggan.py"
+    spec = importlib.util.spec_from_file_location("biggan_script", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

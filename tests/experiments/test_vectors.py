@@ -1,11 +1,10 @@
-"""scripts/vectors.py: the prior over vectors is causal, its density is one, and drawing step by step is its density."""
+"""experiments/vectors.py: the prior over vectors is causal, its density integrates to one, and samples follow it."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -13,32 +12,25 @@ import torch
 from vqvae2.codes import Geometry
 from vqvae2.config.models import LevelPriorConfig
 
+sys.path.append(str(Path(__file__).parents[2] / "experiments"))
+
+from _vector_prior import VectorPixelCNN
+
 CONFIG = LevelPriorConfig(hidden=8, residual=8, layers=2, kernel=3, attention_every=2, heads=2, dropout=0.0)
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "vectors.py"
-    spec = importlib.util.spec_from_file_location("vectors_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def prior(script: ModuleType) -> torch.nn.Module:
-    """Of the finer of two levels, 3 classes, vectors of 2, with weights that are not at their start."""
+def prior() -> torch.nn.Module:
+    """A prior of the finer of two levels, 3 classes, vectors of 2 dimensions, with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = script.VectorPixelCNN(CONFIG, Geometry(((2, 2), (4, 4)), (5, 5)), 1, 3, dim=2, components=3)
+        made = VectorPixelCNN(CONFIG, Geometry(((2, 2), (4, 4)), (5, 5)), 1, 3, dim=2, components=3)
         for parameter in made.parameters():
             torch.nn.init.normal_(parameter, 0, 0.3)
     return made.double().eval()
 
 
-def given() -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
+def inputs() -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(2, 4, 4, 2, generator=generator, dtype=torch.float64)
     coarser = torch.randn(2, 2, 2, 2, generator=generator, dtype=torch.float64)
@@ -46,7 +38,7 @@ def given() -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
 
 
 def test_steps_are_the_forward_pass(prior: torch.nn.Module) -> None:
-    vectors, coarser, labels = given()
+    vectors, coarser, labels = inputs()
     whole = prior(vectors, coarser, labels).flatten(2)
     cache, previous = prior.start(2, prior.context(coarser, labels)), None
     for position, vector in enumerate(vectors.flatten(1, 2).unbind(1)):
@@ -56,7 +48,7 @@ def test_steps_are_the_forward_pass(prior: torch.nn.Module) -> None:
 
 
 def test_a_position_sees_what_is_before_it_alone(prior: torch.nn.Module) -> None:
-    vectors, coarser, labels = given()
+    vectors, coarser, labels = inputs()
     before = prior(vectors, coarser, labels).flatten(2)
     for position in (0, 5, 11):
         other = vectors.clone()
@@ -66,14 +58,14 @@ def test_a_position_sees_what_is_before_it_alone(prior: torch.nn.Module) -> None
         assert changed[position + 1]
 
 
-def test_the_density_of_a_position_integrates_to_one(script: ModuleType, prior: torch.nn.Module) -> None:
+def test_the_density_of_a_position_integrates_to_one(prior: torch.nn.Module) -> None:
     """Over the last vector, on a fine grid of the plane."""
-    _, coarser, labels = given()
+    _, coarser, labels = inputs()
     side = torch.arange(-30, 30, 0.1, dtype=torch.float64)
     plane = torch.stack(torch.meshgrid(side, side, indexing="ij"), 2).view(-1, 1, 1, 2)
     mean = torch.full((1, 3 * 5), 0.4, dtype=torch.float64)
 
-    class Fixed(script.VectorPixelCNN):  # type: ignore[misc, name-defined]
+    class Fixed(VectorPixelCNN):
         def forward(self, codes: torch.Tensor, *_: object) -> torch.Tensor:
             return mean.view(1, -1, 1, 1).expand(len(codes), -1, 1, 1)
 
@@ -82,7 +74,7 @@ def test_the_density_of_a_position_integrates_to_one(script: ModuleType, prior: 
     assert float(torch.exp(-nll).sum() * 0.01) == pytest.approx(1, abs=1e-4)
 
 
-def test_draws_follow_the_mixture(script: ModuleType, prior: torch.nn.Module) -> None:
+def test_draws_follow_the_mixture(prior: torch.nn.Module) -> None:
     """Without weights every position is the same mixture: its mean is that of the components, weighed."""
     for parameter in prior.parameters():
         torch.nn.init.zeros_(parameter)

@@ -1,11 +1,11 @@
 """Draw samples of BigGAN-deep, the paper's baseline, into folders that `vqvae2 evaluate --samples` takes.
 
-    python recipes/baselines/biggan.py --weights biggan-deep-256 --out OUT [--classes all] [--per-class 50]
+    python experiments/baselines/biggan.py --weights biggan-deep-256 --out OUT [--classes all] [--per-class 50]
                                        [--truncation 0.2,0.5,1] [--names FILE] [--seed 0] [--batch 8] [--device cpu]
 
-It needs `pytorch-pretrained-biggan` in an environment of its own, see README.md beside this file. OUT/truncation-T/CLASS/NUMBER.png
-are the pictures, as many of each class, and OUT/truncation-T/samples.json their list. Picture NUMBER of a class depends on the seed, the
-class and the number alone: the same command again draws what is missing, and a larger --per-class or more classes add to what is there.
+It needs `pytorch-pretrained-biggan` in an environment of its own; see README.md in this folder. OUT/truncation-T/CLASS/NUMBER.png
+are the images, equally many of each class, and OUT/truncation-T/samples.json lists them. Image NUMBER of a class depends only on the
+seed, the class and the number: the same command again draws what is missing, and a larger --per-class or more classes add images.
 
 The network, the truncated noise and the pixels are the package's; its weights too (downloaded where it keeps them), or a folder's.
 """
@@ -86,8 +86,8 @@ def load(weights: str, device: str = "cpu") -> tuple[BigGAN, list[torch.Tensor],
 def truncate(network: BigGAN, statistics: Sequence[torch.Tensor], truncation: float) -> None:
     """Let the network, called with truncation 1, normalise by the batch statistics of another one.
 
-    The package keeps them for truncations 0, 0.02, ... 1. Between two it weighs each with the other's share, so that at 0.28, where
-    0.28 / 0.02 is a little more than 14, it takes those of 0.30. Here each has its own share.
+    The package keeps them for truncations 0, 0.02, ... 1. Between two rows it swaps their weights. At 0.28, where
+    0.28 / 0.02 is slightly more than 14, it therefore uses those of 0.30. Here each row has its correct weight.
 
     Args:
         statistics: of `load`, as the weights have them.
@@ -171,7 +171,7 @@ def _class_number(word: str, folders: Sequence[str], names: Sequence[str]) -> in
 
 
 def noise(network: BigGAN, truncation: float, seed: int, label: int, number: int) -> torch.Tensor:
-    """[1, Z] of one picture: normal within [-2, 2] by the package, times the truncation."""
+    """[1, Z] of one image: normal within [-2, 2] by the package, times the truncation."""
     drawn = truncated_noise_sample(1, network.config.z_dim, truncation, seed=[seed, label, number])
     return torch.from_numpy(np.asarray(drawn, np.float32))
 
@@ -180,7 +180,7 @@ def noise(network: BigGAN, truncation: float, seed: int, label: int, number: int
 def draw(
     network: BigGAN, truncation: float, seed: int, wanted: Sequence[tuple[int, int]]
 ) -> list[Image.Image]:
-    """The pictures (class, number) of a seed, as one batch, of a network that is truncated alike."""
+    """The images (class, number) of a seed, as one batch, of a network that is truncated alike."""
     device = network.embeddings.weight.device
     z = torch.cat([noise(network, truncation, seed, *item) for item in wanted]).to(device)
     labels = torch.tensor([label for label, _ in wanted], device=device)
@@ -208,7 +208,7 @@ def fill(folder: Path, network: BigGAN, about: dict[str, Any], plan: dict[int, s
     """Draw what is missing of one truncation, then write samples.json.
 
     Args:
-        about: what all pictures of the folder have in common.
+        about: what all images of the folder have in common.
         plan: the folder of each class that is asked for.
     """
     claim(folder, about)
@@ -238,11 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", required=True, help="biggan-deep-128, -256, -512, or a folder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--classes", default="all", help="all, a comma-separated list, or a file (all)")
-    parser.add_argument("--per-class", type=int, default=50, help="pictures of each class (50)")
+    parser.add_argument("--per-class", type=int, default=50, help="images of each class (50)")
     parser.add_argument("--truncation", default="1", help="one or several, comma-separated (1)")
     parser.add_argument("--names", type=Path, help="file with the names of all classes, a line each")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=8, help="pictures at once; changes memory and speed (8)")
+    parser.add_argument("--batch", type=int, default=8, help="images at once; changes memory and speed (8)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     try:
