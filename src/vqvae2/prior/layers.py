@@ -46,6 +46,14 @@ def _rms_norm(x: Tensor, gain: Tensor) -> Tensor:
     return functional.rms_norm(x, x.shape[-1:], gain, EPSILON)
 
 
+def stream_type(weight: Tensor) -> torch.dtype:
+    """Type of the residual streams that start from `weight`: that of autocast where it is on, so that none is cast later."""
+    device = weight.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether the channels of a grid [B, C, H, W] are contiguous in memory."""
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
