@@ -44,9 +44,10 @@ from vqvae2.evaluate.sets import (
     reconstructions,
 )
 from vqvae2.files.atomic import write_json
+from vqvae2.files.output import make_folder
 from vqvae2.files.progress import Reporter
-from vqvae2.gallery import SampleFolder, make_folder
 from vqvae2.generate.sample import batches
+from vqvae2.generate.sample_folder import SampleFolder
 from vqvae2.run import Run
 
 PARTS = ("nll", "reconstruction", "codes", "distances", "precision", "classification", "memorisation", "symmetry", "speed", "critic")  # fmt: skip
