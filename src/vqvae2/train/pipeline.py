@@ -65,7 +65,7 @@ def train(
         DataError, PerceptualError, TrainingError, FileError, StoreError: see there. Interrupted: Ctrl-C.
     """
     folder = Path(folder)
-    accelerator = make_accelerator(config.precision, config.compile)
+    accelerator = make_accelerator(config.precision)
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
@@ -225,7 +225,8 @@ def code_use(store: CodeStore) -> list[dict[str, float]]:
             count += torch.bincount(level.flatten(), minlength=len(count))
     figures = usage_figures(counts)
     return [
-        {"usage": figures[f"usage_{i}"], "perplexity": figures[f"perplexity_{i}"]} for i in range(len(counts))
+        {"usage": float(figures[f"usage_{i}"]), "perplexity": float(figures[f"perplexity_{i}"])}
+        for i in range(len(counts))
     ]
 
 
@@ -255,7 +256,7 @@ def _fit(
     seed: int,
 ) -> Outcome:
     """Train one stage and publish its model; the checkpoints are not needed after that."""
-    outcome = fit(objective, settings, part, accelerator, reporter, seed)
+    outcome = fit(objective, settings, part, accelerator, reporter, seed, config)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     reporter.say(
         f"{objective.name}: step {outcome.best_step} is the best of {outcome.step}: " + _figures(figures)
