@@ -207,10 +207,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, choices: Choices) -> t
     if choices.device.type != "cuda" and not choices.static:
         return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
     rate = torch.full((), config.lr, device=choices.device)
-    on_card = choices.device.type == "cuda"
-    return torch.optim.AdamW(
-        weights, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_card
-    )
+    return torch.optim.AdamW(weights, lr=rate, weight_decay=config.weight_decay, fused=True)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -174,6 +174,7 @@ class TrainingStep:
             RuntimeError: something in the step cannot be recorded.
         """
         count = self.average.count if self.average is not None else 0
+        self._capturable(True)
         self.optimizer.zero_grad()  # so that the recorded backward pass makes its gradients where replays write them
         torch.cuda.synchronize(self.choices.device)
         graph = torch.cuda.CUDAGraph()
@@ -184,10 +185,16 @@ class TrainingStep:
             self.average.count = count
         return graph.replay
 
+    def _capturable(self, value: bool) -> None:
+        """Tell the optimiser that it is being recorded; its fused kernel is the same either way."""
+        for group in self.optimizer.param_groups:
+            group["capturable"] = value
+
     def _give_up(self, reason: str) -> None:
         lines = reason.strip().splitlines()
         self.refused = lines[0] if lines else "unknown error"
         self.inputs = ()
+        self._capturable(False)
         self.optimizer.zero_grad()
         if self.choices.captured:
             torch.cuda.synchronize(self.choices.device)
