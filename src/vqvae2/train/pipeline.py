@@ -76,7 +76,7 @@ def train(
         Interrupted: Ctrl-C was pressed; the state is saved.
     """
     folder = Path(folder)
-    accelerator = make_accelerator(config.precision, config.compile)
+    accelerator = make_accelerator(config.precision)
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
@@ -266,7 +266,8 @@ def code_use(store: CodeStore) -> list[dict[str, float]]:
             count += torch.bincount(level.flatten(), minlength=len(count))
     figures = usage_figures(counts)
     return [
-        {"usage": figures[f"usage_{i}"], "perplexity": figures[f"perplexity_{i}"]} for i in range(len(counts))
+        {"usage": float(figures[f"usage_{i}"]), "perplexity": float(figures[f"perplexity_{i}"])}
+        for i in range(len(counts))
     ]
 
 
@@ -301,7 +302,7 @@ def _fit(
     Args:
         result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
     """
-    outcome = fit(objective, settings, part.path, accelerator, reporter, seed)
+    outcome = fit(objective, settings, part.path, accelerator, reporter, seed, config)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
     if result:
