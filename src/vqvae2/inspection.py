@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, TrainConfig
 from vqvae2.data.store import open_store
@@ -31,7 +32,6 @@ from vqvae2.prior.attention import attend
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.level import LevelPrior
 from vqvae2.run import Run
-from vqvae2.train.pipeline import code_use
 
 PEAK = 989e12  # FLOP/s of one H100 (SXM), bf16 without sparsity: its data sheet
 UTILISATION = 0.35  # share of the peak that training reaches: an assumption
@@ -342,9 +342,10 @@ def _measured(run: Run) -> dict[str, dict[str, Any]]:
     if figures:
         tables["stage 1, held out"] = {k: f"{v:.4g}" for k, v in figures.items() if k != "score"}
     if (run.folder / "codes" / "manifest.json").exists():
-        use = code_use(open_store(run.folder / "codes"))
+        usages = stored_usage(open_store(run.folder / "codes"))
         tables["codes used, training pictures"] = {
-            f"level {i}": f"{u['usage']:.1%}, perplexity {u['perplexity']:.1f}" for i, u in enumerate(use)
+            f"level {i}": f"{usage.used:.1%}, perplexity {usage.perplexity:.1f}"
+            for i, usage in enumerate(usages)
         }
     for level in levels:
         figures = run.figures(level)

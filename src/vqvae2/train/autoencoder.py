@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vqvae2.autoencoder.codebook_usage import codebook_usage
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.autoencoder.quantizer import perplexity
 from vqvae2.config.models import Config
 from vqvae2.data.batches import batches, sequential
 from vqvae2.data.grid import save_grid
@@ -156,6 +156,7 @@ def usage_figures(counts: list[Tensor]) -> dict[str, float]:
     """Per level: `usage_L`, the share of codes used at all, and `perplexity_L`, of code counts [K]."""
     figures = {}
     for level, count in enumerate(counts):
-        figures[f"usage_{level}"] = float((count > 0).double().mean())
-        figures[f"perplexity_{level}"] = float(perplexity(count))
+        usage = codebook_usage(count)
+        figures[f"usage_{level}"] = usage.used
+        figures[f"perplexity_{level}"] = usage.perplexity
     return figures
