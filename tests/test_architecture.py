@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("evaluate",), ("train",)),
     (("run",),),
     (("demo",), ("inspection",), ("gallery",)),
-    (("assessment",),),
+    (("commands",),),
     (("cli", "__main__"), ("web",)),
 )
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}

@@ -242,7 +242,7 @@ def sample(
     if critic is not None:
         judge = loaded.critic
         candidates = candidate_plan(plan or [], critic)
-        what = {"fraction": critic, "digest": judge.digest, "network": judge.network_digest}
+        what = {"fraction": critic, "digest": judge.digest, "network": judge.backbone_digest}
         about |= {"n": n, "drawn": len(candidates), "critic": what}
     loaded.prior  # noqa: B018 - loads, so that a missing model is said before the folder is made
     folder, pool = SampleFolder(out, about, pictures.value), SampleFolder(out / "candidates", about, "none")
@@ -497,8 +497,9 @@ def evaluate(
 
     The same command again takes features and samples from OUT/cache.
     """
-    from vqvae2.assessment import Plan, assess
-    from vqvae2.evaluate.classifier import ClassifierConfig
+    from vqvae2.commands import evaluate as verb
+    from vqvae2.evaluate.options import EvaluateOptions
+    from vqvae2.evaluate.resnet import ClassifierConfig
     from vqvae2.files.progress import Reporter
     from vqvae2.run import load
 
@@ -521,7 +522,7 @@ def evaluate(
         "top_p": top_p,
         "guidance": guidance,
     }
-    plan = Plan(
+    options = EvaluateOptions(
         only=tuple(_listed(only)),
         n=n,
         reference=reference,
@@ -530,14 +531,14 @@ def evaluate(
         perceptual=perceptual,
         samples=samples,
         against=folders,
-        sweep=tuple(_share(text) for text in _listed(critic_sweep)),
+        critic_fractions=tuple(_share(text) for text in _listed(critic_sweep)),
         classifier=ClassifierConfig(steps=classifier_steps),
         classifier_n=classifier_n,
         sampling=_sampling(loaded, **asked) if loaded else None,
         seed=seed,
         size=size,
     )
-    result = assess(loaded, data, out, plan, Reporter())
+    result = verb.evaluate(loaded, data, out, options, Reporter())
     if as_json:
         _print_json(result)
     else:

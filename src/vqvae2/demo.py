@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.config.models import Config
 from vqvae2.data.batches import sequential
 from vqvae2.data.grid import grid, save_picture
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import open_store
-from vqvae2.evaluate.neighbours import nearest_pictures
+from vqvae2.evaluate.neighbours import nearest_images
 from vqvae2.evaluate.report import Curve, Page
 from vqvae2.files.atomic import read_json, write_json
 from vqvae2.files.progress import Reporter
 from vqvae2.run import Run, load, zoo
 from vqvae2.train.loop import read_metrics
-from vqvae2.train.pipeline import code_use, train
+from vqvae2.train.pipeline import train
 
 SHIPPED = "emoji64"  # the model of the package that is shown beside the demo's own
 
@@ -125,11 +126,11 @@ def _neighbours(
     result: DemoResult,
 ) -> None:
     shown = samples[:18]
-    found, distance = nearest_pictures(shown, images, run.config.data)
+    found, distance = nearest_images(shown, images, run.config.data)
     heldout, _ = next(
         iter(sequential(images, images.heldout[::3], run.config.data, batch=len(images.heldout)))
     )
-    _, real = nearest_pictures(heldout, images, run.config.data)
+    _, real = nearest_images(heldout, images, run.config.data)
     page.heading("Does it memorise? Samples above their nearest training pictures")
     rows = torch.cat([shown[:9], found[:9], shown[9:], found[9:]])
     caption = (
@@ -169,7 +170,7 @@ def _curves(run: Run, folder: Path, page: Page) -> None:
 
 def _figures(run: Run, folder: Path, seconds: float, page: Page, result: DemoResult) -> None:
     stage1 = run.figures()
-    use = code_use(open_store(folder / "codes"))
+    usages = stored_usage(open_store(folder / "codes"))
     rows: list[tuple[str, str]] = [("held-out PSNR (dB, of the mean error)", f"{stage1['heldout_psnr']:.2f}")]
     result.figures |= {"heldout_psnr": stage1["heldout_psnr"], "seconds_per_sample": seconds}
     for level, grid_size in enumerate(run.config.geometry.grids):
@@ -178,7 +179,7 @@ def _figures(run: Run, folder: Path, seconds: float, page: Page, result: DemoRes
         rows.append(
             (
                 f"{name}: codes used",
-                f"{use[level]['usage']:.1%}, perplexity {use[level]['perplexity']:.0f} of {run.config.autoencoder.codes[level]}",
+                f"{usages[level].used:.1%}, perplexity {usages[level].perplexity:.0f} of {run.config.autoencoder.codes[level]}",
             )
         )
         rows.append(
@@ -187,7 +188,7 @@ def _figures(run: Run, folder: Path, seconds: float, page: Page, result: DemoRes
                 f"{figures['heldout_bits']:.2f} (uniform {figures['uniform_bits']:.0f})",
             )
         )
-        result.figures[f"usage_{level}"] = use[level]["usage"]
+        result.figures[f"usage_{level}"] = usages[level].used
         result.figures[f"heldout_bits_{level}"] = figures["heldout_bits"]
         result.figures[f"uniform_bits_{level}"] = figures["uniform_bits"]
     rows.append(("seconds per sample (batch of 72)", f"{seconds:.3f}"))

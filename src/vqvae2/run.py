@@ -21,7 +21,7 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.data.images import open_images
-from vqvae2.data.store import open_store
+from vqvae2.data.store import CodeStore, open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.critic import Critic, critic_file, fit_critic, load_critic
 from vqvae2.evaluate.typicality import Typical
@@ -307,6 +307,14 @@ class Run:
         parts = (self.autoencoder.encode(part.to(self.device)) for part in images.split(self.sampling.batch))
         return self._log_prob(Codes.cat(list(parts)), plan)
 
+    def code_store(self) -> CodeStore:
+        """The codes of the images that this run was trained on, by its autoencoder.
+
+        Raises:
+            StoreError: RUN/codes is missing, damaged, or of another autoencoder.
+        """
+        return open_store(self.folder / "codes", digest=self._autoencoder[1])
+
     def typical(self, labelled: bool = False) -> Typical | None:
         """What `log_prob` is of held-out pictures (1,024 at most), each with its class or none with one.
 
@@ -318,7 +326,7 @@ class Run:
         """
         if not self.done()["codes"]:
             return None
-        store = open_store(self.folder / "codes", digest=self._autoencoder[1])
+        store = self.code_store()
         heldout = store.heldout[:: -(-len(store.heldout) // _REFERENCE) or 1]
         if len(heldout) < 2:
             return None
