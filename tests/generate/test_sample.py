@@ -17,7 +17,7 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig, PriorConfig
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.generate.sample import Drawn, batches, class_number, draw_samples, label_plan
+from vqvae2.generate.sample import Drawn, batches, class_number, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 ANIMALS = ["Cat", "dog", "Guinea pig", "horse", "Seal", "sea lion"]
@@ -131,9 +131,9 @@ def test_a_long_list_of_classes_is_not_told_in_full() -> None:
 
 
 def test_a_label_without_classes() -> None:
-    refused(lambda: class_number("cat", []), "no classes, so label 'cat' means nothing")
-    refused(lambda: label_plan("cat", 3, []), "no classes, so label 'cat' means nothing")
-    refused(lambda: label_plan([0], 3, []), "no classes")
+    refused(lambda: class_number("cat", []), "no classes, so it has no label 'cat'")
+    refused(lambda: sample_labels("cat", 3, []), "no classes, so it has no label 'cat'")
+    refused(lambda: sample_labels([0], 3, []), "no classes")
 
 
 @settings(max_examples=50, deadline=None)
@@ -149,18 +149,18 @@ def test_any_text_is_a_class_or_a_users_error(label: str) -> None:
 
 
 def test_one_label_is_for_all_and_several_take_turns() -> None:
-    assert label_plan("DOG", 3, ANIMALS) == [1, 1, 1]
-    assert label_plan(4, 2, ANIMALS) == [4, 4]
-    assert label_plan(["horse", 0, "1"], 5, ANIMALS) == [3, 0, 1, 3, 0]
-    assert label_plan(("dog", "cat", "dog"), 2, ANIMALS) == [1, 0]
-    assert label_plan(None, 8, ANIMALS) == [0, 1, 2, 3, 4, 5, 0, 1]
-    assert label_plan(None, 8, []) is None
+    assert sample_labels("DOG", 3, ANIMALS) == [1, 1, 1]
+    assert sample_labels(4, 2, ANIMALS) == [4, 4]
+    assert sample_labels(["horse", 0, "1"], 5, ANIMALS) == [3, 0, 1, 3, 0]
+    assert sample_labels(("dog", "cat", "dog"), 2, ANIMALS) == [1, 0]
+    assert sample_labels(None, 8, ANIMALS) == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert sample_labels(None, 8, []) is None
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.integers(1, 30), st.integers(1, 30))
 def test_a_label_depends_on_the_number_of_the_sample_alone(labels: list[int], n: int, more: int) -> None:
-    short, long = label_plan(labels, n, ANIMALS), label_plan(labels, n + more, ANIMALS)
+    short, long = sample_labels(labels, n, ANIMALS), sample_labels(labels, n + more, ANIMALS)
     assert short is not None
     assert long is not None
     assert len(short) == n
@@ -177,8 +177,8 @@ def test_a_label_depends_on_the_number_of_the_sample_alone(labels: list[int], n:
         (["cat", 6], 3, "no class 6"),
     ],
 )
-def test_plans_that_cannot_be(labels: Any, n: int, found: str) -> None:
-    refused(lambda: label_plan(labels, n, ANIMALS), found)
+def test_labels_that_cannot_be(labels: Any, n: int, found: str) -> None:
+    refused(lambda: sample_labels(labels, n, ANIMALS), found)
 
 
 # --- settings ---

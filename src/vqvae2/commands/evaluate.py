@@ -1,4 +1,4 @@
-"""`vqvae2 evaluate`: measure a run, or any folder of images, beside real images; report.json and report.html.
+"""`vqvae2 evaluate`: a run, or any folder of images, is measured and compared with real images.
 
 DATA --split--> training and held-out images --autoencoder--> reconstructions
 RUN --priors, decoder--> samples          further folders
@@ -8,21 +8,26 @@ all of them --evaluate/parts/--> figures, pictures and curves --> the report
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vqvae2.config.models import DataConfig
-from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.peek import peek
+import typer
+
+from vqvae2.commands.options import (
+    Guidance,
+    Json,
+    Temperature,
+    TopK,
+    TopP,
+    changed_sampling,
+    print_json,
+)
 from vqvae2.errors import UserError
-from vqvae2.evaluate.context import RESERVED_NAMES, Context
-from vqvae2.evaluate.full_report import write_report
-from vqvae2.evaluate.options import EvaluateOptions
-from vqvae2.evaluate.parts.registry import check_names
-from vqvae2.evaluate.sets import NamedImages, digest, drawn_samples, shuffled
 from vqvae2.files.progress import Reporter
-from vqvae2.gallery import SampleFolder, make_folder
-from vqvae2.generate.sample import batches
-from vqvae2.run import Run
+
+if TYPE_CHECKING:
+    from vqvae2.config.models import DataConfig
+    from vqvae2.evaluate.options import EvaluateOptions
+    from vqvae2.run import Run
 
 
 def evaluate(
@@ -43,6 +48,12 @@ def evaluate(
         UserError: nothing to measure, an unknown part, a name that is reserved, a critic whose backbone is the measuring
             network, or too few images; see also `open_images`, `Run` and `feature_network`.
     """
+    from vqvae2.data.images import open_images
+    from vqvae2.evaluate.context import RESERVED_NAMES, Context
+    from vqvae2.evaluate.full_report import write_report
+    from vqvae2.evaluate.parts.registry import check_names
+    from vqvae2.files.output import make_folder
+
     check_names(options)
     if taken := sorted({*options.against} & RESERVED_NAMES):
         raise UserError(f"the report has a set named {', '.join(taken)}: another name is needed")
@@ -53,12 +64,7 @@ def evaluate(
     config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
     images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
-
-    def draw(n: int) -> NamedImages:
-        assert run is not None
-        return _drawn(run, n, images, options, cache, reporter)
-
-    context = Context(run, images, config, options, cache, reporter, draw)
+    context = Context(run, images, config, options, cache, reporter)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
@@ -68,6 +74,9 @@ def evaluate(
 
 def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
     """Without a run: images of the size of the samples, half of them held out."""
+    from vqvae2.config.models import DataConfig
+    from vqvae2.data.peek import peek
+
     assert options.samples is not None
     _, side = (0, options.size) if options.size else peek(str(options.samples), DataConfig(), out)
     return DataConfig(size=side or 64, flip=False, shift=0, holdout=0.5)
@@ -76,22 +85,146 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
 def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
     """Where decoded images are kept: with the run if they are its own, because others must not replace them."""
     own = run is not None and run.done()["codes"] and data == run.record.get("source")
-    return (run.folder if run and own else cache) / "data"
+    return run.paths.data if run and own else cache / "data"
 
 
-def _drawn(
-    run: Run, n: int, images: ImageSet, options: EvaluateOptions, cache: Path, reporter: Reporter
-) -> NamedImages:
-    """The first n samples of the run; those that the cache lacks are drawn."""
-    labels = None
-    if run.config.prior.classes and images.labels is not None:
-        labels = images.labels[shuffled(images.train, options.seed)].tolist()
-    sampling = options.sampling or run.sampling
-    about = {"seed": options.seed, **sampling.about()}
-    about |= {"labels": digest(labels), "model": run.digests()}
-    folder = SampleFolder(cache / f"samples-{digest(about)[:12]}", about, "npz")
-    folder.claim()
-    missing = batches(folder.missing(n), sampling.batch)
-    with reporter.track("samples", sum(map(len, missing)), unit="images") as tracker:
-        folder.fill(run.draw(n, labels, options.seed, sampling, missing), tracker)
-    return drawn_samples("samples", folder.path).first(n)
+def command(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="a run folder, a model of the package, or a Hub id; none with --samples"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="the real images, as for train [default: those that the run was trained on]"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for report.json and report.html [default: RUN/report]")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART,...",
+            help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
+            "symmetry, speed, critic",
+        ),
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="measure this folder of images instead of samples of the run")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="add another folder of images to the tables; repeatable"),
+    ] = None,
+    n: Annotated[
+        int, typer.Option(min=2, help="images of each set that are compared, if all have so many")
+    ] = 10_000,
+    reference: Annotated[
+        int, typer.Option(min=2, help="training images with which they are compared, at most")
+    ] = 10_000,
+    network: Annotated[
+        str,
+        typer.Option(help="whose features are compared: lite0, vgg16, or inception (only then it is FID)"),
+    ] = "lite0",
+    weights: Annotated[Path | None, typer.Option(help="weights of that network, if it needs any")] = None,
+    perceptual: Annotated[
+        Path | None, typer.Option(help="weights of the perceptual distance, which is left out without them")
+    ] = None,
+    critic_sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE,...", help="how figures change as the critic keeps less, e.g. 1,0.5,0.25,0.1,0.05"
+        ),
+    ] = None,
+    classifier_steps: Annotated[
+        int, typer.Option(min=10, help="steps of each training of the classification accuracy score")
+    ] = 2000,
+    classifier_n: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="images that its classifier learns from [default: as many as training images]"
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="seed of the samples and of the choice of real images")
+    ] = 0,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="px, without a RUN [default: that of the samples]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run, or any folder of images, beside real images: report.json, and report.html to look at.
+
+    The same command again takes features and samples from OUT/cache.
+    """
+    from vqvae2.evaluate.options import EvaluateOptions
+    from vqvae2.evaluate.resnet import ClassifierConfig
+    from vqvae2.run import load
+
+    loaded = load(run) if run is not None else None
+    data = data or (loaded.record.get("source") if loaded else None)
+    if data is None:
+        raise UserError("expected --data DATA, the real images")
+    if out is None:
+        if loaded is None:
+            raise UserError("expected --out DIR for the report")
+        out = loaded.paths.report
+    sampling = None
+    if loaded is not None:
+        sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
+    options = EvaluateOptions(
+        only=tuple(_items(only)),
+        n=n,
+        reference=reference,
+        network=network,
+        weights=weights,
+        perceptual=perceptual,
+        samples=samples,
+        against=_folders(against or ()),
+        critic_fractions=tuple(_share(text) for text in _items(critic_sweep)),
+        classifier=ClassifierConfig(steps=classifier_steps),
+        classifier_n=classifier_n,
+        sampling=sampling,
+        seed=seed,
+        size=size,
+    )
+    result = evaluate(loaded, data, out, options, Reporter())
+    if as_json:
+        print_json(result)
+        return
+    for line in result["warnings"]:
+        typer.echo(f"warning: {line}")
+    typer.echo(f"{', '.join(result['parts'])}: {out / 'report.html'}")
+
+
+def _items(text: str | None) -> list[str]:
+    """The items of a list with commas."""
+    return [item.strip() for item in text.split(",") if item.strip()] if text else []
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UserError(f"expected shares with 0 < share <= 1, found {text!r}")
+    return value
+
+
+def _folders(pairs: list[str] | tuple[()]) -> dict[str, Path]:
+    """Folders by name, of assignments NAME=DIR."""
+    folders: dict[str, Path] = {}
+    for pair in pairs:
+        name, _, folder = pair.partition("=")
+        if not (name and folder):
+            raise UserError(f"expected NAME=DIR, found {pair!r}")
+        if name in folders:
+            raise UserError(f"{name} is given twice")
+        folders[name] = Path(folder)
+    return folders

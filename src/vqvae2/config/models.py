@@ -25,49 +25,69 @@ class _Model(BaseModel):
 
 
 class DataConfig(_Model):
-    """How pictures become batches."""
+    """How images are read, decoded, split and augmented."""
 
     size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
-    channels: Literal[1, 3, 4] = Field(3, description="1 grey, 3 RGB, 4 RGB with alpha kept")
+    channels: Literal[1, 3, 4] = Field(
+        3, description="channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha"
+    )
     background: str = Field(
-        "white", description="colour put behind transparent pixels (a name or #rrggbb), unless channels is 4"
+        "white",
+        description="colour behind transparent pixels, a name or #rrggbb; not used with 4 channels, which keep alpha",
     )
     crop: Literal["center", "random"] = Field(
-        "center", description="which square of a resized picture is taken; random is for training only"
+        "center",
+        description="which square of a resized image is used: its centre, or in training a random one",
     )
     scale: float = Field(
         1.0,
         ge=1.0,
         le=4.0,
-        description="resize the short side to size x scale before cropping (1 = no margin)",
+        description="the short side is resized to size x scale; above 1 a random crop has a margin to choose from",
     )
-    flip: bool = Field(True, description="mirror training pictures left to right half of the time")
+    flip: bool = Field(True, description="mirror training images left to right with probability 1/2")
     shift: int = Field(
         0,
         ge=0,
         le=64,
-        description="move training pictures by up to this many pixels each way, edges repeated",
+        description="shift training images by up to this many pixels in each direction; the edge pixels are repeated",
     )
     holdout: float = Field(
-        0.05, gt=0, lt=1, description="share of the pictures held out when the data names no test split"
+        0.05, gt=0, lt=1, description="share of the images held out when the data names no test split"
     )
-    split: str | None = Field(None, description="split of a Hub data set to read (default: train)")
-    streaming: bool = Field(False, description="read a Hub data set as a stream, without keeping its files")
-    limit: int | None = Field(None, ge=1, description="use at most this many pictures")
+    split: str | None = Field(
+        None,
+        description="read only this split of the data, and hold out a share of it (default: its training split, with its "
+        "validation or test split held out)",
+    )
+    streaming: bool = Field(
+        False, description="read a data set of the Hub as a stream, without keeping its files"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="use at most this many images, chosen by the seed; of a stream the first ones"
+    )
     max_pixels: int = Field(
-        178_956_970, ge=1, description="a picture of more pixels is skipped as a decompression bomb"
+        178_956_970,
+        ge=1,
+        description="an image of more pixels is skipped, because decoding it could fill the memory",
     )
-    workers: int = Field(-1, ge=-1, description="processes that decode pictures; -1 chooses by the machine")
+    workers: int = Field(
+        -1,
+        ge=-1,
+        description="processes that decode images; -1 = one per available processor core, 0 = none besides the main process",
+    )
     cache_gb: float = Field(
         8.0,
         ge=0,
-        description="keep decoded pictures in the run folder while they fit in this many GB (1e9 bytes)",
+        description="decoded images are kept in the run folder if they fit in this many GB (1e9 bytes), and are decoded anew "
+        "in every epoch otherwise",
     )
     image_column: str | None = Field(
-        None, description="column of a table that holds the pictures (default: found by type)"
+        None, description="column of a table that holds the images (default: chosen by its type and name)"
     )
     label_column: str | None = Field(
-        None, description="column that holds the classes (default: label, cls, class or fine_label)"
+        None,
+        description="column of a table that holds the classes (default: label, labels, cls, class or fine_label); none = no classes",
     )
 
 
@@ -179,12 +199,17 @@ class AutoencoderConfig(_Model):
         self.geometry(shape[2], shape[3])
 
 
-class LevelPriorConfig(_Model):
-    """Stage 2, one level: gated PixelCNN with attention (spec 3), or a transformer."""
+prior_kinds = {"pixelcnn", "transformer"}
+"""The accepted values of `LevelPriorConfig.kind`; `prior.kinds.register_kind` adds to them."""
 
-    kind: Literal["pixelcnn", "transformer"] = Field(
+
+class LevelPriorConfig(_Model):
+    """Stage 2, one level: gated PixelCNN with attention (paper section 3.2), a transformer, or a registered kind."""
+
+    kind: str = Field(
         "pixelcnn",
-        description="pixelcnn: gated convolutions, with or without attention (paper); transformer: attention alone",
+        description="pixelcnn: gated convolutions, with or without attention (paper); transformer: attention alone; "
+        "or the name of a kind that was registered",
     )
     hidden: int = Field(128, ge=4, le=8192, description="hidden units: channels of the residual stream")
     residual: int = Field(
@@ -219,6 +244,15 @@ class LevelPriorConfig(_Model):
         "all",
         description="which coarser levels the conditioning stack sees: all (paper), or the next coarser one only",
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in prior_kinds:
+            raise ValueError(
+                f"expected a kind of prior among {', '.join(sorted(prior_kinds))}, found {value!r}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> LevelPriorConfig:
@@ -297,6 +331,51 @@ class AutoencoderTrainConfig(TrainConfig):
         return self
 
 
+class SharpenConfig(TrainConfig):
+    """The sharpening of the decoder, after stage 1: an adversarial training of the decoder alone.
+
+    Encoder, codebooks and codes stay as they are, so priors and stored codes remain valid.
+    """
+
+    steps: int = Field(0, ge=0, description="optimiser steps; 0 = no sharpening (paper)")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
+    discriminator_rate: float = Field(
+        4.0, gt=0, description="learning rate of the discriminator, relative to the decoder's"
+    )
+    average: float = Field(
+        0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
+    )
+    adversarial: float = Field(
+        0.75,
+        ge=0,
+        description="strength of the adversarial gradient at the images, relative to that of the squared error; "
+        "more makes sharper images with more error",
+    )
+    begin: int = Field(
+        100, ge=0, description="steps in which only the discriminator learns from the adversarial loss"
+    )
+    loss: Literal["hinge", "logistic"] = Field(
+        "logistic", description="adversarial loss: the non-saturating logistic one, or hinge"
+    )
+    penalty: float = Field(
+        0.1, ge=0, description="weight of the discriminator's gradient penalty R1 at real images; 0 = none"
+    )
+    width: int = Field(64, ge=4, le=1024, description="channels of the discriminator's first convolution")
+    depth: int = Field(
+        3, ge=1, le=6, description="strided convolutions of the discriminator; 3 judge patches of 38 px"
+    )
+    perceptual: float = Field(
+        0.0, ge=0, description="weight of a perceptual distance beside the squared error; 0 = none"
+    )
+    perceptual_weights: str = Field("", description="its VGG16, as train_autoencoder.perceptual_weights")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> SharpenConfig:
+        if self.perceptual and not self.perceptual_weights:
+            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
+        return self
+
+
 class PriorTrainConfig(TrainConfig):
     """Stage 2's training, alike for every level."""
 
@@ -323,6 +402,9 @@ class Config(_Model):
     autoencoder: AutoencoderConfig = Field(default_factory=AutoencoderConfig, description="stage 1 model")
     train_autoencoder: AutoencoderTrainConfig = Field(
         default_factory=AutoencoderTrainConfig, description="stage 1 training"
+    )
+    sharpen: SharpenConfig = Field(
+        default_factory=SharpenConfig, description="adversarial training of the decoder, after stage 1"
     )
     prior: PriorConfig = Field(default_factory=PriorConfig, description="stage 2 models")
     train_prior: tuple[PriorTrainConfig, ...] = Field(

@@ -11,32 +11,32 @@ any n have about the class frequencies of the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2.autoencoder.model import VQVAE
-from vqvae2.config.models import Config, DataConfig
-from vqvae2.config.sampling import Sampling
+from vqvae2.config.models import DataConfig
 from vqvae2.data.images import ImageSet
-from vqvae2.data.store import CodeStore, StoreError
+from vqvae2.data.store import CodeStore, StoreError, open_store
 from vqvae2.errors import UserError
-from vqvae2.evaluate.critic import critic_file
 from vqvae2.evaluate.encoding import Encoder, stored_rows
 from vqvae2.evaluate.features import FeatureNetwork, Features, extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.own_samples import own_samples
 from vqvae2.evaluate.sets import NamedImages, folder_images, real_images, shuffled
+from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files.progress import Reporter
-from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.tensor_file import digest, load_tensors
 
 RESERVED_NAMES = frozenset({
     "training", "held out", "reference", "reconstructions", "samples", "candidates",
@@ -49,32 +49,6 @@ _PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
 Need = Literal["run", "priors", "samples", "classes", "critic"]
 
 
-class TrainedRun(Protocol):
-    """What the evaluation uses of a run (`vqvae2.Run`, which lives on a higher floor)."""
-
-    folder: Path
-    config: Config
-    sampling: Sampling
-    device: torch.device
-
-    @property
-    def autoencoder(self) -> VQVAE:
-        """In eval mode."""
-
-    @property
-    def prior(self) -> HierarchicalPrior:
-        """In eval mode."""
-
-    def digests(self) -> dict[str, str]:
-        """The digest of each trained network's weights, by name."""
-
-    def code_store(self) -> CodeStore:
-        """The codes by this autoencoder of the images that the run was trained on, or StoreError."""
-
-    def done(self) -> dict[str, bool]:
-        """Whether each stage is trained, by name."""
-
-
 class Context:
     """Everything that the parts need, each made once and when it is first asked for.
 
@@ -85,7 +59,6 @@ class Context:
         options: what is measured.
         cache: folder for features and decoded images, which the next evaluation reuses.
         reporter: shows the progress.
-        draw: returns the first n samples of the run.
 
     Attributes:
         warnings: lines for the reader of the report.
@@ -100,10 +73,9 @@ class Context:
         options: EvaluateOptions,
         cache: Path,
         reporter: Reporter,
-        draw: Callable[[int], NamedImages],
     ) -> None:
         self.run, self.images, self.data, self.options = run, images, data, options
-        self.cache, self.reporter, self.draw = cache, reporter, draw
+        self.cache, self.reporter = cache, reporter
         self.warnings: list[str] = []
         self.device = run.device if run else torch.device("cpu")
         self._features: dict[str, Features] = {}
@@ -118,7 +90,7 @@ class Context:
             return f"not trained yet: {', '.join(self.untrained)}" if self.untrained else None
         if need == "classes" and not self._labelled:
             return "it needs classes, of the data and of the samples"
-        if need == "critic" and self.run and not critic_file(self.run.folder).exists():
+        if need == "critic" and self.run and not RunFolder(self.run.folder).critic.exists():
             return f"no critic is fitted; `vqvae2 critic fit {self.run.folder} --data DATA` fits one"
         return None
 
@@ -183,6 +155,11 @@ class Context:
             return self._folder("samples", self.options.samples)
         return self.draw(self.n)
 
+    def draw(self, n: int) -> NamedImages:
+        """The first n samples of the run."""
+        assert self.run is not None
+        return own_samples(self.run, n, self.images, self.options, self.cache, self.reporter)
+
     @cached_property
     def compared(self) -> dict[str, NamedImages]:
         """The sets that are compared with the reference, n of each, by name; held-out images come first."""
@@ -205,10 +182,13 @@ class Context:
     def _store(self) -> CodeStore | None:
         if self.run is None:
             return None
+        folder = RunFolder(self.run.folder)
         try:
-            return self.run.code_store()
-        except StoreError:  # the images are encoded instead
+            store = open_store(folder.codes)
+        except StoreError:  # missing or damaged: the images are encoded instead
             return None
+        weights, _ = load_tensors(folder.autoencoder.model)
+        return store if store.digest == digest(weights) else None
 
     @cached_property
     def _rows(self) -> NDArray[np.int64] | None:

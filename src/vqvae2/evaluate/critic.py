@@ -31,6 +31,7 @@ from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
 from vqvae2.evaluate.resnet import ResNet, train_classifier
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.run_folder import RunFolder
 
 RESNET = "resnet"
 """Given instead of the name of a feature network: a classifier that is trained from random weights."""
@@ -73,7 +74,7 @@ class Critic:
 
 def critic_file(folder: Path) -> Path:
     """critic.json of a run folder; it exists if and only if a critic is fitted."""
-    return folder / "critic" / "critic.json"
+    return RunFolder(folder).critic
 
 
 def fit_critic(

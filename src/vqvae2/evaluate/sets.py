@@ -15,9 +15,7 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.pixels import to_float
-from vqvae2.errors import UserError
-from vqvae2.files.atomic import read_json
+from vqvae2.generate.sample_folder import holds_arrays, listed_classes, read_samples
 
 BATCH = 64
 """Images in one batch."""
@@ -93,36 +91,12 @@ def drawn_samples(name: str, folder: Path) -> NamedImages:
     Raises:
         UserError: the folder holds none.
     """
-    files: list[tuple[range, Path]] = []
-    for file in sorted(folder.glob("codes-*.npz")):
-        with np.load(file) as held:
-            numbers = held["numbers"]
-            if "images" in held and len(numbers):
-                files.append((range(int(numbers[0]), int(numbers[-1]) + 1), file))
-    files.sort(key=lambda item: item[0].start)
-    n = 0
-    for numbers, _ in files:
-        n = max(n, numbers.stop) if numbers.start <= n else n
-    if not n:
-        raise UserError(f"no samples in {folder}: expected codes-*.npz with images in them")
+    samples = read_samples(folder)
 
     def source(wanted: slice) -> Iterator[Tensor]:
-        at, stop = int(wanted.start), min(int(wanted.stop), n)
-        for numbers, file in files:
-            if at < stop and numbers.start <= at < numbers.stop:
-                with np.load(file) as held:
-                    own = held["images"][at - numbers.start : stop - numbers.start]
-                at += len(own)
-                yield to_float(torch.from_numpy(own))
+        return samples.images(wanted.start, wanted.stop)
 
-    labels = torch.full((n,), -1)
-    for numbers, file in files:
-        with np.load(file) as held:
-            if "labels" in held:
-                own = torch.from_numpy(held["labels"])[: max(0, n - numbers.start)]
-                labels[numbers.start : numbers.start + len(own)] = own
-    about = (folder / "sampling.json").read_text(encoding="utf-8")
-    return NamedImages(name, digest(about, n), n, labels if bool((labels >= 0).all()) else None, source)
+    return NamedImages(name, digest(samples.about, samples.n), samples.n, samples.labels, source)
 
 
 def folder_images(
@@ -137,10 +111,10 @@ def folder_images(
     Raises:
         DataError: the folder holds nothing usable.
     """
-    if any(folder.glob("codes-*.npz")) and not any(folder.glob("*.png")):
+    if holds_arrays(folder):
         return drawn_samples(name, folder)
     images = open_images(str(folder), config, cache, say=lambda text: None)
-    listed = _listed(folder)
+    listed = listed_classes(folder)
     order = np.sort(np.concatenate([images.train, images.heldout]))
     if listed:  # the folder also holds sheets, which are no samples
         order = np.array([index for index in order if Path(images.names[index]).name in listed], np.int64)
@@ -153,11 +127,3 @@ def folder_images(
     )
     labels = torch.tensor([known.get(label, -1) for label in named])
     return replace(loaded, labels=labels if bool((labels >= 0).all()) else None)
-
-
-def _listed(folder: Path) -> dict[str, str]:
-    """The class of each file that samples.json lists."""
-    file = folder / "samples.json"
-    if not file.is_file():
-        return {}
-    return {str(entry["file"]): str(entry.get("class", "")) for entry in read_json(file).get("samples", [])}

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+EPSILON = 1e-6
+"""Added to the mean square in every norm."""
+
 
 class ChannelNorm(nn.Module):
     """Root-mean-square norm over channels at each position (our decision: deep stacks train much faster)."""
@@ -22,7 +25,7 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...]."""
         exact = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(exact.square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
+        scale = torch.rsqrt(exact.square().mean(1, keepdim=True) + EPSILON).to(x.dtype)
         return x * scale * self.gain.view(1, -1, *([1] * (x.ndim - 2)))
 
 

@@ -174,7 +174,10 @@ class _Trainer:
         self.objective, self.config, self.folder = objective, config, folder
         self.accelerator, self.reporter, self.seed, self.stop = accelerator, reporter, seed, stop
         self.raw = objective.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        parameters = [p for p in self.raw.parameters() if p.requires_grad]
+        groups = getattr(
+            objective.model, "parameter_groups", None
+        )  # a model may have its own; `scale` times the rate
+        parameters = groups() if groups else [p for p in self.raw.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.average = None
         if config.average:
@@ -236,7 +239,7 @@ class _Trainer:
         step = self.outcome.step
         torch.manual_seed(((self.seed * 1_000_003 + step) * 64 + self.accelerator.process_index) % 2**63)
         for group in self.prepared.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         self.model.train()
         parts = _parts(batch, self.config.accumulate)
         logs: dict[str, Tensor] = {}

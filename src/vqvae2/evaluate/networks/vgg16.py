@@ -25,9 +25,7 @@ class Vgg16(Network):
 
     def __init__(self, weights: Path | None) -> None:
         if weights is None:
-            raise FeatureError(
-                "the feature network vgg16 needs a weights file (scripts/perceptual_weights.py)"
-            )
+            raise FeatureError("the feature network vgg16 needs a weights file (tools/perceptual_weights.py)")
         net = PerceptualDistance.read(weights)
         super().__init__(digest(net.features.state_dict()))
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
