@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_helpers import TRAIN, assert_same, changed, image_set, result, run, signal_at, tiny
 
 from vqvae2.autoencoder.model import VQVAE
@@ -133,6 +134,23 @@ def test_resumed_ends_as_uninterrupted(patch: dict[str, Any], tmp_path: Path) ->
     objective = sharpening(tmp_path, config)
     outcome = run(objective, config.sharpen, tmp_path / "resumed")
     assert_same(result(objective, tmp_path / "resumed", outcome), expected)
+
+
+class NothingRead(TorchDispatchMode):
+    """Fails where a value of a tensor is read, for which the host would wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Pass on."""
+        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_step_reads_nothing_back(penalty: float, tmp_path: Path) -> None:
+    objective = sharpening(tmp_path, settings(penalty=penalty))
+    batch = next(objective.batches(0, 0, 1))
+    with NothingRead():
+        objective.loss(objective.model, batch)[0].backward()
 
 
 def test_the_last_averaged_weights_are_kept(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class Sharpening(nn.Module):
         Args:
             vectors: the code vectors of every level [B, D, h, w] of the images.
             images: [B, C, S, S] in [-1, 1].
+            plain: what the plain decoder makes of the code vectors, [B, C, S, S] in [-1, 1].
         """
         sharp = self.decode(vectors)
         mse = (sharp - images).square().mean()
@@ -173,11 +174,13 @@ class SharpenObjective:
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of decoder and discriminator, summed; logs each of their terms."""
         images = batch[0].to(next(model.parameters()).device)
-        with torch.autocast(images.device.type, enabled=False):  # float32 as for the stored codes
-            codes = self.plain.encode(images)
-        result: tuple[Tensor, dict[str, Tensor]] = model(
-            self.vectors(codes), images, self.plain.decode(codes)
-        )
+        with (
+            torch.no_grad(),
+            torch.autocast(images.device.type, enabled=False),
+        ):  # float32 as for the stored codes
+            out = self.plain(images)  # not `decode`, whose check of the codes waits for the device
+            vectors, plain = self.vectors(out.codes), out.images.clamp(-1, 1)
+        result: tuple[Tensor, dict[str, Tensor]] = model(vectors, images, plain)
         return result
 
     @torch.no_grad()
