@@ -98,8 +98,7 @@ def test_the_weight_is_relative_to_the_squared_error(weight: float, slope: float
     codes = objective.plain.encode(images)
     sharp = objective.model.decode(objective.vectors(codes))
     (of_error,) = torch.autograd.grad((sharp - images).square().mean(), sharp, retain_graph=True)
-    plain = objective.plain.decode(codes)
-    adversarial, _ = objective.model._adversarial(sharp, plain, (sharp - images).detach())
+    adversarial, _ = objective.model._adversarial(sharp, (sharp - images).detach())
     (of_adversary,) = torch.autograd.grad(adversarial, sharp)
     ratio = (of_adversary.norm() / of_error.norm()).item()
     if slope > 1:
