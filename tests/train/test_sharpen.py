@@ -35,6 +35,11 @@ def sharpening(place: Path, config: Config) -> SharpenObjective:
     return SharpenObjective(config, images, plain)
 
 
+def first(objective: SharpenObjective) -> torch.Tensor:
+    """The images of the first batch, in [-1, 1]."""
+    return objective.feed.scaled(next(objective.batches(0, 0, 1)), torch.device("cpu"))
+
+
 def losses(objective: SharpenObjective, seed: int = 0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of the first batch."""
     torch.manual_seed(seed)
@@ -51,7 +56,7 @@ def gradients(objective: SharpenObjective) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_it_begins_as_the_plain_decoder(levels: int, tmp_path: Path) -> None:
     objective = sharpening(tmp_path, settings(levels))
-    images = next(objective.batches(0, 0, 1))[0]
+    images = first(objective)
     codes = objective.plain.encode(images)
     again = objective.model.decode(objective.vectors(codes)).clamp(-1, 1)
     torch.testing.assert_close(again, objective.plain.decode(codes))
@@ -73,7 +78,7 @@ def test_each_network_learns_from_its_own_loss(tmp_path: Path) -> None:
     with_it = gradients(sharpening(tmp_path, settings(adversarial=1.0)))
     without = gradients(sharpening(tmp_path, settings(adversarial=0.0)))
     objective = sharpening(tmp_path, settings())
-    images = next(objective.batches(0, 0, 1))[0]
+    images = first(objective)
     sharp = objective.model.decode(objective.vectors(objective.plain.encode(images)))
     (sharp - images).square().mean().backward()
     for name, parameter in objective.model.named_parameters():
@@ -94,7 +99,7 @@ def test_the_weight_is_relative_to_the_squared_error(weight: float, slope: float
     with torch.no_grad():
         for parameter in objective.model.discriminator.layers[-1].parameters():
             parameter.mul_(slope)
-    images = next(objective.batches(0, 0, 1))[0]
+    images = first(objective)
     codes = objective.plain.encode(images)
     sharp = objective.model.decode(objective.vectors(codes))
     (of_error,) = torch.autograd.grad((sharp - images).square().mean(), sharp, retain_graph=True)
