@@ -342,9 +342,9 @@ class SharpenConfig(TrainConfig):
     """
 
     steps: int = Field(0, ge=0, description="optimiser steps; 0 = no sharpening (paper)")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
+    lr: float = Field(2e-4, gt=0, description="peak learning rate of the decoder")
     discriminator_rate: float = Field(
-        4.0, gt=0, description="learning rate of the discriminator, relative to the decoder's"
+        2.0, gt=0, description="learning rate of the discriminator, relative to the decoder's"
     )
     average: float = Field(
         0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
@@ -366,7 +366,7 @@ class SharpenConfig(TrainConfig):
     )
     width: int = Field(64, ge=4, le=1024, description="channels of the discriminator's first convolution")
     depth: int = Field(
-        3, ge=1, le=6, description="strided convolutions of the discriminator; 3 judge patches of 38 px"
+        3, ge=1, le=6, description="strided convolutions of the discriminator; 3 judge patches of 40 px"
     )
     perceptual: float = Field(
         0.0, ge=0, description="weight of a perceptual distance beside the squared error; 0 = none"
@@ -460,7 +460,8 @@ class Config(Hardware):
             )
         self.sampling.level(0, levels)  # raises unless each setting has one value or one per level
         self.autoencoder.geometry(self.data.size, self.data.size)
-        if self.train_autoencoder.perceptual_weights and self.data.size < 16:
+        perceptual = self.train_autoencoder.perceptual_weights or self.sharpen.perceptual_weights
+        if perceptual and self.data.size < 16:
             raise ValueError(
                 f"a perceptual distance needs pictures of at least 16 px, found {self.data.size}"
             )

@@ -85,9 +85,7 @@ class Sharpening(nn.Module):
         ]
 
     @torch.compiler.disable  # a gradient is taken within
-    def forward(
-        self, vectors: Sequence[Tensor], images: Tensor, plain: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, vectors: Sequence[Tensor], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of both networks' losses, and figures to log.
 
         Args:
@@ -101,19 +99,19 @@ class Sharpening(nn.Module):
         if self.settings.perceptual and self._distance[0] is not None:
             logs["perceptual"] = self._distance[0](sharp, images).mean()
             loss = loss + self.settings.perceptual * logs["perceptual"]
-        adversarial, adversarial_logs = self._adversarial(sharp, plain, (sharp - images).detach())
-        own, own_logs = self._discriminator(sharp.detach(), images, plain)
+        adversarial, adversarial_logs = self._adversarial(sharp, (sharp - images).detach())
+        own, own_logs = self._discriminator(sharp.detach(), images)
         self.seen += 1
         return loss + adversarial + own, {**logs, **adversarial_logs, **own_logs}
 
-    def _adversarial(self, sharp: Tensor, plain: Tensor, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _adversarial(self, sharp: Tensor, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """A term whose gradient at the images is the adversarial one, of a size relative to that of the squared error.
 
         VQGAN's equation 7 divides by the adversarial gradient at the last layer's weights. We compare gradients at the
         images, and never divide by less than the gradient of a discriminator of slope 1: an undecided one has a small
         gradient that means nothing, and enlarging it ruined the images.
         """
-        fake = self.discriminator.frozen(sharp, plain)
+        fake = self.discriminator.frozen(sharp)
         loss = generator_loss(fake, self.settings.loss == "hinge")
         (gradient,) = torch.autograd.grad(loss, sharp)
         of_error = 2 * error.norm() / (error.numel() * self.config.autoencoder.variance)
@@ -121,12 +119,10 @@ class Sharpening(nn.Module):
         weight = weight * (self.seen >= self.settings.begin)
         return (sharp * (weight * gradient)).sum(), {"generator": loss.detach(), "weight": weight}
 
-    def _discriminator(
-        self, sharp: Tensor, images: Tensor, plain: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _discriminator(self, sharp: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         penalised = self.settings.penalty > 0
         images = images.detach().requires_grad_(penalised)
-        real, fake = self.discriminator(images, plain), self.discriminator(sharp, plain)
+        real, fake = self.discriminator(images), self.discriminator(sharp)
         loss = discriminator_loss(real, fake, self.settings.loss == "hinge")
         logs = {"discriminator": loss.detach(), "real": real.detach().mean(), "fake": fake.detach().mean()}
         if penalised:
@@ -171,10 +167,8 @@ class SharpenObjective:
         """The losses of decoder and discriminator, summed; logs each of their terms."""
         images = self.feed.scaled(batch, next(model.parameters()).device)
         with torch.autocast(images.device.type, enabled=False):  # float32 as for the stored codes
-            codes = self.plain.encode(images)
-        result: tuple[Tensor, dict[str, Tensor]] = model(
-            self.vectors(codes), images, self.plain.decode(codes)
-        )
+            vectors = self.vectors(self.plain.encode(images))
+        result: tuple[Tensor, dict[str, Tensor]] = model(vectors, images)
         return result
 
     @torch.no_grad()
@@ -208,7 +202,7 @@ class SharpenObjective:
             pair = (model.decode(self.vectors(codes)).clamp(-1, 1), self.plain.decode(codes))
             columns = [(x - images).square().mean((1, 2, 3)) for x in pair]
             columns += [detail(x) for x in (*pair, images)]
-            columns += [model.discriminator(x, pair[1]).mean((1, 2, 3)) for x in (images, pair[0])]
+            columns += [model.discriminator(x).mean((1, 2, 3)) for x in (images, pair[0])]
             totals += torch.stack([column.sum() for column in columns]).cpu().double()
         totals = accelerator.reduce(totals.float().to(device), "sum").cpu() / len(self.images.heldout)
         mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake = totals.tolist()
