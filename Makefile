@@ -28,7 +28,7 @@ setup: $(READY) ## make .venv and install the package and its tools, at the pinn
 
 $(READY): pyproject.toml constraints.txt
 	$(call environment,.venv,setup)
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 demo: $(READY) ## run the whole pipeline on the embedded pictures, into runs/demo
@@ -47,7 +47,7 @@ $(INCEPTION)/.ready: pyproject.toml constraints.txt constraints-inception.txt
 	@touch $@
 
 test-baselines: $(BASELINES)/.ready ## run the tests of the paper's baseline, whose package needs an older library than ours
-	$(BASELINES)/bin/python -m pytest tests/test_baselines.py
+	$(BASELINES)/bin/python -m pytest tests/experiments/test_baselines.py
 
 $(BASELINES)/.ready: pyproject.toml constraints.txt
 	$(call environment,$(BASELINES),test-baselines)
@@ -64,13 +64,14 @@ bench: $(READY) ## run the benchmarks on this machine, or one: make bench NAME=.
 	@test -n "$(NAME)" || echo "no benchmarks in benchmarks/"
 	@set -e; for name in $(NAME); do echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
-experiments: $(READY) ## list the experiments of recipes/experiments.yaml with their times
-	@$(BIN)/python scripts/experiments.py list
+experiments: $(READY) ## list the experiments with the time that each takes
+	@$(BIN)/python experiments/compare.py list
 
-docs: ## list the documentation: Markdown, read where it lies, nothing to build
-	@for page in README.md CONTRIBUTING.md CHANGELOG.md docs/*.md; do test ! -f $$page || \
-	awk -v page=$$page '/^# / {sub(/^# /, ""); printf "%-24s %s\n", page, $$0; exit}' $$page; done
+docs: $(READY) ## build the documentation site into site/, and fail on a broken link
+	@$(BIN)/python tools/site_pages.py build/pages
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html; its search needs a server: python -m http.server --directory site"
 
 clean: ## remove what builds and checks leave behind; .venv and runs/ stay
-	rm -rf build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
-	find src tests scripts benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf build dist site htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	find src tests tools experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def interleaved(
@@ -58,7 +58,7 @@ def machine() -> dict[str, Any]:
 
 
 def keep(name: str, figures: Mapping[str, Any]) -> None:
-    """Print the figures and write benchmarks/results/NAME.json."""
+    """Print the figures and write results/NAME.json."""
     value = {"benchmark": name, "machine": machine(), **figures}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Geometry
-from vqvae2.config.models import AutoencoderConfig, Config, LevelPriorConfig, TrainConfig, parse
+from vqvae2.config.models import AutoencoderConfig, Config, LevelPriorConfig, parse
 from vqvae2.config.presets import preset
+from vqvae2.config.training import TrainConfig
 from vqvae2.data.images import open_images
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import digest
@@ -33,6 +34,7 @@ from vqvae2.train.device import Choices, make_accelerator, make_optimizer, switc
 from vqvae2.train.feed import Feed
 from vqvae2.train.loop import fit
 from vqvae2.train.prior import PriorObjective
+from vqvae2.train.resident import TrainingImages
 from vqvae2.train.step import TrainingStep
 
 try:
@@ -68,7 +70,8 @@ def autoencoder_case(config: AutoencoderConfig, size: int, batch: int, seed: int
     stage.config = SimpleNamespace(  # type: ignore[assignment]
         autoencoder=config, train_autoencoder=SimpleNamespace(perceptual=0.0)
     )
-    stage.resident = stage.distance = None
+    stage.distance = None
+    stage.training = TrainingImages(None, None, batch, 0)  # type: ignore[arg-type] # whose batches are not asked for
     model = VQVAE(config).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = torch.randint(0, 256, (batch, size, size, config.channels), dtype=torch.uint8).to(DEVICE)
     return Synthetic(model, (pixels, torch.zeros(batch, dtype=torch.int64, device=DEVICE)), stage.loss)

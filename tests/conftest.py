@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +23,11 @@ SETTINGS = (
     *("prior.levels.*.layers=1", "prior.levels.*.output_layers=0", "prior.levels.1.condition_blocks=0"),
     *("train_prior.*.steps=8", "train_prior.*.batch=8", "train_prior.*.evaluate_every=4"),
 )
+
+
+# Without a time limit per example: a law does not depend on how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

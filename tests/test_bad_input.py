@@ -104,7 +104,7 @@ def half(world: World, *arguments: object) -> list[object]:
 
 
 def mixed(world: World) -> list[object]:
-    """`score` of a run whose codes are of another autoencoder."""
+    """`score` of a run whose codes were made by another autoencoder."""
     file = world.run / "codes" / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "0"}))
     return world.score(world.pictures)
@@ -151,10 +151,10 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
         lambda w: ["train", w.folder / "nothing", "--run", w.folder / "new"],
         r"nothing",
     ),
-    "empty folder": (lambda w: w.train(empty(w)), r"no pictures.*empty"),
-    "folder of text": (lambda w: w.train(w.file("texts/a.txt").parent), r"no pictures|no usable picture"),
-    "picture that is none": (lambda w: w.train(w.file("bad/a.png").parent), r"no usable picture.*a\.png"),
-    "one picture": (lambda w: w.train(w.some("a.png")), r"found 1 usable picture: at least 2"),
+    "empty folder": (lambda w: w.train(empty(w)), r"no images.*empty"),
+    "folder of text": (lambda w: w.train(w.file("texts/a.txt").parent), r"no images|no usable image"),
+    "picture that is none": (lambda w: w.train(w.file("bad/a.png").parent), r"no usable image.*a\.png"),
+    "one picture": (lambda w: w.train(w.some("a.png")), r"found 1 usable image: at least 2"),
     "one class twice": (lambda w: w.train(w.some("Cat/1.png", "cat/2.png")), r"'Cat' and 'cat'"),
     "no such split": (lambda w: w.train(None, "--split", "testing"), r"no split 'testing'"),
     "no perceptual weights": (
@@ -169,7 +169,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "other preset": (lambda w: w.train(run=w.run), r"trained with other settings.*another --run"),
     "no config.yaml": (bare, r"no run folder: it has no config\.yaml"),
     "no such run": (lambda w: ["inspect", w.folder / "runn"], r"no run .*runn: expected"),
-    "half trained": (half, r"prior of level 1 .* is not trained yet; `vqvae2 train .*` goes on"),
+    "half trained": (half, r"prior of level 1 .* is not trained yet; `vqvae2 train .*` continues"),
     "cut weights": (cut, r"autoencoder/model\.safetensors is damaged"),
     "altered weights": (lambda w: flipped(w, "prior/level-1", "sample"), r"level-1.* was altered"),
     "altered weights inspected": (lambda w: flipped(w, "autoencoder", "inspect"), r"autoencoder.* was altered"),
@@ -222,12 +222,12 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "damaged record": (lambda w: damaged(w, "run: 3\n"), r"config\.yaml"),
     "damaged format": (lambda w: damaged(w, "run: {format: new}\n"), r"config\.yaml"),
     # reconstruction
-    "reconstruct what is no picture": (lambda w: w.reconstruct(w.file("a.png")), r"a\.png: not a picture"),
+    "reconstruct what is no picture": (lambda w: w.reconstruct(w.file("a.png")), r"a\.png: not an image"),
     "reconstruct a missing file": (
         lambda w: w.reconstruct(next(w.pictures.rglob("*.png")), w.folder / "no.png"),
         r"no such file: .*no\.png",
     ),
-    "reconstruct an empty folder": (lambda w: w.reconstruct(empty(w)), r"no pictures in .*empty"),
+    "reconstruct an empty folder": (lambda w: w.reconstruct(empty(w)), r"no images in .*empty"),
     "reconstruct to a file": (
         lambda w: [*w.reconstruct(w.pictures)[:-1], w.file("file")],
         r"cannot make the folder .*file",
@@ -241,10 +241,10 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     ),
     "complete what is no picture": (
         lambda w: w.complete("--keep-levels", 1, image=w.file("a.png")),
-        r"a\.png: not a picture",
+        r"a\.png: not an image",
     ),
     "missing mask": (lambda w: w.complete("--mask", w.folder / "no.png"), r"no\.png: No such file"),
-    "mask that is no picture": (lambda w: w.complete("--mask", w.file("m.png")), r"m\.png: not a picture"),
+    "mask that is no picture": (lambda w: w.complete("--mask", w.file("m.png")), r"m\.png: not an image"),
     "mask that is a folder": (lambda w: w.complete("--mask", w.pictures), r"pictures\d*: Is a directory"),
     "no level kept": (lambda w: w.complete("--keep-levels", 0), r"levels to keep: expected 1\.\.1, found 0"),
     "all levels kept": (lambda w: w.complete("--keep-levels", 2), r"levels to keep: expected 1\.\.1, found 2"),
@@ -267,14 +267,14 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     ),
     # scores
     "score a missing file": (lambda w: w.score(w.folder / "no.png"), r"no such file: .*no\.png"),
-    "score what is no picture": (lambda w: w.score(w.pictures, w.file("a.png")), r"a\.png: not a picture"),
+    "score what is no picture": (lambda w: w.score(w.pictures, w.file("a.png")), r"a\.png: not an image"),
     "score without a prior": (lambda w: half(w, *w.score(w.pictures)), r"prior of level 1 .* is not trained yet"),
     "score of no class": (lambda w: w.score(w.pictures, "--label", "dics"), r"no class 'dics'"),
     "score over a picture": (
         lambda w: [*w.score(w.some("a.png"))[:-1], w.folder / "some" / "a.png"],
         r"a\.png would be overwritten",
     ),
-    "score with codes of another autoencoder": (mixed, r"codes in .* are of another autoencoder"),
+    "score with codes of another autoencoder": (mixed, r"codes in .* were made by another autoencoder"),
 }  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def test_one_line_and_nothing_lost(
     before = contents(world.folder)
     said = command(*arguments)
     assert (said.code, said.out) == (2, ""), said.err
-    lines = [line for line in said.err.splitlines() if not line.startswith("reading pictures: ")]
+    lines = [line for line in said.err.splitlines() if not line.startswith("reading images: ")]
     assert len(lines) == 1, said.err
     assert lines[0].startswith("vqvae2: ")
     assert re.search(pattern, said.err), said.err
@@ -401,7 +401,7 @@ def test_a_full_disk_in_the_middle_of_training(
     last = said.err.splitlines()[-1]
     assert said.code == 2
     assert re.fullmatch(
-        r"vqvae2: cannot write .*last\.safetensors: No space left on device; what was .* kept", last
+        r"vqvae2: cannot write .*last\.safetensors: No space left on device; an earlier file is kept", last
     )
     assert "Traceback" not in said.err
     folder = world.folder / "new" / "autoencoder" / "checkpoints"
@@ -462,7 +462,7 @@ def test_a_damaged_checkpoint(
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, OSError])
-@pytest.mark.parametrize("place", ["vqvae2.inspection.describe", "vqvae2.run.read_run"])
+@pytest.mark.parametrize("place", ["vqvae2.commands.inspect.describe", "vqvae2.run.read_run"])
 def test_a_mistake_of_ours_keeps_its_traceback(
     place: str, kind: type[Exception], world: World, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from vqvae2.config.overrides import override, read_yaml, settings
 from vqvae2.config.presets import preset, presets
 from vqvae2.data.pixels import to_uint8
 from vqvae2.files import tensor_file
-from vqvae2.gallery import SampleFolder
 from vqvae2.generate.sample import Drawn
+from vqvae2.generate.sample_folder import SampleFolder
 from vqvae2.run import load
 from vqvae2.train.loop import read_metrics
 
@@ -276,7 +275,7 @@ def test_the_preset_fits_the_pictures_when_none_is_given(
     big.mkdir()
     for number in range(3):
         Image.new("RGB", (90, 70 + number), (number, 0, 0)).save(big / f"{number}.png")
-    for data, name, text in ((pictures, "small32", "24 pictures"), (big, "small64", "3 pictures")):
+    for data, name, text in ((pictures, "small32", "24 images"), (big, "small64", "3 images")):
         said = command("train", data, "--run", tmp_path / "run")
         assert said.code == 0
         assert text in said.err
@@ -290,9 +289,7 @@ def test_a_run_that_exists_keeps_its_own_preset(
     said = command("train", pictures, "--run", half, "--set", "sampling.top_p=0.5")
     assert (said.code, said.err) == (0, "")
     config = load(half, "cpu").config
-    assert asked.pop()[2] == config.model_copy(
-        update={"sampling": config.sampling.model_copy(update={"top_p": (0.5,)})}
-    )
+    assert asked.pop()[2] == config.model_copy(update={"sampling": config.sampling.replace(top_p=0.5)})
 
 
 def test_which_setting_counts(tmp_path: Path, pictures: Path, asked: list[Any], command: Command) -> None:
@@ -377,7 +374,7 @@ def test_interrupted_and_typed_again(
     assert (child.returncode, out) == (130, "")
     last = err.splitlines()[-1]
     assert re.fullmatch(
-        r"vqvae2: interrupted: autoencoder: saved at step \d+ of 150; the same command goes on from there",
+        r"vqvae2: interrupted: autoencoder: saved at step \d+ of 150; the same command continues from there",
         last,
     )
     assert "Traceback" not in err
@@ -423,9 +420,9 @@ def test_sample_leaves_pictures_a_grid_and_a_list(trained: Path, tmp_path: Path,
 def test_sample_says_where_the_grid_is(trained: Path, tmp_path: Path, command: Command) -> None:
     said = command("sample", trained, "--out", tmp_path, "--n", 2)
     assert said.code == 0
-    assert re.fullmatch(r"2 samples, 2 in [\d.]+ s \([\d.]+ s each\): .*grid\.png\n", said.out)
+    assert re.fullmatch(r"2 samples, 2 new in [\d.]+ s \([\d.]+ s each\): .*grid\.png\n", said.out)
     said = command("sample", trained, "--out", tmp_path, "--n", 2)
-    assert re.fullmatch(r"2 samples, all were there: .*grid\.png\n", said.out)
+    assert re.fullmatch(r"2 samples, all were there already: .*grid\.png\n", said.out)
 
 
 def test_a_picture_is_the_same_at_any_batch_and_number(
@@ -506,7 +503,7 @@ def test_sampling_goes_on_where_it_was_left(
     """Killed in the middle, asked for more, in batches of another size: each is drawn once and none is another."""
     base = ["sample", trained, "--pictures", kind, "--n"]
     assert command(*base, 11, "--batch", 11, "--out", tmp_path / "whole").code == 0
-    out, calls, honest = tmp_path / "out", iter(range(100)), SampleFolder.write
+    out, calls, honest = tmp_path / "out", iter(range(100)), SampleFolder.add
 
     def killed(self: SampleFolder, part: Drawn) -> None:
         if next(calls) == 2:
@@ -514,7 +511,7 @@ def test_sampling_goes_on_where_it_was_left(
         honest(self, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SampleFolder, "write", killed)
+        patch.setattr(SampleFolder, "add", killed)
         assert command(*base, 8, "--batch", 2, "--out", out).code != 0
     assert {file.name for file in out.glob("codes-*")} == {"codes-00000-00001.npz", "codes-00002-00003.npz"}
     before = {file: file.stat().st_mtime_ns for file in out.glob("codes-*")}
@@ -624,7 +621,7 @@ def test_a_critic_keeps_the_best_of_each_class(
     assert value["critic"] == {"fraction": 0.25, "digest": "d" * 64, "network": "n" * 64}
     assert [entry["label"] for entry in value["samples"]] == [0, 1, 2, 0, 1, 2]
     run = load(trained, "cpu")
-    (every,) = run.draw(24, sampling=replace(run.sampling, batch=24))
+    (every,) = run.draw(24, sampling=run.sampling.replace(batch=24))
     scores = Judge()(every.images, torch.zeros(24))
     for label in range(3):
         own = [i for i in range(24) if i % 3 == label]
@@ -639,7 +636,7 @@ def test_a_critic_keeps_the_best_of_each_class(
     for key in ("level_0", "level_1", "labels"):
         assert np.array_equal(best[key], plain[key][best["candidates"]])
     said = command("sample", trained, "--out", tmp_path / "best", "--n", 6, "--critic", 0.25)
-    assert re.fullmatch(r"6 samples, the best of 24 drawn, all were there: .*grid\.png\n", said.out)
+    assert re.fullmatch(r"6 samples, the best of 24 drawn, all were there already: .*grid\.png\n", said.out)
 
 
 @pytest.mark.parametrize("kind", ["png", "npz"])
@@ -668,7 +665,7 @@ def test_the_choice_goes_on_where_it_was_left(
     """Killed while candidates are drawn (of 8 batches) or while the best are written, gone on with in other batches."""
     base = ["sample", trained, "--n", 5, "--critic", 0.33, "--out"]
     assert command(*base, tmp_path / "whole").code == 0
-    out, calls, honest = tmp_path / "out", iter(range(100)), SampleFolder.write
+    out, calls, honest = tmp_path / "out", iter(range(100)), SampleFolder.add
 
     def killed(self: SampleFolder, part: Drawn) -> None:
         if next(calls) == stop:
@@ -676,7 +673,7 @@ def test_the_choice_goes_on_where_it_was_left(
         honest(self, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SampleFolder, "write", killed)
+        patch.setattr(SampleFolder, "add", killed)
         assert command(*base, out, "--batch", 2).code == 130
     before = {file: file.stat().st_mtime_ns for file in out.rglob("codes-*")}
     assert len(before) == stop
@@ -1038,7 +1035,8 @@ def test_score_without_held_out_codes(known: Path, pictures: Path, command: Comm
     shutil.rmtree(run / "codes")
     said = command("score", run, pictures, "--json")
     assert said.code == 0
-    assert said.err == f"{run} holds no codes of two held-out pictures: bits only, in the order given\n"
+    text = "holds codes of fewer than two held-out images: bits only, in the order of the command"
+    assert said.err == f"{run} {text}\n"
     value = json.loads(said.out)
     assert value["heldout"] is None
     assert [item["source"] for item in value["pictures"]] == [*map(str, sorted(pictures.rglob("*.png")))]

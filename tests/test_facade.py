@@ -14,8 +14,17 @@ import torch
 from torch import Tensor, nn
 
 import vqvae2
-from vqvae2 import VQVAE, AutoencoderConfig, Codes, Geometry, HierarchicalPrior, PriorConfig, VectorQuantizer
-from vqvae2.config.models import LevelPriorConfig
+from vqvae2 import (
+    VQVAE,
+    AutoencoderConfig,
+    Codes,
+    FiniteScalarQuantizer,
+    Geometry,
+    HierarchicalPrior,
+    LevelPriorConfig,
+    PriorConfig,
+    VectorQuantizer,
+)
 
 
 def images(n: int = 3) -> Tensor:
@@ -130,6 +139,68 @@ def test_the_prior_with_classes() -> None:
         other = prior.log_prob(codes, (labels + 1) % 3)
     assert not torch.allclose(together, other, atol=1e-4)
     assert len(prior.sample(2, labels=torch.tensor([0, 1]), seed=5)) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_both_stages_are_built_and_trained_by_hand(seed: int) -> None:
+    """A plain torch loop on names of the facade alone: both losses fall, and samples are images.
+
+    The images are constant, dark or bright by their class, so the prior can learn which codes belong to which class.
+    """
+    torch.manual_seed(seed)
+    labels = torch.arange(16) % 2
+    pixels = (labels * 1.2 - 0.6)[:, None, None, None].expand(-1, 3, 16, 16) + 0.05 * torch.randn(
+        16, 3, 16, 16
+    )
+    settings = AutoencoderConfig(strides=(4, 2), codes=(8, 8), code_dim=4, hidden=8, residual=4)
+    model = VQVAE(settings).train()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    errors = []
+    for _ in range(60):
+        out = model(pixels)
+        assert isinstance(out, vqvae2.Reconstruction)
+        assert isinstance(out.levels[0], vqvae2.Quantized)
+        error = (out.images - pixels).square().mean()
+        optimizer.zero_grad()
+        (error + out.commitment).backward()
+        optimizer.step()
+        errors.append(float(error.detach()))
+    assert errors[-1] < 0.2 * errors[0]
+
+    codes = model.eval().encode(pixels)
+    level = LevelPriorConfig(hidden=8, residual=8, layers=1, output_layers=0, heads=1, condition_blocks=0)
+    prior = HierarchicalPrior(PriorConfig(levels=(level, level), classes=2), model.geometry(16, 16)).train()
+    optimizer = torch.optim.Adam(prior.parameters(), 2e-2)
+    nats = []
+    for _ in range(60):
+        loss = -prior.log_prob(codes, labels).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        nats.append(float(loss.detach()))
+    assert nats[-1] < 0.5 * nats[0]
+
+    drawn = prior.eval().sample(8, torch.arange(8) % 2, vqvae2.Sampling(temperature=0.5), seed=seed)
+    means = model.decode(drawn).mean((1, 2, 3))
+    assert means[1::2].min() > means[::2].max(), "every sample of the bright class is brighter"
+
+
+def test_a_quantizer_without_a_codebook() -> None:
+    quantizer = FiniteScalarQuantizer(num_embeddings=8, embedding_dim=4)
+    out = quantizer(torch.randn(5, 4))
+    assert isinstance(out, vqvae2.Quantized)
+    assert out.quantize.shape == (5, 4)
+
+
+def test_mistakes_are_value_errors() -> None:
+    assert issubclass(vqvae2.UserError, ValueError)
+    for mistake in (
+        lambda: vqvae2.preset("huge"),
+        lambda: vqvae2.Sampling(top_p=2),
+        lambda: vqvae2.load("/nowhere"),
+    ):
+        with pytest.raises(vqvae2.UserError, match="expected"):
+            mistake()
 
 
 def test_presets() -> None:

@@ -357,11 +357,11 @@ def test_a_half_trained_run(half: Path, pictures: Path) -> None:
     done = {"autoencoder": True, "codes": True, "prior level 0": True, "prior level 1": False}
     assert run.done() == done
     assert run.reconstruct(originals(run, pictures)).shape == (4, 3, 16, 16)
-    refused(lambda: run.sample(1), "prior of level 1", "not trained yet", f"--run {half}", "goes on")
+    refused(lambda: run.sample(1), "prior of level 1", "not trained yet", f"--run {half}", "continues")
     shutil.rmtree(half / "autoencoder")
     bare = load(half, "cpu")
     assert not bare.done()["autoencoder"]
-    refused(lambda: bare.autoencoder, "autoencoder", "not trained yet", "goes on")
+    refused(lambda: bare.autoencoder, "autoencoder", "not trained yet", "continues")
 
 
 def test_damaged_weights_are_said_by_everything_that_reads_them(run: Path) -> None:

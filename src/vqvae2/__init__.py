@@ -1,6 +1,6 @@
 """VQ-VAE-2 (Razavi, van den Oord, Vinyals 2019): hierarchical image codes, priors over them, sampling.
 
-The names below are the public surface; they are loaded when first used.
+The names below are the public interface. Each is loaded when it is first used, so importing the package is fast.
 """
 
 from __future__ import annotations
@@ -10,30 +10,51 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqvae2.autoencoder.model import VQVAE
-    from vqvae2.autoencoder.quantizer import VectorQuantizer
+    from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
+    from vqvae2.autoencoder.model import VQVAE, Reconstruction
+    from vqvae2.autoencoder.quantizer import Quantized, VectorQuantizer
     from vqvae2.codes import Codes, Geometry
-    from vqvae2.config.models import AutoencoderConfig, Config, PriorConfig
+    from vqvae2.config.models import AutoencoderConfig, Config, LevelPriorConfig, PriorConfig
     from vqvae2.config.presets import preset, presets
-    from vqvae2.generate.sample import Sampling
+    from vqvae2.config.sampling import Sampling
+    from vqvae2.errors import UserError
+    from vqvae2.files.progress import Reporter
+    from vqvae2.generate.complete import Completed, Kept
+    from vqvae2.generate.reject import Chosen
+    from vqvae2.generate.sample import Drawn
     from vqvae2.prior.hierarchy import HierarchicalPrior
     from vqvae2.run import Run, load, zoo
 
 _HOME = {
-    "VQVAE": "autoencoder.model",
-    "VectorQuantizer": "autoencoder.quantizer",
-    "Codes": "codes",
-    "Geometry": "codes",
+    # settings
     "AutoencoderConfig": "config.models",
-    "Config": "config.models",
     "PriorConfig": "config.models",
-    "Sampling": "generate.sample",
+    "LevelPriorConfig": "config.models",
+    "Config": "config.models",
+    "Sampling": "config.sampling",
     "preset": "config.presets",
     "presets": "config.presets",
+    # what flows between the stages
+    "Codes": "codes",
+    "Geometry": "codes",
+    # the networks, and what they return
+    "VQVAE": "autoencoder.model",
+    "Reconstruction": "autoencoder.model",
+    "VectorQuantizer": "autoencoder.quantizer",
+    "FiniteScalarQuantizer": "autoencoder.fsq",
+    "Quantized": "autoencoder.quantizer",
     "HierarchicalPrior": "prior.hierarchy",
+    # trained models, and what they draw
     "Run": "run",
     "load": "run",
     "zoo": "run",
+    "Drawn": "generate.sample",
+    "Chosen": "generate.reject",
+    "Kept": "generate.complete",
+    "Completed": "generate.complete",
+    # errors and progress
+    "UserError": "errors",
+    "Reporter": "files.progress",
 }
 
 try:
@@ -41,16 +62,26 @@ try:
 except PackageNotFoundError:  # read from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = [  # noqa: RUF022 - in the order of the pipeline
+__all__ = [
+    "VQVAE",
     "AutoencoderConfig",
+    "Chosen",
     "Codes",
+    "Completed",
     "Config",
+    "Drawn",
+    "FiniteScalarQuantizer",
     "Geometry",
     "HierarchicalPrior",
+    "Kept",
+    "LevelPriorConfig",
     "PriorConfig",
+    "Quantized",
+    "Reconstruction",
+    "Reporter",
     "Run",
     "Sampling",
-    "VQVAE",
+    "UserError",
     "VectorQuantizer",
     "load",
     "preset",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import DataConfig
+from vqvae2.config.sampling import Sampling
 from vqvae2.data.images import open_images
 from vqvae2.data.peek import peek
 from vqvae2.errors import UserError
@@ -43,10 +44,11 @@ from vqvae2.evaluate.sets import (
     reconstructions,
 )
 from vqvae2.files.atomic import write_json
+from vqvae2.files.output import make_folder
 from vqvae2.files.progress import Reporter
-from vqvae2.gallery import SampleFolder, make_folder
 from vqvae2.generate.sample import batches
-from vqvae2.run import Run, Sampling
+from vqvae2.generate.sample_folder import SampleFolder
+from vqvae2.run import Run
 
 PARTS = ("nll", "reconstruction", "codes", "distances", "precision", "classification", "memorisation", "symmetry", "speed", "critic")  # fmt: skip
 """The parts of a report, in its order."""
@@ -283,7 +285,7 @@ class _Assessment:
         if run.config.prior.classes and self.images.labels is not None:
             labels = self.images.labels[self._order(self.images.train)].tolist()
         sampling = self.plan.sampling or run.sampling
-        about = {"seed": self.plan.seed, **{k: v for k, v in asdict(sampling).items() if k != "batch"}}
+        about = {"seed": self.plan.seed, **sampling.about()}
         about |= {"labels": digest(labels), "model": run.digests()}
         folder = SampleFolder(self.cache / f"samples-{digest(about)[:12]}", about, "npz")
         folder.claim()
@@ -451,7 +453,7 @@ class _Assessment:
             result["run"] = {
                 "folder": str(self.run.folder),
                 "weights": self.run.digests(),
-                "sampling": asdict(self.plan.sampling or self.run.sampling),
+                "sampling": (self.plan.sampling or self.run.sampling).model_dump(mode="json"),
             }
         if "_network" in self.__dict__:
             net = self._network

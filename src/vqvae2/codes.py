@@ -1,10 +1,10 @@
-"""`Codes` and `Geometry`: the one thing that flows between the stages.
+"""`Codes` and `Geometry`: the data that the stages exchange.
 
     images --autoencoder.encode--> Codes --prior--> Codes --autoencoder.decode--> images
 
-An image becomes one grid of integers per level, coarsest first. Every stage shares only these two types.
+An image becomes one grid of integers per level, coarsest level first. The stages share these two types and nothing else.
 
-Shapes: B batch, L level, H W grid, K codes.
+Shapes: B batch, H W grid, K codes in a codebook.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from vqvae2.errors import UserError
 
 
 class CodesError(UserError):
-    """Codes that do not fit the geometry in which they are used."""
+    """Codes that do not fit the geometry with which they are used, or a geometry that cannot exist."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Grid sizes and vocabularies, coarsest level first.
+    """Grid sizes and numbers of codes, coarsest level first.
 
     Attributes:
         grids: (height, width) of each level's grid.
-        vocabulary: number of codes K of each level; its codes are 0 .. K-1.
+        vocabulary: number of codes K of each level, whose codes are 0 .. K-1.
+
+    Raises:
+        CodesError: no level, not one vocabulary per grid, or a size below 1.
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -56,14 +59,18 @@ class Geometry:
 
     @property
     def bits(self) -> float:
-        """Bits of one image's codes when each is stored with a fixed length of log2 K bits."""
+        """Bits of one image's codes when each code takes log2 K bits, the fixed length without a prior."""
         return sum(n * math.log2(k) for n, k in zip(self.positions, self.vocabulary, strict=True))
 
     def check(self, codes: Codes) -> None:
-        """Raise `CodesError` unless `codes` has these grids and only codes inside the vocabularies."""
-        found = tuple((int(level.shape[1]), int(level.shape[2])) for level in codes.levels)
-        if found != self.grids:
-            raise CodesError(f"expected grids {self.grids} (coarsest first), found {found}")
+        """Check that codes fit.
+
+        Raises:
+            CodesError: `codes` has other grids, or a code outside 0 .. K-1 of its level.
+        """
+        grids = tuple((int(level.shape[1]), int(level.shape[2])) for level in codes.levels)
+        if grids != self.grids:
+            raise CodesError(f"expected grids {self.grids} (coarsest first), found {grids}")
         for index, (level, size) in enumerate(zip(codes.levels, self.vocabulary, strict=True)):
             if level.numel() and (int(level.min()) < 0 or int(level.max()) >= size):
                 raise CodesError(
@@ -72,12 +79,12 @@ class Geometry:
                 )
 
     def to_json(self) -> dict[str, list[list[int]] | list[int]]:
-        """A JSON-ready description; `from_json` is its inverse."""
+        """The geometry as a dictionary for JSON; `from_json` is the inverse."""
         return {"grids": [list(grid) for grid in self.grids], "vocabulary": list(self.vocabulary)}
 
     @classmethod
     def from_json(cls, value: dict[str, list[list[int]] | list[int]]) -> Geometry:
-        """The geometry that `to_json` described."""
+        """The geometry of a dictionary that `to_json` returned."""
         grids = tuple((int(grid[0]), int(grid[1])) for grid in value["grids"])  # type: ignore[index]
         return cls(grids, tuple(int(k) for k in value["vocabulary"]))  # type: ignore[arg-type]
 
@@ -88,6 +95,9 @@ class Codes:
 
     Attributes:
         levels: one integer tensor [B, H, W] per level.
+
+    Raises:
+        CodesError: no level, a tensor of another type or shape, or levels with different batch sizes.
     """
 
     levels: tuple[Tensor, ...]
@@ -108,21 +118,26 @@ class Codes:
         return int(self.levels[0].shape[0])
 
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Codes:
-        """The codes of some of the images; `index` is a slice or a list of positions in the batch."""
+        """The codes of some of the images; `index` is a slice, a list or tensor of indices, or a boolean tensor [B]."""
         return Codes(tuple(level[index] for level in self.levels))
 
     def to(self, device: torch.device | str) -> Codes:
-        """The same codes on `device`."""
+        """A copy of the codes on `device`, or the same tensors if they are there already."""
         return Codes(tuple(level.to(device) for level in self.levels))
 
     @classmethod
-    def cat(cls, parts: Sequence[Codes]) -> Codes:
-        """Join batches, in order."""
-        return cls(tuple(torch.cat(levels) for levels in zip(*(part.levels for part in parts), strict=True)))
+    def cat(cls, batches: Sequence[Codes]) -> Codes:
+        """Concatenate batches of codes, in order.
+
+        Raises:
+            CodesError: no batch.
+        """
+        levels = zip(*(codes.levels for codes in batches), strict=True)
+        return cls(tuple(torch.cat(level) for level in levels))
 
 
 def prime_factors(factor: int) -> list[int]:
-    """`factor` as a product of primes, smallest first; 1 gives the empty list."""
+    """The prime factors of `factor` (at least 1), smallest first; 1 has none."""
     primes, divisor = [], 2
     while factor > 1:
         while factor % divisor == 0:

@@ -1,5 +1,5 @@
-"""The base of every error that is the user's to mend: one clear line, what was expected and what was found."""
+"""The base class of all errors that the user can correct; the message is one line: what was expected, what was found."""
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for; the command prints it as one line and exits with 2."""
+    """A mistake of the user; the command prints the message as one line and ends with exit code 2."""

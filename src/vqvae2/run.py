@@ -1,4 +1,4 @@
-"""`Run`: one folder holding configuration, weights, codes, samples and reports; what `vqvae2.load` returns."""
+"""`Run`: a run folder as an object. It loads the models and draws, reconstructs, completes and scores images."""
 
 from __future__ import annotations
 
@@ -18,45 +18,44 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
-from vqvae2.config.models import Config
+from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.data.images import open_images
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
-from vqvae2.evaluate.critic import Critic, critic_file, fit_critic, load_critic
+from vqvae2.evaluate.critic import Critic, fit_critic, load_critic
 from vqvae2.evaluate.typicality import Typical
 from vqvae2.files import tensor_file
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
-from vqvae2.generate.sample import Drawn, Sampling, draw_samples, label_plan
+from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.train.folder import RunError, load_autoencoder, load_prior, model_file, read_run
+from vqvae2.train.folder import RunError, load_autoencoder, load_prior, read_run
 
-_REFERENCE = 1024  # held-out pictures to which others are compared, at most
-_PARTS = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
+_REFERENCE = 1024  # held-out images with which others are compared, at most
+_HUB_FILES = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
 
 
 def zoo() -> list[str]:
     """Names of the models shipped in the package."""
     folder = resources.files("vqvae2") / "zoo"
-    return (
-        sorted(item.name for item in folder.iterdir() if (item / "config.yaml").is_file())
-        if folder.is_dir()
-        else []
-    )
+    models = folder.iterdir() if folder.is_dir() else ()
+    return sorted(item.name for item in models if (item / "config.yaml").is_file())
 
 
 def load(name: str | Path, device: torch.device | str | None = None) -> Run:
-    """A run folder, a model of the zoo by name, or a Hub repository `owner/name` that holds a run folder.
+    """Open a run.
 
     Args:
+        name: a run folder, the name of a model of the zoo, or a Hub repository `owner/name` that holds a run folder.
         device: where the models go; None chooses the accelerator if there is one.
 
     Raises:
         RunError: nothing of that name, or made by a newer version.
     """
     path = Path(name)
-    if (path / "config.yaml").is_file():
+    if RunFolder(path).exists():
         return Run(path, device)
     text = str(name)
     if text in zoo():
@@ -65,10 +64,10 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
         raise RunError(f"{path} is no run folder: it has no config.yaml")
     if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
         try:
-            return Run(Path(snapshot_download(text, allow_patterns=_PARTS)), device)
+            return Run(Path(snapshot_download(text, allow_patterns=_HUB_FILES)), device)
         except (OSError, ValueError, HfHubHTTPError) as error:
             raise RunError(
-                f"no folder {text}, and the Hub gave none: {' '.join(str(error).split())[:200]}"
+                f"no folder {text}, and it cannot be fetched from the Hub: {' '.join(str(error).split())[:200]}"
             ) from None
     known = ", ".join(zoo()) or "none"
     raise RunError(
@@ -77,26 +76,30 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
 
 
 class Run:
-    """One trained (or half-trained) model and its folder.
+    """A trained (or partly trained) model and its folder.
 
     Args:
         folder: RUN.
         device: where the models go; None chooses the accelerator if there is one.
 
     Attributes:
-        folder, config: where it is and what it was asked to be.
+        folder: RUN.
+        paths: the paths of what is in it.
+        config: its settings.
         record: version, command, source, fingerprint, classes.
         classes: class names, () without classes.
-        sampling: how this run draws when nothing else is asked for (`sampling` of its configuration).
+        sampling: how this run draws unless a call says otherwise (`sampling` of its configuration).
+
+    Raises:
+        RunError: `folder` is no run folder, or was made by a newer version.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
         self.folder = Path(folder)
-        self.record: dict[str, Any]
-        self.config: Config
+        self.paths = RunFolder(self.folder)
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
-        self.sampling = Sampling(**self.config.sampling.of(self.config.autoencoder.levels))
+        self.sampling = self.config.sampling
         self.device = torch.device(device) if device is not None else _device()
 
     @property
@@ -110,7 +113,7 @@ class Run:
 
     @cached_property
     def _autoencoder(self) -> tuple[VQVAE, str]:
-        if not model_file(self.folder).exists():
+        if not self.paths.autoencoder.done():
             raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
         return load_autoencoder(self.folder, self.config, self.device)
 
@@ -122,7 +125,7 @@ class Run:
             RunError: not trained yet.
         """
         for level in range(self.config.autoencoder.levels):
-            if not model_file(self.folder, level).exists():
+            if not self.paths.prior(level).done():
                 raise RunError(
                     f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
                 )
@@ -130,19 +133,19 @@ class Run:
 
     @cached_property
     def critic(self) -> Critic:
-        """What `vqvae2 critic fit` fitted: how likely a picture's class is, and how good it is at that.
+        """The classifier that `vqvae2 critic fit` fitted; it scores an image by the probability of its class.
 
         Raises:
             RunError: this run has no classes, or no critic is fitted.
         """
         if not self.classes:
             raise RunError(self._classless())
-        if not critic_file(self.folder).exists():
+        if not self.paths.critic.exists():
             raise RunError(f"no critic is fitted for {self.folder}; {self._fit_critic()}")
-        found = load_critic(self.folder, self.device)
-        if found.classes != self.classes:
+        critic = load_critic(self.folder, self.device)
+        if critic.classes != self.classes:
             raise RunError(f"the critic in {self.folder} is of other classes; {self._fit_critic()}")
-        return found
+        return critic
 
     def fit_critic(
         self,
@@ -152,37 +155,39 @@ class Run:
         model: Path | None = None,
         reporter: Reporter | None = None,
     ) -> Critic:
-        """Fit a critic on this run's training pictures and keep it in RUN/critic (`evaluate.critic.fit_critic`).
+        """Fit a critic to this run's training images and keep it in RUN/critic.
 
         Args:
-            data: what the run was trained on, if it now lies elsewhere.
+            data: the images that the run was trained on, if they are elsewhere now.
+            features, weights, model: see `evaluate.critic.fit_critic`.
+            reporter: shows the progress; None shows nothing.
 
         Raises:
-            RunError: no classes, or these are not the pictures that the run was trained on.
-            DataError, CriticError, FeatureError, ClassifierError: see there.
+            RunError: no classes, or these are not the images that the run was trained on.
+            DataError, CriticError, FeatureError, ClassifierError: see `evaluate.critic.fit_critic`.
         """
         if not self.classes:
             raise RunError(self._classless())
         reporter = reporter or Reporter(quiet=True)
         source = self.record.get("source")
         with ExitStack() as stack:
-            own = data in (None, source)  # others must not take the place of the run's decoded pictures
-            place = self.folder if own else Path(stack.enter_context(TemporaryDirectory()))
+            own = data in (None, source)  # other images must not replace the run's decoded ones
+            decoded = self.paths.data if own else Path(stack.enter_context(TemporaryDirectory())) / "data"
             images = open_images(
-                str(data or source), self.config.data, place / "data", seed=self.config.seed, say=reporter.say
+                str(data or source), self.config.data, decoded, seed=self.config.seed, say=reporter.say
             )
             stack.callback(images.close)
             if images.fingerprint != self.record.get("fingerprint", images.fingerprint):
                 raise RunError(
-                    f"expected the pictures that {self.folder} was trained on ({source}), found others in {data or source}"
+                    f"expected the images that {self.folder} was trained on ({source}), found others in {data or source}"
                 )
             count = len(images.heldout) + (0 if model else len(images.train))
             tracker = stack.enter_context(reporter.track("critic", count, unit="images"))
-            made = fit_critic(
+            critic = fit_critic(
                 self.folder, images, self.config.data, features, weights, model, self.device, tracker.update
             )
-        self.__dict__.pop("critic", None)
-        return made
+        self.__dict__.pop("critic", None)  # the cached property
+        return critic
 
     def sample(
         self,
@@ -190,15 +195,22 @@ class Run:
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
+        **settings: Any,
     ) -> Tensor:
         """n new images [n, C, H, W] in [-1, 1], on the CPU.
 
         Args:
-            labels: class name or number for all, several to be taken in turn, or None for all classes in turn.
+            labels: a class name or number for all, several that are repeated in turn, or None for all classes in turn.
             seed: sample i of a seed is the same whatever n and the batch size.
             sampling: temperature and the like; None takes the run's own (`run.sampling`).
+            settings: temperature, top_k, top_p or guidance as keywords instead of `sampling`; they change the run's own.
+
+        Raises:
+            RunError: not trained yet.
+            UserError: no such class, or an argument out of range.
         """
-        return torch.cat([part.images.cpu() for part in self.draw(n, labels, seed, sampling)])
+        own = sampling_of(sampling, settings, self.sampling)
+        return torch.cat([part.images.cpu() for part in self.draw(n, labels, seed, own)])
 
     def draw(
         self,
@@ -206,15 +218,17 @@ class Run:
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
-        parts: Iterable[range] | None = None,
+        ranges: Iterable[range] | None = None,
     ) -> Iterator[Drawn]:
-        """As `sample`, but an iterator of batches with labels and codes (`generate.sample.Drawn`).
+        """As `sample`, but batch by batch and with labels and codes.
 
         Args:
-            parts: the numbers of those to draw, each range one batch; None: all n, in batches of `sampling.batch`.
+            ranges: the numbers of the samples to draw, each range one batch; None draws all n, in batches of
+                `sampling.batch`.
         """
-        plan = label_plan(labels, n, self.classes)
-        return draw_samples(self.autoencoder, self.prior, n, plan, seed, sampling or self.sampling, parts)
+        classes = sample_labels(labels, n, self.classes)
+        sampling = sampling or self.sampling
+        return draw_samples(self.autoencoder, self.prior, n, classes, seed, sampling, ranges)
 
     def draw_best(
         self,
@@ -225,22 +239,21 @@ class Run:
         sampling: Sampling | None = None,
         scorer: Scorer | None = None,
     ) -> Iterator[Chosen]:
-        """As `draw`, but n / fraction are drawn, and the best of each class by a critic kept (`generate.reject.draw_best`).
+        """As `draw`, but n / fraction candidates are drawn and the best of each class are kept (`generate.reject`).
 
         Args:
             fraction: 0 < fraction <= 1; 1 keeps all.
-            scorer: any (images, labels) -> scores; None takes the run's own (`run.critic`).
+            scorer: any function (images, labels) -> scores; None takes the run's critic.
 
         Raises:
-            UserError: fraction out of range. RunError: no classes, or no scorer and no critic.
+            UserError: fraction out of range.
+            RunError: no classes, or neither a scorer nor a critic.
         """
-        plan = label_plan(labels, n, self.classes)
-        if plan is None:
+        classes = sample_labels(labels, n, self.classes)
+        if classes is None:
             raise RunError(self._classless())
-        scorer = scorer or self.critic
-        return draw_best(
-            self.autoencoder, self.prior, plan, seed, sampling or self.sampling, scorer, fraction
-        )
+        scorer, sampling = scorer or self.critic, sampling or self.sampling
+        return draw_best(self.autoencoder, self.prior, classes, seed, sampling, scorer, fraction)
 
     def reconstruct(self, images: Tensor, levels: int | None = None) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1].
@@ -252,14 +265,15 @@ class Run:
         return self.autoencoder.decode(codes, levels).to(images.device)
 
     def keep(self, image: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Kept:
-        """What is kept of an image [C, H, W] in [-1, 1] when it is completed; give a mask or a number of levels.
+        """What to keep of an image when it is completed. Exactly one of `mask` and `levels` is needed.
 
         Args:
-            mask: [H, W] bool, True where the image is to be filled in; a code is redrawn if a pixel of its cell is.
+            image: [C, H, W] in [-1, 1].
+            mask: [H, W] bool, True where the image is to be filled in; a code is redrawn if any pixel of its cell is.
             levels: keep this many levels, from the coarsest, 1 .. L - 1.
 
         Raises:
-            UserError: both or neither; a mask that does not fit; levels out of range.
+            UserError: both or neither; a mask of another size; levels out of range.
         """
         image = image.to(self.device)
         if mask is not None and levels is None:
@@ -277,44 +291,49 @@ class Run:
         passes: int = 1,
         sampling: Sampling | None = None,
     ) -> Iterator[Completed]:
-        """n completions of what `keep` kept, in batches; their `images` have the image's own pixels outside the mask.
+        """Complete an image n times, batch by batch; outside the mask the results have the pixels of the image itself.
 
         Args:
+            kept: from `keep`.
             labels: as in `sample`, but None is "no label".
             seed: completion i of a seed is the same whatever n and the batch size.
-            passes: 1 draws in raster order; each further pass fits what is drawn to all that is kept
+            passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept
                 (`generate.complete.fill`) and takes several times as long as the first.
             sampling: None takes the run's own.
         """
-        plan = None if labels is None else label_plan(labels, n, self.classes)
+        classes = None if labels is None else sample_labels(labels, n, self.classes)
         sampling = sampling or self.sampling
-        return complete(self.autoencoder, self.prior, kept, n, plan, seed, sampling, passes)
+        return complete(self.autoencoder, self.prior, kept, n, classes, seed, sampling, passes)
 
     def log_prob(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> Tensor:
         """Natural log-probability of the images' codes, per level given the coarser ones, [B, L], on the CPU.
 
-        It is of the codes, not of the pixels: what the autoencoder loses costs nothing.
+        It is the probability of the codes, not of the pixels: details that the autoencoder loses do not count.
 
         Args:
             images: [B, C, H, W] in [-1, 1].
             labels: as in `sample`, but None is "no label".
         """
-        plan = None if labels is None else torch.tensor(label_plan(labels, len(images), self.classes))
-        parts = (self.autoencoder.encode(part.to(self.device)) for part in images.split(self.sampling.batch))
-        return self._log_prob(Codes.cat(list(parts)), plan)
+        classes = None if labels is None else torch.tensor(sample_labels(labels, len(images), self.classes))
+        batches = images.split(self.sampling.batch)
+        codes = Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches])
+        return self._log_prob(codes, classes)
 
     def typical(self, labelled: bool = False) -> Typical | None:
-        """What `log_prob` is of held-out pictures (1,024 at most), each with its class or none with one.
+        """The distribution of `log_prob` over held-out images (1,024 at most).
+
+        Args:
+            labelled: whether each is scored under its own class, or all under "no label".
 
         Returns:
-            None if RUN/codes holds no two held-out pictures, as for a model of the package.
+            None if RUN/codes holds fewer than two held-out images, as for a model of the package.
 
         Raises:
-            StoreError: RUN/codes is damaged, or of another autoencoder.
+            StoreError: RUN/codes is damaged, or belongs to another autoencoder.
         """
         if not self.done()["codes"]:
             return None
-        store = open_store(self.folder / "codes", digest=self._autoencoder[1])
+        store = open_store(self.paths.codes, digest=self._autoencoder[1])
         heldout = store.heldout[:: -(-len(store.heldout) // _REFERENCE) or 1]
         if len(heldout) < 2:
             return None
@@ -323,56 +342,53 @@ class Run:
 
     @torch.no_grad()
     def _log_prob(self, codes: Codes, labels: Tensor | None) -> Tensor:
-        parts = []
+        batches = []
         for start in range(0, len(codes), self.sampling.batch):
             own = slice(start, start + self.sampling.batch)
-            known = None if labels is None else labels[own]
-            parts.append(self.prior.log_prob(codes[own].to(self.device), known).cpu())
-        return torch.cat(parts)
+            classes = None if labels is None else labels[own]
+            batches.append(self.prior.log_prob(codes[own].to(self.device), classes).cpu())
+        return torch.cat(batches)
 
     def done(self) -> dict[str, bool]:
-        """Which parts are trained."""
-        parts = {
-            "autoencoder": model_file(self.folder).exists(),
-            "codes": (self.folder / "codes" / "manifest.json").exists(),
-        }
+        """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ..."""
+        stages = {"autoencoder": self.paths.autoencoder.done(), "codes": self.paths.manifest.exists()}
         for level in range(self.config.autoencoder.levels):
-            parts[f"prior level {level}"] = model_file(self.folder, level).exists()
-        return parts
+            stages[f"prior level {level}"] = self.paths.prior(level).done()
+        return stages
 
     def digests(self) -> dict[str, str]:
-        """What the weights are: the digest of each trained part's file."""
-        parts = {"autoencoder": model_file(self.folder)}
-        parts |= {
-            f"prior level {i}": model_file(self.folder, i) for i in range(self.config.autoencoder.levels)
-        }
-        return {name: tensor_file.stored_digest(file) for name, file in parts.items() if file.exists()}
+        """The digest of the weights of each network that is trained, by the names of `done`."""
+        stages = {"autoencoder": self.paths.autoencoder}
+        stages |= {f"prior level {i}": self.paths.prior(i) for i in range(self.config.autoencoder.levels)}
+        trained = {name: stage.model for name, stage in stages.items() if stage.done()}
+        return {name: tensor_file.stored_digest(file) for name, file in trained.items()}
 
     def figures(self, level: int | None = None) -> dict[str, Any]:
-        """The held-out figures of the kept weights: of the autoencoder (None) or of a level's prior; {} if not trained.
+        """The held-out figures of the weights that were kept; {} if not trained.
+
+        Args:
+            level: None for the autoencoder, else the level of a prior.
 
         Raises:
             FileError: the weights are damaged.
         """
-        if not model_file(self.folder, level).exists():
+        stage = self.paths.stage(level)
+        if not stage.done():
             return {}
-        _, metadata = tensor_file.load_tensors(model_file(self.folder, level))
+        _, metadata = tensor_file.load_tensors(stage.model)
         return dict(metadata.get("figures", {}))
 
     def _classless(self) -> str:
-        return f"{self.folder} has no classes, so a critic has nothing to score samples by"
+        return f"{self.folder} has no classes, so a critic cannot score its samples"
 
     def _fit_critic(self) -> str:
         source = self.record.get("source", "DATA")
         return f"`vqvae2 critic fit {self.folder} --data {source}` fits one"
 
     def _go_on(self) -> str:
-        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}` goes on"
+        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}` continues"
 
 
 def _device() -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
-
-
-__all__ = ["Completed", "Drawn", "Kept", "Run", "Sampling", "load", "zoo"]

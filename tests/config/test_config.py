@@ -43,19 +43,19 @@ def models(kind: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys of all settings in nested dictionaries; lists of dictionaries by number."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         nested = isinstance(item, dict) or (isinstance(item, list) and item and isinstance(item[0], dict))
-        found |= leaves(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
-    return found
+        result |= leaves(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
+    return result
 
 
-def refused(call: Any, *parts: str) -> None:
-    """`call` raises `ConfigError`, in one line that holds the parts."""
+def refused(call: Any, *texts: str) -> None:
+    """Check that `call` raises `ConfigError` with a message of one line that holds all of `texts`."""
     with pytest.raises(ConfigError) as caught:
         call()
     assert "\n" not in str(caught.value)
-    assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
+    assert [text for text in texts if text not in str(caught.value)] == [], str(caught.value)
 
 
 # --- descriptions ---
@@ -63,7 +63,7 @@ def refused(call: Any, *parts: str) -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     kinds = set(models())
-    assert len(kinds) == 8
+    assert len(kinds) == 9
     texts: dict[tuple[str, str], str] = {
         (kind.__name__, name): field.description or ""
         for kind in kinds
@@ -77,10 +77,10 @@ def test_settings_lists_each_setting_once() -> None:
     rows = settings()
     keys = [key for key, _, _ in rows]
     assert len(keys) == len(set(keys))
-    found = leaves(plain())
-    assert set(keys) == {re.sub(r"\.\d+\.", ".*.", key) for key in found}
+    result = leaves(plain())
+    assert set(keys) == {re.sub(r"\.\d+\.", ".*.", key) for key in result}
     for key, default, description in rows:
-        assert found[key.replace("*", "1")] == json.loads(json.dumps(default)), key
+        assert result[key.replace("*", "1")] == json.loads(json.dumps(default)), key
         assert description
 
 
@@ -93,7 +93,7 @@ def test_every_listed_setting_can_be_set() -> None:
 # --- checks ---
 
 
-@pytest.mark.parametrize(("assignment", "parts"), [
+@pytest.mark.parametrize(("assignment", "texts"), [
     ("data.size=0", ("data.size", "found 0")),
     ("data.size=big", ("data.size", "integer", "'big'")),
     ("data.size=[3, 4]", ("data.size", "[3, 4]")),
@@ -110,9 +110,9 @@ def test_every_listed_setting_can_be_set() -> None:
     ("autoencoder.rate=-2", ("autoencoder.rate", "found -2")),
     ("train_prior.1.steps=0", ("train_prior.1.steps", "found 0")),
     ("prior.levels.0.kernel=4", ("prior.levels.0", "odd kernel", "found 4")),
-    ("sampling.top_p=0", ("sampling.top_p", "greater than 0")),
-    ("sampling.temperature=-1", ("sampling.temperature", "found -1")),
-    ("sampling.top_k=1,2,3", ("one sampling.top_k", "2 levels", "found 3")),
+    ("sampling.top_p=0", ("sampling", "0 < top_p <= 1", "found top_p 0")),
+    ("sampling.temperature=-1", ("sampling", "temperature >= 0", "found temperature -1")),
+    ("sampling.top_k=1,2,3", ("one top_k", "2 levels", "found 3")),
     ("data=3", ("data", "found 3")),
     ("prior=null", ("prior", "found None")),
     ("prior.levels=3", ("prior.levels", "found 3")),
@@ -123,18 +123,18 @@ def test_every_listed_setting_can_be_set() -> None:
     ("autoencoder.channels=1", ("data.channels is 3", "autoencoder.channels is 1")),
     ("data.size=20", ("20x20", "[4, 2]", "multiples of 8")),
 ])  # fmt: skip
-def test_a_bad_value_is_named(assignment: str, parts: tuple[str, ...]) -> None:
-    refused(lambda: parse(override(plain(), [assignment])), *parts)
+def test_a_bad_value_is_named(assignment: str, texts: tuple[str, ...]) -> None:
+    refused(lambda: parse(override(plain(), [assignment])), *texts)
 
 
 def test_levels_must_agree() -> None:
-    for key, found in (("prior", "1 priors and 2"), ("train_prior", "2 priors and 1")):
+    for key, counts in (("prior", "1 priors and 2"), ("train_prior", "2 priors and 1")):
         value = plain()
         if key == "prior":
             value["prior"]["levels"] = value["prior"]["levels"][:1]
         else:
             value["train_prior"] = value["train_prior"][:1]
-        refused(lambda value=value: parse(value), "2 levels", found)
+        refused(lambda value=value: parse(value), "2 levels", counts)
 
 
 def test_heads_must_divide_the_hidden_units_where_there_is_attention() -> None:
@@ -216,8 +216,8 @@ def test_a_star_is_every_level(name: str) -> None:
     assert {item["steps"] for item in result["train_prior"]} == {7}
     assert {item["hidden"] for item in result["prior"]["levels"]} == {64}
     assert {key for key, item in leaves(result).items() if leaves(value)[key] != item} <= {
-        f"{part}.{level}.{leaf}"
-        for part, leaf in (("train_prior", "steps"), ("prior.levels", "hidden"))
+        f"{levels}.{level}.{leaf}"
+        for levels, leaf in (("train_prior", "steps"), ("prior.levels", "hidden"))
         for level in range(4)
     }
 
@@ -242,7 +242,7 @@ def test_the_original_is_left_alone() -> None:
     assert value == plain()
 
 
-@pytest.mark.parametrize(("assignment", "parts"), [
+@pytest.mark.parametrize(("assignment", "texts"), [
     ("data.size", ("KEY=VALUE", "'data.size'")),
     ("data.sice=3", ("'data.sice'", "at 'sice'", "shift, size, split")),
     ("=3", ("no such setting ''", "seed")),
@@ -254,8 +254,8 @@ def test_the_original_is_left_alone() -> None:
     ("data.*.size=3", ("at '*'",)),
     ("seed=[1", ("seed", "'[1'", "YAML")),
 ])  # fmt: skip
-def test_a_bad_assignment_is_named(assignment: str, parts: tuple[str, ...]) -> None:
-    refused(lambda: override(plain(), [assignment]), *parts)
+def test_a_bad_assignment_is_named(assignment: str, texts: tuple[str, ...]) -> None:
+    refused(lambda: override(plain(), [assignment]), *texts)
 
 
 # --- merge and differences ---
@@ -325,7 +325,7 @@ def test_files_that_hold_no_configuration(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     refused(lambda: read_yaml(path), str(path), "No such file")
     refused(lambda: read_yaml(tmp_path), str(tmp_path))
-    for data, part in (
+    for data, text in (
         (b"a: [", "cannot read"),
         (b"\xff\xfe\x00", "cannot read"),
         (b"- 1", "list"),
@@ -334,7 +334,7 @@ def test_files_that_hold_no_configuration(tmp_path: Path) -> None:
         (b"!!python/object/apply:os.getcwd []", "cannot read"),
     ):
         path.write_bytes(data)
-        refused(lambda: read_yaml(path), str(path), part)
+        refused(lambda: read_yaml(path), str(path), text)
 
 
 def test_a_price_on_bits_needs_moving_averages() -> None:

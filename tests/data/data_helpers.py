@@ -1,4 +1,4 @@
-"""Small pictures and folders of them for the tests of the data room."""
+"""Small images, and folders and tables of them, for the tests of `vqvae2.data`."""
 
 from __future__ import annotations
 
@@ -24,50 +24,50 @@ RED, GREEN, BLUE = (220, 30, 20), (20, 200, 40), (30, 40, 210)
 
 
 def config(**options: Any) -> DataConfig:
-    """8-px RGB, decoded in this process, nothing random unless asked."""
+    """Settings for RGB images of 8 px, decoded in this process, not augmented unless `options` say so."""
     return DataConfig(**({"size": 8, "flip": False, "workers": 0} | options))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The bytes of a picture in a format."""
+    """The bytes of an image file in a format."""
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def plain(colour: Any, mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> Image.Image:
-    """A picture of one colour."""
+    """An image of one colour."""
     return Image.new(mode, size, colour)
 
 
 def noise(number: int, size: tuple[int, int] = (8, 8), channels: int = 3) -> Image.Image:
-    """The picture of this number: every number has another one."""
+    """An image of noise that depends on `number` alone."""
     values = np.random.default_rng(number).integers(0, 256, (size[1], size[0], channels), np.uint8)
     return Image.fromarray(values[..., 0] if channels == 1 else values)
 
 
 def folder_of(root: Path, count: int, classes: tuple[str, ...] = (), **options: Any) -> Path:
-    """A folder of `count` PNGs, dealt out to the classes; picture i is `noise(i)`."""
+    """A folder of `count` PNGs, one after the other for each class in turn; image i is `noise(i)`."""
     for number in range(count):
-        place = root / classes[number % len(classes)] if classes else root
-        place.mkdir(parents=True, exist_ok=True)
-        noise(number, **options).save(place / f"{number:03d}.png")
+        target = root / classes[number % len(classes)] if classes else root
+        target.mkdir(parents=True, exist_ok=True)
+        noise(number, **options).save(target / f"{number:03d}.png")
     return root
 
 
 def opened(data: object, run: Path, says: list[str] | None = None, seed: int = 0, **options: Any) -> ImageSet:
-    """`open_images` in silence; what it says is added to `says`."""
+    """`open_images` without printing; its messages are appended to `says`."""
     say = (says if says is not None else []).append
     return open_images(str(data), config(**options), run / "data", seed=seed, say=say)
 
 
 def shows(images: ImageSet, index: int, number: int) -> bool:
-    """Whether picture `index` is `noise(number)`."""
+    """Whether image `index` is `noise(number)`."""
     return bool(np.array_equal(images.pixels([index])[0].numpy(), np.asarray(noise(number))))
 
 
 def parquet_of(path: Path, count: int, start: int = 0, **columns: list[Any]) -> Path:
-    """A plain parquet file: struct images and the columns given."""
+    """A parquet file of the images `noise(start)`, `noise(start + 1)`, ..., and of other columns."""
     cells = [
         {"bytes": encoded(noise(start + number)), "path": f"p{start + number}.png"} for number in range(count)
     ]
@@ -77,12 +77,14 @@ def parquet_of(path: Path, count: int, start: int = 0, **columns: list[Any]) -> 
 
 
 def tar_of(path: Path, count: int, start: int = 0, **members: Any) -> Path:
-    """A WebDataset shard: NNN.png and, per keyword, NNN.<keyword> with what the function of the number gives."""
+    """A WebDataset shard: NNN.png and, per keyword, NNN.<keyword> with what that function returns for the number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as file:
         for number in range(start, start + count):
-            parts = {"png": encoded(noise(number))} | {kind: make(number) for kind, make in members.items()}
-            for kind, data in parts.items():
+            files_by_kind = {"png": encoded(noise(number))} | {
+                kind: make(number) for kind, make in members.items()
+            }
+            for kind, data in files_by_kind.items():
                 info = tarfile.TarInfo(f"{number:04d}.{kind}")
                 info.size = len(data)
                 file.addfile(info, BytesIO(data))
@@ -90,7 +92,7 @@ def tar_of(path: Path, count: int, start: int = 0, **members: Any) -> Path:
 
 
 def break_some(root: Path) -> None:
-    """Add four files to a folder that cannot be used (with max_pixels = 2000)."""
+    """Add four files that cannot be used to a folder, one of them because of max_pixels = 2000."""
     (root / "zero.png").write_bytes(b"")
     (root / "text.jpg").write_text("hello")
     (root / "cut\n.png").write_bytes(encoded(noise(1, (64, 64)))[:300])

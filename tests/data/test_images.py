@@ -1,4 +1,4 @@
-"""The set of pictures: what is kept, what is skipped, and how it is split."""
+"""The set of images: which are kept and which are skipped, how they are split, and when they are decoded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import LIVELY, break_some, config, folder_of, noise, opened, parquet_of, same, take
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vqvae2.data import decoding
-from vqvae2.data import images as module
+from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.data.batches import sequential
 from vqvae2.data.errors import DataError
+from vqvae2.data.holdout import split_images
 from vqvae2.data.images import open_images
 from vqvae2.data.pixels import to_float
-from vqvae2.data.store import ArrayWriter
 from vqvae2.files import atomic
 
 # --- split ---
@@ -42,11 +42,9 @@ def test_split_is_disjoint_sorted_and_stable(folder: Path, tmp_path: Path) -> No
     assert not {second.names[index] for index in second.train} & held
 
 
-@settings(deadline=None)
 @given(st.integers(2, 30), st.floats(0.001, 0.999))
-def test_never_none_and_never_all(count: int, holdout: float) -> None:
-    index = module._Index("", "", [f"{number}.png" for number in range(count)])
-    train, held = module._split(index, None, config(holdout=holdout))
+def test_neither_set_is_ever_empty(count: int, holdout: float) -> None:
+    train, held = split_images([f"{number}.png" for number in range(count)], None, None, holdout)
     assert len(train) >= 1
     assert len(held) >= 1
     assert len(train) + len(held) == count
@@ -57,7 +55,7 @@ def test_named_split_with_an_empty_side(tmp_path: Path) -> None:
     folder_of(root / "train", 3)
     (root / "test").mkdir()
     (root / "test" / "broken.png").write_bytes(b"")
-    with pytest.raises(DataError, match="the held-out split has no usable picture"):
+    with pytest.raises(DataError, match="the held-out split has no usable image"):
         opened(root, tmp_path)
 
 
@@ -110,7 +108,7 @@ def test_options_that_change_pixels_change_the_fingerprint(
     assert after.pixels([0]).shape == (1, *[change.get("size", 8)] * 2, change.get("channels", 3))
 
 
-def test_changed_data_is_decoded_anew(folder: Path, tmp_path: Path) -> None:
+def test_changed_data_is_decoded_again(folder: Path, tmp_path: Path) -> None:
     root = shutil.copytree(folder, tmp_path / "in")
     before = opened(root, tmp_path)
     moved = root.rename(tmp_path / "moved")
@@ -122,7 +120,7 @@ def test_changed_data_is_decoded_anew(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "garbage", "list", "half"])
-def test_a_damaged_cache_is_made_anew(folder: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_is_replaced(folder: Path, tmp_path: Path, damage: str) -> None:
     before = opened(folder, tmp_path).pixels(range(30))
     cache, index = next((tmp_path / "data").glob("pixels-*.npy")), tmp_path / "data" / "index.json"
     if damage == "truncated":
@@ -164,7 +162,7 @@ def test_full_disk_and_unwritable_folder(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ArrayWriter, "append", full)
-    with pytest.raises(DataError, match=r"cannot write the decoded pictures to .*: No space left on device"):
+    with pytest.raises(DataError, match=r"cannot write the decoded images to .*: No space left on device"):
         opened(folder, tmp_path)
     monkeypatch.undo()
 
@@ -179,7 +177,7 @@ def test_full_disk_and_unwritable_folder(
         opened(folder, tmp_path / "file")
 
 
-def test_wrong_background_ends_before_anything(tmp_path: Path) -> None:
+def test_a_wrong_background_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="background"):
         opened("nowhere", tmp_path, background="#12")
 
@@ -198,7 +196,7 @@ def test_progress(folder: Path, tmp_path: Path) -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-# --- pictures that cannot be used ---
+# --- images that cannot be used ---
 
 
 def test_skipped_are_counted_listed_and_mentioned_once(tmp_path: Path) -> None:
@@ -225,7 +223,7 @@ def test_nothing_usable(tmp_path: Path, cache_gb: float) -> None:
     root = tmp_path / "in"
     root.mkdir()
     break_some(root)
-    with pytest.raises(DataError, match="no usable picture"):
+    with pytest.raises(DataError, match="no usable image"):
         opened(root, tmp_path, max_pixels=2000, cache_gb=cache_gb)
     assert len((tmp_path / "data" / "skipped.txt").read_text().splitlines()) >= 3
 
@@ -233,7 +231,8 @@ def test_nothing_usable(tmp_path: Path, cache_gb: float) -> None:
 # --- decoding while training ---
 
 
-def test_lazy_equals_cached(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [3, 4])
+def test_images_decoded_on_request_equal_cached_ones(folder: Path, tmp_path: Path, seed: int) -> None:
     says: list[str] = []
     cached = opened(folder, tmp_path / "1", **LIVELY)
     lazy = opened(folder, tmp_path / "2", says, cache_gb=0, **LIVELY)
@@ -241,13 +240,13 @@ def test_lazy_equals_cached(folder: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "2" / "data").glob("pixels*"))
     assert lazy.fingerprint == cached.fingerprint
     assert np.array_equal(lazy.heldout, cached.heldout)
-    assert same(take(lazy), take(cached))
+    assert same(take(lazy, seed=seed), take(cached, seed=seed))
     whole = [list(sequential(which, which.heldout, config(), batch=4)) for which in (lazy, cached)]
     assert same(*whole)
     assert torch.equal(lazy.pixels([3, 1]), cached.pixels([3, 1]))
 
 
-def test_lazy_replaces_what_is_broken(tmp_path: Path) -> None:
+def test_broken_images_are_replaced_when_decoded_on_request(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 40, ("a", "b"))
     good = opened(root, tmp_path / "1", holdout=0.3)
     assert good.labels is not None
@@ -257,11 +256,11 @@ def test_lazy_replaces_what_is_broken(tmp_path: Path) -> None:
     says: list[str] = []
     lazy = opened(root, tmp_path / "2", says, cache_gb=0, holdout=0.3)
     assert np.array_equal(lazy.train, good.train)
-    found = list(sequential(lazy, lazy.train, config(), batch=6))
+    batches = list(sequential(lazy, lazy.train, config(), batch=6))
     train = good.train.tolist()
     expected = [train[1], *train[1:3], train[5], train[5], *train[5:-1], train[1]]
-    assert torch.equal(torch.cat([x for x, _ in found]), to_float(good.pixels(expected)))
-    assert torch.cat([y for _, y in found]).tolist() == good.labels[expected].tolist()
+    assert torch.equal(torch.cat([x for x, _ in batches]), to_float(good.pixels(expected)))
+    assert torch.cat([y for _, y in batches]).tolist() == good.labels[expected].tolist()
     assert same(take(lazy), take(lazy))
     held = torch.cat([x for x, _ in sequential(lazy, lazy.heldout, config(), batch=6)])
     assert torch.equal(held[-1], to_float(good.pixels(good.heldout[:1]))[0])
@@ -270,7 +269,7 @@ def test_lazy_replaces_what_is_broken(tmp_path: Path) -> None:
     assert sum("cannot be used" in line for line in says) == 1
 
 
-def test_lazy_table(tmp_path: Path) -> None:
+def test_a_table_decoded_on_request(tmp_path: Path) -> None:
     path = parquet_of(tmp_path / "a.parquet", 12, label=list("xyz") * 4)
     lazy, cached = (opened(path, tmp_path / str(size), cache_gb=size) for size in (0, 1))
     assert lazy.fingerprint == cached.fingerprint

@@ -1,4 +1,4 @@
-"""Classes: what folders and columns call them, and when two are one."""
+"""Classes: the names that folders and columns use for them, and names that are too alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short look: how many pictures and of what size, whatever the data is, and nothing is left behind."""
+"""The number and size of the images of any kind of data, and that no file is left behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_broken_files_count_but_have_no_size(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 3, size=(12, 9))
     for name in ("a.png", "b.png", "c.png", "d.png"):
         (root / name).write_bytes(b"")
-    (root / "e.jpg").write_text("no picture")
+    (root / "e.jpg").write_text("no image")
     assert peek(str(root), config(), tmp_path / "run") == (8, 9)
     for path in root.glob("0*"):
         path.unlink()
@@ -44,8 +44,10 @@ def test_a_table(tmp_path: Path) -> None:
     assert peek("emoji64", config(limit=10), tmp_path / "run") == (10, 64)
 
 
-def test_only_some_are_looked_at_and_they_are_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many pictures few are opened, from the whole of the set: its last part counts too."""
+def test_only_some_images_are_opened_and_they_are_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many images only a few are opened, and these are spread over the whole data set."""
     root = tmp_path / "in"
     root.mkdir()
     for number in range(40):
@@ -57,13 +59,13 @@ def test_only_some_are_looked_at_and_they_are_spread(tmp_path: Path, monkeypatch
         seen.append(source)
         return real(source, *args, **options)
 
-    monkeypatch.setattr(module, "_LOOK", 8)
+    monkeypatch.setattr(module, "_SAMPLE", 8)
     monkeypatch.setattr(Image, "open", count)
     assert peek(str(root), config(), tmp_path / "run") == (40, 5)
     assert [path.name for path in seen] == [f"{number:02d}.png" for number in range(0, 40, 5)]
 
 
-def test_nothing_there_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_and_no_file_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -87,7 +89,7 @@ def test_a_stream_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield Row("", None, None, None)
 
     stream = Stream(rows(), lambda _: pytest.fail("it was read"))
-    monkeypatch.setattr(module, "list_place", lambda *_: stream)
+    monkeypatch.setattr(module, "list_images", lambda *_: stream)
     assert peek("owner/name", config(streaming=True), tmp_path / "run") == (1_000_000, 256)
 
 
@@ -100,7 +102,7 @@ def test_a_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._short_side(data) == 0
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]), data=st.data())
 def test_garbage_is_a_size_or_none_never_a_crash(kind: str, data: st.DataObject) -> None:
     whole = encoded(noise(0, (16, 16)), kind)

@@ -1,4 +1,4 @@
-"""Pixels and numbers: one scaling, its inverse, and the measure of the difference."""
+"""Conversions between pixels and float images, their inverse, and the signal-to-noise ratio."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ def test_uint8_clips_and_rounds() -> None:
     assert to_uint8(values.to(torch.bfloat16)).dtype == torch.uint8
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_to_pil(channels: int, mode: str) -> None:
-    pixels = torch.randint(0, 256, (2, 5, 7, channels), dtype=torch.uint8)
-    pictures = to_pil(to_float(pixels))
-    assert [(picture.mode, picture.size) for picture in pictures] == [(mode, (7, 5))] * 2
-    assert np.array_equal(np.asarray(pictures[1]).reshape(5, 7, channels), pixels[1].numpy())
+def test_to_pil(channels: int, mode: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (2, 5, 7, channels), dtype=torch.uint8, generator=generator)
+    converted = to_pil(to_float(pixels))
+    assert [(image.mode, image.size) for image in converted] == [(mode, (7, 5))] * 2
+    assert np.array_equal(np.asarray(converted[1]).reshape(5, 7, channels), pixels[1].numpy())
 
 
 def test_to_pil_refuses_other_shapes() -> None:
@@ -41,5 +43,5 @@ def test_to_pil_refuses_other_shapes() -> None:
 
 def test_psnr_of_a_known_error() -> None:
     white = torch.ones(2, 3, 4, 4)
-    found = psnr(torch.stack([white[0] * 3, white[0] - 0.02]), white)  # clipped; 1 % of the range of 2
-    assert found.tolist() == pytest.approx([100 + 10 * np.log10(4), 40], abs=1e-3)
+    result = psnr(torch.stack([white[0] * 3, white[0] - 0.02]), white)  # clipped; 1 % of the range of 2
+    assert result.tolist() == pytest.approx([100 + 10 * np.log10(4), 40], abs=1e-3)

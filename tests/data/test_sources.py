@@ -1,4 +1,4 @@
-"""Folders, files and patterns: what `locate` finds, and what it refuses."""
+"""Folders, files and patterns: the data that `locate` recognises, and the data that it refuses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from data_helpers import encoded, folder_of, noise, opened, parquet_of, shows
 
-from vqvae2.data import sources
+from vqvae2.data import table_files
 from vqvae2.data.errors import DataError
-from vqvae2.data.sources import expand_braces
+from vqvae2.data.table_files import expand_braces
 
 
 def test_flat_folder(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     assert "cat/deep/x.PNG" in images.names
 
 
-def test_a_picture_beside_the_sub_folders_means_no_classes(tmp_path: Path) -> None:
+def test_an_image_beside_the_sub_folders_means_no_classes(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 4, ("a", "b"))
     noise(9).save(root / "loose.png")
     assert opened(root, tmp_path).classes == ()
@@ -74,7 +74,7 @@ def test_files_are_known_by_name_or_content(tmp_path: Path) -> None:
     images = opened(root, tmp_path, says)
     assert len(images) == 4
     assert images.skipped == 1
-    assert (tmp_path / "data" / "skipped.txt").read_text() == "notes.txt\tnot a picture\n"
+    assert (tmp_path / "data" / "skipped.txt").read_text() == "notes.txt\tnot an image\n"
     assert sum("skipped" in line for line in says) == 1
 
 
@@ -98,22 +98,22 @@ def test_the_run_folder_inside_the_data_is_no_data(tmp_path: Path) -> None:
     [
         (lambda at: at / "missing", "no such folder or file"),
         (lambda at: at, "it is empty"),
-        (lambda at: (at / "a.zip").write_bytes(b"PK"), "none of its 1 files is a picture"),
+        (lambda at: (at / "a.zip").write_bytes(b"PK"), "none of its 1 files is an image"),
         (lambda at: at / "*.parquet", "no file matches"),
     ],
 )
 def test_nothing_there(tmp_path: Path, make: Any, message: str) -> None:
     at = tmp_path / "in"
     at.mkdir()
-    found = make(at)
+    made = make(at)
     with pytest.raises(DataError, match=message) as caught:
-        opened(found if isinstance(found, Path) else at, tmp_path)
+        opened(made if isinstance(made, Path) else at, tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_no_data(tmp_path: Path) -> None:
     noise(0).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="is a picture, not a data set"):
+    with pytest.raises(DataError, match="is an image, not a data set"):
         opened(tmp_path / "a.png", tmp_path / "run")
     (tmp_path / "a.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"cannot read .*found \['.zip'\]"):
@@ -121,35 +121,36 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_one_picture_only(tmp_path: Path, count: int) -> None:
+def test_too_few_images(tmp_path: Path, count: int) -> None:
     root = folder_of(tmp_path / "in", count)
     if count == 1:
-        with pytest.raises(DataError, match="found 1 usable picture: at least 2 are needed"):
+        with pytest.raises(DataError, match="found 1 usable image: at least 2 are needed"):
             opened(root, tmp_path)
     else:
         assert len(opened(root, tmp_path).heldout) == 1
 
 
-def test_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_limit(tmp_path: Path, seed: int) -> None:
     root = folder_of(tmp_path / "in", 20, ("a", "b"))
-    few = opened(root, tmp_path, limit=8)
+    few = opened(root, tmp_path, limit=8, seed=seed)
     assert len(few) == 8
     assert set(few.labels if few.labels is not None else ()) == {0, 1}
-    assert few.fingerprint != opened(root, tmp_path, limit=8, seed=1).fingerprint
-    assert few.names == opened(root, tmp_path, limit=8).names
-    assert len(opened(root, tmp_path, limit=100)) == 20
+    assert few.fingerprint != opened(root, tmp_path, limit=8, seed=seed + 1).fingerprint
+    assert few.names == opened(root, tmp_path, limit=8, seed=seed).names
+    assert len(opened(root, tmp_path, limit=100, seed=seed)) == 20
     split = tmp_path / "split"
     folder_of(split / "train", 30)
     folder_of(split / "test", 1)
-    images = opened(split, tmp_path, limit=4)
+    images = opened(split, tmp_path, limit=4, seed=seed)
     assert (len(images.train), len(images.heldout)) == (3, 1)
 
 
 def test_large_files_are_known_by_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet_of(tmp_path / "a.parquet", 3)
     whole = opened(path, tmp_path).fingerprint
-    monkeypatch.setattr(sources, "_WHOLE", 10)
-    monkeypatch.setattr(sources, "_ENDS", 100)
+    monkeypatch.setattr(table_files, "_HASHED_WHOLE", 10)
+    monkeypatch.setattr(table_files, "_END", 100)
     ends = opened(path, tmp_path).fingerprint
     assert ends not in (whole, opened(parquet_of(path, 3, 1), tmp_path).fingerprint)
 

@@ -58,7 +58,7 @@ def test_parquet_made_by_datasets(tmp_path: Path) -> None:
 def test_parquet_binary_column_and_options(tmp_path: Path) -> None:
     data = [encoded(noise(number)) for number in range(4)]
     pq.write_table(pa.table({"scan": data, "kind": [7, 3, 3, 7], "note": ["n"] * 4}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"no column of pictures found: .*scan, kind, note"):
+    with pytest.raises(DataError, match=r"no column of images: .*scan, kind, note"):
         opened(tmp_path / "a.parquet", tmp_path)
     images = opened(tmp_path / "a.parquet", tmp_path, image_column="scan", label_column="kind")
     assert images.classes == ("3", "7")
@@ -104,7 +104,7 @@ def test_parquet_rows_that_are_broken(tmp_path: Path) -> None:
     assert (len(images), images.skipped) == (3, 3)
     listed = (tmp_path / "data" / "skipped.txt").read_text()
     assert "zero.png\tzero bytes" in listed
-    assert "row 4\tthe row holds no picture" in listed
+    assert "row 4\tthe row holds no image" in listed
     assert "gone.png\tNo such file or directory" in listed
 
 

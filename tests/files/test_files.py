@@ -1,4 +1,4 @@
-"""Files that survive: round trips, damage that is noticed, and writing that never leaves half a file."""
+"""Tensor and JSON files: round trips, damage that is noticed, and writing that never leaves half a file."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ SMALL = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([1, 2],
 
 
 class KillError(BaseException):
-    """What no handler of errors catches."""
+    """Not an `Exception`, so that no ordinary handler catches it, like Ctrl-C."""
 
 
-def values(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Some of a type, negative ones too where it has them."""
-    raw = torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(1))
+def values(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random values of a type, also negative ones where the type has them."""
+    raw = torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(seed))
     return (raw - 50).to(dtype) if dtype.is_floating_point or dtype.is_signed else raw.to(dtype)
 
 
 def stored(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Through a file and back."""
+    """The tensors and the metadata after writing them to a file and reading it."""
     save_tensors(folder / "a.safetensors", tensors)
     return load_tensors(folder / "a.safetensors")
 
 
 def message(path: Path) -> str:
-    """Why a file is refused: one line that names the file."""
+    """The message with which a file is refused: one line that names the file."""
     with pytest.raises(FileError) as caught:
         load_tensors(path)
     assert "\n" not in str(caught.value)
@@ -66,46 +66,47 @@ def only(folder: Path, *names: str) -> bool:
 # --- tensors ---
 
 
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_type_and_shape_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
-    tensors = {str(shape): values(dtype, shape) for shape in SHAPES}
-    found, metadata = stored(tmp_path, tensors)
+def test_every_type_and_shape_comes_back(dtype: torch.dtype, seed: int, tmp_path: Path) -> None:
+    tensors = {str(shape): values(dtype, shape, seed) for shape in SHAPES}
+    loaded, metadata = stored(tmp_path, tensors)
     assert metadata == {}
-    assert found.keys() == tensors.keys()
+    assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == dtype
-        assert found[name].shape == tensor.shape
-        assert torch.equal(found[name], tensor)
+        assert loaded[name].dtype == dtype
+        assert loaded[name].shape == tensor.shape
+        assert torch.equal(loaded[name], tensor)
 
 
 def test_bits_come_back_not_only_values(tmp_path: Path) -> None:
     odd = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45, 3.4e38])
-    found, _ = stored(tmp_path, {"odd": odd, "small": odd.bfloat16()})
-    assert torch.equal(found["odd"].view(torch.int32), odd.view(torch.int32))
-    assert torch.equal(found["small"].view(torch.int16), odd.bfloat16().view(torch.int16))
+    loaded, _ = stored(tmp_path, {"odd": odd, "small": odd.bfloat16()})
+    assert torch.equal(loaded["odd"].view(torch.int32), odd.view(torch.int32))
+    assert torch.equal(loaded["small"].view(torch.int16), odd.bfloat16().view(torch.int16))
 
 
 def test_views_and_gradients_are_stored_as_what_they_show(tmp_path: Path) -> None:
     whole = torch.arange(24.0).reshape(4, 6)
     weight = nn.Parameter(torch.ones(3))
-    found, _ = stored(tmp_path, {"turned": whole.t()[1:3], "weight": weight, "every": whole[:, ::2]})
-    assert torch.equal(found["turned"], whole.t()[1:3])
-    assert torch.equal(found["every"], whole[:, ::2])
-    assert not found["weight"].requires_grad
+    loaded, _ = stored(tmp_path, {"turned": whole.t()[1:3], "weight": weight, "every": whole[:, ::2]})
+    assert torch.equal(loaded["turned"], whole.t()[1:3])
+    assert torch.equal(loaded["every"], whole[:, ::2])
+    assert not loaded["weight"].requires_grad
 
 
 def test_metadata_and_digest_come_back(tmp_path: Path) -> None:
-    told = {"step": 3, "name": "ü\n\"'", "none": None, "list": [1, 2.5, {"deep": True}]}
-    check = save_tensors(tmp_path / "new" / "folder" / "a", SMALL, told)
-    found, metadata = load_tensors(tmp_path / "new" / "folder" / "a")
-    assert metadata == told
-    assert check == digest(found, json.dumps(told))
+    saved = {"step": 3, "name": "ü\n\"'", "none": None, "list": [1, 2.5, {"deep": True}]}
+    check = save_tensors(tmp_path / "new" / "folder" / "a", SMALL, saved)
+    loaded, metadata = load_tensors(tmp_path / "new" / "folder" / "a")
+    assert metadata == saved
+    assert check == digest(loaded, json.dumps(saved))
     assert len(check) == 64
     assert stored(tmp_path, {}) == ({}, {})
 
 
-def test_the_digest_sees_every_change() -> None:
-    """Names, types, shapes, single bytes and the text; not the order nor the layout in memory."""
+def test_the_digest_depends_on_everything() -> None:
+    """On names, types, shapes, single bytes and the text, but not on the order or the layout in memory."""
     base = {
         "a": torch.arange(6, dtype=torch.int32).reshape(2, 3),
         "b": torch.zeros(4),
@@ -130,8 +131,8 @@ def test_the_digest_sees_every_change() -> None:
         (base | {"c": torch.zeros(0, 2, dtype=torch.int64)}, ""),
         ({}, ""),
     ]
-    found = [digest(tensors, text) for tensors, text in changed]
-    assert len(set(found)) == len(found)
+    loaded = [digest(tensors, text) for tensors, text in changed]
+    assert len(set(loaded)) == len(loaded)
     assert digest(dict(reversed(base.items()))) == digest(base)
     assert digest(base | {"a": base["a"].t().contiguous().t()}) == digest(base)
 
@@ -151,25 +152,25 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
 
 
 def test_a_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
-    """Harmless is what changes no content: a few bytes of the header, such as the filling at its end."""
+    """A flip is harmless where it changes no content: in a few bytes of the header, such as the padding at its end."""
     path = tmp_path / "a.safetensors"
     save_tensors(path, SMALL, {"step": 1})
     whole = path.read_bytes()
     data = len(whole) - sum(tensor.numel() * tensor.element_size() for tensor in SMALL.values())
     refused, harmless = [], 0
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         try:
-            found, metadata = load_tensors(path)
+            loaded, metadata = load_tensors(path)
         except FileError as error:
-            refused.append((place, str(error)))
+            refused.append((position, str(error)))
             continue
         harmless += 1
         assert metadata == {"step": 1}
-        assert found.keys() == SMALL.keys()
-        assert all(torch.equal(found[name], SMALL[name]) for name in SMALL)
+        assert loaded.keys() == SMALL.keys()
+        assert all(torch.equal(loaded[name], SMALL[name]) for name in SMALL)
     assert all("\n" not in reason for _, reason in refused)
-    behind = {place: reason for place, reason in refused if place >= data}
+    behind = {position: reason for position, reason in refused if position >= data}
     assert [*behind] == [*range(data, len(whole))]
     assert all("was altered after it was saved" in reason for reason in behind.values())
     assert harmless < 20
@@ -274,7 +275,7 @@ def test_a_full_disk_or_an_unwritable_folder_keeps_the_old_file(
         broken.setattr(where, name, fail)
         with pytest.raises(FileError) as caught:
             save_tensors(path, {"other": torch.ones(3)}, {"step": 2})
-    assert str(caught.value) == f"cannot write {path}: {reason}; what was there before is kept"
+    assert str(caught.value) == f"cannot write {path}: {reason}; an earlier file is kept"
     assert path.read_bytes() == before
     assert only(tmp_path, path.name)
     save_tensors(path, SMALL, {"step": 3})
@@ -306,7 +307,7 @@ def test_a_kill_in_the_middle_keeps_the_old_file(kind: type[BaseException], tmp_
 
 
 def test_a_kill_at_the_flush_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content reaches the disk before the name does: killed between the two, the old file is there."""
+    """The content is flushed before the file is renamed: killed between the two, the old file is still there."""
 
     def kill(_: int) -> None:
         raise KillError
@@ -347,19 +348,19 @@ def test_weights_that_fit(tmp_path: Path) -> None:
 def test_the_first_difference_is_named(change: dict[str, Tensor | None], expected: str) -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(2, 2))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    given = {**net.state_dict(), **change}
-    tensors = {name: value + 1 for name, value in given.items() if value is not None}
+    state = {**net.state_dict(), **change}
+    tensors = {name: value + 1 for name, value in state.items() if value is not None}
     with pytest.raises(FileError, match=f"^here does not fit the configuration: {expected}$"):
         load_weights(net, tensors, "here")
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_an_optimizer_goes_on_as_if_never_stopped(amsgrad: bool, tmp_path: Path) -> None:
-    """Two groups and a weight without gradient, through a file: every later weight is equal to the last bit."""
+@pytest.mark.parametrize(("amsgrad", "seed"), [(False, 0), (True, 1)])
+def test_an_optimizer_continues_as_if_never_stopped(amsgrad: bool, seed: int, tmp_path: Path) -> None:
+    """With two groups and a weight without gradient, saved and loaded: all later weights are equal to the last bit."""
 
     def build() -> tuple[nn.Module, torch.optim.AdamW]:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(7, 7))
         groups: list[dict[str, Any]] = [
             {"params": net[0].parameters(), "lr": 0.03},
@@ -369,7 +370,7 @@ def test_an_optimizer_goes_on_as_if_never_stopped(amsgrad: bool, tmp_path: Path)
 
     def steps(net: nn.Module, optimizer: torch.optim.AdamW, numbers: range) -> None:
         for number in numbers:
-            x = torch.randn(5, 3, generator=torch.Generator().manual_seed(number))
+            x = torch.randn(5, 3, generator=torch.Generator().manual_seed(100 * seed + number))
             optimizer.param_groups[1]["lr"] = 0.1 / (1 + number)
             optimizer.zero_grad()
             net[1](net[0](x)).square().sum().backward()  # type: ignore[index]
@@ -392,13 +393,13 @@ def test_an_optimizer_goes_on_as_if_never_stopped(amsgrad: bool, tmp_path: Path)
     for name, value in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], value), name
 
-    third, optimizer = build()  # without its state it goes elsewhere
+    third, optimizer = build()  # without its state the optimizer makes other steps
     third.load_state_dict(weights)
     steps(third, optimizer, range(5, 8))
     assert not torch.equal(third.state_dict()["0.weight"], whole.state_dict()["0.weight"])
 
 
-def test_an_optimizer_that_has_not_begun() -> None:
+def test_an_optimizer_before_its_first_step() -> None:
     weight = nn.Parameter(torch.ones(2))
     tensors, metadata = pack_optimizer(torch.optim.AdamW([weight], 0.5))
     assert tensors == {}
@@ -408,7 +409,7 @@ def test_an_optimizer_that_has_not_begun() -> None:
 
 
 def test_the_stored_digest_is_that_of_the_content(tmp_path: Path) -> None:
-    """Read without the tensors; and a file that holds none is said to be damaged."""
+    """The digest is read without the tensors; a file without one is damaged."""
     tensors = {"a": torch.arange(6.0).view(2, 3)}
     digest = tensor_file.save_tensors(tmp_path / "x.safetensors", tensors, {"n": 1})
     assert tensor_file.stored_digest(tmp_path / "x.safetensors") == digest

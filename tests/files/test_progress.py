@@ -1,4 +1,4 @@
-"""What a long job says: plain lines at times without a terminal, a bar on one, nothing when quiet."""
+"""Progress of a long job: a bar on a terminal, a line now and then without one, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vqvae2.files.progress import Reporter
 
 
 class Clock:
-    """Time that passes when told."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(autouse=True)
 def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables that make any output a terminal are taken away."""
+    """Remove the environment variables that make any output count as a terminal."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -49,8 +49,8 @@ def terminal(width: int = 120) -> tuple[Reporter, StringIO]:
 # --- plain lines ---
 
 
-def test_what_is_said_goes_to_the_error_stream_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line however long, and brackets are no markup: standard output stays free for results."""
+def test_lines_go_to_standard_error_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line is not wrapped however long it is, and brackets are no markup; standard output stays free for results."""
     text = "loss [red]1.5[/red] " * 30 + "/a/b"
     Reporter().say(text)
     out, err = capsys.readouterr()
@@ -58,7 +58,9 @@ def test_what_is_said_goes_to_the_error_stream_as_it_is(capsys: pytest.CaptureFi
     assert err == text + "\n"
 
 
-def test_lines_come_at_times_and_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_every_twenty_seconds_and_one_at_the_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Reporter().track("codes", 100, unit="images") as tracker:
         for done in range(1, 101):
             clock.now += 1
@@ -73,7 +75,7 @@ def test_lines_come_at_times_and_at_the_end(clock: Clock, capsys: pytest.Capture
     assert "\x1b" not in err
 
 
-def test_a_slow_step_says_a_line_each(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_slow_steps_print_a_line_each(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Reporter().track("t", 10)
     for done in (1, 2, 3):
         clock.now += 50
@@ -81,10 +83,10 @@ def test_a_slow_step_says_a_line_each(clock: Clock, capsys: pytest.CaptureFixtur
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_the_rate_is_of_this_run_not_of_the_one_before(
+def test_the_rate_counts_only_the_steps_since_the_job_was_resumed(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Resumed at 900 of 1000: 50 steps in 100 s are 0.5 a second, and 50 more take as long."""
+    """Resumed at 900 of 1000: 50 steps in 100 s are 0.5 per second, and the other 50 take as long."""
     tracker = Reporter().track("resumed", 1000, done=900)
     clock.now += 100
     tracker.update(950)
@@ -98,7 +100,9 @@ def test_the_rate_in_another_unit(clock: Clock, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "t: 200/1000 steps, 64.0 images/s, 6.7 min left  x\n"
 
 
-def test_no_time_and_no_progress_divide_by_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_division_by_zero_without_time_or_progress(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     tracker = Reporter().track("t", 4)
     clock.now += 30
     tracker.update(0)
@@ -155,9 +159,9 @@ def test_a_resumed_bar_begins_where_it_was() -> None:
 
 
 def test_a_total_that_becomes_known_later() -> None:
-    """The number of pictures is known once they are listed."""
+    """The number of images becomes known when they are listed."""
     reporter, out = terminal()
-    with reporter.track("reading pictures", 1, unit="images") as tracker:
+    with reporter.track("reading images", 1, unit="images") as tracker:
         tracker.total = 50
         tracker.update(20)
         assert tracker.bar is not None

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vqvae2.codes import Codes
 from vqvae2.config.models import ConfigError
+from vqvae2.config.sampling import Sampling
 from vqvae2.generate import complete as module
 from vqvae2.generate.complete import Completed, Kept, complete, fill, keep_coarse, keep_outside
-from vqvae2.generate.sample import Sampling
 from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
 
 sys.path.append(str(Path(__file__).parents[1] / "prior"))
@@ -301,10 +301,10 @@ def with_holes(prior: HierarchicalPrior, *holes: list[tuple[int, int]]) -> Codes
     return codes
 
 
-@pytest.mark.parametrize("runs", [1, 2, 8])
-def test_the_chain_ends_at_the_exact_conditional(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("segments", [1, 2, 8])
+def test_the_chain_ends_at_the_exact_conditional(segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """2x2 codes, the first two unknown: what one pass draws is far from p(unknown | known), a long chain is at it."""
-    monkeypatch.setattr(module, "_RUNS", runs)
+    monkeypatch.setattr(module, "_SEGMENTS", segments)
     prior = vivid(((2, 2),))
     known = with_holes(prior, [(0, 0), (0, 1)])
     p = conditional(prior, known, None, 1.0, 1.0)
@@ -350,13 +350,13 @@ def test_top_k_is_what_is_proposed_and_not_what_is_sampled() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.integers(0, 23), max_size=24), st.floats(0, 1, exclude_max=True))
-def test_runs_visit_every_unknown_position_once(places: set[int], start: float) -> None:
+def test_segments_visit_every_unknown_position_once(places: set[int], start: float) -> None:
     unknown = torch.tensor([i in places for i in range(24)]).view(4, 6)
-    runs = list(module._runs(unknown, torch.tensor([start, 0.0], dtype=torch.float64)))
-    total = sum((run.long() for run in runs), torch.zeros(2, 4, 6, dtype=torch.int64))
+    segments = list(module._segments(unknown, torch.tensor([start, 0.0], dtype=torch.float64)))
+    total = sum((segment.long() for segment in segments), torch.zeros(2, 4, 6, dtype=torch.int64))
     assert torch.equal(total, unknown.long().expand(2, -1, -1))
     order = sorted(places)
-    for run in runs:
-        for row in run.flatten(1):
+    for segment in segments:
+        for row in segment.flatten(1):
             found = [order.index(i) for i in row.nonzero()[:, 0].tolist()]
             assert found == list(range(found[0], found[0] + len(found))) if found else True

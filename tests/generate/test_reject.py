@@ -15,8 +15,9 @@ from test_sample import models, refused, same
 from torch import Tensor
 
 from vqvae2.codes import Codes
-from vqvae2.generate.reject import Chosen, candidate_plan, draw_best, keep_best, place_best
-from vqvae2.generate.sample import Sampling, draw_samples
+from vqvae2.config.sampling import Sampling
+from vqvae2.generate.reject import Chosen, best_candidates, candidate_labels, draw_best, keep_best
+from vqvae2.generate.sample import draw_samples
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=30)
 FRACTIONS = st.sampled_from([1.0, 0.9, 0.7, 0.5, 1 / 3, 0.3, 0.25, 0.1, 0.05])
@@ -71,7 +72,7 @@ def test_a_fraction_is_the_decimal_number_that_is_written() -> None:
 def test_fractions_out_of_range(fraction: float) -> None:
     told = f"0 < fraction <= 1, found {fraction}"
     refused(lambda: keep_best(torch.zeros(2), torch.tensor([0, 0]), fraction), told)
-    refused(lambda: candidate_plan([0, 1], fraction), told)
+    refused(lambda: candidate_labels([0, 1], fraction), told)
     refused(lambda: chosen(PLAN, fraction), told)
 
 
@@ -79,14 +80,14 @@ def test_fractions_out_of_range(fraction: float) -> None:
 @given(LABELS, FRACTIONS)
 def test_as_many_candidates_as_leave_what_is_wanted(plan: list[int], fraction: float) -> None:
     """Keeping the fraction leaves each class its count; one candidate more of any class would leave one too many."""
-    candidates, share = Counter(candidate_plan(plan, fraction)), Fraction(str(fraction))
+    candidates, share = Counter(candidate_labels(plan, fraction)), Fraction(str(fraction))
     wanted = Counter(plan)
     assert candidates.keys() == wanted.keys()
     for label, count in candidates.items():
         assert math.ceil(share * count) == wanted[label]
         assert math.ceil(share * (count + 1)) == wanted[label] + 1
-    places = place_best(torch.rand(candidates.total()), plan, fraction)
-    labels = candidate_plan(plan, fraction)
+    places = best_candidates(torch.rand(candidates.total()), plan, fraction)
+    labels = candidate_labels(plan, fraction)
     assert [labels[place] for place in places] == plan
     assert len(set(places)) == len(plan)
     for label in wanted:
@@ -95,10 +96,10 @@ def test_as_many_candidates_as_leave_what_is_wanted(plan: list[int], fraction: f
 
 
 def test_candidates_are_in_the_order_of_the_plan() -> None:
-    assert candidate_plan([0, 1, 2, 0], 1) == [0, 1, 2, 0]
-    assert candidate_plan([0, 1, 2], 0.5) == [0, 1, 2] * 2
-    assert candidate_plan([2, 0, 2], 0.5) == [2, 0, 2, 2, 0, 2]
-    assert candidate_plan([0, 1, 1], 0.4) == [0, 1, 1, 0, 1, 1, 1]  # 2.5 and 5
+    assert candidate_labels([0, 1, 2, 0], 1) == [0, 1, 2, 0]
+    assert candidate_labels([0, 1, 2], 0.5) == [0, 1, 2] * 2
+    assert candidate_labels([2, 0, 2], 0.5) == [2, 0, 2, 2, 0, 2]
+    assert candidate_labels([0, 1, 1], 0.4) == [0, 1, 1, 0, 1, 1, 1]  # 2.5 and 5
 
 
 # --- drawing ---
@@ -122,7 +123,7 @@ def test_keeping_all_is_plain_sampling(batch: int) -> None:
 
 @pytest.mark.parametrize("fraction", [0.5, 0.3, 0.1])
 def test_what_is_chosen_is_the_top_of_all_candidates(fraction: float) -> None:
-    candidates = candidate_plan(PLAN, fraction)
+    candidates = candidate_labels(PLAN, fraction)
     (every,) = draw_samples(*models(), len(candidates), candidates, 3, Sampling(batch=len(candidates)))
     assert every.labels is not None
     scores = brightness(every.images, every.labels)
@@ -135,7 +136,7 @@ def test_what_is_chosen_is_the_top_of_all_candidates(fraction: float) -> None:
         assert torch.allclose(own.float(), top, atol=1e-6)
     assert same(found.codes, every.codes[found.candidates])
     assert torch.allclose(found.images, every.images[found.candidates], atol=1e-5)
-    assert found.candidates.tolist() == place_best(scores, PLAN, fraction)
+    assert found.candidates.tolist() == best_candidates(scores, PLAN, fraction)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
@@ -182,7 +183,7 @@ def test_no_more_than_a_batch_and_twice_the_wanted_is_held(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("scorer", "found"),
     [
-        (lambda images, labels: images.mean((2, 3)), r"each of 7 pictures, found \(7, 3\)"),
+        (lambda images, labels: images.mean((2, 3)), r"each of 7 images, found \(7, 3\)"),
         (lambda images, labels: images.mean((1, 2, 3)) * math.nan, "7 that are not finite"),
     ],
 )

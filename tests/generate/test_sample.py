@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig, PriorConfig
+from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.generate.sample import Drawn, Sampling, batches, class_number, draw_samples, label_plan
-from vqvae2.prior.draw import per_level
+from vqvae2.generate.sample import Drawn, batches, class_number, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 ANIMALS = ["Cat", "dog", "Guinea pig", "horse", "Seal", "sea lion"]
@@ -131,9 +131,9 @@ def test_a_long_list_of_classes_is_not_told_in_full() -> None:
 
 
 def test_a_label_without_classes() -> None:
-    refused(lambda: class_number("cat", []), "no classes, so label 'cat' means nothing")
-    refused(lambda: label_plan("cat", 3, []), "no classes, so label 'cat' means nothing")
-    refused(lambda: label_plan([0], 3, []), "no classes")
+    refused(lambda: class_number("cat", []), "no classes, so it has no label 'cat'")
+    refused(lambda: sample_labels("cat", 3, []), "no classes, so it has no label 'cat'")
+    refused(lambda: sample_labels([0], 3, []), "no classes")
 
 
 @settings(max_examples=50, deadline=None)
@@ -149,18 +149,18 @@ def test_any_text_is_a_class_or_a_users_error(label: str) -> None:
 
 
 def test_one_label_is_for_all_and_several_take_turns() -> None:
-    assert label_plan("DOG", 3, ANIMALS) == [1, 1, 1]
-    assert label_plan(4, 2, ANIMALS) == [4, 4]
-    assert label_plan(["horse", 0, "1"], 5, ANIMALS) == [3, 0, 1, 3, 0]
-    assert label_plan(("dog", "cat", "dog"), 2, ANIMALS) == [1, 0]
-    assert label_plan(None, 8, ANIMALS) == [0, 1, 2, 3, 4, 5, 0, 1]
-    assert label_plan(None, 8, []) is None
+    assert sample_labels("DOG", 3, ANIMALS) == [1, 1, 1]
+    assert sample_labels(4, 2, ANIMALS) == [4, 4]
+    assert sample_labels(["horse", 0, "1"], 5, ANIMALS) == [3, 0, 1, 3, 0]
+    assert sample_labels(("dog", "cat", "dog"), 2, ANIMALS) == [1, 0]
+    assert sample_labels(None, 8, ANIMALS) == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert sample_labels(None, 8, []) is None
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.integers(1, 30), st.integers(1, 30))
 def test_a_label_depends_on_the_number_of_the_sample_alone(labels: list[int], n: int, more: int) -> None:
-    short, long = label_plan(labels, n, ANIMALS), label_plan(labels, n + more, ANIMALS)
+    short, long = sample_labels(labels, n, ANIMALS), sample_labels(labels, n + more, ANIMALS)
     assert short is not None
     assert long is not None
     assert len(short) == n
@@ -177,8 +177,8 @@ def test_a_label_depends_on_the_number_of_the_sample_alone(labels: list[int], n:
         (["cat", 6], 3, "no class 6"),
     ],
 )
-def test_plans_that_cannot_be(labels: Any, n: int, found: str) -> None:
-    refused(lambda: label_plan(labels, n, ANIMALS), found)
+def test_labels_that_cannot_be(labels: Any, n: int, found: str) -> None:
+    refused(lambda: sample_labels(labels, n, ANIMALS), found)
 
 
 # --- settings ---
@@ -192,9 +192,9 @@ def test_plans_that_cannot_be(labels: Any, n: int, found: str) -> None:
         ({"top_k": -1}, "top_k >= 0.*top_k -1"),
         ({"top_p": 0.0}, "0 < top_p <= 1.*top_p 0.0"),
         ({"top_p": 1.2}, "0 < top_p <= 1.*top_p 1.2"),
-        ({"batch": 0}, "expected batch >= 1 and guidance >= 0, found 0 and 1.0"),
-        ({"guidance": -1.0}, "expected batch >= 1 and guidance >= 0, found 64 and -1.0"),
-        ({"guidance": math.nan}, "guidance >= 0, found 64 and nan"),
+        ({"batch": 0}, "expected batch >= 1, found 0"),
+        ({"guidance": -1.0}, "guidance >= 0, found guidance -1.0"),
+        ({"guidance": math.nan}, "guidance >= 0, found guidance nan"),
     ],
 )
 def test_settings_out_of_range(options: dict[str, Any], found: str) -> None:
@@ -276,7 +276,8 @@ def test_a_setting_per_level_reaches_its_level() -> None:
 def test_as_many_settings_as_levels() -> None:
     _, prior = models()
     refused(lambda: prior.sample(2, top_p=(1.0, 0.9, 0.8)), "one top_p, or one for each of 2 levels, found 3")
-    assert per_level(0.5, [3], 1, (1.0, 2.0), 2) == [(0.5, 3, 1, 1.0), (0.5, 3, 1, 2.0)]
+    both = Sampling(temperature=0.5, top_k=[3], top_p=1, guidance=(1.0, 2.0))
+    assert [both.level(i, 2) for i in range(2)] == [(0.5, 3, 1, 1.0), (0.5, 3, 1, 2.0)]
     refused(lambda: Sampling(temperature=(1.0, -1.0)), "found temperature -1.0")
 
 

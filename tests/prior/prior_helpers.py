@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config.models import LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
+from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.draw import probabilities, uniforms
 from vqvae2.prior.hierarchy import HierarchicalPrior, make_level
+from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.scan import scan
+from vqvae2.prior.static import StaticPrior
+from vqvae2.prior.step_ops import Ops, Spec
 
 Net = TypeVar("Net", bound=nn.Module)
 Grids = tuple[tuple[int, int], ...]
@@ -121,6 +125,36 @@ def stepped(prior: LevelPrior, codes: Tensor, context: Tensor | None) -> Tensor:
         return codes.flatten(1)[:, position]
 
     assert torch.equal(scan(prior, len(codes), context, choose), codes)
+    return torch.stack(seen, 2).view(len(codes), -1, *codes.shape[1:])
+
+
+def static_logits(
+    prior: LevelPrior,
+    codes: Tensor,
+    context: Tensor | None,
+    weights: torch.dtype | None = None,
+    ops: Ops | None = None,
+) -> Tensor:
+    """Logits [B, K, H, W] of the static step over known codes."""
+    stream = prior.embedding.weight.dtype
+    shape = None if context is None else tuple(context.shape)
+    spec = Spec(len(codes), shape, weights or stream, stream, codes.device)
+    kind = static_kind(prior)
+    assert kind is not None
+    static: StaticPrior = kind(prior, spec, ops or Ops())
+    known = Chooser(torch.zeros(len(codes), prior.positions, dtype=torch.float64), codes.flatten(1), Rule())
+    seen: list[Tensor] = []
+
+    def keep(column: int, step: Any = static.step) -> Tensor:
+        seen.append(step(column))
+        return seen[-1]
+
+    static.step = keep  # type: ignore[method-assign]
+    with torch.no_grad():
+        static.load(prior, context)
+        for _ in range(prior.height):
+            static.draw_row(known)
+    assert torch.equal(static.result(), codes)
     return torch.stack(seen, 2).view(len(codes), -1, *codes.shape[1:])
 
 

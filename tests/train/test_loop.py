@@ -32,7 +32,7 @@ from train_helpers import (
 )
 
 from vqvae2.autoencoder.quantizer import VectorQuantizer
-from vqvae2.config.models import TrainConfig
+from vqvae2.config.training import TrainConfig
 from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
@@ -349,7 +349,7 @@ def test_a_full_disk(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", write)
-        with pytest.raises(FileError, match=r"cannot write .*No space left.*before is kept"):
+        with pytest.raises(FileError, match=r"cannot write .*No space left.*an earlier file is kept"):
             run(stage("prior", tmp_path, config), config.train_prior[1], folder)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.safetensors"]
     assert load_tensors(folder / "checkpoints" / "last.safetensors")[1]["outcome"]["step"] == 2

@@ -17,7 +17,8 @@ from PIL import Image
 from train_helpers import TRAIN, Spoken, changed, pictures, signal_at, tiny
 
 from vqvae2.codes import Codes
-from vqvae2.config.models import Config, ConfigError, PriorTrainConfig
+from vqvae2.config.models import Config, ConfigError
+from vqvae2.config.training import PriorTrainConfig
 from vqvae2.data.grid import grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
@@ -37,6 +38,7 @@ from vqvae2.train.folder import (
     load_prior,
     model_file,
     read_run,
+    sharp_autoencoder,
 )
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
 from vqvae2.train.pipeline import code_use, train
@@ -56,8 +58,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    """Two levels; the finer prior's settings differ from the coarser's, and copies are augmented."""
-    config = tiny(data={"shift": 1, "flip": True}, train={"average": 0.5})
+    """Two levels, sharpened; the finer prior's settings differ from the coarser's, and copies are augmented."""
+    sharpen = {**TRAIN, "average": 0.5, "begin": 0, "width": 4, "depth": 2}
+    config = tiny(data={"shift": 1, "flip": True}, train={"average": 0.5}, sharpen=sharpen)
     priors = [settings.model_dump() | {"copies": 2} for settings in config.train_prior]
     return changed(config, train_prior=priors)
 
@@ -118,7 +121,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 def only_stage_1(folder: Path) -> Path:
     """Take everything after the autoencoder away."""
-    for part in ("codes", "prior"):
+    for part in ("codes", "sharpen", "prior"):
         shutil.rmtree(folder / part, ignore_errors=True)
     return folder
 
@@ -130,6 +133,7 @@ def test_every_stage_leaves_its_files(whole: Path, config: Config) -> None:
     names = set(snapshot(whole))
     for part, training in [
         ("autoencoder", config.train_autoencoder),
+        ("sharpen", config.sharpen),
         *((f"prior/level-{i}", settings) for i, settings in enumerate(config.train_prior)),
     ]:
         assert {f"{part}/{name}" for name in ("model.safetensors", "config.json", "metrics.jsonl")} <= names
@@ -340,6 +344,8 @@ PLACES = {  # function of the pipeline, which of its calls, whether the process 
     "after stage 1": ("_stage1", 1, "after"),
     "in the extraction": ("_extract_some", 1, "before"),
     "after the codes": ("_codes", 1, "after"),
+    "before the sharpening": ("_sharpen", 1, "before"),
+    "after the sharpening": ("_sharpen", 1, "after"),
     "after level 0": ("_stage2", 1, "after"),
     "after its samples": ("_draw_level", 1, "after"),
     "after level 1": ("_stage2", 2, "after"),
@@ -374,14 +380,17 @@ def test_killed_between_two_stages_and_resumed(
     assert not finished(tmp_path / "run", config)
     said = go(data, tmp_path / "run", config)
     assert content(tmp_path / "run") == content(whole)
-    trained = [line.split(":")[0] for line in said if "is the best of" in line]
-    done = {"after stage 1": 1, "in the extraction": 1, "after the codes": 1, "after level 0": 2, "after its samples": 2, "after level 1": 3, "in the last samples": 3}  # fmt: skip
-    assert trained == ["autoencoder", "prior level 0", "prior level 1"][done.get(place, 0) :]
+    trained = [line.split(":")[0] for line in said if "is the best of" in line or "are kept" in line]
+    stages = ["autoencoder", "sharpen", "prior level 0", "prior level 1"]
+    todo = {
+        "after the sharpening": 2, "after level 0": 1, "after its samples": 1, "after level 1": 0, "in the last samples": 0,
+    } | dict.fromkeys(("after stage 1", "in the extraction", "after the codes", "before the sharpening"), 3)  # fmt: skip
+    assert trained == stages[len(stages) - todo.get(place, 4) :]
     assert finished(tmp_path / "run", config)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("stage", ["autoencoder", "prior/level-1"])
+@pytest.mark.parametrize("stage", ["autoencoder", "sharpen", "prior/level-1"])
 def test_killed_while_publishing(
     stage: str, file: str, whole: Path, data: Path, config: Config, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -407,7 +416,7 @@ def test_killed_while_publishing(
     assert content(tmp_path / "run") == content(whole)
 
 
-@pytest.mark.parametrize("name", ["AutoencoderObjective", "PriorObjective"])
+@pytest.mark.parametrize("name", ["AutoencoderObjective", "SharpenObjective", "PriorObjective"])
 def test_interrupted_within_a_stage(
     name: str, whole: Path, data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,6 +450,72 @@ def test_a_damaged_model_is_named(copied: Path, data: Path, config: Config) -> N
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(FileError, match=r"autoencoder/model\.safetensors is damaged"):
         go(data, copied, config)
+
+
+# --- the sharpened decoder ---
+
+
+def test_a_finished_run_can_be_sharpened_later(
+    whole: Path, data: Path, config: Config, tmp_path: Path
+) -> None:
+    """Nothing that was there changes but the record of settings; a run without sharpening has no such folder."""
+    plain = changed(config, sharpen={"steps": 0})
+    go(data, tmp_path / "run", plain)
+    before = snapshot(tmp_path / "run")
+    assert finished(tmp_path / "run", plain)
+    assert not any(name.startswith("sharpen") for name in before)
+    assert not finished(tmp_path / "run", config)
+    said = go(data, tmp_path / "run", config)
+    assert sum("are kept" in line for line in said) == 1
+    after = snapshot(tmp_path / "run")
+    assert {name for name in before if after[name] != before[name]} == {"config.yaml"}
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"sharpen"}
+    assert (
+        content(tmp_path / "run")["sharpen/model.safetensors"] == content(whole)["sharpen/model.safetensors"]
+    )
+
+
+def test_the_sharpened_decoder_decodes_the_same_codes(whole: Path, data: Path, config: Config) -> None:
+    plain, _ = load_autoencoder(whole, config, "cpu")
+    sharp = sharp_autoencoder(whole, config, "cpu")
+    images = open_images(str(data), config.data, whole / "data", say=lambda _: None)
+    pixels = to_float(images.pixels(images.heldout))
+    codes = plain.encode(pixels)
+    assert all(map(torch.equal, codes.levels, sharp.encode(pixels).levels))
+    assert not torch.equal(plain.decode(codes), sharp.decode(codes))
+    learnt = {k for k, v in plain.state_dict().items() if not torch.equal(v, sharp.state_dict()[k])}
+    assert learnt
+    assert all(name.startswith("decoder.") or ".to_finest." in name for name in learnt)
+    assert not sharp.training
+
+
+def test_samples_of_all_levels_are_drawn_with_the_sharpened_decoder(
+    copied: Path, data: Path, config: Config
+) -> None:
+    sheets = [copied / "prior" / f"level-{level}" / "samples.png" for level in (0, 1)]
+    drawn = [sheet.read_bytes() for sheet in sheets]
+    for sheet in sheets:
+        sheet.unlink()
+    shutil.move(copied / "sharpen", copied / "elsewhere")
+    go(data, copied, changed(config, sharpen={"steps": 0}))
+    assert sheets[0].read_bytes() == drawn[0]
+    assert sheets[1].read_bytes() != drawn[1]
+
+
+def test_a_sharpened_decoder_of_another_autoencoder(copied: Path, config: Config) -> None:
+    tensors, meta = load_tensors(model_file(copied))
+    tensors["decoder.0.bias"] += 1
+    tensor_file.save_tensors(model_file(copied), tensors, meta)
+    with pytest.raises(FileError, match="belongs to another autoencoder"):
+        sharp_autoencoder(copied, config, "cpu")
+    shutil.rmtree(copied / "sharpen")
+    with pytest.raises(FileError, match=r"no weights at .*sharpen/model\.safetensors"):
+        sharp_autoencoder(copied, config, "cpu")
+
+
+def test_settings_of_the_sharpening_are_kept(copied: Path, data: Path, config: Config) -> None:
+    with pytest.raises(RunError, match=r"sharpen\.adversarial: .* -> 9"):
+        ask(copied, data, changed(config, sharpen={"adversarial": 9.0}))
 
 
 # --- what may change, and what may not ---
@@ -578,7 +653,7 @@ def test_changed_data_is_refused(copied: Path, config: Config, data: Path, tmp_p
     only_stage_1(run)
     added = mine / "cats" / "new.png"
     shutil.copy(mine / "dogs" / "001.png", added)
-    with pytest.raises(RunError, match=r"the pictures in .*mine changed since .*changing was begun"):
+    with pytest.raises(RunError, match=r"the images in .*mine changed since .*changing began"):
         go(mine, run, config)
     added.unlink()
     kept = (mine / "cats" / "000.png").read_bytes()
@@ -736,14 +811,14 @@ def test_a_healthy_level_is_not_reported(whole: Path) -> None:
 def test_samples_of_a_level_replace_finer_ones_by_their_mean_code(whole: Path) -> None:
     """What is drawn as soon as the coarse prior is trained: its codes, decoded without the finer level."""
     settings = read_run(whole)[1]
-    autoencoder, _ = load_autoencoder(whole, settings, "cpu")
+    decoders = load_autoencoder(whole, settings, "cpu")[0], sharp_autoencoder(whole, settings, "cpu")
     labels = torch.arange(64) % 2
     coarse = load_prior(whole, settings, "cpu", levels=1).sample(64, labels, seed=settings.seed)
     both = load_prior(whole, settings, "cpu").sample(64, labels, seed=settings.seed)
     assert torch.equal(coarse.levels[0], both.levels[0])
     finest = torch.zeros_like(both.levels[1])
     for level, codes in enumerate((Codes((*coarse.levels, finest)), both)):
-        expected = np.asarray(grid(autoencoder.decode(codes, level + 1), 8))
+        expected = np.asarray(grid(decoders[level].decode(codes, level + 1), 8))
         with Image.open(whole / "prior" / f"level-{level}" / "samples.png") as picture:
             assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
 

@@ -442,14 +442,14 @@ def without(state: State, name: str) -> State:
     (lambda state: without(state, "enc_b.blocks.4.weight"), "has no tensor enc_b.blocks.4.weight"),
     (lambda state: without(state, "dec.blocks.2.conv.3.bias"), "has no tensor dec.blocks.2.conv.3.bias"),
     (lambda state: without(state, "enc_t.blocks.4.conv.1.weight"), "has no tensor enc_t.blocks.4.conv.1.weight"),
-    (lambda state: state | {"dec.blocks.9.weight": torch.zeros(1)}, "has a tensor dec.blocks.9.weight"),
+    (lambda state: state | {"dec.blocks.9.weight": torch.zeros(1)}, "has an unexpected tensor dec.blocks.9.weight"),
     (lambda state: state | {"enc_t.blocks.0.bias": torch.zeros(9)}, "at enc_t.blocks.0.bias, expected the shape (8,), found (9,)"),
     (lambda state: state | {"quantize_b.embed": torch.zeros(24, 8)}, "at quantize_b.embed, expected the shape (8, 8"),
     (lambda state: state | {"quantize_t.embed": torch.zeros(8)}, "at quantize_t.embed, expected 2 axes"),
     (lambda state: state | {"upsample_t.bias": torch.zeros(8, dtype=torch.int64)}, "upsample_t.bias is no tensor of"),
     (lambda state: state | {"upsample_t.bias": 3}, "upsample_t.bias is no tensor of"),
     (lambda state: state | {"upsample_t.bias": torch.full((8,), float("nan"))}, "upsample_t.bias holds numbers that are not finite"),
-    (lambda state: state | {"enc_b.blocks.0.weight": torch.zeros(8, 2, 4, 4)}, "pictures of 2 channels"),
+    (lambda state: state | {"enc_b.blocks.0.weight": torch.zeros(8, 2, 4, 4)}, "images of 2 channels"),
 ])  # fmt: skip
 def test_another_network(
     tmp_path: Path, theirs: Theirs, command: Command, change: Callable[[State], Any], part: str

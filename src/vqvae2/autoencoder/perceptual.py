@@ -67,7 +67,7 @@ class PerceptualDistance(nn.Module):
         """The network with weights from a safetensors file or a Hub repository `owner/name` (its `model.safetensors`).
 
         The file has torchvision's names (`features.0.weight`, ...), as `timm/vgg16.tv_in1k` on the Hub has; `heads.0`
-        to `heads.4` are optional; what else it holds (the classifier) is not read. scripts/perceptual_weights.py makes one.
+        to `heads.4` are optional; what else it holds (the classifier) is not read. tools/perceptual_weights.py makes one.
 
         Raises:
             PerceptualError: no such file, damaged, or not a VGG16.

@@ -6,12 +6,16 @@ first; only `strides` counts from the image.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vqvae2.codes import Geometry, prime_factors
+from vqvae2.config.base import Settings
+from vqvae2.config.hardware import Hardware
+from vqvae2.config.sampling import Sampling
+from vqvae2.config.training import AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
 from vqvae2.errors import UserError
 
 
@@ -19,58 +23,74 @@ class ConfigError(UserError):
     """A setting that cannot work, with what was expected and what was found."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataConfig(_Model):
-    """How pictures become batches."""
+class DataConfig(Settings):
+    """How images are read, decoded, split and augmented."""
 
     size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
-    channels: Literal[1, 3, 4] = Field(3, description="1 grey, 3 RGB, 4 RGB with alpha kept")
+    channels: Literal[1, 3, 4] = Field(
+        3, description="channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha"
+    )
     background: str = Field(
-        "white", description="colour put behind transparent pixels (a name or #rrggbb), unless channels is 4"
+        "white",
+        description="colour behind transparent pixels, a name or #rrggbb; not used with 4 channels, which keep alpha",
     )
     crop: Literal["center", "random"] = Field(
-        "center", description="which square of a resized picture is taken; random is for training only"
+        "center",
+        description="which square of a resized image is used: its centre, or in training a random one",
     )
     scale: float = Field(
         1.0,
         ge=1.0,
         le=4.0,
-        description="resize the short side to size x scale before cropping (1 = no margin)",
+        description="the short side is resized to size x scale; above 1 a random crop has a margin to choose from",
     )
-    flip: bool = Field(True, description="mirror training pictures left to right half of the time")
+    flip: bool = Field(True, description="mirror training images left to right with probability 1/2")
     shift: int = Field(
         0,
         ge=0,
         le=64,
-        description="move training pictures by up to this many pixels each way, edges repeated",
+        description="shift training images by up to this many pixels in each direction; the edge pixels are repeated",
     )
     holdout: float = Field(
-        0.05, gt=0, lt=1, description="share of the pictures held out when the data names no test split"
+        0.05, gt=0, lt=1, description="share of the images held out when the data names no test split"
     )
-    split: str | None = Field(None, description="split of a Hub data set to read (default: train)")
-    streaming: bool = Field(False, description="read a Hub data set as a stream, without keeping its files")
-    limit: int | None = Field(None, ge=1, description="use at most this many pictures")
+    split: str | None = Field(
+        None,
+        description="read only this split of the data, and hold out a share of it (default: its training split, with its "
+        "validation or test split held out)",
+    )
+    streaming: bool = Field(
+        False, description="read a data set of the Hub as a stream, without keeping its files"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="use at most this many images, chosen by the seed; of a stream the first ones"
+    )
     max_pixels: int = Field(
-        178_956_970, ge=1, description="a picture of more pixels is skipped as a decompression bomb"
+        178_956_970,
+        ge=1,
+        description="an image of more pixels is skipped, because decoding it could fill the memory",
     )
-    workers: int = Field(-1, ge=-1, description="processes that decode pictures; -1 chooses by the machine")
+    workers: int = Field(
+        -1,
+        ge=-1,
+        description="processes that decode images; -1 = one per available processor core, 0 = none besides the main process",
+    )
     cache_gb: float = Field(
         8.0,
         ge=0,
-        description="keep decoded pictures in the run folder while they fit in this many GB (1e9 bytes)",
+        description="decoded images are kept in the run folder if they fit in this many GB (1e9 bytes), and are decoded anew "
+        "in every epoch otherwise",
     )
     image_column: str | None = Field(
-        None, description="column of a table that holds the pictures (default: found by type)"
+        None, description="column of a table that holds the images (default: chosen by its type and name)"
     )
     label_column: str | None = Field(
-        None, description="column that holds the classes (default: label, cls, class or fine_label)"
+        None,
+        description="column of a table that holds the classes (default: label, labels, cls, class or fine_label); none = no classes",
     )
 
 
-class AutoencoderConfig(_Model):
+class AutoencoderConfig(Settings):
     """Stage 1: the N-level VQ-VAE. Defaults: the paper's ImageNet model (spec 2.2)."""
 
     channels: int = Field(3, ge=1, le=16, description="image channels")
@@ -178,12 +198,17 @@ class AutoencoderConfig(_Model):
         self.geometry(shape[2], shape[3])
 
 
-class LevelPriorConfig(_Model):
-    """Stage 2, one level: gated PixelCNN with attention (spec 3), or a transformer."""
+prior_kinds = {"pixelcnn", "transformer"}
+"""The accepted values of `LevelPriorConfig.kind`; `prior.kinds.register_kind` adds to them."""
 
-    kind: Literal["pixelcnn", "transformer"] = Field(
+
+class LevelPriorConfig(Settings):
+    """Stage 2, one level: gated PixelCNN with attention (paper section 3.2), a transformer, or a registered kind."""
+
+    kind: str = Field(
         "pixelcnn",
-        description="pixelcnn: gated convolutions, with or without attention (paper); transformer: attention alone",
+        description="pixelcnn: gated convolutions, with or without attention (paper); transformer: attention alone; "
+        "or the name of a kind that was registered",
     )
     hidden: int = Field(128, ge=4, le=8192, description="hidden units: channels of the residual stream")
     residual: int = Field(
@@ -219,6 +244,15 @@ class LevelPriorConfig(_Model):
         description="which coarser levels the conditioning stack sees: all (paper), or the next coarser one only",
     )
 
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in prior_kinds:
+            raise ValueError(
+                f"expected a kind of prior among {', '.join(sorted(prior_kinds))}, found {value!r}"
+            )
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> LevelPriorConfig:
         if self.kernel % 2 == 0:
@@ -229,7 +263,7 @@ class LevelPriorConfig(_Model):
         return self
 
 
-class PriorConfig(_Model):
+class PriorConfig(Settings):
     """Stage 2: one prior per level, coarsest first."""
 
     levels: tuple[LevelPriorConfig, ...] = Field(
@@ -237,145 +271,6 @@ class PriorConfig(_Model):
     )
     conditional: bool = Field(True, description="learn and sample by class, where the data have classes")
     classes: int = Field(0, ge=0, description="number of classes; 0 = unconditional (set from the data)")
-
-
-class TrainConfig(_Model):
-    """One stage's training."""
-
-    steps: int = Field(20_000, ge=1, description="optimiser steps")
-    batch: int = Field(32, ge=1, description="images per step, over all processes")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    warmup: int = Field(200, ge=0, description="steps of linear warm-up")
-    schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="learning rate after the warm-up; cosine ends at 1/50"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 = no clipping")
-    average: float = Field(
-        0.0, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0 = none"
-    )
-    evaluate_every: int = Field(
-        1000, ge=1, description="steps between held-out evaluations, sheets of pictures and checkpoints"
-    )
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    patience: int = Field(
-        0, ge=0, description="stop after so many held-out evaluations without a better one; 0 = never"
-    )
-    minutes: float = Field(
-        0.0,
-        ge=0,
-        description="end after so many minutes even if steps are left; the learning rate's schedule ends with them; 0 = never. "
-        "Where the time runs out first, the result depends on the speed of the machine",
-    )
-    accumulate: int = Field(
-        1,
-        ge=1,
-        description="gradient accumulation: the number of parts into which a batch is cut to save memory",
-    )
-
-
-class AutoencoderTrainConfig(TrainConfig):
-    """Stage 1's training."""
-
-    start: str = Field(
-        "",
-        description="run folder whose autoencoder is the starting point, codebooks included, to go on with other images or "
-        "another image size; its model must be the same",
-    )
-    perceptual: float = Field(
-        0.0,
-        ge=0,
-        description="weight of a perceptual distance in the loss (0 = paper): sharper reconstructions, more squared error",
-    )
-    perceptual_weights: str = Field(
-        "",
-        description="weights of its VGG16: a safetensors file with torchvision's names, or a Hub repository such as timm/vgg16.tv_in1k; "
-        "with perceptual 0 the distance is measured and not trained on",
-    )
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> AutoencoderTrainConfig:
-        if self.perceptual and not self.perceptual_weights:
-            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
-        return self
-
-
-class PriorTrainConfig(TrainConfig):
-    """Stage 2's training of one level."""
-
-    copies: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="how often each training image is encoded, each time with another augmentation",
-    )
-    checkpointing: bool = Field(
-        False,
-        description="recompute activations in the backward pass: less memory, about a third more time",
-    )
-
-
-class SamplingConfig(_Model):
-    """How the run draws samples when nothing else is asked for; may be changed at any time.
-
-    Each is one number for all levels, or one per level, coarsest first.
-    """
-
-    temperature: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (1.0,),
-        description="divides the logits: 1 is the model's own distribution, 0 the most likely code; "
-        "like the next three, one for all levels or one per level, coarsest first",
-    )
-    top_k: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), description="draw from the k most likely codes; 0 = all"
-    )
-    top_p: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (1.0,), description="draw from the fewest codes that reach this probability; 1 = all"
-    )
-    guidance: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (1.0,), description="classifier-free guidance: 1 = off, 1.5 to 3 = closer to the class"
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return _as_list(value)
-
-    def of(self, levels: int) -> dict[str, Any]:
-        """The settings of the `levels` coarsest levels, as `HierarchicalPrior.sample` takes them."""
-        return {name: value[:levels] if len(value) > 1 else value[0] for name, value in self}
-
-
-class Hardware(_Model):
-    """How the machine is used. None of it changes what is learnt, but for rounding; each may be changed at any time."""
-
-    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
-        "auto",
-        description="mixed precision of training: bf16, or no for float32; auto = bf16 on a CUDA card that has it, else no. "
-        "The quantiser and held-out scores are computed in float32 either way",
-    )
-    compile: bool | Literal["auto"] = Field(
-        "auto", description="torch.compile the networks in training: a slow start, then faster steps"
-    )
-    capture: bool | Literal["auto"] = Field(
-        "auto",
-        description="record the training step once as a CUDA graph and replay it, so that the card does not wait for Python; "
-        "auto = in longer trainings on one CUDA card",
-    )
-    tf32: bool = Field(
-        True,
-        description="let a CUDA card compute float32 products of training in TF32 (never the search of the nearest code)",
-    )
-    resident_gb: float = Field(
-        2.0,
-        ge=0,
-        description="keep the training data in the memory of a CUDA card while they take at most this many GB (1e9 bytes) "
-        "and half of what is free; 0 = never",
-    )
-    deterministic: bool = Field(
-        False,
-        description="use deterministic kernels only, so that a resumed training on a card is the same bit for bit; slower",
-    )
 
 
 class Config(Hardware):
@@ -387,12 +282,15 @@ class Config(Hardware):
     train_autoencoder: AutoencoderTrainConfig = Field(
         default_factory=AutoencoderTrainConfig, description="stage 1 training"
     )
+    sharpen: SharpenConfig = Field(
+        default_factory=SharpenConfig, description="adversarial training of the decoder, after stage 1"
+    )
     prior: PriorConfig = Field(default_factory=PriorConfig, description="stage 2 models")
     train_prior: tuple[PriorTrainConfig, ...] = Field(
         (PriorTrainConfig(), PriorTrainConfig()),
         description="stage 2 training, one per level, coarsest first",
     )
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="defaults of sampling")
+    sampling: Sampling = Field(default_factory=Sampling, description="defaults of sampling")
 
     @model_validator(mode="after")
     def _agrees(self) -> Config:
@@ -406,11 +304,7 @@ class Config(Hardware):
                 f"the autoencoder has {levels} levels but there are {len(self.prior.levels)} priors "
                 f"and {len(self.train_prior)} prior trainings"
             )
-        for name, values in self.sampling:
-            if len(values) not in (1, levels):
-                raise ValueError(
-                    f"expected one sampling.{name}, or one for each of {levels} levels, found {len(values)}"
-                )
+        self.sampling.level(0, levels)  # raises unless each setting has one value or one per level
         self.autoencoder.geometry(self.data.size, self.data.size)
         if self.train_autoencoder.perceptual_weights and self.data.size < 16:
             raise ValueError(

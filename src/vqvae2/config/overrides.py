@@ -1,4 +1,4 @@
-"""The algebra of settings: YAML files, dotted keys, differences and merges of nested dictionaries."""
+"""Settings as nested dictionaries: reading YAML, assigning by dotted keys, comparing and merging."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any, TypeGuard, get_args
 import yaml
 from pydantic import BaseModel
 
-from vqvae2.config.models import Config, ConfigError, LevelPriorConfig, PriorTrainConfig
+from vqvae2.config.models import Config, ConfigError, LevelPriorConfig
+from vqvae2.config.training import PriorTrainConfig
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The dictionary in a YAML file (keys `version`, `command` and `fingerprint` of a run folder's are its caller's).
+    """The dictionary in a YAML file.
+
+    The keys `version`, `command` and `fingerprint` in the file of a run folder are no settings: the caller removes them.
 
     Raises:
-        ConfigError: no such file, no YAML, or no mapping.
+        ConfigError: the file cannot be read, is not YAML, or holds no mapping.
     """
     try:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -28,12 +31,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply `KEY=VALUE` assignments with dotted keys to a nested dictionary; list items by number, `*` for all.
+    """A copy of nested dictionaries with `KEY=VALUE` assignments applied, the last of which counts.
 
-    `override(d, ["train_prior.*.steps=10", "data.size=32"])`; values are YAML.
+    Keys are dotted, an item of a list is named by its number, and `*` stands for all items. Values are YAML. Example:
+    `override(value, ["train_prior.*.steps=10", "data.size=32"])`.
 
     Raises:
-        ConfigError: no `=`, or a key that does not exist.
+        ConfigError: an assignment without `=`, a value that is not YAML, or a key that does not exist.
     """
     result = yaml.safe_load(yaml.safe_dump(value))
     for assignment in assignments:
@@ -49,7 +53,7 @@ def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
 
 
 def settings(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """Every setting as (dotted key, default, description); one entry stands for all levels of a list (key `*`)."""
+    """Every setting as (dotted key, default, description); `*` in a key stands for every level of a list."""
     rows: list[tuple[str, Any, str]] = []
     for name, field in model.model_fields.items():
         inner = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)), None)
@@ -65,7 +69,7 @@ def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for every leaf in which two nested dictionaries differ."""
+    """One line `key: old -> new` for every setting in which two nested dictionaries differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         return [
@@ -89,30 +93,34 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def _assign(node: Any, keys: list[str], value: Any, full: str) -> None:
+    """Set the item at `keys` below `node` to `value`; `full` is the whole key, for messages."""
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
         if key == "*":
-            places: Sequence[Any] = range(len(node))
+            chosen: Sequence[Any] = range(len(node))
         elif key.isdecimal() and int(key) < len(node):
-            places = [int(key)]
+            chosen = [int(key)]
         else:
             raise ConfigError(
-                f"no such setting {full!r}: expected a level 0..{len(node) - 1} or * in place of {key!r}"
+                f"no such setting {full!r}: expected a level 0..{len(node) - 1} or * instead of {key!r}"
             )
     elif isinstance(node, dict) and key in node:
-        places = [key]
+        chosen = [key]
     else:
         known = ", ".join(map(str, node)) if isinstance(node, dict) else "nothing below it"
         raise ConfigError(f"no such setting {full!r}: at {key!r}, expected one of: {known}")
-    for place in places:
+    for item in chosen:
         if rest:
-            _assign(node[place], rest, value, full)
+            _assign(node[item], rest, value, full)
         else:
-            node[place] = value
+            node[item] = value
 
 
 def complete(value: dict[str, Any]) -> dict[str, Any]:
-    """`value` with the settings that its lists of levels leave out at their defaults, so that `override` finds them."""
+    """A copy of `value` in which every level of `prior.levels` and `train_prior` has all settings, missing ones at their default.
+
+    `override` assigns only to settings that exist, so this is needed where a file names some settings of a level.
+    """
     result = dict(value)
     prior = result.get("prior")
     if isinstance(prior, dict) and "levels" in prior:
@@ -130,7 +138,7 @@ def _complete_items(items: Any, default: BaseModel) -> Any:
 
 
 def merge(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `patch` put over it; lists are replaced whole."""
+    """A copy of `base` in which the settings of `patch` replace its own; a list is replaced as a whole."""
     result = dict(base)
     for key, value in patch.items():
         old = result.get(key)

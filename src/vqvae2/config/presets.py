@@ -1,7 +1,7 @@
-"""Named presets, and the choice among them when none is given.
+"""Named presets, and the choice of one when the user names none.
 
-Each is a full `Config`. What is the paper's stands in the spec's tables; the sizes for small data and few cores
-are our decisions, measured in docs/experiments.md.
+Each is a full `Config`. `imagenet256` and `ffhq1024` have the settings of the paper's tables in appendix A; the sizes for
+small data sets and few cores are our decisions, measured in docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 from vqvae2.config.models import Config, ConfigError, parse
 
-_SMALL = 20_000  # pictures; below it the priors are small and strongly regularised
+_SMALL = 20_000  # images; below it the priors are small and strongly regularised
 
 
 def presets() -> tuple[str, ...]:
-    """The names, in order of cost."""
+    """The names of the presets, the cheapest to train first."""
     return tuple(_PRESETS)
 
 
@@ -30,7 +30,12 @@ def preset(name: str) -> Config:
 
 
 def choose(pictures: int, pixels: int) -> str:
-    """The preset for so many pictures whose short side is typically so many pixels."""
+    """The name of the preset for a data set.
+
+    Args:
+        pictures: number of images.
+        pixels: the typical length of an image's short side.
+    """
     size = max((s for s in (32, 64, 128, 256) if s <= max(pixels, 32)), default=32)
     return f"{'small' if pictures < _SMALL else 'large'}{size}"
 
@@ -40,7 +45,7 @@ def _level(hidden: int, layers: int, attention: int, dropout: float, blocks: int
         "hidden": hidden,
         "residual": hidden,
         "layers": layers,
-        "kernel": 3,  # wider ones cost twice as much and attention sees far
+        "kernel": 3,  # wider ones cost twice as much, and attention covers long distances
         "attention_every": attention,
         "heads": max(1, hidden // 32),
         "dropout": dropout,
@@ -73,7 +78,14 @@ def _preset(
     copies: int,
     every: int,
 ) -> dict[str, Any]:
-    """Two stages on `size` px; `steps` are of the autoencoder and of each prior."""
+    """A preset of our own.
+
+    Args:
+        size: height and width of the images in px.
+        steps: of the autoencoder, and of each prior.
+        copies: how often each training image is encoded.
+        every: steps between evaluations.
+    """
     levels = len(strides)
     return {
         "data": {"size": size, "shift": max(1, size // 32)},
@@ -98,7 +110,7 @@ def _preset(
 
 
 def _demo(preset: dict[str, Any]) -> dict[str, Any]:
-    """At most nine and a half minutes on any machine; samples that lean towards their class."""
+    """The preset with time limits of nine and a half minutes in all, and with guidance towards the class in sampling."""
     coarse, fine = preset["train_prior"]
     fine |= {"batch": 16, "steps": 600}
     for training, minutes in ((preset["train_autoencoder"], 3.5), (coarse, 2.5), (fine, 3.5)):
@@ -136,7 +148,12 @@ def _paper(
     trainings: list[tuple[int, int]],
     classes: int,
 ) -> dict[str, Any]:
-    """The paper's own models; `trainings` are (batch, steps) of each prior. What its tables leave open is our default."""
+    """A model of the paper. Settings that its tables do not give keep our defaults.
+
+    Args:
+        steps: of the autoencoder.
+        trainings: (batch, steps) of each prior.
+    """
     return {
         "data": {"size": size},
         "autoencoder": {

@@ -1,8 +1,8 @@
-"""What a network sees of the stored pixels: their centre, or a random crop, shift and mirror image.
+"""From stored pixels to the pixels that a network sees: the centre crop, or a random crop, shift and flip.
 
-Every draw is a pure function of (seed, key): nothing here keeps a random state.
+Every random number is a pure function of (seed, key of the image): nothing here keeps a random state.
 
-Shapes: b pictures, C channels, S the configured size, P the stored side, S <= P.
+Shapes: b images, C channels, S the configured size, P the stored side, S <= P.
 """
 
 from __future__ import annotations
@@ -17,13 +17,23 @@ from vqvae2.data.pixels import Pixels
 
 
 def centre(raw: Pixels, size: int) -> Pixels:
-    """The centre of [b, P, P, C] as a copy [b, S, S, C]."""
+    """The centre crops of `raw` [b, P, P, C], copied: [b, S, S, C]."""
     margin = (raw.shape[1] - size) // 2
     return raw[:, margin : margin + size, margin : margin + size].copy()
 
 
 def augmented(raw: Pixels, keys: NDArray[np.int64], seed: int, config: DataConfig) -> Pixels:
-    """Random crop, shift (edges repeated) and flip of [b, P, P, C], each image's by (seed, its key): [b, S, S, C]."""
+    """Random crop, shift and flip of each image; the edge pixels are repeated where a shift leaves the image.
+
+    Args:
+        raw: [b, P, P, C].
+        keys: [b], one per image; an image with the same seed and key is augmented in the same way.
+        seed: of the random numbers.
+        config: size, crop, shift and flip are used.
+
+    Returns:
+        [b, S, S, C].
+    """
     side = raw.shape[1]
     if config.shift or (side > config.size and config.crop == "random"):
         return _take(raw, *windows(side, keys, seed, config))
@@ -36,13 +46,14 @@ def augmented(raw: Pixels, keys: NDArray[np.int64], seed: int, config: DataConfi
 def windows(
     side: int, keys: NDArray[np.int64], seed: int, config: DataConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which stored pixels `augmented` takes: the rows [b, S] and the columns [b, S] of each image, in 0 .. P - 1.
+    """Which pixels of the stored images `augmented` takes.
 
     Args:
         side: P, height and width of the stored images.
-        keys: [b], one number for each image.
-        seed: of the augmentation.
-        config: says which augmentations there are.
+        keys, seed, config: as `augmented`.
+
+    Returns:
+        Rows and columns, each [b, S], between 0 and P - 1.
     """
     margin = side - config.size
     draws = _uniform(seed, keys, 5)
@@ -50,8 +61,8 @@ def windows(
     if config.crop == "random":
         corner = (draws[:, 0:2] * (margin + 1)).astype(np.int64)
     corner = corner + (draws[:, 2:4] * (2 * config.shift + 1)).astype(np.int64) - config.shift
-    reach = (corner[:, :, None] + np.arange(config.size)).clip(0, side - 1)  # [b, 2, S]
-    rows, columns = reach[:, 0], reach[:, 1]
+    indices = (corner[:, :, None] + np.arange(config.size)).clip(0, side - 1)  # [b, 2, S]
+    rows, columns = indices[:, 0], indices[:, 1]
     return rows, np.where(_mirrored(draws, config)[:, None], columns[:, ::-1], columns)
 
 
@@ -62,24 +73,24 @@ def _mirrored(draws: NDArray[np.float64], config: DataConfig) -> NDArray[np.bool
 
 
 def _take(raw: Pixels, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Pixels:
-    """Pixels at rows [b, S] and columns [b, S] of each picture [b, P, P, C]: [b, S, S, C]."""
+    """The pixels at rows [b, S] and columns [b, S] of each image [b, P, P, C]: [b, S, S, C]."""
     count, side, _, channels = raw.shape
-    flat = (
-        np.ascontiguousarray(raw).reshape(-1).view(np.dtype((np.void, channels)))
-    )  # whole pixels: 2.5 times faster
-    places = ((np.arange(count)[:, None] * side + rows) * side)[:, :, None] + columns[:, None, :]
-    taken: Pixels = np.take(flat, places).view(np.uint8)
-    return taken.reshape(*places.shape, channels)
+    # One element per pixel instead of one per channel: 2.5 times faster.
+    flat = np.ascontiguousarray(raw).reshape(-1).view(np.dtype((np.void, channels)))
+    positions = ((np.arange(count)[:, None] * side + rows) * side)[:, :, None] + columns[:, None, :]
+    taken: Pixels = np.take(flat, positions).view(np.uint8)
+    return taken.reshape(*positions.shape, channels)
 
 
 def _uniform(seed: int, keys: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """[b, count] numbers in [0, 1), each a function of the seed, the key and the column (splitmix64)."""
+    """[b, count] numbers in [0, 1), each a pure function of the seed, the key and the column (splitmix64)."""
     state = _mix(_mix(np.array([seed], np.uint64)) + keys.astype(np.uint64))
     bits: NDArray[np.uint64] = _mix(state[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
     return bits / 2.0**53
 
 
 def _mix(value: Any) -> Any:
+    """One step of splitmix64 (Steele, Lea and Flood 2014): uint64 to uint64, wrapping around."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

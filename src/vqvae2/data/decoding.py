@@ -1,8 +1,8 @@
-"""One encoded picture to a square of pixels: formats, colour, orientation, size, and everything that is broken.
+"""Decoding one image file to a square of pixels, whatever its format, colours, orientation, size or damage.
 
-    bytes or a file --open, check max_pixels--> colour, upright --resize, centre square--> uint8 [P, P, C]
+    bytes or file --open, check max_pixels--> upright, L or RGB or RGBA --centre square, resize--> uint8 [P, P, C]
 
-Shapes: C channels, S the configured size, P = round(S * scale) the stored side.
+Shapes: C channels, S the configured size, P = round(S * scale) the stored side in pixels.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from vqvae2.data.listing import Payload
 from vqvae2.data.pixels import Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
-"""What is opened, in Pillow's names; it reads much more, some of it by starting other programs."""
+"""The formats that are opened, as Pillow names them. Pillow reads many more, some of them by starting other programs."""
 
 
 def load_image(
     source: bytes | str | Path, config: DataConfig, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Pixels:
-    """Decode one picture: colour, orientation, resize of the short side, centre crop.
+    """Decode one image: turn it upright, convert its colours, crop the centre square and resize it.
 
     Args:
         source: a file, or the encoded bytes.
         config: size, scale, channels, background and max_pixels are used.
-        resample: how the size is changed; the default is smooth both ways.
+        resample: the filter of the resizing; the default suits both larger and smaller sizes.
 
     Returns:
         uint8 [P, P, C] with P = round(size * scale).
 
     Raises:
-        DataError: it is missing, broken, truncated, empty, no picture, or larger than max_pixels; says why.
+        DataError: the file is missing, empty, damaged, not an image, or larger than max_pixels; the message says
+            which, and names the file.
     """
     try:
         return decode(source, config, resample)
@@ -49,14 +50,14 @@ def load_image(
 
 
 def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool_]:
-    """Decode a mask the way `load_image` decodes its picture: centre square, but the nearest pixel, nothing smoothed.
+    """Decode a mask as `load_image` decodes the image that it belongs to, but with the nearest pixel instead of smoothing.
 
     Args:
-        source: a file, or the encoded bytes; colours count as their grey, what is transparent as black.
+        source: a file, or the encoded bytes; colours are converted to grey, transparent pixels to black.
         config: size, scale and max_pixels are used.
 
     Returns:
-        bool [P, P], True where it is white (grey at least 128 of 255).
+        bool [P, P], True where the mask is white (grey of at least 128 out of 255).
 
     Raises:
         DataError: as `load_image`.
@@ -68,7 +69,7 @@ def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool
 def decode(
     source: bytes | str | Path, config: DataConfig, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Pixels:
-    """`load_image` whose error is the reason alone."""
+    """As `load_image`, but the message of an error is the reason alone, without the name of the file."""
     try:
         if not (len(source) if isinstance(source, bytes) else Path(source).stat().st_size):
             raise DataError("zero bytes")
@@ -80,27 +81,27 @@ def decode(
             if width * height > config.max_pixels:
                 raise DataError(f"{width}x{height} pixels, more than max_pixels = {config.max_pixels}")
             side = stored_side(config)
-            image.draft(None, (2 * side, 2 * side))  # JPEG: decode smaller
+            image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded at a reduced size, which is faster
             image.load()
             return _square(_channels(_upright(image), config), side, resample)
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError("not a picture (JPEG, PNG, WebP, GIF, BMP or TIFF)") from None
-    except Exception as error:  # a broken file may raise anything
+        raise DataError("not an image (JPEG, PNG, WebP, GIF, BMP or TIFF)") from None
+    except Exception as error:  # Pillow may raise any exception for a damaged file
         if isinstance(error, OSError) and error.strerror:
             raise DataError(error.strerror) from error
         raise DataError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def stored_side(config: DataConfig) -> int:
-    """P: the side in pixels at which pictures are kept."""
+    """P: the side in pixels of the square at which images are kept."""
     return round(config.size * config.scale)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of Pillow, and its own limit of pixels off: ours is checked right after the header."""
+    """Turn off Pillow's warnings and its limit of pixels; `max_pixels` is checked right after the header is read."""
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -114,12 +115,12 @@ def _quiet() -> Iterator[None]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data says nothing about the pixels
+    except Exception:  # damaged EXIF data does not make the pixels unusable
         return image
 
 
 def _channels(image: Image.Image, config: DataConfig) -> Image.Image:
-    """Any Pillow mode to L, RGB or RGBA; transparent pixels on the background unless alpha is kept."""
+    """Convert any Pillow mode to L, RGB or RGBA; with 1 or 3 channels transparent pixels show the background."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _deep_grey(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -127,18 +128,18 @@ def _channels(image: Image.Image, config: DataConfig) -> Image.Image:
     if config.channels == 4:
         return image if image.mode == "RGBA" else image.convert("RGB").convert("RGBA")
     if image.mode == "RGBA":
-        behind = Image.new("RGBA", image.size, background(config))
-        image = Image.alpha_composite(behind, image)
+        colour = Image.new("RGBA", image.size, background(config))
+        image = Image.alpha_composite(colour, image)
     if config.channels == 1:
         return image if image.mode == "L" else image.convert("RGB").convert("L")
     return image.convert("RGB")
 
 
 def background(config: DataConfig) -> tuple[int, int, int, int]:
-    """The background as RGBA, opaque.
+    """The configured background colour as opaque RGBA, each 0..255.
 
     Raises:
-        DataError: no such colour.
+        DataError: `config.background` is no colour.
     """
     try:
         red, green, blue, *_ = ImageColor.getrgb(config.background)
@@ -150,12 +151,12 @@ def background(config: DataConfig) -> tuple[int, int, int, int]:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit or floating-point grey to 8 bits: 65535, or 1.0, becomes 255."""
+    """Convert 16-bit, 32-bit or floating-point grey to 8 bits; 65535, or 1.0 for floating point, becomes 255."""
     values = np.asarray(image).astype(np.float64)
-    top = 1.0 if image.mode == "F" else 65535.0
-    if not np.isfinite(values).all() or values.max() > top:
-        raise DataError(f"grey values beyond {top:g} (mode {image.mode}) have no agreed range")
-    grey = Image.fromarray(np.rint(values.clip(0, top) * (255 / top)).astype(np.uint8))
+    largest = 1.0 if image.mode == "F" else 65535.0
+    if not np.isfinite(values).all() or values.max() > largest:
+        raise DataError(f"grey values beyond {largest:g} (mode {image.mode}) have no agreed range")
+    grey = Image.fromarray(np.rint(values.clip(0, largest) * (255 / largest)).astype(np.uint8))
     key = image.info.get("transparency")
     if isinstance(key, int):
         alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
@@ -170,21 +171,25 @@ def _square(image: Image.Image, side: int, resample: Image.Resampling) -> Pixels
     left, top = (width - short) // 2, (height - short) // 2
     box = (left, top, left + short, top + short)
     image = image.resize((side, side), resample, box=box, reducing_gap=3.0)
-    array = np.array(image)  # a copy, writable
+    array = np.array(image)  # np.array copies, so the result is writable
     return array[..., None] if array.ndim == 2 else array
 
 
 def decode_many(payloads: Sequence[Payload | None], config: DataConfig) -> tuple[Pixels, list[str | None]]:
-    """The usable ones, uint8 [k, P, P, C], and per payload None or the reason why it is not usable."""
-    found: list[Pixels] = []
+    """Decode several images.
+
+    Returns:
+        The k images that are usable, uint8 [k, P, P, C], and per payload None or the reason why it cannot be used.
+    """
+    decoded: list[Pixels] = []
     reasons: list[str | None] = []
     for payload in payloads:
         try:
             if payload is None:
-                raise DataError("the row holds no picture")
-            found.append(decode(payload, config))
+                raise DataError("the row holds no image")
+            decoded.append(decode(payload, config))
             reasons.append(None)
         except DataError as error:
             reasons.append(str(error))
     side = stored_side(config)
-    return np.stack(found) if found else np.empty((0, side, side, config.channels), np.uint8), reasons
+    return np.stack(decoded) if decoded else np.empty((0, side, side, config.channels), np.uint8), reasons

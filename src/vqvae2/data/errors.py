@@ -1,4 +1,4 @@
-"""The error of pictures that cannot be used."""
+"""The error of data that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from vqvae2.errors import UserError
 
 
 class DataError(UserError):
-    """Data that cannot be used, in one clear line."""
+    """Data that cannot be used; the message is one line that says why."""

@@ -1,4 +1,4 @@
-"""Sheets of pictures: a grid with a thin margin, as one PNG."""
+"""Sheets for people to look at: many images in a grid with thin margins, as one PNG."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from vqvae2.files.atomic import write_atomic
 
 
 def grid(images: Tensor, columns: int, margin: int = 2, zoom: int = 1) -> Image.Image:
-    """[B, C, H, W] in [-1, 1] as one picture, row by row.
+    """A sheet of images, row by row from the top left.
 
     Args:
-        columns: pictures in a row.
-        margin: pixels between pictures.
-        zoom: whole factor by which each picture is enlarged, without smoothing.
+        images: float [B, C, H, W] in [-1, 1], C = 1, 3 or 4.
+        columns: images in a row.
+        margin: pixels between images and around the sheet.
+        zoom: whole factor by which each image is enlarged, without smoothing.
+
+    Returns:
+        RGB, or RGBA where the images have 4 channels.
+
+    Raises:
+        DataError: `images` have another shape.
     """
     tiles = to_pil(images)
     if zoom > 1:
@@ -38,12 +45,12 @@ def grid(images: Tensor, columns: int, margin: int = 2, zoom: int = 1) -> Image.
 
 
 def save_grid(images: Tensor, path: Path, columns: int, zoom: int = 1) -> None:
-    """Write `grid` as a PNG, atomically."""
+    """Write the sheet that `grid` makes as a PNG, atomically."""
     save_picture(grid(images, columns, zoom=zoom), path)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write one picture as a PNG, atomically."""
+    """Write a Pillow image as a PNG, atomically."""
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     write_atomic(path, lambda temporary: _write(temporary, buffer.getvalue()))

@@ -1,4 +1,4 @@
-"""Classes and splits, from what folders and tables call them."""
+"""Classes and splits, from the names that folders and tables use for them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from numpy.typing import NDArray
 from vqvae2.data.errors import DataError
 
 TRAIN = ("train", "training")
-HELD = ("validation", "valid", "val", "test", "heldout", "held-out")  # the first that exists is held out
+# The first of these that exists is held out.
+HELD = ("validation", "valid", "val", "test", "heldout", "held-out")
 
 
 def resolve_labels(
     raw: Sequence[Any], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
-    """Classes and numbers from what a folder or a column says.
+    """Class names and integer labels from the values in a column or the names of folders.
 
     Args:
-        raw: per picture a number, a string, or None.
+        raw: per image a number, a string, or None (unlabelled).
         names: class names of a numbered column; None = the sorted distinct values are the classes.
 
     Returns:
-        (classes, int64 [n] with -1 = unlabelled), or ((), None) when nothing is labelled.
+        (classes, int64 [n] with -1 = unlabelled), or ((), None) when no image is labelled.
 
     Raises:
-        DataError: two classes have the same name, or a value is no label.
+        DataError: two classes have the same name, or a value is neither text nor a whole number.
     """
     if names is not None:
         numbers = np.array([-1 if value is None else int(value) for value in raw], np.int64)
@@ -46,8 +47,8 @@ def resolve_labels(
         order = [value for value in order if value >= 0]
     classes = tuple(str(value) for value in order)
     check_classes(classes)
-    place = {value: index for index, value in enumerate(order)}
-    return classes, np.array([place.get(value, -1) for value in raw], np.int64)
+    numbers_of = {value: index for index, value in enumerate(order)}
+    return classes, np.array([numbers_of.get(value, -1) for value in raw], np.int64)
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -62,16 +63,24 @@ def check_classes(classes: Sequence[str]) -> None:
         seen[plain] = name
 
 
-def split_sides(names: Mapping[str, str], split: str | None, where: str) -> dict[str, int]:
-    """The names (lower case -> as written) that are read, each with its side (1 = held out); {} = no split is named.
+def assign_splits(names: Mapping[str, str], split: str | None, data: str) -> dict[str, int]:
+    """Which of the data's splits are read, each with 1 = held out or 0 = training.
+
+    Args:
+        names: what may be the name of a split, in lower case, to the same name as the data writes it.
+        split: the one split to read; None = a training split together with one that is held out.
+        data: DATA as the user wrote it, for messages.
+
+    Returns:
+        Names as the data writes them; {} = the data has no pair of a training and a held-out split.
 
     Raises:
-        DataError: `split` is asked for and not there.
+        DataError: `split` does not exist.
     """
     if split is not None:
         if split.lower() not in names:
             raise DataError(
-                f"no split {split!r} in {where!r}" + (f": found {', '.join(sorted(names))}" if names else "")
+                f"no split {split!r} in {data!r}" + (f": found {', '.join(sorted(names))}" if names else "")
             )
         return {names[split.lower()]: 0}
     train = next((names[name] for name in TRAIN if name in names), None)

@@ -1,50 +1,31 @@
-"""What is known of pictures before any is decoded: how many, their names, classes and sides of the split."""
+"""What is known about images before any is decoded: their names, classes and split, and where their bytes are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Payload = bytes | Path
-"""One encoded picture: its bytes, or the file that holds it."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Data that was found but not yet read.
-
-    Attributes:
-        kind: how it is read.
-        identity: sha256 of names, sizes and times (folder) or of the content (files); the id for the Hub.
-        files: the files, in order (not for the Hub).
-        root: the folder, the pattern or the Hub id, as given.
-        skipped: (name, reason) of files that are no pictures.
-    """
-
-    kind: Literal["folder", "parquet", "webdataset", "hub"]
-    identity: str
-    root: str
-    files: tuple[Path, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
+"""One encoded image (JPEG, PNG, ...): its bytes, or the file that holds it."""
 
 
 @dataclass
 class Listing:
-    """Pictures with random access.
+    """n images with random access.
 
     Attributes:
-        names: one per picture.
-        payloads: the encoded pictures at some positions; None where a row holds none.
+        names: one per image, all different.
+        payloads: the encoded images at some indices; None where a table's row holds no image.
         classes: class names; () = no labels.
         labels: int64 [n], -1 = unlabelled; None = no labels.
-        held: int8 [n], 1 = held out, 0 = train; None = the data names no split.
-        revision: what the Hub served; "" for local data.
-        skipped: (name, reason) of what is known to be unusable.
+        held: int8 [n], 1 = held out, 0 = training; None = the data names no split.
+        revision: the commit that the Hub served; "" for local data.
+        skipped: (name, reason) of what is already known to be unusable.
     """
 
     names: list[str]
@@ -58,24 +39,43 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
+    def select(self, indices: NDArray[np.int64]) -> Listing:
+        """The images at `indices`, in that order."""
+        return Listing(
+            [self.names[index] for index in indices],
+            lambda chosen: self.payloads([int(indices[index]) for index in chosen]),
+            self.classes,
+            None if self.labels is None else self.labels[indices],
+            None if self.held is None else self.held[indices],
+            self.revision,
+            self.skipped,
+        )
+
 
 class Row(NamedTuple):
-    """What a table says about one picture: the label as written there, and the side (1 = held out, None = unnamed)."""
+    """What a table says about one image.
+
+    Attributes:
+        name: its name.
+        payload: the encoded image; None = the row holds none, or it was not read.
+        label: its class as the table writes it, a name or a number.
+        held: 1 = held out, 0 = training, None = the data names no split.
+    """
 
     name: str
     payload: Payload | None
     label: Any
-    side: int | None
+    held: int | None
 
 
 @dataclass
 class Stream:
-    """Pictures that can be read only once, in order.
+    """Images that can be read only once, in order.
 
     Attributes:
-        rows: one per picture.
-        finish: turns all the rows, read, into a listing (without pictures).
-        revision: what the Hub served.
+        rows: one per image.
+        finish: turns all rows, once they are read, into a listing (without the encoded images).
+        revision: the commit that the Hub served; "" for local data.
     """
 
     rows: Iterator[Row]

@@ -1,4 +1,4 @@
-"""A short look at a data set before its settings are chosen: how many pictures, of what size."""
+"""The number and size of the images of a data set, for choosing settings before anything is decoded."""
 
 from __future__ import annotations
 
@@ -13,37 +13,45 @@ from PIL import Image
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.listing import Listing
-from vqvae2.data.sources import list_place, locate
+from vqvae2.data.sources import list_images, locate
 
-_LOOK = 64  # pictures whose size is read
+_SAMPLE = 64  # images whose size is read
 
 
 def peek(data: str, config: DataConfig, run: Path) -> tuple[int, int]:
-    """How many pictures there are (a stream: a million), and the median short side of some, in pixels (0 if unreadable).
+    """The number of images and the median of their short sides in pixels, from the headers of up to 64 of them.
+
+    The size is 0 if none of these is readable. A stream is not read: it counts as a million images of 256 px.
+
+    Args:
+        data: as for `open_images`.
+        config: every option of the data.
+        run: the run folder, whose files are not data.
 
     Raises:
-        DataError: there is nothing there.
+        DataError: there is no such data.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        listed = list_place(locate(data, run), config, Path(scratch), 0)
+        listed = list_images(locate(data, run), config, Path(scratch) / "table", 0)
         if not isinstance(listed, Listing):
             return 1_000_000, 256
-        step = max(1, len(listed) // _LOOK)
-        places = list(itertools.islice(range(0, len(listed), step), _LOOK))
+        step = max(1, len(listed) // _SAMPLE)
+        indices = list(itertools.islice(range(0, len(listed), step), _SAMPLE))
         sides = [
             side
-            for payload in listed.payloads(places)
+            for payload in listed.payloads(indices)
             if payload is not None and (side := _short_side(payload))
         ]
         return len(listed), int(np.median(sides)) if sides else 0
 
 
 def _short_side(payload: bytes | str | Path) -> int:
+    """The short side in pixels, from the header; 0 if it cannot be read."""
     source = io.BytesIO(payload) if isinstance(payload, bytes) else payload
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(source) as picture:
-                return min(picture.size)
+            with Image.open(source) as image:
+                return min(image.size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return 0

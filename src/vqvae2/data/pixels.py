@@ -1,4 +1,4 @@
-"""Pixels and numbers: the only place where pixels are scaled, both ways.
+"""Conversions between uint8 pixels and the float images of the networks; no other file scales pixels.
 
     uint8 [B, H, W, C] in 0..255 --to_float--> float [B, C, H, W] in [-1, 1] --to_uint8 or to_pil--> uint8
 
@@ -29,22 +29,26 @@ def to_float(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float [B, C, H, W] in [-1, 1], clipped and rounded, to uint8 [B, H, W, C]; the inverse of `to_float`."""
+    """Float [B, C, H, W] in [-1, 1], clipped and rounded, to uint8 [B, H, W, C]. The inverse of `to_float`."""
     scaled = images.detach().to(torch.float32).add(1).mul_(127.5).round_().clamp_(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB, [B]; both [B, C, H, W] in [-1, 1], so the peak is 2."""
+    """Peak signal-to-noise ratio of each image in dB, [B].
+
+    Both are [B, C, H, W]. The range is [-1, 1], so the peak is 2; `images` are clipped to it first. Equal images have
+    about 106 dB, because the squared error counts as at least 1e-10.
+    """
     error = (images.double().clamp(-1, 1) - originals.double()).square().mean((1, 2, 3))
     return 10 * torch.log10(4 / error.clamp_min(1e-10))
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Float [B, C, H, W] in [-1, 1] to Pillow pictures: grey, RGB or RGBA for C = 1, 3 or 4.
+    """Float [B, C, H, W] in [-1, 1] to Pillow images: grey, RGB or RGBA for C = 1, 3 or 4.
 
     Raises:
-        DataError: another shape.
+        DataError: `images` have another shape.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise DataError(f"expected images [B, 1 or 3 or 4, H, W], found shape {list(images.shape)}")

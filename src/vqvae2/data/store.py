@@ -1,19 +1,20 @@
-"""The code store: what the autoencoder made of every picture, memory-mapped, with its manifest.
+"""The code store: the codes of all images in memory-mapped arrays, with a manifest that describes them.
 
-    RUN/codes/level-0.npy ...   uint16 [n, h, w], coarsest first
+    RUN/codes/level-0.npy ...   uint16 [n, h, w], coarsest level first
     RUN/codes/labels.npy        int64 [n]; zeros without classes
-    RUN/codes/split.npy         int8 [n]; 0 train, 1 held out
+    RUN/codes/split.npy         int8 [n]; 0 training, 1 held out
     RUN/codes/manifest.json     geometry, digest of the autoencoder's weights, n, classes, fingerprint of the data
 
-All files are written beside under temporary names. When they are complete, `next.json`, the new manifest with the
-list of renames, appears; from then on the new store is the store, and whoever finds that file does the renames.
+A new store is first written under temporary names in the same folder. When all its arrays are complete, the file
+`next.json` is written: the new manifest together with the list of renames that are still to be done. From that
+moment the new store counts, even if the process dies: whoever opens the folder next completes the renames.
+
+Shapes: n images, b images of a batch, h w the grid of a level.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -26,6 +27,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from vqvae2.codes import Codes, Geometry
+from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
 from vqvae2.errors import UserError
 from vqvae2.files import atomic
 
@@ -33,77 +35,20 @@ FORMAT = 1  # a larger number in a manifest was written by a newer version
 
 
 class StoreError(UserError):
-    """A code store that is missing, damaged, cannot be written, or is of another autoencoder."""
-
-
-class ArrayWriter:
-    """Writes an array [n, *tail] row by row to a .npy file that appears under its name only when complete.
-
-    Args:
-        path: the file; it is written beside, under a hidden temporary name.
-        tail: the shape of one row.
-        dtype: of the elements.
-    """
-
-    def __init__(self, path: Path, tail: tuple[int, ...], dtype: Any) -> None:
-        self.path, self.tail, self.dtype = path, tail, np.dtype(dtype)
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.count = 0
-        self._file = self.temporary.open("wb")
-        self._header()
-
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write some rows [b, *tail]."""
-        if rows.shape[1:] != self.tail:
-            raise ValueError(f"expected rows of shape {self.tail}, found {rows.shape[1:]}")
-        self._file.write(np.ascontiguousarray(rows, self.dtype).data)
-        self.count += len(rows)
-
-    def finish(self) -> None:
-        """Complete the header and flush to the disk; the name is still the temporary one."""
-        self._file.seek(0)
-        self._header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def publish(self) -> None:
-        """Give the finished file its name."""
-        self.temporary.replace(self.path)
-
-    def abandon(self) -> None:
-        """Remove the temporary file."""
-        with suppress(OSError):
-            self._file.close()
-        with suppress(OSError):
-            self.temporary.unlink(missing_ok=True)
-
-    def _header(self) -> None:
-        """numpy leaves room for a first axis of any length, so that the header keeps its size."""
-        shape = (self.count, *self.tail)
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in `folder`: those not written to for ten minutes."""
-    for old in folder.glob(".*.npy.*.tmp"):
-        with suppress(OSError):
-            if time.time() - old.stat().st_mtime > 600:
-                old.unlink()
+    """A code store that is missing or damaged, cannot be written, or was made by another autoencoder."""
 
 
 class CodeStore:
-    """Codes of n pictures, read from the disk as they are asked for.
+    """The codes of n images, read from the disk when they are requested.
 
     Attributes:
-        geometry: grids and vocabularies.
-        digest: of the weights of the autoencoder that made the codes.
-        fingerprint: of the data.
+        geometry: grid sizes and numbers of codes of the levels.
+        digest: digest of the weights of the autoencoder that made the codes.
+        fingerprint: fingerprint of the data (`ImageSet.fingerprint`).
         classes: class names; () = no labels.
-        labels: int64 [n].
-        split: int8 [n], 0 train, 1 held out.
-        train, heldout: int64 indices, sorted.
+        labels: int64 [n]; zeros without classes.
+        split: int8 [n], 0 training, 1 held out.
+        train, heldout: sorted int64 indices of the training and of the held-out images.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -124,7 +69,7 @@ class CodeStore:
         return len(self.labels)
 
     def codes(self, indices: ArrayLike) -> Codes:
-        """The codes of some pictures: int64 tensors [b, h, w]."""
+        """The codes of the images with these indices: int64 tensors [b, h, w]."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
         return Codes(tuple(torch.from_numpy(level[chosen].astype(np.int64)) for level in self._levels))
 
@@ -132,15 +77,19 @@ class CodeStore:
 class StoreWriter:
     """Writes a code store; use it as a context manager.
 
-    On leaving without an exception the store takes the place of an older one; otherwise the older one stays.
+    When the block ends without an exception, the new store replaces an older one in the same folder. When it ends
+    with an exception, the older one stays as it was.
 
     Args:
-        folder: RUN/codes; created.
-        geometry: of the codes to come.
-        digest: of the autoencoder's weights.
-        n: number of pictures to come.
+        folder: RUN/codes; created when missing.
+        geometry: grid sizes and numbers of codes of the levels; at most 65536 codes per level.
+        digest: digest of the weights of the autoencoder that makes the codes.
+        n: number of images that will be appended.
         classes: class names; () = no labels.
-        fingerprint: of the data.
+        fingerprint: fingerprint of the data (`ImageSet.fingerprint`).
+
+    Raises:
+        StoreError: too many codes per level, fewer than n images when the block ends, or the folder cannot be written.
     """
 
     def __init__(
@@ -173,8 +122,8 @@ class StoreWriter:
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _settle(self.folder)
-            sweep(self.folder)
+            _complete_renames(self.folder)
+            remove_stale_files(self.folder)
             for index, grid in enumerate(self.geometry.grids):
                 self._writers.append(ArrayWriter(self.folder / f"level-{index}.npy", grid, np.uint16))
             self._writers.append(ArrayWriter(self.folder / "labels.npy", (), np.int64))
@@ -185,11 +134,11 @@ class StoreWriter:
         return self
 
     def append(self, codes: Codes, labels: ArrayLike, split: ArrayLike) -> None:
-        """Add the codes [b, h, w] of some pictures, their labels [b] and sides [b] (0 train, 1 held out).
+        """Add the codes [b, h, w] of b images, their labels [b] and their split [b] (0 training, 1 held out).
 
         Raises:
-            CodesError: they do not fit the geometry.
-            StoreError: more pictures than announced, lengths that differ, or a full disk.
+            CodesError: the codes do not fit the geometry.
+            StoreError: more images than announced, lengths that differ, or the disk is full.
         """
         self.geometry.check(codes)
         columns: list[NDArray[Any]] = [
@@ -198,8 +147,8 @@ class StoreWriter:
         ]
         if {len(column) for column in columns} != {len(codes)} or self.count + len(codes) > self.n:
             raise StoreError(
-                f"expected at most {self.n - self.count} more pictures with a label and a side each, found "
-                f"{len(codes)} codes, {len(columns[0])} labels and {len(columns[1])} sides"
+                f"expected at most {self.n - self.count} more images with a label and a split each, found "
+                f"{len(codes)} codes, {len(columns[0])} labels and {len(columns[1])} splits"
             )
         rows: list[NDArray[Any]] = [
             *(level.cpu().numpy().astype(np.uint16) for level in codes.levels),
@@ -225,9 +174,7 @@ class StoreWriter:
 
     def _finish(self) -> None:
         if self.count != self.n:
-            raise StoreError(
-                f"expected codes of {self.n} pictures, found {self.count}; the old store is kept"
-            )
+            raise StoreError(f"expected codes of {self.n} images, found {self.count}; the old store is kept")
         for writer in self._writers:
             writer.finish()
         renames = {writer.path.name: writer.temporary.name for writer in self._writers}
@@ -236,7 +183,7 @@ class StoreWriter:
         except atomic.FileError as error:
             raise StoreError(str(error)) from error
         self._writers = []
-        _settle(self.folder)
+        _complete_renames(self.folder)
 
     def _abandon(self) -> None:
         for writer in self._writers:
@@ -254,14 +201,14 @@ def open_store(folder: str | Path, *, digest: str | None = None) -> CodeStore:
 
     Args:
         folder: RUN/codes.
-        digest: of the autoencoder's weights that the codes must be of; None = any.
+        digest: digest of the weights of the autoencoder that must have made the codes; None = any autoencoder.
 
     Raises:
-        StoreError: missing, incomplete, damaged, of a newer version, or of another autoencoder.
+        StoreError: the store is missing, incomplete, damaged, of a newer version, or of another autoencoder.
     """
     folder = Path(folder)
     try:
-        _settle(folder)
+        _complete_renames(folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if int(manifest["format"]) > FORMAT:
             raise StoreError(
@@ -278,20 +225,20 @@ def open_store(folder: str | Path, *, digest: str | None = None) -> CodeStore:
         raise StoreError(f"the code store in {folder} is damaged: {' '.join(str(error).split())}") from error
     if digest is not None and store.digest != digest:
         raise StoreError(
-            f"the codes in {folder} are of another autoencoder: expected weights {digest}, found codes of {store.digest}"
+            f"the codes in {folder} were made by another autoencoder: expected weights {digest}, found codes of {store.digest}"
         )
     return store
 
 
-def _settle(folder: Path) -> None:
-    """Do the renames of a finished store that were not done yet."""
+def _complete_renames(folder: Path) -> None:
+    """Complete the renames of a finished store whose writer was stopped in between."""
     try:
         manifest = json.loads((folder / "next.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     renames = manifest.pop("renames")
     for name, temporary in renames.items():
-        with suppress(FileNotFoundError):  # done before
+        with suppress(FileNotFoundError):  # was renamed already
             (folder / temporary).replace(folder / name)
     for old in folder.glob("level-*.npy"):
         if old.name not in renames:

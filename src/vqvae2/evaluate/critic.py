@@ -36,6 +36,7 @@ from vqvae2.evaluate.classifier import (
 )
 from vqvae2.evaluate.features import extract, feature_network
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.run_folder import RunFolder
 
 RESNET = "resnet"
 """In the place of a feature network's name: a classifier that is trained from nothing."""
@@ -75,7 +76,7 @@ class Critic:
 
 def critic_file(folder: Path) -> Path:
     """critic.json of a run, which is there when its critic is fitted."""
-    return folder / "critic" / "critic.json"
+    return RunFolder(folder).critic
 
 
 def fit_critic(

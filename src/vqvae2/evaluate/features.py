@@ -253,9 +253,7 @@ class _Vgg16(_Network):
 
     def __init__(self, weights: Path | None) -> None:
         if weights is None:
-            raise FeatureError(
-                "the feature network vgg16 needs a weights file (scripts/perceptual_weights.py)"
-            )
+            raise FeatureError("the feature network vgg16 needs a weights file (tools/perceptual_weights.py)")
         net = PerceptualDistance.read(weights)
         super().__init__(tensor_file.digest(net.features.state_dict()))
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
-"""Atomic writing of files, and JSON.
+"""Writing files atomically, and reading and writing JSON.
 
-A file is written under a temporary name in the same folder, flushed to the disk and renamed. A kill or a full disk at
-any moment therefore leaves the last complete file in place.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed. When the process is
+killed or the disk is full, the last complete file is therefore still there.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ FORMAT = 1  # of run folders and weight files; a larger number was written by a 
 
 
 class FileError(UserError):
-    """A file that is missing, damaged, altered, or of a newer version."""
+    """A file that is missing, damaged, altered, of a newer version, or that cannot be written."""
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, flush it, and rename it to `path`.
+    """Write a file under a temporary name, flush it to the disk, and rename it to `path`.
+
+    Args:
+        path: the file; its folder is created when missing.
+        write: called with the temporary path; writes the file there.
 
     Raises:
-        FileError: the disk is full or the folder cannot be written; an earlier file at `path` stays.
+        FileError: the disk is full or the folder cannot be written; an earlier file at `path` is kept.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -41,7 +45,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise FileError(f"cannot write {path}: {reason(error)}; what was there before is kept") from error
+        raise FileError(f"cannot write {path}: {reason(error)}; an earlier file is kept") from error
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -54,7 +58,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, indented."""
+    """Write `value` as JSON, indented, atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -62,7 +66,7 @@ def read_json(path: str | Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        FileError: missing or damaged.
+        FileError: the file is missing or damaged.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -75,6 +79,7 @@ def _plain_write(path: Path, text: str) -> None:
 
 
 def reason(error: Exception) -> str:
+    """The message of an exception on one line; of an error of the operating system only its description."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())

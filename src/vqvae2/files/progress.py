@@ -1,4 +1,4 @@
-"""What a long job says while it runs: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress of long jobs: a bar with the rate and the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,24 +13,40 @@ _LINE_SECONDS = 20.0  # time between plain lines when the output is no terminal
 
 
 class Reporter:
-    """Where a job speaks. `quiet` says nothing (the other processes of a group, or a caller that wants none)."""
+    """Prints messages and progress to standard error, which leaves standard output free for results.
+
+    Args:
+        quiet: print nothing, for all processes but the first of a group and for callers that want no output.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         if not self.quiet:
             self.console.print(text, markup=False)
 
     def track(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Tracker:
-        """A bar over `total` units of which `done` are behind us; a context manager."""
+        """A context manager that shows the progress of a job.
+
+        Args:
+            title: name of the job.
+            total: number of units of the whole job.
+            done: units that were done before, when the job is resumed; they do not count for the rate.
+            unit: name of a unit, in the plural.
+        """
         return Tracker(self, title, total, done, unit)
 
 
 class Tracker:
-    """One bar; `update` it with the units done so far and a short text."""
+    """The progress of one job, which `Reporter.track` makes; a line every 20 seconds where there is no terminal.
+
+    Attributes:
+        total: number of units; may be corrected when it becomes known later.
+        done: units done so far.
+    """
 
     def __init__(self, reporter: Reporter, title: str, total: int, done: int, unit: str) -> None:
         self.reporter, self.title, self.total, self.unit = reporter, title, total, unit
@@ -64,7 +80,14 @@ class Tracker:
         sys.stderr.flush()
 
     def update(self, done: int, text: str = "", scale: float = 1.0, scaled_unit: str | None = None) -> None:
-        """Say how far we are; the rate is in `scaled_unit` = `scale` x units (e.g. images per step)."""
+        """Show that `done` units of the job are done.
+
+        Args:
+            done: all units so far, including those of earlier runs of the job.
+            text: a short text behind the figures, such as the loss.
+            scale, scaled_unit: the rate is shown in another unit, of which `scale` make one unit of progress: with
+                32 and "images", steps of 32 images each are shown in images per second.
+        """
         self.done = done
         now = time.monotonic()
         rate = (done - self.begin) / max(now - self.started, 1e-9)

@@ -1,4 +1,7 @@
-"""Tensors and JSON metadata in one safetensors file, with a digest over both. Never pickle, which can run code."""
+"""Tensors and JSON metadata in one safetensors file, with a digest of both.
+
+Nothing is pickled, because reading a pickle can run code.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,13 @@ from vqvae2.files.atomic import FORMAT, FileError, reason, write_atomic
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> str:
-    """Save tensors and a JSON-ready `metadata` to one safetensors file.
+    """Save tensors, and metadata that JSON can hold, to one safetensors file, atomically.
 
     Returns:
-        The content digest, which is stored too and checked by `load_tensors`.
+        The digest of the content, which is stored in the file and checked by `load_tensors`.
+
+    Raises:
+        FileError: the file cannot be written; an earlier one is kept.
     """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(metadata or {}))
@@ -36,7 +42,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the metadata of a file that `save_tensors` wrote.
 
     Raises:
-        FileError: missing, truncated, altered, or of a newer version.
+        FileError: the file is missing, damaged, altered, or of a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,7 +68,7 @@ def stored_digest(path: str | Path) -> str:
     """The digest that `save_tensors` wrote into the file, without reading the tensors.
 
     Raises:
-        FileError: missing or damaged.
+        FileError: the file is missing or damaged.
     """
     try:
         with safetensors.safe_open(Path(path), framework="pt") as file:
@@ -72,7 +78,7 @@ def stored_digest(path: str | Path) -> str:
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """sha256 over names, dtypes, shapes and bytes of tensors, and over `text`; 64 hexadecimal digits."""
+    """sha256 of the names, dtypes, shapes and bytes of tensors, and of `text`; 64 hexadecimal digits."""
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -83,24 +89,29 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load a state dict whose names and shapes must fit exactly.
+    """Load a state dict, which must have exactly the names and shapes of the model's own.
+
+    Args:
+        model: its weights are replaced.
+        tensors: the state dict.
+        source: where it comes from, for the message.
 
     Raises:
-        FileError: they do not; one line that says what differs first.
+        FileError: a name or a shape differs; the message names the first one. The model is left as it was.
     """
     own = model.state_dict()
     for name in [*own, *tensors]:
         if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
             expected = tuple(own[name].shape) if name in own else "nothing"
-            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            actual = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise FileError(
-                f"{source} does not fit the configuration: at {name}, expected {expected}, found {found}"
+                f"{source} does not fit the configuration: at {name}, expected {expected}, found {actual}"
             )
     model.load_state_dict(dict(tensors))
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors and JSON."""
+    """The state of an optimizer as tensors, and as metadata that JSON can hold."""
     state = optimizer.state_dict()
     tensors = {
         f"{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
@@ -113,7 +124,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:
-    """Restore what `pack_optimizer` saved."""
+    """Restore the state that `pack_optimizer` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")

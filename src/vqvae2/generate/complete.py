@@ -1,12 +1,12 @@
-"""Some codes of a picture kept, the others drawn: filling in a masked part, and variations that keep the coarse levels.
+"""Completion: some codes of an image are kept, the others are drawn. It fills in a masked area, or draws variations.
 
-    picture, mask --blank, encode--> codes, UNKNOWN in every cell that holds a masked pixel --+
-    picture, N --encode--> codes, UNKNOWN at all but the N coarsest levels -------------------+--> Kept
-    Kept --pass 1: prior.sample--> codes --passes 2, 3, ...: Metropolis-Hastings--> codes --decode, paste--> pictures
+    image, mask --blank, encode--> codes, UNKNOWN in every cell that holds a masked pixel --+
+    image, N --encode--> codes, UNKNOWN at all but the N coarsest levels -------------------+--> Kept
+    Kept --pass 1: prior.sample--> codes --passes 2, 3, ...: Metropolis-Hastings--> codes --decode, paste--> images
 
-Pass 1 draws in raster order, coarse to fine: a position sees what is kept above and to the left of it and at the
-coarser levels, and nothing of what is kept to its right, below it or at the finer levels. Every further pass mends that
-by moves which the whole picture's probability accepts or rejects (`fill`).
+Pass 1 draws in raster order, from coarse to fine. A position is conditioned on the kept codes above it, to its left and at
+the coarser levels, but not on the kept codes to its right, below it or at the finer levels. Every further pass corrects
+this: it proposes changes and accepts or rejects each by the probability of the whole image (`fill`).
 
 Shapes: B completions, C image channels, H W image size, h w grid of a level, L levels, K codes.
 """
@@ -23,23 +23,26 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.generate.sample import Sampling
 from vqvae2.prior.draw import check_seed, exact, guided, probabilities, uniforms
 from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
 
-_RUNS = 8  # into how many runs a pass cuts a level's unknown positions: shorter ones are accepted more often
+_SEGMENTS = (
+    8  # into how many segments a pass cuts a level's unknown positions; shorter ones are accepted more often
+)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a picture.
+    """What is kept of an image.
 
     Attributes:
-        image: [C, H, W] in [-1, 1], the picture.
-        mask: [H, W] bool, True where it is to be filled in; None if levels are kept.
-        shown: [C, H, W], what is known: the mask filled with the mean colour outside, or the kept levels decoded.
-        codes: of the one picture, [1, h, w] per level; `UNKNOWN` where a code is to be drawn.
+        image: [C, H, W] in [-1, 1], the image.
+        mask: [H, W] bool, True where it is to be filled in; None if whole levels are kept.
+        shown: [C, H, W], a picture of what is known: the image with the masked area in the mean colour of the rest, or the
+            image decoded from the kept levels.
+        codes: of this one image, [1, h, w] per level; `UNKNOWN` where a code is to be drawn.
     """
 
     image: Tensor
@@ -55,16 +58,17 @@ class Kept:
 
 @dataclass(frozen=True)
 class Completed:
-    """Some of the completions.
+    """One batch of completions.
 
     Attributes:
-        numbers: which.
-        labels: [B], the classes given; None for "no label".
-        codes: of all levels.
-        decoded: [B, C, H, W] in [-1, 1], what the decoder makes of them.
-        images: the same with the picture's own pixels outside the mask; without a mask, `decoded`.
-        bits: [passes, B, 2, L], after each pass -log2 p of each level's codes given those before them and the class:
-            of all codes, then of the kept ones alone, whose bits say how well the drawn ones fit them (see `fill`).
+        numbers: which completions of the seed they are.
+        labels: [B], their classes; None for "no label".
+        codes: of all levels, [B, h, w] each.
+        decoded: [B, C, H, W] in [-1, 1], the decoded codes.
+        images: `decoded` with the pixels of the image itself outside the mask; without a mask, `decoded`.
+        bits: [passes, B, 2, L], after each pass -log2 p of each level's codes, each code conditioned on those before it and
+            the class: first the sum over all codes, then over the kept ones alone. Fewer bits of the kept codes mean that
+            the drawn codes fit them better (see `fill`).
         accepted: [passes - 1, B] in 0 .. 1, the share of the moves of each further pass that were accepted.
     """
 
@@ -80,11 +84,11 @@ class Completed:
 def keep_outside(autoencoder: VQVAE, image: Tensor, mask: Tensor) -> Kept:
     """Keep the codes of every cell without a masked pixel.
 
-    The encoder never sees what is masked: it gets the mean colour of the other pixels there (0 if there are none).
+    The encoder does not see the masked pixels: they are replaced by the mean colour of the others (0 if there are none).
 
     Args:
         image: [C, H, W] in [-1, 1].
-        mask: [H, W] bool, True where the picture is to be filled in.
+        mask: [H, W] bool, True where the image is to be filled in.
 
     Raises:
         UserError: a mask of another size or type.
@@ -132,15 +136,16 @@ def complete(
     prior: HierarchicalPrior,
     kept: Kept,
     n: int,
-    plan: list[int] | None,
+    labels: list[int] | None,
     seed: int,
     sampling: Sampling,
     passes: int = 1,
 ) -> Iterator[Completed]:
-    """Complete a picture n times, batch by batch; completion i of a seed is the same at any n and batch size.
+    """Complete an image n times, batch by batch; completion i of a seed is the same for any n and batch size.
 
     Args:
-        plan: class number of each; None for "no label".
+        kept: from `keep_outside` or `keep_coarse`.
+        labels: class number of each completion; None for "no label".
         seed: 0 .. 2^63 - 1.
         passes: see `fill`.
 
@@ -152,17 +157,20 @@ def complete(
         raise UserError(
             f"expected at least 1 completion and at least 1 pass, found n = {n} and passes = {passes}"
         )
-    if passes > 1 and any(how.temperature == 0 for how in sampling.per_level(prior.geometry.levels)):
-        raise UserError("expected temperature > 0 for more than one pass: nothing moves at temperature 0")
+    levels = prior.geometry.levels
+    if passes > 1 and any(sampling.level(index, levels)[0] == 0 for index in range(levels)):
+        raise UserError(
+            "expected temperature > 0 for more than one pass: at temperature 0 every proposal is the same"
+        )
 
     def parts() -> Iterator[Completed]:
         for start in range(0, n, sampling.batch):
             numbers = range(start, min(n, start + sampling.batch))
-            labels = None if plan is None else torch.tensor([plan[i] for i in numbers])
-            codes, bits, accepted = fill(prior, kept.codes, numbers, labels, seed, sampling, passes)
+            classes = None if labels is None else torch.tensor([labels[i] for i in numbers])
+            codes, bits, accepted = fill(prior, kept.codes, numbers, classes, seed, sampling, passes)
             decoded = autoencoder.decode(codes)
             images = decoded if kept.mask is None else torch.where(kept.mask, decoded, kept.image)
-            yield Completed(numbers, labels, codes, decoded, images, bits, accepted)
+            yield Completed(numbers, classes, codes, decoded, images, bits, accepted)
 
     return parts()
 
@@ -170,38 +178,38 @@ def complete(
 @torch.no_grad()
 def fill(
     prior: HierarchicalPrior,
-    given: Codes,
+    known: Codes,
     numbers: Sequence[int],
     labels: Tensor | None,
     seed: int,
     sampling: Sampling,
     passes: int = 1,
 ) -> tuple[Codes, Tensor, Tensor]:
-    """Draw the unknown codes of a picture; known ones never change.
+    """Draw the unknown codes of an image; the known ones never change.
 
-    Pass 1 is `prior.sample`. A further pass goes through the levels, coarse to fine, and cuts the unknown positions of
-    each, in raster order, into runs that start at random. A move draws one run anew together with the unknown positions
-    below it at finer levels, as pass 1 does, and is accepted with probability
+    Pass 1 is `prior.sample`. Each further pass goes through the levels, from coarse to fine, and cuts the unknown positions
+    of a level, in raster order, into segments with a random offset. A move draws the codes of one segment again, together
+    with the unknown codes in the same cells at finer levels, in the way of pass 1. Its acceptance probability is
 
         min(1, p(new) q(old | new) / p(old) q(new | old))        (Hastings 1970)
 
-    where q is the probability of the draw and p that of all codes under these settings without top-k and top-p. The runs
-    do not depend on the codes, so p(unknown | known) is left invariant: with plain settings the prior's own, under which
-    the known codes are on average at least as likely, given those before them, as after pass 1. top-k and top-p only
-    choose what is proposed: the chain stays among the codes that they let through.
+    where q is the probability of the draw, and p the probability of all codes under the same settings without top-k and
+    top-p. The segments do not depend on the codes, so p(unknown | known) is left invariant. With plain settings it is the
+    prior's own, under which the known codes, each conditioned on the codes before it, are on average at least as likely as
+    after pass 1. top-k and top-p only restrict what is proposed, so the chain stays within their support.
 
     Args:
         prior: in eval mode.
-        given: codes of one picture, [1, h, w] per level; `UNKNOWN` where one is to be drawn.
-        numbers: which completions; B = their number.
+        known: codes of one image, [1, h, w] per level; `UNKNOWN` where one is to be drawn.
+        numbers: which completions; B is their number.
         labels: [B] class numbers; None for "no label".
         seed: completion i of a seed is the same at any batch size.
         passes: at least 1; more need a temperature above 0.
 
     Returns:
-        The codes of B pictures; their bits and the share of moves that were accepted, as in `Completed`.
+        The codes of B images; their bits and the share of moves that were accepted, as in `Completed`.
     """
-    chain = _Chain(prior, given, numbers, labels, seed, sampling)
+    chain = _Chain(prior, known, numbers, labels, seed, sampling)
     bits, accepted = [chain.bits()], []
     for number in range(1, passes):
         accepted.append(chain.turn(number))
@@ -211,17 +219,17 @@ def fill(
 
 
 class _Chain:
-    """B chains side by side, each a function of the seed and its number; the arguments are those of `fill`.
+    """B Markov chains in one batch, each a function of the seed and its number; the arguments are those of `fill`.
 
     Attributes:
-        codes: where they are.
-        scores: of `codes`; empty until the first move.
+        codes: their current states.
+        scores: the log-probabilities of `codes`, see `_score`; empty until the first move.
     """
 
     def __init__(
         self,
         prior: HierarchicalPrior,
-        given: Codes,
+        known: Codes,
         numbers: Sequence[int],
         labels: Tensor | None,
         seed: int,
@@ -229,13 +237,13 @@ class _Chain:
     ) -> None:
         self.prior, self.numbers, self.labels = prior, numbers, labels
         self.seed, self.sampling = seed, sampling
-        kept = Codes(tuple(level.expand(len(numbers), -1, -1) for level in given.levels))
+        kept = Codes(tuple(level.expand(len(numbers), -1, -1) for level in known.levels))
         self.codes = self._draw(kept, seed)
-        self.unknown = [level[0] == UNKNOWN for level in given.to(self.codes.levels[0].device).levels]
+        self.unknown = [level[0] == UNKNOWN for level in known.to(self.codes.levels[0].device).levels]
         self.scores: list[tuple[Tensor, Tensor]] = []
 
     def bits(self) -> Tensor:
-        """[B, 2, L], as in `Completed`: the prior's own probability, whatever the settings."""
+        """[B, 2, L], as in `Completed`, under the prior's own distribution, whatever the settings."""
         maps = self.prior.log_prob_map(self.codes, self.labels)
         pairs = zip(maps, self.unknown, strict=True)
         sums = [torch.stack([p.sum((1, 2)), p.masked_fill(hole, 0).sum((1, 2))], 1) for p, hole in pairs]
@@ -246,18 +254,18 @@ class _Chain:
         tried, accepted = torch.zeros(2, len(self.numbers))
         for level, mask in enumerate(self.unknown):
             start = uniforms(_seed(self.seed, number, level, 0), self.numbers, 0, 1)[:, 0]
-            for place, run in enumerate(_runs(mask, start), 1):
-                accept = self._move(level, run, _seed(self.seed, number, level, place))
-                moved = run.flatten(1).any(1).cpu()
+            for index, segment in enumerate(_segments(mask, start), 1):
+                accept = self._move(level, segment, _seed(self.seed, number, level, index))
+                moved = segment.flatten(1).any(1).cpu()
                 tried += moved
                 accepted += moved & accept.cpu()
         share: Tensor = accepted / tried.clamp_min(1)
         return share
 
-    def _move(self, level: int, run: Tensor, seed: int) -> Tensor:
-        """Propose a run [B, h, w] of a level with what is below it; who accepted, [B] bool."""
+    def _move(self, level: int, segment: Tensor, seed: int) -> Tensor:
+        """Propose new codes for a segment [B, h, w] and the finer codes in its cells; which chains accepted, [B] bool."""
         self.scores = self.scores or self._score(self.codes, 0)
-        holes = _below(run, self.unknown[level:])
+        holes = _below(segment, self.unknown[level:])
         around = (
             x.masked_fill(hole, UNKNOWN) for x, hole in zip(self.codes.levels[level:], holes, strict=True)
         )
@@ -267,7 +275,9 @@ class _Chain:
             (p - p_old + torch.where(hole.to(p.device), q_old - q, 0.0)).sum((1, 2))
             for (p, q), (p_old, q_old), hole in zip(scores, self.scores[level:], holes, strict=True)
         ]
-        ratio = torch.stack(terms).sum(0)  # not a number: what is not let through, for the same; refused
+        ratio = torch.stack(terms).sum(
+            0
+        )  # not a number if old and new are both outside the support: rejected
         uniform = uniforms(seed, self.numbers, self.prior.geometry.levels, 1)[:, 0]
         accept = uniform.log().to(ratio.device) < ratio
         self.scores[level:] = [
@@ -278,33 +288,24 @@ class _Chain:
         self.codes = Codes(tuple(_choose(accept, new, old) for new, old in pairs))
         return accept
 
-    def _draw(self, given: Codes, seed: int) -> Codes:
-        return self.prior.sample(
-            self.numbers,
-            self.labels,
-            temperature=self.sampling.temperature,
-            top_k=self.sampling.top_k,
-            top_p=self.sampling.top_p,
-            guidance=self.sampling.guidance,
-            seed=seed,
-            given=given,
-        )
+    def _draw(self, known: Codes, seed: int) -> Codes:
+        return self.prior.sample(self.numbers, self.labels, self.sampling, seed=seed, given=known)
 
     def _score(self, codes: Codes, first: int) -> list[tuple[Tensor, Tensor]]:
         """Per level from `first` on, [B, h, w] float64: log p of each code without top-k and top-p, and with them."""
-        prior, settings = self.prior, self.sampling.per_level(self.prior.geometry.levels)
+        prior = self.prior
         scores = []
         for level, symbols in enumerate(codes.levels[first:], first):
-            how = settings[level]
+            temperature, top_k, top_p, guidance = self.sampling.level(level, prior.geometry.levels)
             logits = prior.logits(codes, level, self.labels).permute(0, 2, 3, 1)
-            if prior.guides(self.labels, how.guidance):
-                logits = guided(logits, prior.logits(codes, level).permute(0, 2, 3, 1), how.guidance)
+            if prior.guides(self.labels, guidance):
+                logits = guided(logits, prior.logits(codes, level).permute(0, 2, 3, 1), guidance)
             logits = exact(logits)
             index = symbols.to(logits.device)[..., None]
-            p = q = (logits / how.temperature).log_softmax(-1).gather(-1, index)[..., 0]
-            if how.top_k or how.top_p < 1:
-                let_through = probabilities(logits.flatten(0, 2), how.temperature, how.top_k, how.top_p)
-                q = let_through.log().view_as(logits).gather(-1, index)[..., 0]
+            p = q = (logits / temperature).log_softmax(-1).gather(-1, index)[..., 0]
+            if top_k or top_p < 1:
+                truncated = probabilities(logits.flatten(0, 2), temperature, top_k, top_p)
+                q = truncated.log().view_as(logits).gather(-1, index)[..., 0]
             scores.append((p, q))
         return scores
 
@@ -313,26 +314,34 @@ def _choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(accept.to(new.device)[:, None, None], new, old)
 
 
-def _runs(unknown: Tensor, start: Tensor) -> Iterator[Tensor]:
-    """Cut the unknown positions [h, w] in raster order into runs, [B, h, w] bool each; `start` [B] in [0, 1) shifts them."""
+def _segments(unknown: Tensor, start: Tensor) -> Iterator[Tensor]:
+    """Cut the unknown positions [h, w], in raster order, into segments, [B, h, w] bool each.
+
+    Args:
+        start: [B] in [0, 1), shifts the segments of each chain.
+    """
     count = int(unknown.sum())
-    length = max(1, -(-count // _RUNS))
+    length = max(1, -(-count // _SEGMENTS))
     rank = unknown.flatten().cumsum(0) - 1
-    run = (rank + (start * length).long().to(rank.device)[:, None]) // length
+    segment = (rank + (start * length).long().to(rank.device)[:, None]) // length
     for number in range((count + length - 2) // length + 1 if count else 0):
-        yield ((run == number) & unknown.flatten()).view(-1, *unknown.shape)
+        yield ((segment == number) & unknown.flatten()).view(-1, *unknown.shape)
 
 
-def _below(run: Tensor, unknown: Sequence[Tensor]) -> list[Tensor]:
-    """A run of a level [B, h, w], and the unknown positions in its cells at each finer level; `unknown` is of them all."""
-    h, w = run.shape[1:]
+def _below(segment: Tensor, unknown: Sequence[Tensor]) -> list[Tensor]:
+    """A segment of a level [B, h, w], and the unknown positions in its cells at each finer level.
+
+    Args:
+        unknown: [h, w] bool of this level and of each finer one.
+    """
+    h, w = segment.shape[1:]
     return [
-        run.repeat_interleave(mask.shape[0] // h, 1).repeat_interleave(mask.shape[1] // w, 2) & mask
+        segment.repeat_interleave(mask.shape[0] // h, 1).repeat_interleave(mask.shape[1] // w, 2) & mask
         for mask in unknown
     ]
 
 
 def _seed(seed: int, *move: int) -> int:
-    """A seed of its own for each move (pass, level, run) of a seed."""
+    """A seed of its own for each move (pass, level, segment) of a seed."""
     words = np.random.SeedSequence((seed % 2**32, seed >> 32, *move)).generate_state(1, np.uint64)
     return int(words[0]) >> 1

@@ -1,4 +1,6 @@
-"""From labels to pictures: coarse-to-fine sampling of the prior, batch by batch, then the decoder.
+"""From labels to images: coarse-to-fine sampling of the priors, batch by batch, then the decoder.
+
+    labels --sample_labels--> class number of each sample --prior.sample--> Codes --autoencoder.decode--> images
 
 Shapes: B batch, C image channels, H W image size.
 """
@@ -6,8 +8,6 @@ Shapes: B batch, C image channels, H W image size.
 from __future__ import annotations
 
 import difflib
-import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,52 +16,22 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.prior.draw import LevelSampling, check_seed, per_level, probabilities
+from vqvae2.prior.draw import check_seed
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to draw. Each of the first four is one number for all levels, or one per level, coarsest first.
+class Drawn:
+    """One batch of samples.
 
     Attributes:
-        temperature: divides the logits; 1 is the model's own distribution (the paper), 0 the most likely code.
-        top_k: keep the k most likely codes; 0 keeps all.
-        top_p: keep the fewest codes whose probability reaches p, 0 < p <= 1.
-        guidance: classifier-free guidance; 1 is off, more is closer to the class and less diverse.
-        batch: pictures drawn side by side; changes speed and memory, not the pictures.
+        numbers: which samples of the seed they are.
+        labels: int64 [B], their classes; None without classes.
+        codes: their codes, [B, h, w] per level.
+        images: [B, C, H, W] in [-1, 1].
     """
-
-    temperature: float | Sequence[float] = 1.0
-    top_k: int | Sequence[int] = 0
-    top_p: float | Sequence[float] = 1.0
-    guidance: float | Sequence[float] = 1.0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        asked = (self.temperature, self.top_k, self.top_p, self.guidance)
-        for temperature, top_k, top_p, guidance in itertools.product(*map(_values, asked)):
-            probabilities(torch.zeros(1, 2), temperature, int(top_k), top_p)  # says what is out of range
-            if self.batch < 1 or not 0 <= guidance < math.inf:
-                raise UserError(f"expected batch >= 1 and guidance >= 0, found {self.batch} and {guidance}")
-
-    def per_level(self, levels: int) -> list[LevelSampling]:
-        """The settings of each of `levels` levels.
-
-        Raises:
-            UserError: neither one value nor `levels` values.
-        """
-        return per_level(self.temperature, self.top_k, self.top_p, self.guidance, levels)
-
-
-def _values(value: float | Sequence[float]) -> Sequence[float]:
-    return value if isinstance(value, Sequence) else (value,)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Some of the samples: their numbers, their classes (None without classes), codes and pictures in [-1, 1]."""
 
     numbers: range
     labels: Tensor | None
@@ -70,13 +40,18 @@ class Drawn:
 
 
 def class_number(label: str | int, classes: Sequence[str]) -> int:
-    """The number of a class given by name (as written, else whatever the case) or by number; an int is a number.
+    """The number of a class.
+
+    Args:
+        label: a number, or a name. A name that matches exactly is preferred to one that differs in case or in surrounding
+            spaces; a text of digits that is no name is a number.
+        classes: names of the classes.
 
     Raises:
-        UserError: no such class; names the nearest ones.
+        UserError: no such class; the message lists similar names.
     """
     if not classes:
-        raise UserError(f"this run has no classes, so label {label!r} means nothing; leave it out")
+        raise UserError(f"this run has no classes, so it has no label {label!r}; leave it out")
     if isinstance(label, str):
         names = [name.strip().casefold() for name in classes]
         text = label.strip().casefold()
@@ -94,12 +69,17 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
     raise UserError(f"no class {label!r}: expected a number 0..{len(classes) - 1} or a name such as {hint}")
 
 
-def label_plan(
+def sample_labels(
     labels: Sequence[str | int] | str | int | None, n: int, classes: Sequence[str]
 ) -> list[int] | None:
     """The class number of each of n samples; None for a model without classes.
 
-    One label is for all; several are taken in turn; None takes all classes in turn.
+    Args:
+        labels: class names or numbers. One label is for all samples; several are repeated in turn; None repeats all
+            classes in turn.
+
+    Raises:
+        UserError: n is below 1, no label in the list, or no such class.
     """
     if n < 1:
         raise UserError(f"expected at least 1 sample, found n = {n}")
@@ -113,8 +93,8 @@ def label_plan(
 
 
 def batches(numbers: Iterable[range], size: int) -> list[range]:
-    """The same numbers in ranges of at most `size`."""
-    return [run[start : start + size] for run in numbers for start in range(0, len(run), size)]
+    """Cut ranges of numbers into ranges of at most `size` numbers."""
+    return [part[start : start + size] for part in numbers for start in range(0, len(part), size)]
 
 
 @torch.no_grad()
@@ -122,28 +102,26 @@ def draw_samples(
     autoencoder: VQVAE,
     prior: HierarchicalPrior,
     n: int,
-    plan: list[int] | None,
+    labels: list[int] | None,
     seed: int,
     sampling: Sampling,
-    parts: Iterable[range] | None = None,
+    ranges: Iterable[range] | None = None,
 ) -> Iterator[Drawn]:
     """Draw samples 0 .. n - 1 of a seed, batch by batch.
 
+    Sample i of a seed is the same whatever n and the batch size, because its random numbers depend on the seed, i and the
+    level alone.
+
     Args:
-        plan: from `label_plan`.
+        labels: class number of each sample, from `sample_labels`; None for "no label".
         seed: 0 .. 2^63 - 1.
-        parts: the numbers of those to draw, each range one batch; None: all of them.
+        ranges: the numbers of those to draw, each range one batch; None draws all.
+
+    Raises:
+        UserError: the seed or a setting is out of range.
     """
     check_seed(seed)
-    for numbers in batches([range(n)], sampling.batch) if parts is None else parts:
-        labels = None if plan is None else torch.tensor([plan[i] for i in numbers])
-        codes = prior.sample(
-            numbers,
-            labels,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            guidance=sampling.guidance,
-            seed=seed,
-        )
-        yield Drawn(numbers, labels, codes, autoencoder.decode(codes))
+    for numbers in batches([range(n)], sampling.batch) if ranges is None else ranges:
+        classes = None if labels is None else torch.tensor([labels[i] for i in numbers])
+        codes = prior.sample(numbers, classes, sampling, seed=seed)
+        yield Drawn(numbers, classes, codes, autoencoder.decode(codes))

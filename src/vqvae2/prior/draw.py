@@ -7,7 +7,6 @@ the image is the same at any batch size (up to ties in the last float32 digit of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,36 +20,6 @@ def check_seed(seed: int) -> int:
     if not 0 <= seed < 2**63:
         raise UserError(f"expected a seed between 0 and 2^63 - 1, found {seed}")
     return seed
-
-
-class LevelSampling(NamedTuple):
-    """How one level is drawn; see `HierarchicalPrior.sample`."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    guidance: float
-
-
-def per_level(
-    temperature: float | Sequence[float],
-    top_k: int | Sequence[int],
-    top_p: float | Sequence[float],
-    guidance: float | Sequence[float],
-    levels: int,
-) -> list[LevelSampling]:
-    """The settings of each level, coarsest first; each argument is one number for all, or as many as there are levels.
-
-    Raises:
-        ValueError: another count.
-    """
-    columns = []
-    for name, value in zip(LevelSampling._fields, (temperature, top_k, top_p, guidance), strict=True):
-        values: Sequence[Any] = value if isinstance(value, Sequence) else (value,)
-        if len(values) not in (1, levels):
-            raise UserError(f"expected one {name}, or one for each of {levels} levels, found {len(values)}")
-        columns.append(values if len(values) == levels else [values[0]] * levels)
-    return [LevelSampling(*row) for row in zip(*columns, strict=True)]
 
 
 def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Tensor:

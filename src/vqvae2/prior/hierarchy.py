@@ -5,30 +5,26 @@ Shapes: B batch, L levels, H W grid, K codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.codes import Codes, CodesError, Geometry
-from vqvae2.config.models import LevelPriorConfig, PriorConfig
+from vqvae2.config.models import PriorConfig
+from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.errors import UserError
-from vqvae2.prior.draw import LevelSampling, draw, guided, per_level, probabilities, uniforms
+from vqvae2.prior.captured import StepGraphs
+from vqvae2.prior.chooser import UNKNOWN as UNKNOWN
+from vqvae2.prior.chooser import Chooser, Rule
+from vqvae2.prior.draw import uniforms
+from vqvae2.prior.kinds import make_level as make_level
 from vqvae2.prior.level import LevelPrior
-from vqvae2.prior.pixelcnn import PixelCNN
+from vqvae2.prior.precision import without_tf32
 from vqvae2.prior.scan import scan
-from vqvae2.prior.transformer import Transformer
-
-
-def make_level(config: LevelPriorConfig, geometry: Geometry, level: int, classes: int) -> LevelPrior:
-    """The prior of one level, of the kind that its configuration names; arguments as of `LevelPrior`."""
-    kind = Transformer if config.kind == "transformer" else PixelCNN
-    return kind(config, geometry, level, classes)
-
-
-UNKNOWN = -1
-"""In codes that are given to `sample`: to be drawn."""
 
 
 class HierarchicalPrior(nn.Module):
@@ -60,9 +56,10 @@ class HierarchicalPrior(nn.Module):
         return level
 
     def logits(self, codes: Codes, level: int, labels: Tensor | None = None) -> Tensor:
-        """Logits [B, K, H, W] of one level's positions. `labels` as in `log_prob`."""
+        """Logits [B, K, H, W] of one level's positions, without gradients also without TF32. `labels` as in `log_prob`."""
         known = self.check_labels(labels, len(codes))
-        logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
+        with without_tf32(always=False):
+            logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
         return logits
 
     def log_prob(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
@@ -93,26 +90,25 @@ class HierarchicalPrior(nn.Module):
         self,
         n: int | Sequence[int],
         labels: Tensor | None = None,
-        temperature: float | Sequence[float] = 1.0,
-        top_k: int | Sequence[int] = 0,
-        top_p: float | Sequence[float] = 1.0,
-        guidance: float | Sequence[float] = 1.0,
+        sampling: Sampling | None = None,
+        *,
         seed: int = 0,
         given: Codes | None = None,
+        graphs: StepGraphs | None = None,
+        **settings: Any,
     ) -> Codes:
-        """Draw codes, coarse to fine (paper algorithm 2). Of the next four, one for all levels or one per level, coarsest first.
+        """Draw codes, coarse to fine (paper algorithm 2).
 
         Args:
             n: how many (images 0 .. n - 1 of the seed), or the numbers of the images to draw.
             labels: [B] class numbers; None for "no label".
-            temperature: > 0; 0 takes the most likely code.
-            top_k: keep the k most likely codes; 0 keeps all.
-            top_p: keep the fewest codes that reach this probability.
-            guidance: classifier-free guidance g: logits = none + g x (label - none); 1 is off.
+            sampling: temperature, top-k, top-p and guidance; None is the model's own distribution.
             seed: image i of a seed is the same at any batch size.
             given: codes to keep; `UNKNOWN` is drawn, and so are the finer levels that it has not. Positions are drawn
                 in raster order, so one is drawn without a look at what is kept to its right, below it or at a finer
                 level; `generate.complete` mends that.
+            graphs: what a GPU has recorded (see `StepGraphs`), for several calls with as many images; also chooses the
+                precision of the weights. None: recorded anew in this call, in float32.
 
         Raises:
             ValueError: an argument out of range.
@@ -122,27 +118,23 @@ class HierarchicalPrior(nn.Module):
         if not images or min(images) < 0:
             raise UserError(f"expected at least one image to sample, found n = {n}")
         known = self.check_labels(labels, len(images))
-        settings = per_level(temperature, top_k, top_p, guidance, self.geometry.levels)
+        how = sampling_of(sampling, settings)
+        numbers = [how.level(index, self.geometry.levels) for index in range(self.geometry.levels)]
         levels = self._check_given(given, len(images))
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        graphs = graphs or StepGraphs()
+        with _eval_mode(self), without_tf32():
             for index, kept in enumerate(levels):
                 asked = (kept == UNKNOWN).flatten(1).any(0).tolist()
                 if not any(asked):
                     continue
                 prior = self.level(index)
-                how = settings[index]
-                with_guidance = self.guides(labels, how.guidance)
+                with_guidance = self.guides(labels, numbers[index][3])
                 stream = uniforms(seed, images, index, prior.positions)
                 context = self._sampling_context(index, levels[:index], known, with_guidance)
-                choose = _chooser(stream, kept.flatten(1), how, with_guidance)
+                choose = Chooser(stream, kept.flatten(1), Rule(*numbers[index], with_guidance))
                 batch, stop = len(images) * (1 + with_guidance), len(asked) - asked[::-1].index(True)
-                drawn = scan(prior, batch, context, choose, stop)[: len(images)]
+                drawn = scan(prior, batch, context, choose, stop, graphs)[: len(images)]
                 levels[index] = torch.where(kept == UNKNOWN, drawn, kept)
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return Codes(tuple(levels))
 
     def guides(self, labels: Tensor | None, guidance: float) -> bool:
@@ -197,22 +189,13 @@ class HierarchicalPrior(nn.Module):
         return self.level(0).place_rows.device
 
 
-def _chooser(
-    stream: Tensor, kept: Tensor, how: LevelSampling, with_guidance: bool
-) -> Callable[[int, Tensor], Tensor]:
-    """What `scan` asks: the code `kept` [B, N], or where that is `UNKNOWN` one drawn with the numbers of `stream`."""
-    unknown = kept == UNKNOWN
-    asked = unknown.any(0).tolist()
-
-    def choose(position: int, logits: Tensor) -> Tensor:
-        symbols = kept[:, position]
-        if asked[position]:
-            if with_guidance:
-                given, free = logits.chunk(2)
-                logits = guided(given, free, how.guidance)
-            p = probabilities(logits, how.temperature, how.top_k, how.top_p)
-            drawn = draw(p, stream[:, position].to(p.device)).to(kept.device)
-            symbols = torch.where(unknown[:, position], drawn, symbols)
-        return torch.cat([symbols, symbols]) if with_guidance else symbols
-
-    return choose
+@contextmanager
+def _eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put all modules into eval mode inside the block, and each back into its own mode after it."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

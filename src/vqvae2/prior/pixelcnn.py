@@ -70,7 +70,7 @@ class PixelCNN(LevelPrior):
         """As `LevelPrior.forward`."""
         context = self.context(coarser, labels)
         e = self._embedded(codes)
-        v = functional.pad(e, (0, 0, 1, 0))[:, :, :-1] + (self.place_rows + self.place_columns)
+        v = functional.pad(e, (0, 0, 1, 0))[:, :, :-1] + self._positional(e.dtype)
         h = self._before(e)
         attentions = iter(self.attentions)
         for index, layer in enumerate(self.layers):
@@ -85,11 +85,11 @@ class PixelCNN(LevelPrior):
         return Cache(
             context=context,
             row=row,
-            vertical=tuple(layer.vertical.start(row) for layer in self._layers()),
+            vertical=tuple(layer.vertical.start(row) for layer in self.gated_layers()),
             given=(),
-            horizontal=tuple(layer.horizontal.start(row[:, :, 0]) for layer in self._layers()),
+            horizontal=tuple(layer.horizontal.start(row[:, :, 0]) for layer in self.gated_layers()),
             attention=tuple(
-                attention.start(row[:, :, 0], self.positions) for attention in self._attentions()
+                attention.start(row[:, :, 0], self.positions) for attention in self.attention_layers()
             ),
         )
 
@@ -105,18 +105,20 @@ class PixelCNN(LevelPrior):
             cache.row[:, :, c - 1] + places
         )  # at column 0 the last code of the row above; zero at the first position
         horizontal, attention = list(cache.horizontal), list(cache.attention)
-        attentions = enumerate(self._attentions())
-        for index, layer in enumerate(self._layers()):
+        attentions = enumerate(self.attention_layers())
+        for index, layer in enumerate(self.gated_layers()):
             h, horizontal[index] = layer.step(h, cache.given[index][c], horizontal[index])
             if index in self.attention_after:
                 place, layer_attention = next(attentions)
                 h, attention[place] = layer_attention.step(h, attention[place], position)
         return self._logits(h), replace(cache, horizontal=tuple(horizontal), attention=tuple(attention))
 
-    def _layers(self) -> list[GatedLayer]:
+    def gated_layers(self) -> list[GatedLayer]:
+        """The gated layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, GatedLayer)]
 
-    def _attentions(self) -> list[CausalAttention]:
+    def attention_layers(self) -> list[CausalAttention]:
+        """The attention layers; the n-th follows gated layer `attention_after[n]`."""
         return [layer for layer in self.attentions if isinstance(layer, CausalAttention)]
 
     def _start_row(self, cache: Cache, r: int) -> Cache:
@@ -126,7 +128,7 @@ class PixelCNN(LevelPrior):
             context = context[:, :, r if context.shape[2] > 1 else 0]
         v = cache.row + self.place_rows[:, r] + self.place_columns[:, 0]
         vertical, given = list(cache.vertical), []
-        for index, layer in enumerate(self._layers()):
+        for index, layer in enumerate(self.gated_layers()):
             v, gift, vertical[index] = layer.step_row(v, vertical[index], context)
             given.append(gift.permute(2, 0, 1).contiguous())  # a position then reads what lies side by side
         horizontal = tuple(torch.zeros_like(left) for left in cache.horizontal)

@@ -1,7 +1,6 @@
-"""The one raster loop: step the cache, ask a callback for the symbol, feed it back.
+"""The one raster loop: step the cache, ask a callback for the code, feed it back.
 
-Four callers, one contract: sampling draws a symbol, compressing supplies the known one, decompressing asks the
-range decoder, a test scores. Encoder and decoder therefore do identical arithmetic, and no loop is written twice.
+Sampling draws a code, scoring supplies the known one. Both do identical arithmetic, and no loop is written twice.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vqvae2.prior.captured import StepGraphs
+from vqvae2.prior.chooser import Chooser
 from vqvae2.prior.level import LevelPrior
 
 Choose = Callable[[int, Tensor], Tensor]
@@ -18,7 +19,12 @@ Choose = Callable[[int, Tensor], Tensor]
 
 @torch.no_grad()
 def scan(
-    prior: LevelPrior, batch: int, context: Tensor | None, choose: Choose, stop: int | None = None
+    prior: LevelPrior,
+    batch: int,
+    context: Tensor | None,
+    choose: Choose,
+    stop: int | None = None,
+    graphs: StepGraphs | None = None,
 ) -> Tensor:
     """Visit every position once, in raster order.
 
@@ -26,17 +32,21 @@ def scan(
         prior: one level, in eval mode.
         batch: B.
         context: from `prior.context`.
-        choose: called with (position, logits [B, K]); returns the symbols [B] int64 of that position.
+        choose: called with (position, logits [B, K]); returns the codes [B] int64 of that position.
         stop: visit the first `stop` positions only; None visits all.
+        graphs: draw by replaying recorded rows where `choose` is a `Chooser` and it is worth it; None takes plain steps.
 
     Returns:
         [B, H, W] int64, what `choose` returned; 0 where it was not asked.
     """
+    end = prior.positions if stop is None else stop
+    if graphs is not None and isinstance(choose, Chooser) and graphs.takes(prior, batch, end):
+        return graphs.draw(prior, batch, context, choose, end)
     cache = prior.start(batch, context)
-    symbols = torch.zeros(prior.positions, batch, dtype=torch.int64, device=prior.place_rows.device)
+    codes = torch.zeros(prior.positions, batch, dtype=torch.int64, device=prior.embedding.weight.device)
     previous: Tensor | None = None
-    for position in range(prior.positions if stop is None else stop):
+    for position in range(end):
         logits, cache = prior.step(cache, position, previous)
         previous = choose(position, logits)
-        symbols[position] = previous
-    return symbols.T.reshape(batch, prior.height, prior.width)
+        codes[position] = previous
+    return codes.T.reshape(batch, prior.height, prior.width)

@@ -77,7 +77,7 @@ class Transformer(LevelPrior):
         context = self.context(coarser, labels)
         h = self._before(self._embedded(codes))
         if context is not None:
-            h = h + context
+            h = h + context.to(h.dtype)
         h = h.contiguous(memory_format=torch.channels_last)  # as attention reads it
         for layer in self.layers:
             h = self._run(layer, h)
@@ -86,7 +86,7 @@ class Transformer(LevelPrior):
     def start(self, batch: int, context: Tensor | None) -> Cache:
         """As `LevelPrior.start`."""
         x = self.place_rows.new_zeros(batch, self.config.hidden)
-        return Cache(context, tuple(layer.attention.start(x, self.positions) for layer in self._layers()))
+        return Cache(context, tuple(layer.attention.start(x, self.positions) for layer in self.blocks()))
 
     def step(self, cache: Cache, position: int, previous: Tensor | None) -> tuple[Tensor, Cache]:
         """As `LevelPrior.step`; keys and values are written in place."""
@@ -97,9 +97,10 @@ class Transformer(LevelPrior):
             _, _, height, width = cache.context.shape
             h = h + cache.context[:, :, r % height, c % width]
         attention = list(cache.attention)
-        for index, layer in enumerate(self._layers()):
+        for index, layer in enumerate(self.blocks()):
             h, attention[index] = layer.step(h, attention[index], position)
         return self._logits(h), Cache(cache.context, tuple(attention))
 
-    def _layers(self) -> list[TransformerBlock]:
+    def blocks(self) -> list[TransformerBlock]:
+        """The blocks, first to last."""
         return [layer for layer in self.layers if isinstance(layer, TransformerBlock)]

@@ -21,7 +21,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from vqvae2.config.models import Hardware, TrainConfig
+from vqvae2.config.hardware import Hardware
+from vqvae2.config.training import TrainConfig
 from vqvae2.errors import UserError
 
 _CAPTURE_FROM = 50  # steps from which on recording the step is worth its second or two (our decision)
@@ -202,12 +203,16 @@ def switches(choices: Choices) -> Iterator[None]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, choices: Choices) -> torch.optim.AdamW:
-    """AdamW over what is trained. On a CUDA card, and in a static step, it is fused and reads its rate from a tensor."""
-    weights = [p for p in model.parameters() if p.requires_grad]
+    """AdamW over what is trained. On a CUDA card, and in a static step, it is fused and reads its rates from tensors.
+
+    A model may have its own `parameter_groups`: a list of groups, in which `scale` times the learning rate is a group's.
+    """
+    own = getattr(model, "parameter_groups", None)
+    groups = own() if own else [{"params": [p for p in model.parameters() if p.requires_grad]}]
     if choices.device.type != "cuda" and not choices.static:
-        return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
-    rate = torch.full((), config.lr, device=choices.device)
-    return torch.optim.AdamW(weights, lr=rate, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    groups = [{**group, "lr": torch.full((), config.lr, device=choices.device)} for group in groups]
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

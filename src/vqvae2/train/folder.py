@@ -1,13 +1,7 @@
-"""What a run folder holds, and the rules by which a folder that exists may be used again.
+"""The rules by which a run folder that exists may be used again, and its weights; `files/run_folder.py` says what it holds.
 
-    RUN/config.yaml        what was asked for, resolved, with version, command, source, fingerprint and classes
-    RUN/data/              decoded pictures, skipped.txt
-    RUN/autoencoder/       model.safetensors, config.json, metrics.jsonl, checkpoints/, pictures/
-    RUN/codes/             the code store
-    RUN/prior/level-0/ ... as autoencoder/, and samples.png
-
-Each stage is done when its model file (or manifest) is there. A setting that contradicts what is already trained is
-refused with the difference.
+A stage is done when its model file (or manifest) exists. A setting that differs from the one that an existing stage was
+trained with is refused, and the error shows both values.
 """
 
 from __future__ import annotations
@@ -28,9 +22,10 @@ from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
 from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
-_FREE = re.compile(  # may change at any time
+_FREE = re.compile(  # settings that may change at any time
     r"data\.(workers|cache_gb|streaming)|precision|compile|capture|tf32|resident_gb|deterministic|sampling"
     r"|train_prior\.\d+\.checkpointing"
 )
@@ -41,12 +36,12 @@ class RunError(UserError):
 
 
 def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:
-    """Make RUN ours: refuse what contradicts it, write down the resolved configuration.
+    """Check the settings against what RUN already holds, and write RUN/config.yaml.
 
     Raises:
         RunError: see `train`.
     """
-    file = folder / "config.yaml"
+    file = RunFolder(folder).config
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -82,8 +77,8 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
 
 
 def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
-    """Write RUN/config.yaml, unless it says so already: the record under `run`, then the settings."""
-    file = folder / "config.yaml"
+    """Write RUN/config.yaml if its content would change: the record under `run`, then the settings."""
+    file = RunFolder(folder).config
     text = yaml.safe_dump({"run": record, **config.model_dump(mode="json")}, sort_keys=False)
     if not (file.is_file() and file.read_text(encoding="utf-8") == text):
         atomic.write_text(file, text)
@@ -96,12 +91,13 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
         RunError: not a run folder, or one of a newer version.
         ConfigError: damaged.
     """
-    if not (folder / "config.yaml").is_file():
+    file = RunFolder(folder).config
+    if not file.is_file():
         raise RunError(f"{folder} is no run folder: it has no config.yaml")
-    value = read_yaml(folder / "config.yaml")
+    value = read_yaml(file)
     record = value.pop("run", {})
     if not isinstance(record, dict) or not isinstance(record.get("format", 0), int):
-        raise ConfigError(f"{folder / 'config.yaml'} is damaged: it has no record of the run")
+        raise ConfigError(f"{file} is damaged: it has no record of the run")
     if record.get("format", 0) > atomic.FORMAT:
         raise RunError(
             f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
@@ -111,14 +107,18 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
 
 
 def model_file(folder: Path, level: int | None = None) -> Path:
-    """The weights of the autoencoder (level None) or of one level's prior."""
-    part = folder / "autoencoder" if level is None else folder / "prior" / f"level-{level}"
-    return part / "model.safetensors"
+    """The file with the weights of the autoencoder (level None) or of one level's prior."""
+    return RunFolder(folder).stage(level).model
+
+
+def sharp_file(folder: Path) -> Path:
+    """The weights of the sharpened decoder."""
+    return RunFolder(folder).sharpen.model
 
 
 def samples_file(folder: Path, level: int) -> Path:
-    """Samples of the levels up to this one, drawn when its prior is trained."""
-    return folder / "prior" / f"level-{level}" / "samples.png"
+    """The picture of samples of the levels up to this one, drawn when its prior is trained."""
+    return RunFolder(folder).prior(level).samples
 
 
 def finished(folder: Path, config: Config) -> bool:
@@ -126,7 +126,8 @@ def finished(folder: Path, config: Config) -> bool:
     levels = range(config.autoencoder.levels)
     parts = [
         model_file(folder),
-        folder / "codes" / "manifest.json",
+        RunFolder(folder).manifest,
+        *([sharp_file(folder)] if config.sharpen.steps else []),
         *(model_file(folder, level) for level in levels),
         *(samples_file(folder, level) for level in levels),
     ]
@@ -134,29 +135,27 @@ def finished(folder: Path, config: Config) -> bool:
 
 
 def begun(folder: Path, config: Config) -> list[str]:
-    """Prefixes of the settings that what is already trained depends on."""
-
-    def started(part: Path) -> bool:
-        return (part / "model.safetensors").exists() or (part / "checkpoints" / "last.safetensors").exists()
-
+    """Prefixes of the settings that may no longer change, because a stage was trained with them."""
     prefixes = []
     levels = range(config.autoencoder.levels)
-    if started(folder / "autoencoder"):
+    if RunFolder(folder).autoencoder.begun():
         prefixes += ["seed", "data", "autoencoder", "train_autoencoder"]
+    if RunFolder(folder).sharpen.begun():
+        prefixes.append("sharpen")
     for level in levels:
-        if started(folder / "prior" / f"level-{level}"):
+        if RunFolder(folder).prior(level).begun():
             prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
             prefixes += [f"train_prior.{other}.copies" for other in levels]  # all levels share the codes
     return prefixes
 
 
 def with_classes(folder: Path, config: Config, images: ImageSet, accelerator: Accelerator) -> Config:
-    """Write the data's fingerprint and classes down; refuse data that changed under a trained model."""
+    """Record the fingerprint and the classes of the data; refuse data that changed since a stage was trained."""
     record, _ = read_run(folder)
     known = record.get("fingerprint")
     if known and known != images.fingerprint and begun(folder, config):
         raise RunError(
-            f"the pictures in {record['source']} changed since {folder} was begun; use another --run, or restore them"
+            f"the images in {record['source']} changed since the training of {folder} began; use another --run, or restore them"
         )
     classes = list(images.classes) if config.prior.conditional else []
     record |= {"fingerprint": images.fingerprint, "classes": classes}
@@ -177,6 +176,24 @@ def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -
     model = VQVAE(config.autoencoder)
     tensor_file.load_weights(model, tensors, model_file(folder))
     return model.to(device).eval(), tensor_file.digest(tensors)
+
+
+def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) -> VQVAE:
+    """The trained autoencoder of a run in eval mode, decoding with its sharpened decoder; it encodes as the plain one.
+
+    The sharpened decoder has learnt to decode all levels together. For images of the coarsest levels alone, use
+    the plain one.
+
+    Raises:
+        FileError: not sharpened yet, damaged, or sharpened for other weights of the autoencoder.
+    """
+    file = sharp_file(folder)
+    model, digest = load_autoencoder(folder, config, device)
+    tensors, meta = tensor_file.load_tensors(file)
+    if meta.get("autoencoder") != digest:
+        raise atomic.FileError(f"{file} belongs to another autoencoder than {model_file(folder)}")
+    tensor_file.load_weights(model, {**model.state_dict(), **tensors}, file)
+    return model
 
 
 def load_prior(

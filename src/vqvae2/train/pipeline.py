@@ -1,4 +1,6 @@
-"""The chained pipeline: pictures -> autoencoder -> codes -> one prior per level, in one run folder, resumable.
+"""The chained pipeline: images -> autoencoder -> codes -> sharpened decoder (if asked for) -> one prior per level.
+
+All of it is in one run folder and resumable.
 
 Called again, it goes on where it stopped; `train/folder.py` says what counts as done, and what is refused.
 """
@@ -6,6 +8,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +28,7 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
 from vqvae2.train.folder import (
     claim,
@@ -33,12 +37,15 @@ from vqvae2.train.folder import (
     load_prior,
     model_file,
     samples_file,
+    sharp_autoencoder,
+    sharp_file,
     with_classes,
 )
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.sharpen import SharpenObjective
 
-_COLLAPSED = 0.10  # a level that uses fewer codes than this share is reported before stage 2
+_COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
 
 
 def train(
@@ -50,19 +57,23 @@ def train(
     reporter: Reporter | None = None,
     until: Literal["autoencoder", "prior"] = "prior",
 ) -> None:
-    """Do what is not yet done of the whole pipeline, or of its first stage.
+    """Run every stage of the pipeline that is not done yet, or the first stage only.
 
     Args:
         data: see `open_images`.
         folder: RUN; created.
         config: every setting.
-        command: what the user typed, for the record.
-        reporter: where to speak.
-        until: "autoencoder" stops after stage 1; a later call without it goes on.
+        command: what the user typed; it is written to config.yaml.
+        reporter: where progress and messages are shown.
+        until: "autoencoder" stops after stage 1; a later call without it continues.
 
     Raises:
-        RunError: RUN cannot be written, is of a newer version, or holds something trained otherwise.
-        DataError, PerceptualError, TrainingError, FileError, StoreError: see there. Interrupted: Ctrl-C.
+        RunError: RUN cannot be written, was made by a newer version, or holds a stage trained with other settings.
+        DataError: the images cannot be read, or are too few.
+        PerceptualError: the weights of the perceptual distance cannot be read.
+        TrainingError: a training cannot go on, for example because the loss is not finite.
+        FileError, StoreError: a file of the run is damaged or cannot be written.
+        Interrupted: Ctrl-C was pressed; the state is saved.
     """
     folder = Path(folder)
     accelerator = make_accelerator(config.precision)
@@ -73,14 +84,18 @@ def train(
     if finished(folder, config):
         reporter.say(f"{folder}: all is done; nothing to train")
         return
-    given = None if model_file(folder).exists() else _given(config)  # first: a wrong path is found at once
+    inputs = (
+        None if model_file(folder).exists() else _stage1_inputs(config)
+    )  # first, so that a wrong path is reported at once
     images = _open(data, folder, config, accelerator, reporter)
     try:
         config = with_classes(folder, config, images, accelerator)
-        autoencoder, digest = _stage1(folder, config, images, given, accelerator, reporter)
+        autoencoder, digest = _stage1(folder, config, images, inputs, accelerator, reporter)
         if until == "autoencoder":
             return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
+        if config.sharpen.steps and not sharp_file(folder).exists():
+            _sharpen(folder, config, images, digest, accelerator, reporter)
     finally:
         images.close()
     _health(store, reporter)
@@ -95,7 +110,7 @@ def train(
 def extract(
     autoencoder: VQVAE, images: ImageSet, config: Config, folder: Path, digest: str, reporter: Reporter
 ) -> None:
-    """Encode every picture into the code store `folder`: held-out ones once, training ones `copies` times.
+    """Encode every image into the code store `folder`: held-out images once, training images `copies` times.
 
     The first copy is not augmented; each further one is, as the data configuration says. The frozen model is in
     eval mode; labels travel along.
@@ -115,43 +130,43 @@ def extract(
             *((images.train, 0, None if i == 0 else config.seed + i) for i in range(copies(config))),
         ]
         for indices, side, seed in passes:
-            for pictures, labels in sequential(images, indices, config.data, batch=64, copies_seed=seed):
-                codes = autoencoder.encode(pictures.to(device))
+            for batch, labels in sequential(images, indices, config.data, batch=64, copies_seed=seed):
+                codes = autoencoder.encode(batch.to(device))
                 writer.append(codes, labels.numpy(), np.full(len(labels), side, np.int8))
                 done += len(labels)
                 tracker.update(done)
 
 
 def _total(images: ImageSet, config: Config) -> int:
-    """How many pictures the code store holds."""
+    """The number of images in the code store, copies included."""
     return len(images.heldout) + copies(config) * len(images.train)
 
 
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
-    with accelerator.main_process_first(), reporter.track("reading pictures", 1, unit="images") as tracker:
+    with accelerator.main_process_first(), reporter.track("reading images", 1, unit="images") as tracker:
 
         def progress(done: int, total: int | None) -> None:
-            tracker.total = total or done + 1  # of a stream nobody knows
+            tracker.total = total or done + 1  # the length of a stream is unknown
             tracker.update(done)
 
         images = open_images(
-            data, config.data, folder / "data", seed=config.seed, say=reporter.say, progress=progress
+            data, config.data, RunFolder(folder).data, seed=config.seed, say=reporter.say, progress=progress
         )
     reporter.say(
-        f"{len(images)} pictures of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
+        f"{len(images)} images of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
         + (f", {len(images.classes)} classes" if images.classes else ", no classes")
     )
     return images
 
 
-def _given(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]]:
-    """What stage 1 is given beside pictures: its perceptual distance, and the weights it begins with ({}: at random)."""
+def _stage1_inputs(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]]:
+    """What stage 1 needs beside images: the perceptual distance or None, and the initial weights ({} means random ones)."""
     settings = config.train_autoencoder
     weights, start = settings.perceptual_weights, settings.start
     distance = PerceptualDistance.read(weights) if weights else None
     begin = tensor_file.load_tensors(model_file(Path(start)))[0] if start else {}
     if begin:
-        tensor_file.load_weights(VQVAE(config.autoencoder), begin, start)  # says what does not fit
+        tensor_file.load_weights(VQVAE(config.autoencoder), begin, start)  # raises where they do not fit
     return distance, begin
 
 
@@ -159,25 +174,51 @@ def _stage1(
     folder: Path,
     config: Config,
     images: ImageSet,
-    given: tuple[PerceptualDistance | None, dict[str, Tensor]] | None,
+    inputs: tuple[PerceptualDistance | None, dict[str, Tensor]] | None,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> tuple[VQVAE, str]:
-    if given:
-        part, objective = folder / "autoencoder", AutoencoderObjective(config, images, given[0])
-        if given[1]:
-            tensor_file.load_weights(objective.model, given[1], config.train_autoencoder.start)
+    if inputs:
+        part, objective = RunFolder(folder).autoencoder, AutoencoderObjective(config, images, inputs[0])
+        if inputs[1]:
+            tensor_file.load_weights(objective.model, inputs[1], config.train_autoencoder.start)
         _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
     return load_autoencoder(folder, config, accelerator.device)
 
 
+def _sharpen(
+    folder: Path, config: Config, images: ImageSet, digest: str, accelerator: Accelerator, reporter: Reporter
+) -> None:
+    """Train the sharpened decoder. Its file holds the digest of the autoencoder that it belongs to."""
+    settings = config.sharpen
+    weights = settings.perceptual_weights
+    distance = PerceptualDistance.read(weights) if weights else None
+    plain, _ = load_autoencoder(folder, config, accelerator.device)  # its own copy, which it freezes
+    objective = SharpenObjective(config, images, plain, distance)
+    _fit(
+        objective,
+        settings,
+        RunFolder(folder).sharpen,
+        accelerator,
+        reporter,
+        config,
+        config.seed + 5,  # four levels of priors take the numbers before
+        lambda: (objective.weights(), {"autoencoder": digest}),
+    )
+
+
 def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) -> None:
-    """Samples of the levels that are trained so far, finer ones at their mean code: prior/level-L/samples.png."""
+    """Draw prior/level-L/samples.png: samples of the levels trained so far; finer levels are set to their mean code.
+
+    With all levels trained, the sharpened decoder is used if there is one.
+    """
     device = next(autoencoder.parameters()).device
+    if level == config.autoencoder.levels - 1 and sharp_file(folder).exists():
+        autoencoder = sharp_autoencoder(folder, config, device)
     count, classes = 64, config.prior.classes
     prior = load_prior(folder, config, device, level + 1)
     labels = torch.arange(count) % classes if classes else None
-    drawn = prior.sample(count, labels, seed=config.seed, **config.sampling.of(level + 1))
+    drawn = prior.sample(count, labels, config.sampling.coarsest(level + 1), seed=config.seed)
     finer = config.geometry.grids[level + 1 :]
     rest = (torch.zeros(count, *grid, dtype=torch.int64, device=device) for grid in finer)
     pictures = autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1)
@@ -195,19 +236,19 @@ def _codes(
 ) -> CodeStore:
     if accelerator.is_main_process:
         try:
-            store = open_store(folder / "codes", digest=digest)
+            store = open_store(RunFolder(folder).codes, digest=digest)
             if len(store) != _total(images, config):
                 raise StoreError("train_prior.*.copies was changed")
         except StoreError:
             if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
                 reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
-            extract(model, images, config, folder / "codes", digest, reporter)
+            extract(model, images, config, RunFolder(folder).codes, digest, reporter)
     accelerator.wait_for_everyone()
-    return open_store(folder / "codes", digest=digest)
+    return open_store(RunFolder(folder).codes, digest=digest)
 
 
 def _health(store: CodeStore, reporter: Reporter) -> None:
-    """Report a collapsed level before stage 2 starts, with what to do."""
+    """Warn of a level that uses few of its codes before stage 2 starts, and say what may help."""
     for level, figures in enumerate(code_use(store)):
         if figures["usage"] < _COLLAPSED:
             reporter.say(
@@ -218,7 +259,7 @@ def _health(store: CodeStore, reporter: Reporter) -> None:
 
 
 def code_use(store: CodeStore) -> list[dict[str, float]]:
-    """Per level, over the training pictures: share of codes used at all, and perplexity."""
+    """Per level, over the training images: the share of codes used at all, and the perplexity."""
     counts = [torch.zeros(k, dtype=torch.int64) for k in store.geometry.vocabulary]
     for start in range(0, len(store.train), 4096):
         for count, level in zip(counts, store.codes(store.train[start : start + 4096]).levels, strict=True):
@@ -242,35 +283,37 @@ def _stage2(
     settings = config.train_prior[level]
     codebooks = [quantizer.embeddings for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
-    part = folder / "prior" / f"level-{level}"
+    part = RunFolder(folder).prior(level)
     _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)
 
 
 def _fit(
     objective: Objective,
     settings: Any,
-    part: Path,
+    part: StageFolder,
     accelerator: Accelerator,
     reporter: Reporter,
     config: Config,
     seed: int,
+    result: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None,
 ) -> Outcome:
-    """Train one stage and publish its model; the checkpoints are not needed after that."""
-    outcome = fit(objective, settings, part, accelerator, reporter, seed, config)
+    """Train one stage, then write its model.safetensors and delete its checkpoints.
+
+    Args:
+        result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
+    """
+    outcome = fit(objective, settings, part.path, accelerator, reporter, seed, config)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
-    reporter.say(
-        f"{objective.name}: step {outcome.best_step} is the best of {outcome.step}: " + _figures(figures)
-    )
+    kept = f"step {outcome.best_step} is the best of {outcome.step}"
+    if result:
+        kept = f"the averaged weights of step {outcome.best_step} are kept"
+    reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
     if accelerator.is_main_process:
-        atomic.write_json(
-            part / "config.json", {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
-        )
-        tensor_file.save_tensors(
-            part / "model.safetensors",
-            objective.model.state_dict(),
-            {"figures": figures, "step": outcome.best_step},
-        )
-        shutil.rmtree(part / "checkpoints", ignore_errors=True)
+        atomic.write_json(part.record, {"outcome": asdict(outcome), "config": config.model_dump(mode="json")})
+        tensors, more = result() if result else (objective.model.state_dict(), {})
+        about = {"figures": figures, "step": outcome.best_step, **more}
+        tensor_file.save_tensors(part.model, tensors, about)
+        shutil.rmtree(part.checkpoints, ignore_errors=True)
     accelerator.wait_for_everyone()
     return outcome
 

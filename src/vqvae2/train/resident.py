@@ -1,9 +1,11 @@
-"""Training images that stay on the device: a batch is then a few numbers, and gathering it costs one kernel.
+"""Training images: shipped batch by batch, or kept on the device, where gathering a batch costs one kernel.
 
     images --once--> pixels [n, P, P, C] on the device
     TrainingOrder + augmentation --host--> positions, rows, columns --device--> pixels [b, S, S, C]
 
 What is gathered equals what `data.batches.pixel_batches` makes on the host.
+
+Shapes: b this process's part of a batch, C channels, S the configured size, P the stored side, n training images.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import windows
-from vqvae2.data.batches import TrainingOrder
+from vqvae2.data.batches import TrainingOrder, pixel_batches
 from vqvae2.data.decoding import stored_side
 from vqvae2.data.images import ImageSet
 from vqvae2.data.pixels import to_float
+from vqvae2.train.feed import Batch
 
 _CHUNK = 256  # images copied to the device at once
 
@@ -65,6 +68,40 @@ class ResidentImages:
     def pixels_at(self, positions: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The batch that `places` describes, uint8 [b, S, S, C]."""
         return self.pixels[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+class TrainingImages:
+    """The batches of a stage that learns from images.
+
+    Args:
+        images: `images.train` are learnt from.
+        config: of the data.
+        batch: images per step over all processes.
+        seed: of their order and their augmentation.
+    """
+
+    def __init__(self, images: ImageSet, config: DataConfig, batch: int, seed: int) -> None:
+        self.images, self.config, self.batch, self.seed = images, config, batch, seed
+        self.resident: ResidentImages | None = None
+
+    def keep_on(self, device: torch.device, limit: int) -> int:
+        """Keep the stored training images on the device, if they take at most `limit` bytes; returns how many they take."""
+        self.resident = ResidentImages.of(self.images, self.config, device, limit)
+        return self.resident.pixels.numel() if self.resident else 0
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """Process `rank`'s batches from step `start` on: uint8 pixels [b, S, S, C] and labels [b].
+
+        Where the images are kept on the device, it is where to find them there; see `ResidentImages.places`.
+        """
+        order = TrainingOrder(self.images.train, self.batch, self.seed, rank, world)
+        if self.resident is not None:
+            return self.resident.places(order, start)
+        return pixel_batches(self.images, order, self.config, start=start)
+
+    def scaled(self, batch: Batch, device: torch.device) -> Tensor:
+        """The images of a batch of `batches`, float32 [b, C, S, S] in [-1, 1]."""
+        return scaled((batch[0] if self.resident is None else self.resident.pixels_at(*batch)).to(device))
 
 
 def scaled(pixels: Tensor) -> Tensor:

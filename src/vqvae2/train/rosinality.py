@@ -1,17 +1,17 @@
-"""Stage 1 from elsewhere: the VQ-VAE checkpoints of rosinality/vq-vae-2-pytorch become a run folder.
+"""Import of stage 1: a VQ-VAE checkpoint of rosinality/vq-vae-2-pytorch becomes a run folder.
 
-    CHECKPOINT --torch.load(weights_only)--> their tensors --names, shapes--> ours --> RUN/config.yaml, RUN/autoencoder/
+    CHECKPOINT --torch.load(weights_only)--> its tensors --names, shapes--> ours --> RUN/config.yaml, RUN/autoencoder/
 
-It stands in `train/` because it does what stage 1 of the pipeline does, by the rules of `train/folder.py`: it leaves a
-run folder whose autoencoder is done, and `vqvae2 train` goes on with the codes and the priors.
+This module is in `train/` because it replaces stage 1 of the pipeline: afterwards the autoencoder of the run folder is
+done, and `vqvae2 train` continues with the codes and the priors.
 
-Their network (commit ef5f67c) is ours with two levels and strides (4, 2). Three things are not in the file: the decay
-and the smoothing of the codebooks' averages (their defaults are written down), and which commit trained it. Before
-ef5f67c a residual block was relu(x) + f(x) under the same tensor names; weights of such a training are read as the
-commit reads them, and reconstruct worse than they did at home, here as there.
+Rosinality's network (commit ef5f67c) is ours with two levels and strides (4, 2). The checkpoint does not contain the decay
+and the smoothing of the codebooks' moving averages, so rosinality's defaults are written down, nor the commit that it was
+trained with. Before ef5f67c a residual block computed relu(x) + f(x) under the same tensor names. Weights from that time
+are read as ef5f67c reads them; in both programs their reconstructions are worse than they were originally.
 
-Codes and pixels are theirs. Where two codes are equally far but for the rounding of float32, either may be chosen,
-because distances are summed in another order here.
+Codes and reconstructions equal rosinality's. If two codes are equally near except for the rounding of float32, either may
+be chosen, because distances are summed in a different order here.
 
 Shapes: D code dimension, K codes.
 """
@@ -33,13 +33,16 @@ from vqvae2.config.models import AutoencoderConfig, Config, parse
 from vqvae2.config.presets import choose, preset
 from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.train.folder import begun, model_file, read_run, write_config
 
 _WHAT = "stage-1 checkpoint of rosinality/vq-vae-2-pytorch"
-_FIRST = "enc_b.blocks.0.weight"  # whoever has no such tensor is no VQVAE of theirs
-_COUNTER = 100_000  # updates behind the averages: 1 - decay ** this is 1, so they are read as they are
-_RESIDUAL = 32  # their default, where no block says it
-_CHANNELS = (1, 3, 4)  # what pictures can be read as
+_FIRST = "enc_b.blocks.0.weight"  # a file without this tensor is no checkpoint of that VQ-VAE
+_COUNTER = (
+    100_000  # number of updates of the moving averages: 1 - decay ** this is 1, so they are used as they are
+)
+_RESIDUAL = 32  # rosinality's default, for a network without residual blocks
+_CHANNELS = (1, 3, 4)  # of images that can be read
 
 
 class RosinalityError(UserError):
@@ -47,22 +50,22 @@ class RosinalityError(UserError):
 
 
 def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, command: str = "") -> Config:
-    """Make a run folder whose autoencoder is that of a checkpoint of theirs.
+    """Make a run folder whose autoencoder is that of a checkpoint.
 
-    The model file is written last: a run folder without it is not done, and may be imported into again.
+    The model file is written last, so an import that was interrupted can be repeated.
 
     Args:
-        path: the checkpoint, a state dict or a dictionary with one inside; with or without `module.` before the names.
+        path: the checkpoint, a state dict or a dictionary that contains one; with or without `module.` before the names.
         folder: RUN; created.
-        size: height and width of the pictures in pixels, a multiple of 8.
+        size: height and width of the images in pixels, a multiple of 8.
         command: what the user typed, for the record.
 
     Returns:
         The configuration in RUN/config.yaml. Its priors are those of the two finest levels of the `small` preset of
-        this size; `vqvae2 train --set prior...` may still change them.
+        this size; `vqvae2 train --set prior...` can still change them.
 
     Raises:
-        RosinalityError: no such file, not theirs, not only tensors, or RUN holds something trained.
+        RosinalityError: no such file, another network, more than tensors in it, or RUN holds trained weights.
         ConfigError: sizes that no run can have.
         RunError: RUN was made by a newer version.
         FileError: RUN cannot be written.
@@ -71,10 +74,10 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
     tensors = read_state_dict(path)
     config = _config(path, tensors, size)
     weights = convert(path, tensors, config.autoencoder)
-    old = read_run(folder)[1] if (folder / "config.yaml").is_file() else config
+    old = read_run(folder)[1] if RunFolder(folder).exists() else config
     if begun(folder, old):
         raise RosinalityError(
-            f"{folder} holds a model that is trained, or in training: choose another --run, or delete it first"
+            f"{folder} holds a model that is trained or in training: choose another --run, or delete it first"
         )
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
@@ -91,72 +94,75 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint under their plain names, on the CPU. No code in it is ever run.
 
     Raises:
-        RosinalityError: no such file, damaged, more than tensors in it, or no VQVAE of theirs.
+        RosinalityError: no such file, damaged, more than tensors in it, or another network.
     """
     path = Path(path)
     if not path.is_file():
         raise RosinalityError(f"no checkpoint {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old formats; what matters is an error
+            warnings.simplefilter("ignore")  # about old formats; a real problem is an error
             value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways, deep inside the reader
+    except Exception as error:  # a damaged file can raise almost anything in the reader
         named = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
         if named is not None:
             raise RosinalityError(
-                f"{path} holds more than tensors ({named[1]}); that could run code, so it is not opened: "
+                f"{path} holds more than tensors ({named[1]}); this could run code, so it is not opened: "
                 "save only the model's state_dict"
             ) from None
         raise RosinalityError(
             f"{path} is damaged, or not written by torch.save ({type(error).__name__})"
         ) from None
-    for found in _candidates(value):
-        names = {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    for candidate in _candidates(value):
+        names = {str(name).removeprefix("module."): tensor for name, tensor in candidate.items()}
         if _FIRST in names:
             return {name: _plain(path, name, tensor) for name, tensor in names.items()}
     raise RosinalityError(f"{path} is no {_WHAT}: it has no tensor {_FIRST}")
 
 
 def convert(path: str | Path, tensors: Mapping[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
-    """Their tensors as the state dict of our `VQVAE(config)`.
+    """Rosinality's tensors as the state dict of our `VQVAE(config)`.
 
-    Their codebook `embed` [D, K] is the transpose of our `embeddings` and stays as it is. `cluster_size` [K] and
-    `embed_avg` [D, K] become `ema_count` [K] and `ema_sum` [K, D], with a counter so large that the averages'
-    zero-debiasing divides by 1: theirs are not debiased.
+    The codebook `embed` [D, K] becomes its transpose `embeddings` [K, D]. `cluster_size` [K] and `embed_avg` [D, K] become
+    `ema_count` [K] and `ema_sum` [K, D]. These averages are not zero-debiased, so the counter of updates is set so high
+    that zero-debiasing divides them by 1.
+
+    Args:
+        path: of the checkpoint, for error messages.
 
     Raises:
-        RosinalityError: a tensor is missing, is one too many, or has another shape; one line about the first.
+        RosinalityError: a tensor is missing, unexpected, or has another shape; the message names the first one.
     """
     with torch.device("meta"):
         own = VQVAE(config).state_dict()
     known = dict(_names(config.blocks))
     result: dict[str, Tensor] = {}
-    for theirs, ours in known.items():
-        if theirs not in tensors:
-            raise RosinalityError(f"{path} is no {_WHAT}: it has no tensor {theirs}")
-        shape = tuple(own[ours].shape)
-        turned = theirs.endswith(("embed", "embed_avg"))
-        expected = shape[::-1] if turned else shape
-        found = tensors[theirs]
-        if tuple(found.shape) != expected:
+    for source, target in known.items():
+        if source not in tensors:
+            raise RosinalityError(f"{path} is no {_WHAT}: it has no tensor {source}")
+        shape = tuple(own[target].shape)
+        transposed = source.endswith(("embed", "embed_avg"))
+        expected = shape[::-1] if transposed else shape
+        tensor = tensors[source]
+        if tuple(tensor.shape) != expected:
             raise RosinalityError(
-                f"{path} is no {_WHAT}: at {theirs}, expected the shape {expected}, found {tuple(found.shape)}"
+                f"{path} is no {_WHAT}: at {source}, expected the shape {expected}, found {tuple(tensor.shape)}"
             )
-        result[ours] = (found.T if turned else found).contiguous()
-    for theirs in tensors:
-        if theirs not in known:
-            raise RosinalityError(f"{path} is no {_WHAT}: it has a tensor {theirs}, which theirs has not")
+        result[target] = (tensor.T if transposed else tensor).contiguous()
+    for source in tensors:
+        if source not in known:
+            raise RosinalityError(f"{path} is no {_WHAT}: it has an unexpected tensor {source}")
     for name, tensor in own.items():
         if name.endswith(".counter"):
             result[name] = torch.tensor(_COUNTER, dtype=tensor.dtype)
-        elif name.endswith(".distortion"):  # serves `rate` only, which is 0
+        elif name.endswith(".distortion"):  # only the entropy penalty uses it, which is 0
             result[name] = torch.zeros((), dtype=tensor.dtype)
     tensor_file.load_weights(VQVAE(config), result, path)
     return result
 
 
 def _candidates(value: Any) -> Iterator[Mapping[Any, Any]]:
-    """What may be the state dict: the value itself, then what it holds; `model` and `state_dict` before others."""
+    """What may be the state dict: the value itself, then the mappings in it, `model` and `state_dict` before others."""
     if not isinstance(value, Mapping):
         return
     yield value
@@ -169,7 +175,7 @@ def _plain(path: Path, name: str, value: Any) -> Tensor:
     """A tensor as float32, dense, on the CPU.
 
     Raises:
-        RosinalityError: it is none, or holds numbers that are not finite.
+        RosinalityError: it is no such tensor, or holds numbers that are not finite.
     """
     if (
         not isinstance(value, Tensor)
@@ -184,10 +190,10 @@ def _plain(path: Path, name: str, value: Any) -> Tensor:
 
 
 def _config(path: str | Path, tensors: Mapping[str, Tensor], size: int) -> Config:
-    """The run's settings: the autoencoder's from the tensors' shapes, the rest from a preset of the size.
+    """The run's settings: those of the autoencoder from the shapes of the tensors, the rest from the preset of the size.
 
     Raises:
-        RosinalityError: a shape that says nothing, or pictures of channels that cannot be read.
+        RosinalityError: a tensor with another number of axes, or a number of image channels that cannot be read.
         ConfigError: out of range.
     """
 
@@ -203,7 +209,7 @@ def _config(path: str | Path, tensors: Mapping[str, Tensor], size: int) -> Confi
 
     channels = length(_FIRST, 1, 4)
     if channels not in _CHANNELS:
-        raise RosinalityError(f"{path} is for pictures of {channels} channels: expected 1, 3 or 4")
+        raise RosinalityError(f"{path} is for images of {channels} channels: expected 1, 3 or 4")
     blocks = sum(re.fullmatch(r"enc_b\.blocks\.\d+\.conv\.1\.weight", name) is not None for name in tensors)
     base = preset(choose(0, size)).model_dump(mode="json")
     base["data"] |= {"size": size, "channels": channels}
@@ -215,41 +221,46 @@ def _config(path: str | Path, tensors: Mapping[str, Tensor], size: int) -> Confi
         "hidden": length("enc_b.blocks.4.weight", 0, 4),
         "residual": length("enc_b.blocks.5.conv.1.weight", 0, 4) if blocks else _RESIDUAL,
         "blocks": blocks,
-        "init": "sonnet",  # their averages smooth the counts as Sonnet does, and nothing is revived
+        "init": "sonnet",  # rosinality smooths the counts as Sonnet does, and revives no codes
         "revive": False,
     }
-    base["prior"]["levels"] = base["prior"]["levels"][-2:]  # of three levels, the two whose grids are alike
+    base["prior"]["levels"] = base["prior"]["levels"][
+        -2:
+    ]  # of a preset with three levels, the two with the same grids
     base["train_prior"] = base["train_prior"][-2:]
     return parse(base)
 
 
 def _names(blocks: int) -> Iterator[tuple[str, str]]:
-    """(their name, ours) of every tensor they have, for stacks of `blocks` residual blocks; level 0 is their `t`."""
+    """(rosinality's name, ours) of every tensor, with `blocks` residual blocks per stack.
 
-    def layer(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-        for part in ("weight", "bias"):
-            yield f"{theirs}.{part}", f"{ours}.{part}"
+    Rosinality's level `t` (top) is our level 0, `b` (bottom) our level 1.
+    """
 
-    def stack(theirs: str, first: int, ours: str) -> Iterator[tuple[str, str]]:
+    def layer(source: str, target: str) -> Iterator[tuple[str, str]]:
+        for name in ("weight", "bias"):
+            yield f"{source}.{name}", f"{target}.{name}"
+
+    def stack(source: str, first: int, target: str) -> Iterator[tuple[str, str]]:
         for block in range(blocks):
-            yield from layer(f"{theirs}.blocks.{first + block}.conv.1", f"{ours}.{block}.conv3")
-            yield from layer(f"{theirs}.blocks.{first + block}.conv.3", f"{ours}.{block}.conv1")
+            yield from layer(f"{source}.blocks.{first + block}.conv.1", f"{target}.{block}.conv3")
+            yield from layer(f"{source}.blocks.{first + block}.conv.3", f"{target}.{block}.conv1")
 
-    for theirs, level, convolutions in (("enc_b", 1, (0, 2, 4)), ("enc_t", 0, (0, 2))):
-        for place in convolutions:
-            yield from layer(f"{theirs}.blocks.{place}", f"levels.{level}.encoder.0.{place}")
-        yield from stack(theirs, convolutions[-1] + 1, f"levels.{level}.encoder.1")
-    for theirs, ours, transposed in (("dec_t", "levels.0.conditioner", (0,)), ("dec", "decoder", (0, 2))):
-        yield from layer(f"{theirs}.blocks.0", f"{ours}.0")
-        yield from stack(theirs, 1, f"{ours}.1")
-        for place in transposed:  # after the stack and its ReLU
-            yield from layer(f"{theirs}.blocks.{blocks + 2 + place}", f"{ours}.2.{place}")
+    for source, level, convolutions in (("enc_b", 1, (0, 2, 4)), ("enc_t", 0, (0, 2))):
+        for index in convolutions:
+            yield from layer(f"{source}.blocks.{index}", f"levels.{level}.encoder.0.{index}")
+        yield from stack(source, convolutions[-1] + 1, f"levels.{level}.encoder.1")
+    for source, target, transposed in (("dec_t", "levels.0.conditioner", (0,)), ("dec", "decoder", (0, 2))):
+        yield from layer(f"{source}.blocks.0", f"{target}.0")
+        yield from stack(source, 1, f"{target}.1")
+        for index in transposed:  # after the stack and its ReLU
+            yield from layer(f"{source}.blocks.{blocks + 2 + index}", f"{target}.2.{index}")
     yield from layer("upsample_t", "levels.0.to_finest.0.0")
     for letter, level in (("t", 0), ("b", 1)):
         yield from layer(f"quantize_conv_{letter}", f"levels.{level}.projection")
-        for theirs, ours in (
+        for source, target in (
             ("embed", "embeddings"),
             ("cluster_size", "ema_count"),
             ("embed_avg", "ema_sum"),
         ):
-            yield f"quantize_{letter}.{theirs}", f"levels.{level}.quantizer.{ours}"
+            yield f"quantize_{letter}.{source}", f"levels.{level}.quantizer.{target}"

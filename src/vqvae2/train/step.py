@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqvae2.config.models import TrainConfig
+from vqvae2.config.training import TrainConfig
 from vqvae2.train.device import Choices
 from vqvae2.train.feed import Batch, mapped, parts, tensors
 
@@ -114,10 +114,11 @@ class TrainingStep:
         torch.manual_seed(seed)
         self.number.fill_(number)
         for group in self.optimizer.param_groups:
+            own = rate * group.get("scale", 1.0)
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(own)
             else:
-                group["lr"] = rate
+                group["lr"] = own
         self.taken += 1
         if not self.choices.static or self.refused:
             self._work(batch)

@@ -1,0 +1,254 @@
+"""`vqvae2 complete`: a masked area of an image filled in, or variations that keep its coarse levels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqvae2.commands.options import (
+    Guidance,
+    ImageFolder,
+    Json,
+    RunName,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    changed_sampling,
+    per_level,
+    print_json,
+)
+from vqvae2.errors import UserError
+from vqvae2.files.progress import Reporter, Tracker
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqvae2.config.sampling import Sampling
+    from vqvae2.generate.complete import Completed, Kept
+    from vqvae2.run import Run
+
+_SHEET = 256  # images on the sheet, at most
+_ROW = 10  # images in a row of the sheet, at most
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """What is kept of an image, and how it is completed.
+
+    Attributes:
+        mask: a grey image, white (128 and more) where the image is to be filled in.
+        keep_levels: instead of a mask: how many levels are kept, from the coarsest.
+        n: how many completions.
+        labels: class names or numbers, repeated in turn; None is "no label".
+        seed: completion i of a seed is the same whatever n and the batch size.
+        passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept.
+        sampling: temperature and the like; None takes the run's own.
+        paste: outside the mask, keep the pixels of the image itself instead of the decoder's.
+    """
+
+    mask: Path | None = None
+    keep_levels: int | None = None
+    n: int = 8
+    labels: Sequence[str | int] | None = None
+    seed: int = 0
+    passes: int = 1
+    sampling: Sampling | None = None
+    paste: bool = True
+
+
+def complete(
+    run: Run, image: Path, out: Path, request: CompletionRequest, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Write 000.png ..., sheet.png (the image, what is kept of it, the completions) and completions.json.
+
+    Args:
+        image: an image file.
+        out: folder for the results; created.
+        reporter: shows the progress; None takes a new one.
+
+    Returns:
+        The content of completions.json: the request; the share of codes redrawn per level; after each pass, for each
+        completion and on average, the bits of each level, those of the kept codes among them, and the share of moves that
+        were accepted (see `generate.complete.Completed`).
+
+    Raises:
+        RunError: not trained yet.
+        UserError: neither or both of mask and keep_levels, an argument out of range, or `image` or the mask is one of the
+            files to be written; DataError: a file that cannot be used.
+    """
+    from vqvae2.files.output import make_folder, refuse_to_overwrite
+
+    refuse_to_overwrite([image, request.mask], _files(out, request.n))
+    sampling = request.sampling or run.sampling
+    kept = keep(run, image, request.mask, request.keep_levels)
+    drawn = run.complete(kept, request.n, request.labels, request.seed, request.passes, sampling)
+    make_folder(out)
+    about = {
+        "image": str(image),
+        "mask": str(request.mask) if request.mask else None,
+        "keep_levels": request.keep_levels,
+        "n": request.n,
+        "seed": request.seed,
+        "passes": request.passes,
+        "paste": request.paste,
+        **sampling.model_dump(mode="json"),
+    }
+    with (reporter or Reporter()).track("completions", request.n, unit="images") as tracker:
+        return _write(run.classes, kept, drawn, out, about, tracker)
+
+
+def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
+    """`Run.keep` of files. The mask is prepared like its image: centre square, resized, but to the nearest pixel.
+
+    Raises:
+        UserError: as `Run.keep`; DataError: a file that cannot be used.
+    """
+    import numpy as np
+    import torch
+
+    from vqvae2.commands.images import load_images
+    from vqvae2.data.augmentation import centre
+    from vqvae2.data.decoding import load_mask
+
+    (pixels,) = load_images(run, [image])
+    data = run.config.data
+    if mask is None:
+        return run.keep(pixels, None, levels)
+    white = centre(load_mask(mask, data).astype(np.uint8)[None], data.size)[0]
+    return run.keep(pixels, torch.from_numpy(white) == 1, levels)
+
+
+def _files(out: Path, n: int) -> list[Path]:
+    """What is written: the images by number, the sheet, the list."""
+    return [*(out / f"{number:03d}.png" for number in range(n)), out / "sheet.png", out / "completions.json"]
+
+
+def _write(
+    classes: Sequence[str],
+    kept: Kept,
+    drawn: Iterable[Completed],
+    out: Path,
+    about: dict[str, Any],
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Write the batches, the sheet and the list, which is returned."""
+    import torch
+
+    from vqvae2.data.grid import save_grid, save_picture
+    from vqvae2.data.pixels import to_pil
+    from vqvae2.files.atomic import write_json
+
+    *files, sheet, listing = _files(out, about["n"])
+    entries: list[dict[str, Any]] = []
+    shown = [kept.image.cpu(), kept.shown.cpu()]
+    bits: list[Tensor] = []
+    accepted: list[Tensor] = []
+    for part in drawn:
+        images = part.images if about["paste"] else part.decoded
+        for number, image in zip(part.numbers, to_pil(images), strict=True):
+            save_picture(image, files[number])
+        entries += _entries(part, files, classes)
+        shown += images[: _SHEET - len(shown)].cpu()
+        bits.append(part.bits)
+        accepted.append(part.accepted)
+        tracker.update(part.numbers.stop)
+    zoom = max(1, 128 // shown[0].shape[-1])
+    save_grid(torch.stack(shown), sheet, columns=min(len(shown), _ROW), zoom=zoom)
+    whole, own = torch.cat(bits, 1).mean(1).unbind(1)
+    result = {
+        **about,
+        "sheet": str(sheet),
+        "redrawn": [float(where.double().mean()) for where in kept.redrawn],
+        "bits": whole.tolist(),
+        "kept_bits": own.tolist(),
+        "accepted": torch.cat(accepted, 1).mean(1).tolist(),
+        "completions": entries,
+    }
+    write_json(listing, result)
+    return result
+
+
+def _entries(part: Completed, files: Sequence[Path], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """What completions.json says of each completion of a batch."""
+    entries: list[dict[str, Any]] = []
+    for index, number in enumerate(part.numbers):
+        entry: dict[str, Any] = {"file": files[number].name, "number": number}
+        if part.labels is not None:
+            entry["label"] = int(part.labels[index])
+            entry["class"] = classes[entry["label"]]
+        whole, own = part.bits[:, index].unbind(1)
+        entries.append({**entry, "bits": whole.tolist(), "kept_bits": own.tolist()})
+    return entries
+
+
+def command(
+    run: RunName,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="an image file")],
+    out: ImageFolder,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="a grey image of any size, white (128 and more) = fill in, black = keep; a code is redrawn if any pixel "
+            "of its cell is white, and the encoder does not see the pixels under white"
+        ),
+    ] = None,
+    keep_levels: Annotated[
+        int | None,
+        typer.Option(help="instead of a mask: keep the N coarsest levels and redraw the finer ones"),
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="number of completions")] = 8,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="class by name or number; repeatable, then repeated in turn; without it there is no class and no guidance"
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    passes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="1 draws in raster order, without regard to what is kept to the right and below; each further pass redraws "
+            "segments of codes and accepts or rejects them by the probability of the whole image",
+        ),
+    ] = 1,
+    paste: Annotated[
+        bool,
+        typer.Option(
+            help="outside the mask, keep the pixels of the image itself instead of the decoder's; no effect without a mask"
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Fill in a part of an image, or draw variations of it: one PNG each, sheet.png, and completions.json.
+
+    The sheet shows the image, what is kept of it, and the completions.
+    """
+    from vqvae2.run import load
+
+    if (mask is None) == (keep_levels is None):
+        raise UserError("expected either --mask MASK or --keep-levels N")
+    loaded = load(run)
+    sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
+    request = CompletionRequest(mask, keep_levels, n, label or None, seed, passes, sampling, paste)
+    begun = time.perf_counter()
+    result = complete(loaded, image, out, request)
+    seconds = time.perf_counter() - begun
+    if as_json:
+        print_json({"seconds": seconds, **result})
+        return
+    shares = ", ".join(f"{share:.0%}" for share in result["redrawn"])
+    typer.echo(f"{n} completions in {seconds:.1f} s, redrawn {shares} of the levels: {result['sheet']}")
+    for number, (bits, own) in enumerate(zip(result["bits"], result["kept_bits"], strict=True), 1):
+        moves = f", {result['accepted'][number - 2]:.0%} of the moves accepted" if number > 1 else ""
+        typer.echo(f"pass {number}: {per_level(bits)} bits, {per_level(own)} of them of what is kept{moves}")

@@ -1,0 +1,227 @@
+"""What the networks of a configuration cost: parameters, FLOPs, memory, and GPU-hours of training.
+
+Every figure that follows from the configuration comes from fake tensors: they have shapes and types but no storage, so
+the largest preset is measured in seconds without being allocated. Three operations are replaced meanwhile:
+
+- attention by the fused kernel, which does not store the N x N scores, as on a GPU;
+- dropout by the fused kernel, which stores one byte per element for its mask, as on a GPU;
+- counting the codes of a batch, because only the shape of the result is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.config.models import Config
+from vqvae2.config.training import TrainConfig
+from vqvae2.prior.attention import attend
+from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.prior.level import LevelPrior
+
+PEAK = 989e12  # FLOP/s of one H100 (SXM) in bf16 without sparsity, from its data sheet
+UTILISATION = 0.35  # share of the peak that training reaches: an assumption
+GPUS = 64
+CAPACITY = 80e9  # bytes of its memory
+USABLE = 0.9  # share of the capacity that is left for tensors: an assumption
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one network costs.
+
+    Attributes:
+        name: "autoencoder" or "prior level L".
+        parameters: weights that are trained.
+        forward: FLOPs of one image: encoding and decoding it, or the logits of the whole grid.
+        training: FLOPs of one image in a training step, forward and backward, counted one by one.
+        kept: bytes of activations that are kept for the backward pass, per image, in float32; with checkpointing, without
+            those of the one layer that is being recomputed.
+        kept_bf16: the same with bf16 autocast.
+        state: bytes of weights, gradients, AdamW's two moments, the averaged weights if any, and buffers, in float32.
+        settings: how it is trained.
+    """
+
+    name: str
+    parameters: int
+    forward: int
+    training: int
+    kept: int
+    kept_bf16: int
+    state: int
+    settings: TrainConfig
+
+    @property
+    def total(self) -> int:
+        """FLOPs of the whole training: steps x batch x FLOPs of one image."""
+        return self.settings.steps * self.settings.batch * self.training
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of one H100 for the whole training: FLOPs / (peak x utilisation)."""
+        return self.total / (PEAK * UTILISATION) / 3600
+
+    @property
+    def accumulate(self) -> int | None:
+        """Micro-batches into which a batch is split so that each fits on one H100 in bf16; None if not even one image fits."""
+        images = int((CAPACITY * USABLE - self.state) // self.kept_bf16)
+        return math.ceil(self.settings.batch / images) if images > 0 else None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a configuration costs.
+
+    Attributes:
+        encode: FLOPs of encoding one image.
+        autoencoder: stage 1.
+        priors: stage 2, coarsest level first.
+        codebooks: numbers in the codebooks, which moving averages train instead of gradients.
+    """
+
+    encode: int
+    autoencoder: Cost
+    priors: tuple[Cost, ...]
+    codebooks: int
+
+    @property
+    def decode(self) -> int:
+        """FLOPs of decoding one image."""
+        return self.autoencoder.forward - self.encode
+
+    @property
+    def sample(self) -> int:
+        """FLOPs of one sample: every prior once over its whole grid, and decoding."""
+        return self.decode + sum(prior.forward for prior in self.priors)
+
+    @property
+    def networks(self) -> tuple[Cost, ...]:
+        """Every network, in order of training."""
+        return (self.autoencoder, *self.priors)
+
+
+def measure(config: Config) -> Costs:
+    """Count parameters, FLOPs and memory of every network of a configuration.
+
+    The autoencoder is measured in eval mode, without the update of its codebooks, which is small compared with the
+    convolutions. Attention counts as N x N scores, without the half that causality saves.
+    """
+    size, channels, classes = config.data.size, config.data.channels, config.prior.classes
+    # neither setting changes the count, and both need the values of tensors, which fake tensors do not have
+    settings = config.autoencoder.model_copy(update={"rate": 0.0, "drop_finer": 0.0})
+    with FakeTensorMode():
+        autoencoder = VQVAE(settings).eval()
+        prior = HierarchicalPrior(config.prior, config.geometry).train()
+        for i, training in enumerate(config.train_prior):
+            prior.level(i).checkpointing = training.checkpointing
+
+        def images(batch: int) -> Tensor:
+            return torch.zeros(batch, channels, size, size)
+
+        def reconstruct(batch: int) -> Tensor:
+            x = images(batch)
+            out = autoencoder(x)
+            loss: Tensor = (out.images.float() - x).square().mean() + out.commitment
+            return loss
+
+        def predict(level: LevelPrior, batch: int) -> Tensor:
+            grids = [torch.zeros(batch, h, w, dtype=torch.int64) for h, w in config.geometry.grids]
+            labels = torch.zeros(batch, dtype=torch.int64) if classes else None
+            logits = level(grids[level.level], tuple(grids[: level.level]), labels)
+            return functional.cross_entropy(logits.float(), grids[level.level])
+
+        whole = _cost("autoencoder", autoencoder, reconstruct, config.train_autoencoder)
+        levels = tuple(
+            _cost(f"prior level {i}", prior.level(i), partial(predict, prior.level(i)), training)
+            for i, training in enumerate(config.train_prior)
+        )
+        with _Substitutes(), FlopCounterMode(display=False) as counter:
+            autoencoder.encode(images(1))
+        codebooks = sum(q.embeddings.numel() for q in autoencoder.quantizers)
+    return Costs(int(counter.get_total_flops()), whole, levels, codebooks)
+
+
+def _cost(name: str, net: nn.Module, loss: Callable[[int], Tensor], settings: TrainConfig) -> Cost:
+    kept = _Kept()
+    with kept, _Substitutes(), FlopCounterMode(display=False) as counter:
+        value = loss(1)
+        alone, forward = kept.bytes, counter.get_total_flops()
+        # by edges, because with tensors autograd leaves the substitutes, which recomputed layers need as well
+        edges = [get_gradient_edge(p) for p in net.parameters() if p.requires_grad]
+        torch.autograd.grad(get_gradient_edge(value), edges, torch.ones_like(value), allow_unused=True)
+    # a batch of two minus a batch of one: what does not grow with the batch, such as cast weights, cancels
+    plain = kept_bytes(loss, 2) - alone
+    mixed = kept_bytes(loss, 2, bf16=True) - kept_bytes(loss, 1, bf16=True)
+    parameters = sum(p.numel() for p in net.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in net.buffers())
+    state = 4 * parameters * (5 if settings.average else 4) + buffers
+    training = counter.get_total_flops()
+    return Cost(name, parameters, int(forward), int(training), plain, mixed, state, settings)
+
+
+def kept_bytes(loss: Callable[[int], Tensor], batch: int, bf16: bool = False) -> int:
+    """Bytes that `loss` of a batch keeps for the backward pass; every storage counts once, used weights included."""
+    kept = _Kept()
+    with kept, _Substitutes(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss(batch)
+    return kept.bytes
+
+
+class _Kept(saved_tensors_hooks):
+    """A context in which everything that is saved for the backward pass is counted."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+        super().__init__(self._keep, lambda x: x)
+
+    @property
+    def bytes(self) -> int:
+        """The sizes of the storages saved so far."""
+        return sum(storage.nbytes() for storage in self._storages.values())
+
+    def _keep(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        self._storages[storage._cdata] = storage
+        return x
+
+
+class _Substitutes(TorchFunctionMode):
+    """A context with the replacements that the module's docstring lists."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replacement = _REPLACED.get(func)
+        return (replacement or func)(*args, **(kwargs or {}))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    result: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, True)[0]
+    return result
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(input, p, True)[0] if training and p else input
+
+
+def _bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    return input.new_zeros(minlength)
+
+
+_REPLACED: dict[Any, Callable[..., Any]] = {
+    attend: _attention,
+    functional.dropout: _dropout,
+    torch.bincount: _bincount,
+}

@@ -1,0 +1,162 @@
+"""`vqvae2 evaluate`: a run, or any folder of images, is measured and compared with real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqvae2.commands.options import (
+    Guidance,
+    Json,
+    Temperature,
+    TopK,
+    TopP,
+    changed_sampling,
+    print_json,
+)
+from vqvae2.errors import UserError
+from vqvae2.files.progress import Reporter
+
+
+def command(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="a run folder, a model of the package, or a Hub id; none with --samples"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="the real images, as for train [default: those that the run was trained on]"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for report.json and report.html [default: RUN/report]")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART,...",
+            help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
+            "symmetry, speed, critic",
+        ),
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="measure this folder of images instead of samples of the run")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="add another folder of images to the tables; repeatable"),
+    ] = None,
+    n: Annotated[
+        int, typer.Option(min=2, help="images of each set that are compared, if all have so many")
+    ] = 10_000,
+    reference: Annotated[
+        int, typer.Option(min=2, help="training images with which they are compared, at most")
+    ] = 10_000,
+    network: Annotated[
+        str,
+        typer.Option(help="whose features are compared: lite0, vgg16, or inception (only then it is FID)"),
+    ] = "lite0",
+    weights: Annotated[Path | None, typer.Option(help="weights of that network, if it needs any")] = None,
+    perceptual: Annotated[
+        Path | None, typer.Option(help="weights of the perceptual distance, which is left out without them")
+    ] = None,
+    critic_sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE,...", help="how figures change as the critic keeps less, e.g. 1,0.5,0.25,0.1,0.05"
+        ),
+    ] = None,
+    classifier_steps: Annotated[
+        int, typer.Option(min=10, help="steps of each training of the classification accuracy score")
+    ] = 2000,
+    classifier_n: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="images that its classifier learns from [default: as many as training images]"
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="seed of the samples and of the choice of real images")
+    ] = 0,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="px, without a RUN [default: that of the samples]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run, or any folder of images, beside real images: report.json, and report.html to look at.
+
+    The same command again takes features and samples from OUT/cache.
+    """
+    from vqvae2.assessment import Plan, assess
+    from vqvae2.evaluate.classifier import ClassifierConfig
+    from vqvae2.run import load
+
+    loaded = load(run) if run is not None else None
+    data = data or (loaded.record.get("source") if loaded else None)
+    if data is None:
+        raise UserError("expected --data DATA, the real images")
+    if out is None:
+        if loaded is None:
+            raise UserError("expected --out DIR for the report")
+        out = loaded.paths.report
+    sampling = None
+    if loaded is not None:
+        sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
+    plan = Plan(
+        only=tuple(_items(only)),
+        n=n,
+        reference=reference,
+        network=network,
+        weights=weights,
+        perceptual=perceptual,
+        samples=samples,
+        against=_folders(against or ()),
+        sweep=tuple(_share(text) for text in _items(critic_sweep)),
+        classifier=ClassifierConfig(steps=classifier_steps),
+        classifier_n=classifier_n,
+        sampling=sampling,
+        seed=seed,
+        size=size,
+    )
+    result = assess(loaded, data, out, plan, Reporter())
+    if as_json:
+        print_json(result)
+        return
+    for line in result["warnings"]:
+        typer.echo(f"warning: {line}")
+    typer.echo(f"{', '.join(result['parts'])}: {out / 'report.html'}")
+
+
+def _items(text: str | None) -> list[str]:
+    """The items of a list with commas."""
+    return [item.strip() for item in text.split(",") if item.strip()] if text else []
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UserError(f"expected shares with 0 < share <= 1, found {text!r}")
+    return value
+
+
+def _folders(pairs: list[str] | tuple[()]) -> dict[str, Path]:
+    """Folders by name, of assignments NAME=DIR."""
+    folders: dict[str, Path] = {}
+    for pair in pairs:
+        name, _, folder = pair.partition("=")
+        if not (name and folder):
+            raise UserError(f"expected NAME=DIR, found {pair!r}")
+        if name in folders:
+            raise UserError(f"{name} is given twice")
+        folders[name] = Path(folder)
+    return folders

@@ -1,0 +1,185 @@
+"""`vqvae2 inspect`: geometry, parameters, FLOPs, memory, the cost of training, and what a run has measured.
+
+`commands/costs.py` counts; here the figures become tables.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vqvae2.commands.options import Json, print_json
+from vqvae2.errors import UserError
+
+if TYPE_CHECKING:
+    from vqvae2.commands.costs import Costs
+    from vqvae2.config.models import Config
+    from vqvae2.run import Run
+
+
+def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]]:
+    """Tables of figures, JSON-ready: title -> row -> value.
+
+    Args:
+        config: what costs follow from.
+        run: also what is done of it, and what it has measured; None leaves this out.
+    """
+    from vqvae2.commands.costs import measure
+
+    costs = measure(config)
+    tables = {
+        "geometry": _geometry(config),
+        "parameters": _parameters(costs),
+        "FLOPs per image (2 per multiply-add)": _flops(costs),
+        "memory, activations per image": _memory(costs),
+        "cost of training": _training(costs),
+    }
+    if run is not None:
+        tables["done"] = {name: "yes" if done else "no" for name, done in run.done().items()}
+        tables |= _measured(run)
+    return tables
+
+
+def _geometry(config: Config) -> dict[str, Any]:
+    geometry = config.geometry
+    pixels = config.data.size**2 * config.data.channels
+    rows: dict[str, Any] = {
+        "image": f"{config.data.size}x{config.data.size}, {config.data.channels} channels"
+    }
+    for level, ((h, w), k) in enumerate(zip(geometry.grids, geometry.vocabulary, strict=True)):
+        rows[f"level {level}"] = f"{h}x{w} grid, {k} codes"
+    rows["codes per image"] = sum(geometry.positions)
+    rows["bytes per image at fixed length"] = round(geometry.bits / 8, 1)
+    rows["smaller than 8-bit pixels by"] = f"{pixels * 8 / geometry.bits:.1f} x"
+    return rows
+
+
+def _parameters(costs: Costs) -> dict[str, Any]:
+    rows = {
+        "autoencoder": costs.autoencoder.parameters,
+        "codebooks (not counted above)": costs.codebooks,
+    }
+    return rows | {prior.name: prior.parameters for prior in costs.priors}
+
+
+def _flops(costs: Costs) -> dict[str, Any]:
+    rows = {
+        "encode": costs.encode,
+        "decode": costs.decode,
+        "autoencoder training step": costs.autoencoder.training,
+    }
+    for prior in costs.priors:
+        rows[f"{prior.name} training step"] = prior.training
+        rows[f"{prior.name} whole grid (= sampling it incrementally)"] = prior.forward
+    rows["one sample, decode included"] = costs.sample
+    return {name: _with_unit(value, "FLOP") for name, value in rows.items()}
+
+
+def _memory(costs: Costs) -> dict[str, Any]:
+    rows = {}
+    for net in costs.networks:
+        rows[f"{net.name}, activations, fp32"] = _mebibytes(net.kept)
+        rows[f"{net.name}, activations, bf16"] = _mebibytes(net.kept_bf16)
+        average = ", average included" if net.settings.average else ""
+        rows[f"{net.name}, weights, gradients, AdamW"] = _mebibytes(net.state) + average
+    rows["not counted"] = "temporary gradients, workspaces"
+    return rows
+
+
+def _training(costs: Costs) -> dict[str, Any]:
+    from vqvae2.commands.costs import CAPACITY, GPUS, PEAK, USABLE, UTILISATION
+
+    used = _with_unit(PEAK * UTILISATION, "FLOP/s")
+    rows = {
+        "assumed of an H100": f"{PEAK / 1e12:.0f} TFLOP/s (bf16) x {UTILISATION:.0%} = {used}",
+        f"assumed of {GPUS} H100s": f"{GPUS} times as fast as one",
+        "memory of 1 H100": f"{CAPACITY / 1e9:.0f} GB x {USABLE:.0%}, precision: bf16",
+        "FLOP": "steps x batch x FLOP per image, as follows",
+        "GPU-hours": "FLOP / FLOP/s assumed / 3600",
+    }
+    for net in costs.networks:
+        each, total = _with_unit(net.training, "FLOP"), _with_unit(net.total, "FLOP")
+        rows[net.name] = f"{net.settings.steps:,} x {net.settings.batch:,} x {each} = {total}"
+        rows |= _hours(net.name, net.gpu_hours)
+        rows[f"{net.name}, on 80 GB"] = (
+            f"accumulate: {net.accumulate}" if net.accumulate else "too small for one image"
+        )
+    return rows | _hours("everything", sum(net.gpu_hours for net in costs.networks))
+
+
+def _hours(name: str, hours: float) -> dict[str, str]:
+    from vqvae2.commands.costs import GPUS
+
+    return {
+        f"{name}, 1 H100": f"{_short(hours)} GPU-hours = {_short(hours / 24)} days",
+        f"{name}, {GPUS} H100s": f"{_short(hours / GPUS)} hours = {_short(hours / GPUS / 24)} days",
+    }
+
+
+def _short(value: float) -> str:
+    """1,234 or 56.7 or 0.89; <0.01 if it is smaller."""
+    if value < 0.01:
+        return "<0.01"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{1 if value >= 10 else 2}f}"
+
+
+def _with_unit(value: float, unit: str) -> str:
+    """Four significant digits and a prefix: 1.234 GFLOP."""
+    power = min(7, (len(str(int(value))) - 1) // 3)
+    return f"{value / 1000**power:#.4g} {('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z')[power]}{unit}"
+
+
+def _mebibytes(value: int) -> str:
+    mebibytes = value / 2**20
+    return f"{mebibytes:,.1f} MiB" if mebibytes >= 100 else f"{mebibytes:.3f} MiB"
+
+
+def _measured(run: Run) -> dict[str, dict[str, Any]]:
+    from vqvae2.data.store import open_store
+    from vqvae2.train.pipeline import code_use
+
+    levels = range(run.config.autoencoder.levels)
+    tables: dict[str, dict[str, Any]] = {}
+    figures = run.figures()
+    if figures:
+        tables["stage 1, held out"] = {k: f"{v:.4g}" for k, v in figures.items() if k != "score"}
+    if run.paths.manifest.exists():
+        use = code_use(open_store(run.paths.codes))
+        tables["codes used, training images"] = {
+            f"level {i}": f"{u['usage']:.1%}, perplexity {u['perplexity']:.1f}" for i, u in enumerate(use)
+        }
+    for level in levels:
+        figures = run.figures(level)
+        if figures:
+            tables[f"prior level {level}"] = {k: f"{v:.4g}" for k, v in figures.items() if k != "score"}
+    return tables
+
+
+def command(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="a run folder, a model of the package, or a Hub id")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="inspect a preset instead of a run")] = None,
+    as_json: Json = False,
+) -> None:
+    """Geometry, parameters, FLOPs, codebook usage, losses, what is done and what is not."""
+    from vqvae2.config.presets import preset as named
+    from vqvae2.run import load
+
+    if (run is None) == (preset is None):
+        raise UserError("expected either a RUN or --preset NAME")
+    loaded = load(run, "cpu") if run is not None else None
+    value = describe(loaded.config if loaded else named(str(preset)), loaded)
+    if as_json:
+        print_json(value)
+        return
+    console = Console(soft_wrap=True)
+    for title, rows in value.items():
+        table = Table(title, "", title_justify="left")
+        for key, item in rows.items():
+            table.add_row(key, item if isinstance(item, str) else json.dumps(item))
+        console.print(table)

@@ -1,0 +1,129 @@
+"""Options that several verbs share, and what the verbs make of them.
+
+The modules of the verbs load torch only inside their functions, so that `vqvae2 --help` and mistakes in options are fast.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vqvae2.config.models import Config
+    from vqvae2.config.sampling import Sampling
+    from vqvae2.run import Run
+
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="a run folder, a model of the package (emoji64), or a Hub id owner/name"
+    ),
+]
+ImagePaths = Annotated[
+    list[Path], typer.Argument(metavar="IMAGES...", help="image files, or folders with image files")
+]
+ImageFolder = Annotated[Path, typer.Option("--out", help="folder for the images; made if it does not exist")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="change one setting, e.g. train_autoencoder.steps=2000 or train_prior.*.lr=5e-4; repeatable",
+    ),
+]
+Temperature = Annotated[
+    list[float] | None,
+    typer.Option(
+        min=0,
+        help="divides the logits: 1 is the model's own distribution, smaller values are safer and less diverse, 0 takes "
+        "the most likely code. This and the next three options default to the run's own `sampling`; each may be given "
+        "once for all levels, or once per level, coarsest first",
+    ),
+]
+TopK = Annotated[list[int] | None, typer.Option(min=0, help="draw from the k most likely codes; 0 = all")]
+TopP = Annotated[
+    list[float] | None,
+    typer.Option(help="draw from the fewest codes whose probabilities sum to at least p, in (0, 1]; 1 = all"),
+]
+Guidance = Annotated[
+    list[float] | None,
+    typer.Option(
+        min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class, less diverse"
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(min=0, help="seed of the random numbers; image i of a seed is always the same")
+]
+
+
+def changed_sampling(
+    own: Sampling,
+    temperature: Sequence[float] | None,
+    top_k: Sequence[int] | None,
+    top_p: Sequence[float] | None,
+    guidance: Sequence[float] | None,
+    batch: int | None = None,
+) -> Sampling:
+    """A run's own way of drawing, changed where an option was used.
+
+    Args:
+        own: of the run.
+        temperature, top_k, top_p, guidance: one value for all levels or one per level; None keeps the run's own.
+        batch: images drawn at a time; None keeps the run's own.
+
+    Raises:
+        UserError: out of range.
+    """
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    changes: dict[str, Any] = {name: tuple(values) for name, values in asked.items() if values}
+    return own.replace(**changes, **({"batch": batch} if batch else {}))
+
+
+def resolve(base: Config, file: dict[str, Any] | None, settings: Sequence[str] | None) -> Config:
+    """A configuration with changes: first those of a file, then assignments KEY=VALUE in order.
+
+    The autoencoder's number of channels always follows the data's.
+
+    Raises:
+        ConfigError: an unknown key, or a value that cannot work.
+    """
+    from vqvae2.config.models import parse
+    from vqvae2.config.overrides import complete, merge, override
+
+    value = override(complete(merge(base.model_dump(mode="json"), file or {})), settings or [])
+    if isinstance(value["autoencoder"], dict) and isinstance(value["data"], dict):
+        value["autoencoder"]["channels"] = value["data"].get("channels")
+    return parse(value)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What of a run is done, and its held-out figures, JSON-ready."""
+    levels = range(run.config.autoencoder.levels)
+    return {
+        "run": str(run.folder),
+        "done": run.done(),
+        "autoencoder": run.figures(),
+        "prior": [run.figures(level) for level in levels],
+    }
+
+
+def command_line() -> str:
+    """What the user typed."""
+    return shlex.join(["vqvae2", *sys.argv[1:]])
+
+
+def print_json(value: Any) -> None:
+    """Print a result on standard output."""
+    typer.echo(json.dumps(value, indent=1))
+
+
+def per_level(bits: Sequence[float]) -> str:
+    """The bits of each level as a sum, e.g. "20.1 + 80.5"."""
+    return " + ".join(f"{level:.1f}" for level in bits)

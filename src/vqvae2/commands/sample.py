@@ -1,0 +1,261 @@
+"""`vqvae2 sample`: new images in a folder, resumable, on one process or several, with a critic or without.
+
+without a critic:  draw ---------------------------------------> OUT
+with a critic:     draw and score the candidates -> OUT/candidates -> choose the best, decode -> OUT
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqvae2.commands.options import (
+    Guidance,
+    ImageFolder,
+    Json,
+    RunName,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    changed_sampling,
+    print_json,
+)
+from vqvae2.files.progress import Reporter
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vqvae2.config.sampling import Sampling
+    from vqvae2.generate.sample import Drawn
+    from vqvae2.generate.sample_folder import SampleFolder
+    from vqvae2.run import Run
+
+
+class Form(StrEnum):
+    """How images are stored."""
+
+    png = "png"
+    npz = "npz"
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Which samples are wanted.
+
+    Attributes:
+        n: how many.
+        labels: a class name or number for all, several that are repeated in turn, or None for all classes in turn.
+        seed: sample i of a seed is the same whatever n and the batch size.
+        sampling: temperature and the like; None takes the run's own. `batch` images are drawn at a time.
+        critic: keep this share of the candidates of each class, those that the run's critic scores best; 0 < critic <= 1.
+            None draws without a critic.
+        form: a PNG for each image, or all images of a batch as an array beside its codes.
+    """
+
+    n: int = 64
+    labels: Sequence[str | int] | str | int | None = None
+    seed: int = 0
+    sampling: Sampling | None = None
+    critic: float | None = None
+    form: Form = Form.png
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What `sample` did.
+
+    Attributes:
+        listing: the content of OUT/samples.json.
+        new: how many of the n samples were not there before.
+        candidates: how many candidates they were chosen from; 0 without a critic.
+        seconds: how long it took.
+    """
+
+    listing: dict[str, Any]
+    new: int
+    candidates: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One folder to be filled: these numbers of it are missing, and `draw` makes the batches of some ranges."""
+
+    title: str
+    folder: SampleFolder
+    missing: list[range]
+    draw: Callable[[Iterable[range]], Iterable[Drawn]]
+
+
+def sample(
+    run: Run,
+    out: Path,
+    request: SampleRequest,
+    reporter: Reporter | None = None,
+    accelerator: Accelerator | None = None,
+) -> SampleResult | None:
+    """Fill a folder with samples. Called again with the same request, it draws only those that are missing.
+
+    Several processes (`torchrun`) share the work: each calls this function with a run on its own device.
+
+    Args:
+        run: its priors are trained; with a critic, it has classes and a fitted critic.
+        out: see `generate.sample_folder`; created.
+        reporter: shows the progress of the main process; None takes a new one.
+        accelerator: the group of processes; None finds it.
+
+    Returns:
+        None on all processes but the main one.
+
+    Raises:
+        RunError: not trained yet, no classes, or no critic.
+        UserError: an argument out of range, or `out` holds samples that were drawn differently.
+    """
+    from vqvae2.train.loop import make_accelerator
+
+    accelerator = accelerator or make_accelerator()
+    reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
+    labels, candidates, about = _describe(run, request)
+    run.prior  # noqa: B018 - loads, so that a missing model is reported before the folder is made
+    with accelerator.main_process_first():
+        jobs = _jobs(run, out, request, labels, candidates, about)
+    accelerator.wait_for_everyone()
+    begun = time.perf_counter()
+    batch = (request.sampling or run.sampling).batch
+    for job in jobs:
+        _share(job, batch, accelerator, reporter)
+    if not accelerator.is_main_process:
+        return None
+    listing = jobs[-1].folder.finish(request.n, labels, run.classes)
+    new = sum(map(len, jobs[-1].missing))
+    return SampleResult(listing, new, len(candidates), time.perf_counter() - begun)
+
+
+def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[int], dict[str, Any]]:
+    """The classes of the samples and of the candidates, and the record of how they are drawn."""
+    from vqvae2.generate.reject import candidate_labels
+    from vqvae2.generate.sample import class_number, sample_labels
+
+    labels = sample_labels(request.labels, request.n, run.classes)
+    turns: list[int] | str = "all in turn"
+    if request.labels is not None:
+        given = [request.labels] if isinstance(request.labels, str | int) else request.labels
+        turns = [class_number(name, run.classes) for name in given]
+    sampling = request.sampling or run.sampling
+    about = {"seed": request.seed, **sampling.about(), "labels": turns, "model": run.digests()}
+    if request.critic is None:
+        return labels, [], about
+    critic = run.critic
+    candidates = candidate_labels(labels or [], request.critic)
+    what = {"fraction": request.critic, "digest": critic.digest, "network": critic.network_digest}
+    return labels, candidates, about | {"n": request.n, "drawn": len(candidates), "critic": what}
+
+
+def _jobs(
+    run: Run,
+    out: Path,
+    request: SampleRequest,
+    labels: list[int] | None,
+    candidates: list[int],
+    about: dict[str, Any],
+) -> list[_Job]:
+    """Make the folders, and say what is missing in them: that of the samples is the last."""
+    from vqvae2.generate.reject import choose, draw_candidates
+    from vqvae2.generate.sample_folder import SampleFolder
+
+    sampling = request.sampling or run.sampling
+    folder = SampleFolder(out, about, request.form.value)
+    pool = SampleFolder(out / "candidates", about, "none")
+
+    def draw(ranges: Iterable[range]) -> Iterable[Drawn]:
+        return run.draw(request.n, request.labels, request.seed, sampling, ranges)
+
+    def draw_scored(ranges: Iterable[range]) -> Iterable[Drawn]:
+        scorer = run.critic
+        return draw_candidates(run.autoencoder, run.prior, candidates, request.seed, sampling, scorer, ranges)
+
+    def draw_best(ranges: Iterable[range]) -> Iterable[Drawn]:
+        return choose(run.autoencoder, pool, labels or [], request.critic or 1.0, ranges)
+
+    folder.claim()
+    missing = folder.missing(request.n)
+    jobs = [_Job("samples", folder, missing, draw_best if candidates else draw)]
+    if candidates and missing:
+        pool.claim()
+        jobs.insert(0, _Job("candidates", pool, pool.missing(len(candidates)), draw_scored))
+    return jobs
+
+
+def _share(job: _Job, batch: int, accelerator: Accelerator, reporter: Reporter) -> None:
+    """Do this process's share of a job, and wait for the others."""
+    from vqvae2.generate.sample import batches
+
+    own = batches(job.missing, batch)[accelerator.process_index :: accelerator.num_processes]
+    if own:
+        with reporter.track(job.title, sum(map(len, own)), unit="images") as tracker:
+            job.folder.fill(job.draw(own), tracker)
+    accelerator.wait_for_everyone()
+
+
+def command(
+    run: RunName,
+    out: ImageFolder,
+    n: Annotated[int, typer.Option(min=1, help="number of images")] = 64,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="class by name or number; repeatable, then repeated in turn; all classes in turn if not given"
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    batch: Annotated[int, typer.Option(min=1, help="images drawn at the same time")] = 64,
+    pictures: Annotated[
+        Form,
+        typer.Option(
+            help="png: a file for each image; npz: all images of a batch as an array in codes-*.npz"
+        ),
+    ] = Form.png,
+    critic: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="draw n / FRACTION candidates and keep those of each class to which the run's critic "
+            "(`vqvae2 critic fit`) gives the highest probability of their class; in (0, 1], 1 keeps all",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw new images: one PNG each with its codes, a grid of the first 256, and samples.json, a list of what they are.
+
+    The same command again draws only what is missing, so a long one may be interrupted and continued, or asked for
+    more images (not with a critic: the best of more candidates are others). `torchrun --nproc-per-node P -m -- vqvae2
+    sample ...` shares the work between P processes.
+    """
+    from vqvae2.run import load
+    from vqvae2.train.loop import make_accelerator
+
+    accelerator = make_accelerator()
+    loaded = load(run, accelerator.device)
+    sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance, batch)
+    request = SampleRequest(n, label or None, seed, sampling, critic, pictures)
+    result = sample(loaded, out, request, Reporter(), accelerator)
+    if result is None:
+        return
+    if as_json:
+        print_json({"seconds": result.seconds, **result.listing})
+        return
+    seconds, new = result.seconds, result.new
+    each = f"{new} new in {seconds:.1f} s ({seconds / new:.3f} s each)" if new else "all were there already"
+    best = f", the best of {result.candidates} drawn" if result.candidates else ""
+    typer.echo(f"{n} samples{best}, {each}: {result.listing['grid']}")

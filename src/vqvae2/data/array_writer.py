@@ -1,0 +1,79 @@
+"""Writing an array to a .npy file row by row, without holding it in memory and without leaving half a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STALE = 600  # seconds without a write after which a temporary file belongs to a killed process
+
+
+class ArrayWriter:
+    """Writes an array [n, *tail] to a .npy file, of which n need not be known before.
+
+    The file has a hidden temporary name in the same folder until `publish` renames it, so a killed process leaves
+    no incomplete file under the final name. Call `append` for the rows, then `finish`, then `publish`; `abandon`
+    removes what was not published.
+
+    Args:
+        path: the file.
+        tail: the shape of one row.
+        dtype: type of the elements.
+    """
+
+    def __init__(self, path: Path, tail: tuple[int, ...], dtype: Any) -> None:
+        self.path, self.tail, self.dtype = path, tail, np.dtype(dtype)
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.count = 0
+        self._file = self.temporary.open("wb")
+        self._write_header()
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write b rows [b, *tail].
+
+        Raises:
+            ValueError: rows of another shape.
+        """
+        if rows.shape[1:] != self.tail:
+            raise ValueError(f"expected rows of shape {self.tail}, found {rows.shape[1:]}")
+        self._file.write(np.ascontiguousarray(rows, self.dtype).data)
+        self.count += len(rows)
+
+    def finish(self) -> None:
+        """Write the final number of rows into the header and flush to the disk; the name is still temporary."""
+        self._file.seek(0)
+        self._write_header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def publish(self) -> None:
+        """Rename the finished file to its final name."""
+        self.temporary.replace(self.path)
+
+    def abandon(self) -> None:
+        """Remove the temporary file, if it still exists."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+    def _write_header(self) -> None:
+        """NumPy pads the header so that a longer first axis fits: its size is the same at the end as at the start."""
+        shape = (self.count, *self.tail)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def remove_stale_files(folder: Path) -> None:
+    """Remove temporary files that a killed process left in `folder`: those not written to for ten minutes."""
+    for old in folder.glob(".*.npy.*.tmp"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > _STALE:
+                old.unlink()

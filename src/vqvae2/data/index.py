@@ -1,0 +1,109 @@
+"""What is known about the images of a data set besides their pixels: `index.json` beside the decoded images."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqvae2.config.models import DataConfig
+from vqvae2.data.errors import DataError
+from vqvae2.data.listing import Listing, Row, Stream
+from vqvae2.data.skipped import SkippedFile, one_line
+from vqvae2.files import atomic
+
+_PIXEL_OPTIONS = (
+    *("size", "scale", "channels", "background", "crop", "max_pixels"),
+    *("limit", "split", "image_column", "label_column"),
+)
+
+
+@dataclass
+class ImageIndex:
+    """The content of `index.json`.
+
+    Attributes:
+        key: sha256 of the data source's identity and of the options that change pixels (`index_key`).
+        fingerprint: sha256 of the key and of the revision that the Hub served; 64 hexadecimal digits.
+        names: of the usable images, n of them.
+        classes: class names; () = no labels.
+        labels: [n], -1 = unlabelled; None = no labels.
+        held: [n], 1 = held out, 0 = training; None = the data names no split.
+        skipped: (name, reason) of the images that are not used.
+        pixels: name of the file with the decoded images; "" = they are not kept.
+    """
+
+    key: str
+    fingerprint: str
+    names: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    labels: list[int] | None = None
+    held: list[int] | None = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    pixels: str = ""
+
+    @classmethod
+    def new(cls, key: str, revision: str) -> ImageIndex:
+        """The index of images that are not listed yet."""
+        return cls(key, hashlib.sha256(f"{key} {revision}".encode()).hexdigest())
+
+    @classmethod
+    def load(cls, path: Path) -> ImageIndex:
+        """The index in a file; whatever is wrong with the file is raised as Python raises it."""
+        index = cls(**json.loads(path.read_text(encoding="utf-8")))
+        index.classes = tuple(index.classes)
+        return index
+
+    def save(self, path: Path) -> None:
+        """Write the index, atomically."""
+        atomic.write_text(path, json.dumps(asdict(self)))
+
+    def fill(
+        self,
+        listed: Listing | Stream,
+        rows: Sequence[Row],
+        outcome: Sequence[str | None],
+        skipped: SkippedFile,
+    ) -> None:
+        """Take over names, labels and split of the usable images, and write the others to `skipped`.
+
+        Args:
+            listed: the images.
+            rows: what a stream said about each image; not used with a `Listing`.
+            outcome: per image None, or the reason why it cannot be used.
+            skipped: the file that lists the images that are not used.
+
+        Raises:
+            DataError: no image is usable.
+        """
+        if isinstance(listed, Stream):
+            listed = listed.finish(rows)
+        good = np.array([reason is None for reason in outcome], bool)
+        self.names = list(itertools.compress(listed.names, good))
+        self.classes = listed.classes
+        self.labels = None if listed.labels is None else listed.labels[good].tolist()
+        self.held = None if listed.held is None else listed.held[good].tolist()
+        broken = [(name, why) for name, why in zip(listed.names, outcome, strict=True) if why is not None]
+        self.skipped = [*listed.skipped, *broken]
+        self.skipped += [
+            (name, "it has no label")
+            for name, label in zip(self.names, self.labels or (), strict=False)
+            if label < 0
+        ]
+        skipped.write(self.skipped)
+        if not good.any():
+            first = f", the first because: {one_line(*self.skipped[0], ': ')}" if self.skipped else ""
+            raise DataError(f"no usable image: {len(self.skipped)} were skipped{first}")
+
+
+def index_key(identity: str, config: DataConfig, seed: int) -> str:
+    """sha256 of the data source's identity and of every option that changes which pixels are kept."""
+    chosen: dict[str, Any] = {name: getattr(config, name) for name in _PIXEL_OPTIONS}
+    chosen |= {"seed": seed if config.limit else 0, "format": 1}
+    return hashlib.sha256((identity + json.dumps(chosen)).encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""What a run folder holds: the one place where its paths are spelled.
+
+    RUN/config.yaml        the resolved settings, and a record: version, command, source, fingerprint, classes
+    RUN/data/              decoded images, skipped.txt
+    RUN/autoencoder/       stage 1: model.safetensors, config.json, metrics.jsonl, pictures/; checkpoints/ while it is trained
+    RUN/codes/             the code store: manifest.json, one array per level, labels, the split
+    RUN/sharpen/           as autoencoder/; its model.safetensors holds the sharpened decoder alone
+    RUN/prior/level-0/ ... as autoencoder/, and samples.png
+    RUN/critic/            critic.json and the classifier that `sample --critic` chooses by
+    RUN/samples/           sheets of the demo
+    RUN/report/            what `demo` and `evaluate` write
+
+A stage is done when its model.safetensors (for the codes, manifest.json) exists, because that is written last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one trained network: the autoencoder, the sharpened decoder, or the prior of one level.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The weights that are kept; written when the training is done."""
+        return self.path / "model.safetensors"
+
+    @property
+    def record(self) -> Path:
+        """How the training ended, and the configuration, as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The log of the training, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the training's state; removed when the training is done."""
+        return self.path / "checkpoints"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last saved state of a training that is not done."""
+        return self.checkpoints / "last.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        """Samples of the levels up to this one, drawn when its prior is trained."""
+        return self.path / "samples.png"
+
+    def done(self) -> bool:
+        """Whether the training is done."""
+        return self.model.exists()
+
+    def begun(self) -> bool:
+        """Whether there are weights, final or not."""
+        return self.model.exists() or self.checkpoint.exists()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run folder; nothing is read or created.
+
+    Attributes:
+        path: RUN.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings and the record. A folder without this file is no run folder."""
+        return self.path / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """The folder of decoded images."""
+        return self.path / "data"
+
+    @property
+    def autoencoder(self) -> StageFolder:
+        """Stage 1."""
+        return StageFolder(self.path / "autoencoder")
+
+    @property
+    def codes(self) -> Path:
+        """The folder of the code store."""
+        return self.path / "codes"
+
+    @property
+    def manifest(self) -> Path:
+        """The code store's description; written when it is complete."""
+        return self.codes / "manifest.json"
+
+    @property
+    def sharpen(self) -> StageFolder:
+        """The sharpened decoder."""
+        return StageFolder(self.path / "sharpen")
+
+    def prior(self, level: int) -> StageFolder:
+        """Stage 2 of one level, 0 the coarsest."""
+        return StageFolder(self.path / "prior" / f"level-{level}")
+
+    def stage(self, level: int | None) -> StageFolder:
+        """The autoencoder (None) or the prior of a level."""
+        return self.autoencoder if level is None else self.prior(level)
+
+    @property
+    def critic(self) -> Path:
+        """What the critic is and how good it is, as JSON; its classifier is beside it. Written last."""
+        return self.path / "critic" / "critic.json"
+
+    @property
+    def sheets(self) -> Path:
+        """The folder of the pictures that the demo draws."""
+        return self.path / "samples"
+
+    @property
+    def report(self) -> Path:
+        """The folder of reports."""
+        return self.path / "report"
+
+    def exists(self) -> bool:
+        """Whether this is a run folder."""
+        return self.config.is_file()

@@ -1,0 +1,263 @@
+"""The folder that `vqvae2 sample` fills: its files are written and read here.
+
+    OUT/sampling.json          how the samples are drawn; a folder holds samples of one kind
+    OUT/codes-FIRST-LAST.npz   one batch: `numbers`, `labels` (with classes), `level_0` ... (integers [n, h, w]); with the
+                               form "npz" also `images` (uint8 [n, H, W, C]); of samples that a critic chose also
+                               `candidates` and `scores`
+    OUT/NUMBER.png             with the form "png", one file per sample
+    OUT/grid.png               the first 256 samples
+    OUT/samples.json           how the samples were drawn, and the file, number, codes and class of each
+    OUT/candidates/            with a critic: sampling.json, and the codes and `scores` of all candidates
+
+A codes file is written after the images of its batch, so everything that it names is there in full.
+
+Shapes: n samples, h w grid of a level, C channels, H W image size.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vqvae2.codes import Codes
+from vqvae2.config.overrides import differences
+from vqvae2.data.grid import save_grid, save_picture
+from vqvae2.data.pixels import to_float, to_pil, to_uint8
+from vqvae2.errors import UserError
+from vqvae2.files.atomic import read_json, write_atomic, write_json
+from vqvae2.files.output import make_folder
+from vqvae2.files.progress import Tracker
+from vqvae2.generate.reject import Chosen, Scored
+from vqvae2.generate.sample import Drawn
+
+Form = Literal["png", "npz", "none"]
+"""How images are stored: a PNG each, one array per batch beside its codes, or not at all."""
+
+_SHOWN = 256  # samples in grid.png, at most
+_BATCH = re.compile(r"codes-(\d+)-(\d+)\.npz")  # the first and the last number of a batch
+_PATTERN, _GRID, _ABOUT, _LIST = "codes-*.npz", "grid.png", "sampling.json", "samples.json"
+
+
+@dataclass(frozen=True)
+class SampleFolder:
+    """A folder that is filled batch by batch, and can be continued after an interruption. It is also a `reject.Pool`.
+
+    Attributes:
+        path: OUT.
+        about: how the samples are drawn, JSON-ready.
+        form: see `Form`.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    form: Form = "png"
+
+    def claim(self) -> None:
+        """Make the folder, or check that it was made for samples of this kind.
+
+        Raises:
+            UserError: it cannot be made, or holds samples that were drawn differently.
+        """
+        make_folder(self.path)
+        file, own = self.path / _ABOUT, {"pictures": self.form, **self.about}
+        if file.exists() and (changed := differences(read_json(file), json.loads(json.dumps(own)))):
+            raise UserError(
+                f"{self.path} holds samples that were drawn differently ({'; '.join(changed)}); use another --out"
+            )
+        if not file.exists():
+            write_json(file, own)
+
+    def missing(self, n: int) -> list[range]:
+        """The numbers below n that no batch holds, as ranges."""
+        stored = sorted(self._batches(), key=lambda item: item[0].start)
+        gaps, begin = [], 0
+        for numbers, _ in stored:
+            if begin < min(n, numbers.start):
+                gaps.append(range(begin, min(n, numbers.start)))
+            begin = max(begin, numbers.stop)
+        return [*gaps, range(begin, n)] if begin < n else gaps
+
+    def fill(self, drawn: Iterable[Drawn], tracker: Tracker) -> None:
+        """Write batches as they are drawn."""
+        for part in drawn:
+            self.add(part)
+            tracker.update(tracker.done + len(part.numbers))
+
+    def add(self, part: Drawn) -> None:
+        """Write one batch: its images, then its codes file."""
+        if self.form == "png":
+            for number, image in zip(part.numbers, to_pil(part.images), strict=True):
+                save_picture(image, self.path / f"{number:05d}.png")
+        arrays = self._arrays(part)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+        write_atomic(self.path / f"codes-{part.numbers[0]:05d}-{part.numbers[-1]:05d}.npz", write)
+
+    def scores(self, count: int) -> Tensor:
+        """Scores of the samples 0 .. count - 1, float64 [count]; all are there."""
+        return torch.from_numpy(self.read("scores", range(count)))
+
+    def codes(self, numbers: Sequence[int]) -> Codes:
+        """Codes of these samples, which are there, in the order of `numbers`."""
+        (_, file), *_ = self._batches()
+        with np.load(file) as arrays:
+            names = sorted(name for name in arrays if name.startswith("level_"))
+        levels = (self.read(name, numbers).astype(np.int64) for name in names)
+        return Codes(tuple(torch.from_numpy(level) for level in levels))
+
+    def read(self, name: str, numbers: Iterable[int]) -> NDArray[Any]:
+        """One array of the batches, such as `labels`: the rows of these numbers, which are there, in their order."""
+        wanted = np.fromiter(numbers, np.int64)
+        positions, rows = [], []
+        for stored, file in self._batches():
+            own = np.flatnonzero((wanted >= stored.start) & (wanted < stored.stop))
+            if len(own):
+                positions.append(own)
+                with np.load(file) as arrays:
+                    rows.append(arrays[name][wanted[own] - stored.start])
+        return np.concatenate(rows)[np.concatenate(positions).argsort()]
+
+    def finish(self, n: int, labels: Sequence[int] | None, classes: Sequence[str]) -> dict[str, Any]:
+        """When the samples 0 .. n - 1 are there: write grid.png and samples.json, whose content is returned.
+
+        Args:
+            labels: class number of each, None without classes.
+            classes: names of the classes.
+        """
+        shown = self._first(min(n, _SHOWN))
+        zoom = max(1, 128 // shown.shape[-1]) if len(shown) <= 16 else 1
+        sheet = self.path / _GRID
+        save_grid(shown, sheet, columns=max(1, round(len(shown) ** 0.5)), zoom=zoom)
+        entries = self._entries(n, labels, classes)
+        result = {"n": n, **self.about, "grid": str(sheet), "samples": entries}
+        write_json(self.path / _LIST, result)
+        return result
+
+    def _arrays(self, part: Drawn) -> dict[str, NDArray[Any]]:
+        arrays = {f"level_{i}": level.cpu().numpy() for i, level in enumerate(part.codes.levels)}
+        arrays = {k: v.astype(np.uint16 if v.max() < 2**16 else np.int64) for k, v in arrays.items()}
+        arrays["numbers"] = np.array(part.numbers)
+        if part.labels is not None:
+            arrays["labels"] = part.labels.numpy()
+        if isinstance(part, Scored):
+            arrays["scores"] = part.scores.numpy()
+        if isinstance(part, Chosen):
+            arrays["candidates"] = part.candidates.numpy()
+        if self.form == "npz":
+            arrays["images"] = to_uint8(part.images).cpu().numpy()
+        return arrays
+
+    def _entries(self, n: int, labels: Sequence[int] | None, classes: Sequence[str]) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = []
+        files = {number: file.name for numbers, file in self._batches() for number in numbers}
+        for number in range(n):
+            codes = files[number]
+            entry = {"file": f"{number:05d}.png" if self.form == "png" else codes, "number": number}
+            entry |= {"codes": codes}
+            if labels is not None:
+                entry |= {"label": labels[number], "class": classes[labels[number]]}
+            entries.append(entry)
+        if "critic" in self.about:
+            chosen = zip(self.read("candidates", range(n)), self.read("scores", range(n)), strict=True)
+            for entry, (candidate, score) in zip(entries, chosen, strict=True):
+                entry |= {"candidate": int(candidate), "score": float(score)}
+        return entries
+
+    def _batches(self) -> list[tuple[range, Path]]:
+        names = ((_BATCH.fullmatch(file.name), file) for file in self.path.glob(_PATTERN))
+        return [(range(int(name[1]), int(name[2]) + 1), file) for name, file in names if name]
+
+    def _first(self, count: int) -> Tensor:
+        """The first `count` images, float [count, C, H, W] in [-1, 1]."""
+        if self.form == "png":
+            arrays = [np.array(Image.open(self.path / f"{i:05d}.png")) for i in range(count)]
+            pixels = np.stack([a if a.ndim == 3 else a[..., None] for a in arrays])
+        else:
+            pixels = self.read("images", range(count))
+        return to_float(torch.from_numpy(pixels))
+
+
+@dataclass(frozen=True)
+class StoredSamples:
+    """The samples of a folder of the form "npz", from number 0 up to the first one that is missing.
+
+    Attributes:
+        n: how many.
+        labels: int64 [n]; None if one of them has no class.
+        about: the text of sampling.json.
+        batches: the numbers in each file, and the file; ascending.
+    """
+
+    n: int
+    labels: Tensor | None
+    about: str
+    batches: tuple[tuple[range, Path], ...]
+
+    def images(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The images `start` .. min(stop, n) - 1 in order, float [b, C, H, W] in [-1, 1], as many at a time as a file holds."""
+        at, stop = start, min(stop, self.n)
+        for numbers, file in self.batches:
+            if at < stop and numbers.start <= at < numbers.stop:
+                with np.load(file) as arrays:
+                    own = arrays["images"][at - numbers.start : stop - numbers.start]
+                at += len(own)
+                yield to_float(torch.from_numpy(own))
+
+
+def read_samples(folder: Path) -> StoredSamples:
+    """The samples with images that `vqvae2 sample --pictures npz` left in a folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    batches: list[tuple[range, Path]] = []
+    for file in sorted(folder.glob(_PATTERN)):
+        with np.load(file) as arrays:
+            numbers = arrays["numbers"]
+            if "images" in arrays and len(numbers):
+                batches.append((range(int(numbers[0]), int(numbers[-1]) + 1), file))
+    batches.sort(key=lambda item: item[0].start)
+    n = 0
+    for stored, _ in batches:
+        n = max(n, stored.stop) if stored.start <= n else n
+    if not n:
+        raise UserError(f"no samples in {folder}: expected {_PATTERN} with the images in them")
+    labels = torch.full((n,), -1)
+    for stored, file in batches:
+        with np.load(file) as arrays:
+            if "labels" in arrays:
+                own = torch.from_numpy(arrays["labels"])[: max(0, n - stored.start)]
+                labels[stored.start : stored.start + len(own)] = own
+    about = (folder / _ABOUT).read_text(encoding="utf-8")
+    return StoredSamples(n, labels if bool((labels >= 0).all()) else None, about, tuple(batches))
+
+
+def holds_arrays(folder: Path) -> bool:
+    """Whether the images of a folder are in the arrays of its batches rather than in PNG files."""
+    single = (file for file in folder.glob("*.png") if file.name != _GRID)
+    return any(folder.glob(_PATTERN)) and not any(single)
+
+
+def listed_classes(folder: Path) -> dict[str, str]:
+    """The class name of each file that samples.json lists ("" without classes); {} if there is no such file.
+
+    Raises:
+        FileError: samples.json is damaged.
+    """
+    file = folder / _LIST
+    if not file.is_file():
+        return {}
+    return {str(entry["file"]): str(entry.get("class", "")) for entry in read_json(file).get("samples", [])}

@@ -1,0 +1,141 @@
+"""Rows of codes recorded as CUDA graphs and replayed: how a GPU draws.
+
+A step of a prior is some fifty to two hundred small kernels, and launching them one by one from Python takes several
+milliseconds whatever the batch. A recorded row is launched at once. Nothing passes between host and device from the first
+row to the last: the uniform numbers and known codes are uploaded before, the drawn codes are read after.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from vqvae2.errors import UserError
+from vqvae2.prior.chooser import Chooser, Rule
+from vqvae2.prior.kinds import static_kind
+from vqvae2.prior.level import LevelPrior
+from vqvae2.prior.precision import Precision, without_tf32
+from vqvae2.prior.static import StaticPrior
+from vqvae2.prior.step_ops import Ops, Spec
+
+LEAST_POSITIONS = 48
+"""Recording a row takes about as long as this many plain steps, so shorter grids are not worth it (our decision)."""
+
+
+@dataclass
+class _Recording:
+    """One prepared prior with the chooser and, on a GPU, the graph that read and write its memory."""
+
+    static: StaticPrior
+    chooser: Chooser
+    graph: torch.cuda.CUDAGraph | None = None
+
+
+class StepGraphs:
+    """Draws grids by replaying recorded rows, and keeps the recordings while it lives.
+
+    Pass the same object to several calls of `HierarchicalPrior.sample` and each level is recorded once for each batch size and
+    rule, instead of once for each call. The weights are read anew for each grid, so they may change in between. The memory
+    of the recordings (about that of the weights and of one batch's caches) is freed with this object or with the prior.
+
+    Args:
+        precision: of the weights and caches: float32, or bfloat16 for half the memory traffic. Logits and the choice of the
+            codes are float32 or wider in both.
+        kernels: "auto" takes the fused Triton kernels where Triton is installed; "torch" does without them.
+        devices: kinds of device on which grids are drawn this way; on any but "cuda" nothing is recorded.
+        least_positions: a grid of which fewer positions are to be visited is drawn by plain steps.
+    """
+
+    def __init__(
+        self,
+        precision: Precision = "float32",
+        kernels: str = "auto",
+        devices: Sequence[str] = ("cuda",),
+        least_positions: int = LEAST_POSITIONS,
+    ) -> None:
+        self.precision, self.kernels = precision, kernels
+        self.devices, self.least_positions = tuple(devices), least_positions
+        self._recordings: WeakKeyDictionary[LevelPrior, dict[tuple[Spec, Rule], _Recording]] = (
+            WeakKeyDictionary()
+        )
+
+    def takes(self, prior: LevelPrior, batch: int, positions: int) -> bool:
+        """Whether a grid is drawn this way: the device and the kind of prior can, and it is long enough."""
+        possible = prior.embedding.weight.device.type in self.devices and static_kind(prior) is not None
+        return possible and batch > 0 and positions >= self.least_positions
+
+    @torch.no_grad()
+    def draw(
+        self, prior: LevelPrior, batch: int, context: Tensor | None, chooser: Chooser, stop: int
+    ) -> Tensor:
+        """As `scan.scan`, for the first `stop` positions."""
+        device = prior.embedding.weight.device
+        with without_tf32(), torch.autocast(device.type, enabled=False), _on(device):
+            recording = self._recording(prior, batch, context, chooser)
+            recording.chooser.copy_(chooser)
+            recording.static.load(prior, context)
+            for _ in range(-(-stop // prior.width)):
+                if recording.graph is None:
+                    recording.static.draw_row(recording.chooser)
+                else:
+                    recording.graph.replay()
+        codes = recording.static.result()
+        codes.flatten(1)[:, stop:] = 0
+        return codes
+
+    def _recording(
+        self, prior: LevelPrior, batch: int, context: Tensor | None, chooser: Chooser
+    ) -> _Recording:
+        weight = prior.embedding.weight
+        stream = weight.dtype if weight.dtype == torch.float64 else torch.float32
+        weights = torch.bfloat16 if self.precision == "bfloat16" else stream
+        spec = Spec(batch, None if context is None else tuple(context.shape), weights, stream, weight.device)
+        kept = self._recordings.setdefault(prior, {})
+        key = (spec, chooser.rule)
+        if key not in kept:
+            kept[key] = self._record(prior, spec, context, chooser, ops_for(spec, self.kernels))
+        return kept[key]
+
+    def _record(
+        self, prior: LevelPrior, spec: Spec, context: Tensor | None, chooser: Chooser, ops: Ops
+    ) -> _Recording:
+        kind = static_kind(prior)
+        assert kind is not None
+        recording = _Recording(kind(prior, spec, ops), chooser.clone())
+        if spec.device.type == "cuda":
+            recording.static.load(prior, context)
+            # recording needs a stream of its own, on which everything has run once
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                recording.static.draw_row(recording.chooser)
+            torch.cuda.current_stream().wait_stream(stream)
+            recording.static.load(prior, context)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                recording.static.draw_row(recording.chooser)
+            recording.graph = graph
+        return recording
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Make `device` the current one, if it is a GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def ops_for(spec: Spec, kernels: str) -> Ops:
+    """The operations for a prepared prior: fused Triton kernels on a GPU where Triton is installed, else plain PyTorch."""
+    if kernels not in ("auto", "torch"):
+        raise UserError(f"expected kernels auto or torch, found {kernels!r}")
+    usable = spec.device.type == "cuda" and spec.stream == torch.float32
+    if kernels == "auto" and usable and importlib.util.find_spec("triton") is not None:
+        from vqvae2.prior.step_triton import TritonOps
+
+        return TritonOps()
+    return Ops()

@@ -1,0 +1,141 @@
+"""The list of experiments: every arm is a configuration that can be trained, and comparisons are what they say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from vqvae2.config.models import Config, parse
+from vqvae2.config.overrides import complete, merge, override, read_yaml
+from vqvae2.config.presets import preset
+from vqvae2.prior.hierarchy import HierarchicalPrior
+
+sys.path.append(str(Path(__file__).parents[2] / "experiments"))
+
+import compare
+
+ALL: dict[str, dict[str, Any]] = yaml.safe_load(compare.LIST.read_text())
+EMOJI = 9  # classes
+ARMS = [(name, arm) for name, item in ALL.items() for arm, _ in compare.arms(item)]
+
+BORROWED = [
+    (name, arm, setting)
+    for name, item in ALL.items()
+    for arm, settings in compare.arms(item)
+    for setting in settings
+    if setting.startswith("same=")
+]
+
+
+def config(name: str, arm: str) -> Config:
+    """What the command of an arm asks for."""
+    settings = dict(compare.arms(ALL[name]))[arm]
+    if ALL[name].get("vgg"):
+        settings = ["train_autoencoder.perceptual_weights=vgg16.safetensors", *settings]
+    line = compare.command(ALL[name], settings, Path("run"), "data", ALL[name]["until"])
+    value = merge(
+        preset(line[line.index("--preset") + 1]).model_dump(mode="json"),
+        read_yaml(line[line.index("--config") + 1]),
+    )
+    given = [line[at + 1] for at, word in enumerate(line) if word == "--set"]
+    return parse(override(complete(value), given))
+
+
+@pytest.mark.parametrize(("name", "arm"), ARMS)
+def test_every_arm_is_a_configuration_with_its_seed(name: str, arm: str) -> None:
+    settings = config(name, arm)
+    assert arm == f"{arm.rpartition('-')[0]}-{settings.seed}"
+    assert settings.geometry.levels == len(settings.prior.levels) == len(settings.train_prior)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arms_of_an_experiment_differ(name: str) -> None:
+    result = [config(name, arm) for arm, _ in compare.arms(ALL[name])]
+    assert all(a != b for index, a in enumerate(result) for b in result[:index])
+
+
+@pytest.mark.parametrize("name", [name for name, item in ALL.items() if item.get("shared")])
+def test_arms_that_share_a_first_stage_have_the_same(name: str) -> None:
+    """All of a seed, and those of the experiment whose first stage it is."""
+    owner = name if ALL[name]["shared"] is True else ALL[name]["shared"]
+    assert ALL[owner]["shared"] is True
+    assert {*ALL[name]["seeds"]} <= {*ALL[owner]["seeds"]}
+    for seed in ALL[name]["seeds"]:
+        every = [
+            config(n, arm)
+            for n in (name, owner)
+            for arm, _ in compare.arms(ALL[n])
+            if arm.endswith(f"-{seed}")
+        ]
+        assert (
+            len({(c.seed, repr(c.data), repr(c.autoencoder), repr(c.train_autoencoder)) for c in every}) == 1
+        )
+
+
+@pytest.mark.parametrize(("name", "arm", "part"), BORROWED)
+def test_what_an_arm_takes_from_another_is_what_it_would_train_itself(name: str, arm: str, part: str) -> None:
+    """Same settings, same seed, and the other one stands before it in the list by more arms than run at once."""
+    owner, _, folder = part.removeprefix("same=").partition("/")
+    seed = arm.rpartition("-")[2]
+    mine, theirs = config(name, arm), config(name, f"{owner}-{seed}")
+    level = int(folder.removeprefix("prior/level-"))
+    assert mine.prior.levels[level] == theirs.prior.levels[level]
+    assert mine.train_prior == theirs.train_prior
+    assert mine.prior.conditional == theirs.prior.conditional
+    order = [each for each, _ in compare.arms(ALL[name])]
+    assert order.index(arm) - order.index(f"{owner}-{seed}") > 2
+
+
+def test_a_copied_stage_is_of_the_same_seed_and_never_replaces_one(tmp_path: Path) -> None:
+    for seed in "01":
+        (tmp_path / f"full-{seed}" / "prior").mkdir(parents=True)
+        (tmp_path / f"full-{seed}" / "prior" / "model.safetensors").write_text(seed)
+    folder = tmp_path / "less-1"
+    compare.copy_same_stages(folder, ["prior.conditional=false", "same=full/prior"], "1")
+    assert (folder / "prior" / "model.safetensors").read_text() == "1"
+    (folder / "prior" / "model.safetensors").write_text("own")
+    compare.copy_same_stages(folder, ["same=full/prior"], "1")
+    assert (folder / "prior" / "model.safetensors").read_text() == "own"
+    with pytest.raises(SystemExit, match=r"less-2 copies prior from .*full-2.* not finished"):
+        compare.copy_same_stages(tmp_path / "less-2", ["same=full/prior"], "2")
+    assert not (tmp_path / "less-2").exists()
+
+
+def test_the_kinds_of_prior_are_compared_at_equal_parameters_and_time() -> None:
+    sizes, trainings = [], []
+    for arm in ("pixelcnn-0", "transformer-0"):
+        settings = config("prior-kinds", arm)
+        assert {level.kind for level in settings.prior.levels} == {arm.removesuffix("-0")}
+        with torch.device("meta"):
+            prior = HierarchicalPrior(settings.prior.model_copy(update={"classes": EMOJI}), settings.geometry)
+        sizes.append([sum(p.numel() for p in level.parameters()) for level in prior.levels])
+        trainings.append(settings.train_prior)
+    for pixelcnn, transformer in zip(*sizes, strict=True):
+        assert transformer == pytest.approx(pixelcnn, rel=0.03)
+    assert trainings[0] == trainings[1]
+    assert [training.minutes for training in trainings[0]] == [5, 5]
+
+
+def test_where_a_shared_first_stage_lies(tmp_path: Path) -> None:
+    for shared, folder in ((True, "mine"), ("other", "other")):
+        item = {"shared": shared, "seeds": [3, 4]}
+        assert compare.first_stage("mine", item, "4", tmp_path) == tmp_path / folder / "stage1-4"
+        assert compare.first_stages(item) == [("stage1-3", ["seed=3"]), ("stage1-4", ["seed=4"])]
+    assert compare.first_stages({"seeds": [3]}) == []
+
+
+def test_seconds_per_sample(run: Path) -> None:
+    """Of every arm, in every size of a batch; nothing is loaded where nothing is asked for."""
+    threads = torch.get_num_threads()
+    result = compare.seconds_per_sample({"a": run, "b": run}, [1, 3])
+    assert {arm: list(each) for arm, each in result.items()} == {
+        arm: ["batch 1", "batch 3"] for arm in ("a", "b")
+    }
+    assert all(0 < value < 10 for each in result.values() for value in each.values())
+    assert torch.get_num_threads() == threads
+    assert compare.seconds_per_sample({"a": Path("nowhere")}, []) == {}

@@ -1,0 +1,158 @@
+"""The static step, which a GPU records: it draws what plain steps draw and computes what the whole grid computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from prior_helpers import Grids, hierarchy, inputs, level_prior, random_codes, same, static_logits, stepped
+
+from vqvae2.codes import Codes
+from vqvae2.prior.captured import StepGraphs
+from vqvae2.prior.chooser import UNKNOWN, Chooser, Rule
+from vqvae2.prior.kinds import static_kind
+from vqvae2.prior.step_ops import Ops, Spec
+
+KINDS = [
+    pytest.param({}, id="pixelcnn"),
+    pytest.param({"kernel": 5, "attention_every": 1}, id="with attention"),
+    pytest.param({"kernel": 7, "attention_every": 2, "layers": 3, "output_layers": 0}, id="wide kernel"),
+    pytest.param({"kind": "transformer"}, id="transformer"),
+]
+LEVELS: list[Grids] = [((3, 5),), ((2, 3), (4, 3)), ((2, 1), (2, 3), (4, 6))]
+
+
+def graphs(**options: Any) -> StepGraphs:
+    """As on a GPU, but nothing is recorded."""
+    return StepGraphs(devices=("cpu",), least_positions=1, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", [0, 2])
+@pytest.mark.parametrize("grids", LEVELS)
+def test_static_steps_are_plain_steps_and_the_whole_grid(
+    dtype: torch.dtype, kind: dict[str, Any], classes: int, grids: Grids
+) -> None:
+    prior = level_prior(grids, None, classes, dtype, **kind)
+    codes, coarser, labels = inputs(prior, grids)
+    with torch.no_grad():
+        context, whole = prior.context(coarser, labels), prior(codes, coarser, labels)
+        static = static_logits(prior, codes, context)
+    bound = 1e-10 if dtype == torch.float64 else 1e-5 * max(1.0, whole.abs().max().item())
+    assert whole.std() > 1e-2
+    assert (static - whole).abs().max() < bound
+    assert (static - stepped(prior, codes, context)).abs().max() < bound
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grids", [((3, 5),), ((2, 1), (2, 3), (4, 6))])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 3},
+        {"top_p": 0.6},
+        {"guidance": 2.5},
+        {"guidance": 0.0, "top_p": 0.9},
+    ],
+)
+def test_the_static_step_draws_the_codes_of_plain_steps(
+    kind: dict[str, Any], grids: Grids, options: dict[str, Any]
+) -> None:
+    prior = hierarchy(grids, 2, 4, **kind)
+    labels = torch.tensor([0, 1, 2, 1])
+    plain = prior.sample([0, 3, 17, 4], labels, seed=3, **options)
+    assert same(prior.sample([0, 3, 17, 4], labels, seed=3, graphs=graphs(), **options), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_known_codes_are_kept(kind: dict[str, Any], guidance: float) -> None:
+    prior = hierarchy(((1, 2), (2, 4), (4, 4)), 2, **kind)
+    labels, holes = torch.tensor([0, 1, 0, 1]), random_codes(prior.geometry, 4, seed=5)
+    some = Codes(tuple(torch.where(hole % 2 == 0, UNKNOWN, hole) for hole in holes.levels))
+    plain = prior.sample(4, labels, seed=1, guidance=guidance, given=some)
+    assert same(prior.sample(4, labels, seed=1, guidance=guidance, given=some, graphs=graphs()), plain)
+    for hole, level in zip(holes.levels, plain.levels, strict=True):
+        assert torch.equal(level[hole % 2 == 1], hole[hole % 2 == 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_is_the_same_at_any_batch_size(kind: dict[str, Any]) -> None:
+    prior = hierarchy(((2, 2), (4, 4)), 2, dtype=torch.float32, **kind)
+    labels, kept = torch.tensor([0, 1, 2, 1, 0]), graphs()
+    whole = prior.sample(5, labels, seed=2, graphs=kept)
+    for i in range(5):
+        assert same(prior.sample([i], labels[i : i + 1], seed=2, graphs=kept), whole[[i]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_preparation_serves_many_batches_and_follows_the_weights(kind: dict[str, Any]) -> None:
+    """Nothing of a grid stays behind for the next; weights changed in place or replaced are those that draw."""
+    prior, kept = hierarchy(((2, 2), (4, 4)), 2, **kind), graphs()
+    labels = torch.tensor([0, 1, 0])
+    for seed in (1, 2, 1):
+        assert same(prior.sample(3, labels, seed=seed, graphs=kept), prior.sample(3, labels, seed=seed))
+    before = prior.sample(3, labels, seed=1)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.mul_(1.5)
+    changed = prior.sample(3, labels, seed=1)
+    assert not same(changed, before)
+    assert same(prior.sample(3, labels, seed=1, graphs=kept), changed)
+    for module in list(prior.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(parameter.detach() / 1.5))
+    assert same(prior.sample(3, labels, seed=1, graphs=kept), before)
+
+
+def test_preparations_are_kept_for_each_batch_and_rule_and_freed_with_the_prior() -> None:
+    prior, kept = hierarchy(((2, 2), (4, 4)), 2), graphs()
+    for _ in range(2):
+        prior.sample(3, seed=1, graphs=kept)
+        prior.sample(2, seed=1, graphs=kept, temperature=0.5)
+    assert [len(by_spec) for by_spec in kept._recordings.values()] == [2, 2]
+    del prior
+    assert len(kept._recordings) == 0
+
+
+def test_short_grids_and_other_devices_take_plain_steps() -> None:
+    prior = level_prior(((3, 5),))
+    assert not StepGraphs().takes(prior, 2, 10**6)
+    assert not StepGraphs(devices=("cpu",), least_positions=16).takes(prior, 2, 15)
+    assert StepGraphs(devices=("cpu",), least_positions=15).takes(prior, 2, 15)
+    assert not StepGraphs(devices=("cpu",), least_positions=0).takes(prior, 0, 15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_weights_are_near_and_the_stream_stays_float32(kind: dict[str, Any]) -> None:
+    prior = level_prior(((2, 3), (4, 6)), None, 2, torch.float32, hidden=32, residual=32, **kind)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.mul_(0.4)
+        codes, coarser, labels = inputs(prior, ((2, 3), (4, 6)))
+        whole = prior(codes, coarser, labels)
+        logits = static_logits(prior, codes, prior.context(coarser, labels), torch.bfloat16)
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - whole).abs().max() < 0.05 * whole.std() + 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_static_step_copies_nothing_to_or_from_the_host(kind: dict[str, Any]) -> None:
+    """On the meta device a value cannot be looked at, so whatever asks for one fails."""
+    prior = level_prior(((2, 3), (4, 6)), None, 2, torch.float32, **kind).to("meta")
+    context = torch.zeros(2, 8, 4, 6, device="meta")
+    spec = Spec(2, tuple(context.shape), torch.float32, torch.float32, context.device)
+    kind_of = static_kind(prior)
+    assert kind_of is not None
+    static = kind_of(prior, spec, Ops())
+    chooser = Chooser.__new__(Chooser)
+    chooser.rule = Rule(0.9, 3, 0.8, 1.0, False)
+    chooser.uniforms = torch.zeros(24, 2, dtype=torch.float64, device="meta")
+    chooser.known = torch.zeros(24, 2, dtype=torch.int64, device="meta")
+    with torch.no_grad():
+        static.load(prior, context)
+        static.draw_row(chooser)

@@ -1,0 +1,189 @@
+"""The sharpening of the decoder: who learns what from which loss, and that nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import TRAIN, assert_same, changed, image_set, result, run, signal_at, tiny
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.config.models import Config, ConfigError, parse
+from vqvae2.data.batches import sequential
+from vqvae2.data.pixels import psnr, to_float
+from vqvae2.files.tensor_file import load_tensors
+from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.sharpen import SharpenObjective
+
+SHARPEN: dict[str, Any] = {**TRAIN, "average": 0.5, "begin": 0, "width": 4, "depth": 2}
+
+
+def settings(levels: int = 2, **patch: Any) -> Config:
+    """A tiny configuration with this sharpening."""
+    return changed(tiny(levels), sharpen={**SHARPEN, **patch})
+
+
+def sharpening(place: Path, config: Config) -> SharpenObjective:
+    """The objective, for an autoencoder of random weights whose codes are in use."""
+    torch.manual_seed(1)
+    plain = VQVAE(config.autoencoder)
+    images = image_set(place, config)
+    plain.train()(next(sequential(images, images.train, config.data, batch=8))[0])  # first codebooks
+    return SharpenObjective(config, images, plain)
+
+
+def losses(objective: SharpenObjective, seed: int = 0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of the first batch."""
+    torch.manual_seed(seed)
+    return objective.loss(objective.model, next(objective.batches(0, 0, 1)))
+
+
+def gradients(objective: SharpenObjective) -> dict[str, torch.Tensor]:
+    """The gradients of the loss of the first batch, by name."""
+    objective.model.zero_grad()
+    losses(objective)[0].backward()
+    return {k: p.grad.clone() for k, p in objective.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_it_begins_as_the_plain_decoder(levels: int, tmp_path: Path) -> None:
+    objective = sharpening(tmp_path, settings(levels))
+    images = to_float(next(objective.batches(0, 0, 1))[0])
+    codes = objective.plain.encode(images)
+    again = objective.model.decode(objective.vectors(codes)).clamp(-1, 1)
+    torch.testing.assert_close(again, objective.plain.decode(codes))
+    assert set(objective.weights()) < set(objective.plain.state_dict())
+
+
+def test_only_the_decoder_changes(tmp_path: Path) -> None:
+    """The plain autoencoder stays as it was to the last bit, buffers included; every weight of the copy learns."""
+    objective = sharpening(tmp_path, settings())
+    before = {k: v.clone() for k, v in objective.plain.state_dict().items()}
+    start = {k: v.clone() for k, v in objective.weights().items()}
+    run(objective, objective.config.sharpen, tmp_path / "sharpen")
+    assert_same(before, objective.plain.state_dict())
+    assert all(not torch.equal(value, start[name]) for name, value in objective.weights().items())
+
+
+def test_each_network_learns_from_its_own_loss(tmp_path: Path) -> None:
+    """With an adversarial weight of 0 the decoder has the gradient of the squared error, and the discriminator its own still."""
+    with_it = gradients(sharpening(tmp_path, settings(adversarial=1.0)))
+    without = gradients(sharpening(tmp_path, settings(adversarial=0.0)))
+    objective = sharpening(tmp_path, settings())
+    images = to_float(next(objective.batches(0, 0, 1))[0])
+    sharp = objective.model.decode(objective.vectors(objective.plain.encode(images)))
+    (sharp - images).square().mean().backward()
+    for name, parameter in objective.model.named_parameters():
+        if name.startswith("discriminator"):
+            assert torch.equal(with_it[name], without[name]), name
+            assert with_it[name].abs().sum() > 0 or name.endswith("6.bias"), name  # whose two parts cancel
+        else:
+            assert parameter.grad is not None
+            torch.testing.assert_close(without[name], parameter.grad)
+            assert not torch.allclose(with_it[name], without[name]), name
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+@pytest.mark.parametrize("slope", [1e-3, 1e3])
+def test_the_weight_is_relative_to_the_squared_error(weight: float, slope: float, tmp_path: Path) -> None:
+    """A steep discriminator's gradient at the images is so many times as long as that of the squared error; a flat one's shorter."""
+    objective = sharpening(tmp_path, settings(adversarial=weight, loss="hinge"))
+    with torch.no_grad():
+        for parameter in objective.model.discriminator.layers[-1].parameters():
+            parameter.mul_(slope)
+    images = to_float(next(objective.batches(0, 0, 1))[0])
+    codes = objective.plain.encode(images)
+    sharp = objective.model.decode(objective.vectors(codes))
+    (of_error,) = torch.autograd.grad((sharp - images).square().mean(), sharp, retain_graph=True)
+    plain = objective.plain.decode(codes)
+    adversarial, _ = objective.model._adversarial(sharp, plain, (sharp - images).detach())
+    (of_adversary,) = torch.autograd.grad(adversarial, sharp)
+    ratio = (of_adversary.norm() / of_error.norm()).item()
+    if slope > 1:
+        assert ratio == pytest.approx(weight, rel=1e-3)
+    else:
+        assert 0 < ratio < 0.1 * weight
+
+
+@pytest.mark.parametrize("loss", ["hinge", "logistic"])
+def test_the_adversarial_loss_begins_late(loss: str, tmp_path: Path) -> None:
+    """For two steps the decoder's gradient is that of the squared error; then it is not."""
+    late = sharpening(tmp_path, settings(begin=2, loss=loss, adversarial=1.0))
+    never = sharpening(tmp_path, settings(adversarial=0.0, loss=loss))
+    for step in range(4):
+        with_it, without = gradients(late), gradients(never)
+        same = [torch.equal(with_it[k], without[k]) for k in without if not k.startswith("discriminator")]
+        assert all(same) if step < 2 else not any(same)
+
+
+@pytest.mark.parametrize("patch", [{"loss": "logistic"}, {"loss": "hinge", "penalty": 0.0, "accumulate": 2}])
+def test_resumed_ends_as_uninterrupted(patch: dict[str, Any], tmp_path: Path) -> None:
+    """Interrupted after each step in turn: the same weights of both networks, the same metrics."""
+    config = settings(begin=2, **patch)
+    whole = sharpening(tmp_path, config)
+    outcome = run(whole, config.sharpen, tmp_path / "whole")
+    expected = result(whole, tmp_path / "whole", outcome)
+    for step in range(1, 6):
+        objective = sharpening(tmp_path, config)
+        signal_at(objective, {step})
+        with pytest.raises(Interrupted):
+            run(objective, config.sharpen, tmp_path / "resumed")
+    objective = sharpening(tmp_path, config)
+    outcome = run(objective, config.sharpen, tmp_path / "resumed")
+    assert_same(result(objective, tmp_path / "resumed", outcome), expected)
+
+
+def test_the_last_averaged_weights_are_kept(tmp_path: Path) -> None:
+    """Whatever the held-out figures say: an adversarial training has no score that tells which weights look best."""
+    objective = sharpening(tmp_path, settings(patience=1))
+    outcome = run(objective, objective.config.sharpen, tmp_path / "sharpen")
+    assert outcome.step == outcome.best_step == objective.config.sharpen.steps
+    tensors, _ = load_tensors(tmp_path / "sharpen" / "checkpoints" / "last.safetensors")
+    for name, value in objective.model.state_dict().items():
+        assert torch.equal(value, tensors[f"average.module.{name}"]), name
+    assert not torch.equal(tensors["model.decoder.0.weight"], tensors["average.module.decoder.0.weight"])
+    lines = read_metrics(tmp_path / "sharpen" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "heldout_psnr" in line] == [3, 6]
+    assert (tmp_path / "sharpen" / "pictures" / "step-0000006.png").exists()
+
+
+def test_the_discriminator_learns_at_its_own_rate(tmp_path: Path) -> None:
+    """One step of Adam moves each weight by about the learning rate: here four times as far."""
+    objective = sharpening(
+        tmp_path, settings(steps=1, warmup=0, lr=1e-3, discriminator_rate=4.0, penalty=0.0)
+    )
+    before = {k: v.clone() for k, v in objective.model.named_parameters()}
+    patch = {"average": 1e-9}  # the averaged weights are the last ones
+    run(objective, objective.config.sharpen.model_copy(update=patch), tmp_path / "sharpen")
+    for name, value in objective.model.named_parameters():
+        moved = (value - before[name]).abs().max().item()
+        expected = 4e-3 if name.startswith("discriminator") else 1e-3
+        assert moved == pytest.approx(expected, rel=0.05) or name.endswith("6.bias"), name
+
+
+def test_the_figures_are_of_all_held_out_images(tmp_path: Path) -> None:
+    objective = sharpening(tmp_path, settings())
+    figures = objective.evaluate(objective.model.eval(), make_accelerator())
+    images = torch.cat(
+        [x for x, _ in sequential(objective.images, objective.images.heldout, objective.config.data, batch=3)]
+    )
+    again = objective.plain.decode(objective.plain.encode(images))
+    mse = (4 / 10 ** (psnr(again, images) / 10)).mean()
+    for kind in ("", "_plain"):  # not trained yet, so both are the same
+        assert 4 / 10 ** (figures[f"heldout_psnr{kind}"] / 10) == pytest.approx(float(mse), rel=1e-4)
+    assert figures["heldout_sharpness"] == pytest.approx(figures["heldout_sharpness_plain"], rel=1e-4)
+
+
+def test_mixed_precision(tmp_path: Path) -> None:
+    objective = sharpening(tmp_path, settings())
+    outcome = run(objective, objective.config.sharpen, tmp_path / "sharpen", precision="bf16")
+    assert outcome.step == 6
+    assert all(value.dtype == torch.float32 for value in objective.weights().values())
+
+
+def test_a_perceptual_term_needs_weights() -> None:
+    assert parse({}).sharpen.steps == 0, "off unless asked for"
+    with pytest.raises(ConfigError, match="a perceptual term needs perceptual_weights"):
+        parse({"sharpen": {"perceptual": 1.0}})
