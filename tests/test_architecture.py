@@ -35,11 +35,9 @@ FACADE = {"__version__"}  # what files of the package may take from the root `__
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS, CLI_LINES = 400, 60, 8, 150
 # Files and functions that are still longer; nothing may be added, and what is mended must be taken out.
-LONG_FILES: set[str] = {
-    "assessment.py", "config/models.py", "evaluate/classifier.py", "evaluate/parts.py", "train/loop.py",
-}  # fmt: skip
+LONG_FILES = {"assessment.py", "evaluate/classifier.py", "evaluate/parts.py"}
 LONG_FUNCTIONS = {"evaluate/critic.py:fit_critic"}
-LONG_SIGNATURES = {"autoencoder/quantizer.py:__init__", "data/batches.py:batches"}
+LONG_SIGNATURES = {"autoencoder/quantizer.py:__init__"}
 
 _IMPORT_ALL = """
 import io, json, os, pkgutil, sys, contextlib, importlib
