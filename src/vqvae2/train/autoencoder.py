@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vqvae2.autoencoder.codebook_usage import usage_scalars
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.autoencoder.quantizer import perplexity
 from vqvae2.config.models import Config
 from vqvae2.data.batches import sequential, sequential_pixels
 from vqvae2.data.grid import save_grid
@@ -157,6 +157,5 @@ def usage_figures(counts: list[Tensor]) -> dict[str, Tensor]:
     """Scalars per level: `usage_L`, the share of codes used at all, and `perplexity_L`, of code counts [K]."""
     figures = {}
     for level, count in enumerate(counts):
-        figures[f"usage_{level}"] = (count > 0).float().mean()
-        figures[f"perplexity_{level}"] = perplexity(count)
+        figures[f"usage_{level}"], figures[f"perplexity_{level}"] = usage_scalars(count)
     return figures

@@ -203,15 +203,17 @@ def switches(choices: Choices) -> Iterator[None]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, choices: Choices) -> torch.optim.AdamW:
-    """AdamW over what is trained. On a CUDA card, and in a static step, it is fused and reads its rates from tensors.
+    """AdamW over what is trained. On a CUDA card, and in a static step, it is fused and reads its rate from a tensor.
 
-    A model may have its own `parameter_groups`: a list of groups, in which `scale` times the learning rate is a group's.
+    A model may have a method `parameter_groups`; the learning rate of each group is multiplied by its `scale`.
     """
     own = getattr(model, "parameter_groups", None)
-    groups = own() if own else [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = own() if own else [{"params": weights}]
     if choices.device.type != "cuda" and not choices.static:
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    groups = [{**group, "lr": torch.full((), config.lr, device=choices.device)} for group in groups]
+    for group in groups:  # a tensor for each, because groups that share one could not have different rates
+        group["lr"] = torch.full((), config.lr, device=choices.device)
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 

@@ -71,13 +71,13 @@ class ResidentImages:
 
 
 class TrainingImages:
-    """The batches of a stage that learns from images.
+    """The batches of training images of one objective, from the host or, where they fit, from the device itself.
 
     Args:
-        images: `images.train` are learnt from.
-        config: of the data.
-        batch: images per step over all processes.
-        seed: of their order and their augmentation.
+        images: `images.train` are taken.
+        config: says which augmentations there are.
+        batch: images per step, over all processes.
+        seed: of their order and augmentation.
     """
 
     def __init__(self, images: ImageSet, config: DataConfig, batch: int, seed: int) -> None:
@@ -90,9 +90,9 @@ class TrainingImages:
         return self.resident.pixels.numel() if self.resident else 0
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """Process `rank`'s batches from step `start` on: uint8 pixels [b, S, S, C] and labels [b].
+        """This process's batches from step `start` on: uint8 pixels [b, S, S, C] and labels [b].
 
-        Where the images are kept on the device, it is where to find them there; see `ResidentImages.places`.
+        Where the images are on the device, it is where to find them there; see `ResidentImages.places`.
         """
         order = TrainingOrder(self.images.train, self.batch, self.seed, rank, world)
         if self.resident is not None:
@@ -100,8 +100,9 @@ class TrainingImages:
         return pixel_batches(self.images, order, self.config, start=start)
 
     def scaled(self, batch: Batch, device: torch.device) -> Tensor:
-        """The images of a batch of `batches`, float32 [b, C, S, S] in [-1, 1]."""
-        return scaled((batch[0] if self.resident is None else self.resident.pixels_at(*batch)).to(device))
+        """A batch of `batches` as images [b, C, S, S] in [-1, 1] on the device."""
+        pixels = batch[0] if self.resident is None else self.resident.pixels_at(*batch)
+        return scaled(pixels.to(device))
 
 
 def scaled(pixels: Tensor) -> Tensor:
