@@ -113,9 +113,7 @@ def _shares(indices: NDArray[np.int64], size: int, rank: int, world: int) -> NDA
 
 
 @torch.no_grad()
-def _encoded(
-    autoencoder: VQVAE, batch: Batch, accelerator: Accelerator
-) -> tuple[tuple[Tensor, ...], Tensor]:
+def _encoded(autoencoder: VQVAE, batch: Batch, accelerator: Accelerator) -> tuple[tuple[Tensor, ...], Tensor]:
     """The codes and labels of every process's batch, in the order of the processes; a collective."""
     pixels, labels = batch
     codes = autoencoder.encode(scaled(pixels)).levels
