@@ -28,7 +28,6 @@ from vqvae2.config.presets import preset
 from vqvae2.config.training import TrainConfig
 from vqvae2.data.images import open_images
 from vqvae2.files.progress import Reporter
-from vqvae2.files.tensor_file import digest
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.device import Choices, make_accelerator, make_optimizer, switches
 from vqvae2.train.feed import Feed
@@ -129,9 +128,7 @@ def measured(
         with report.part(f"{name}, {variant}"), switches(VARIANTS[variant]):
             case = make()
             size = len(case.batch[1])
-            if not work_of_one:
-                with report.part(f"{name}, FLOP"):
-                    work_of_one = flops(case)
+            work_of_one = work_of_one or flops(case)
             free()
             work, step = stepper(case, config, VARIANTS[variant])
             began = time.perf_counter()
@@ -399,7 +396,6 @@ def whole(report: Report) -> None:
                 "images/s": steps * 64 / seconds,
                 "seconds": seconds,
                 "said": lines[:2],
-                "digest": digest(stage.model.state_dict())[:12],
             },
         )
         images.close()

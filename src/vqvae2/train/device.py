@@ -43,7 +43,9 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     Raises:
         TrainingError: the device cannot train in this precision.
     """
-    if torch.cuda.is_available():  # what `deterministic` needs; torch reads it at the first product on the card
+    if (
+        torch.cuda.is_available()
+    ):  # what `deterministic` needs; torch reads it at the first product on the card
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     AcceleratorState._reset_state()  # otherwise a second training in this process must have the first one's precision
     if precision == "fp16":
