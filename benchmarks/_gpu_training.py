@@ -206,8 +206,7 @@ def stage2(report: Report, variants: list[str]) -> None:
     for number, batch in ((0, 16), (1, 4)):
         level = config.prior.levels[number]
         classes = 10 if report.tiny else 1000
-        name = f"imagenet256 level {number}, batch {batch}"
-        settings = config.train_prior[number]
+        name, settings = f"imagenet256 level {number}, batch {batch}", config.train_prior[number]
         measured(
             report,
             name,
