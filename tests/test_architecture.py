@@ -34,9 +34,9 @@ FACADE = {"__version__"}  # what files of the package may take from the root `__
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS, CLI_LINES = 400, 60, 8, 150
 # Files and functions that are still longer; nothing may be added, and what is mended must be taken out.
-LONG_FILES: set[str] = {"config/models.py", "train/loop.py"}
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
-LONG_SIGNATURES = {"autoencoder/quantizer.py:__init__", "data/batches.py:batches"}
+LONG_SIGNATURES = {"autoencoder/quantizer.py:__init__"}
 
 _IMPORT_ALL = """
 import io, json, os, pkgutil, sys, contextlib, importlib

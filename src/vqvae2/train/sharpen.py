@@ -40,6 +40,8 @@ from vqvae2.data.batches import sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
 from vqvae2.train.autoencoder import detail
+from vqvae2.train.device import host_total
+from vqvae2.train.feed import Batch
 from vqvae2.train.resident import TrainingImages
 
 
@@ -147,25 +149,25 @@ class SharpenObjective:
         self, config: Config, images: ImageSet, plain: VQVAE, distance: nn.Module | None = None
     ) -> None:
         self.config, self.images = config, images
-        self.feed = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
         self.plain = plain.eval().requires_grad_(False)
         if distance is not None:
             distance = distance.to(next(plain.parameters()).device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = Sharpening(plain, config, distance).requires_grad_(True)
+        self.training = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
 
     def keep_on(self, device: torch.device, limit: int) -> int:
         """As `TrainingImages.keep_on`."""
-        return self.feed.keep_on(device, limit)
+        return self.training.keep_on(device, limit)
 
-    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
         """As `TrainingImages.batches`."""
-        return self.feed.batches(start, rank, world)
+        return self.training.batches(start, rank, world)
 
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of decoder and discriminator, summed; logs each of their terms."""
-        images = self.feed.scaled(batch, next(model.parameters()).device)
+        images = self.training.scaled(batch, next(model.parameters()).device)
         with torch.autocast(images.device.type, enabled=False):  # float32 as for the stored codes
             vectors = self.vectors(self.plain.encode(images))
         result: tuple[Tensor, dict[str, Tensor]] = model(vectors, images)
@@ -195,7 +197,7 @@ class SharpenObjective:
         assert isinstance(model, Sharpening)
         device = accelerator.device
         share = self.images.heldout[accelerator.process_index :: accelerator.num_processes]
-        totals = torch.zeros(7, dtype=torch.float64)
+        measured: list[Tensor] = []
         for images, _ in sequential(self.images, share, self.config.data, batch=self.config.sharpen.batch):
             images = images.to(device)
             codes = self.plain.encode(images)
@@ -203,9 +205,10 @@ class SharpenObjective:
             columns = [(x - images).square().mean((1, 2, 3)) for x in pair]
             columns += [detail(x) for x in (*pair, images)]
             columns += [model.discriminator(x).mean((1, 2, 3)) for x in (images, pair[0])]
-            totals += torch.stack([column.sum() for column in columns]).cpu().double()
-        totals = accelerator.reduce(totals.float().to(device), "sum").cpu() / len(self.images.heldout)
-        mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake = totals.tolist()
+            measured.append(torch.stack(columns))
+        mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake = (
+            total / len(self.images.heldout) for total in host_total(measured, 7, accelerator)
+        )
         return {
             "score": -float(model.seen),
             "heldout_mse": mse,
