@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqvae2.autoencoder.quantizer import perplexity
+from vqvae2.autoencoder.base import perplexity, widest_float
 from vqvae2.codes import CodesError
 from vqvae2.data.store import CodeStore
 
@@ -34,12 +34,18 @@ class CodebookUsage:
 
 def codebook_usage(counts: Tensor) -> CodebookUsage:
     """The usage figures of counts [K]."""
+    used, spread = usage_scalars(counts)
     return CodebookUsage(
         counts,
-        float((counts > 0).double().mean()),
-        float(perplexity(counts)),
+        float(used),
+        float(spread),
         counts.argsort(descending=True, stable=True),
     )
+
+
+def usage_scalars(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """`used` and `perplexity` of counts [K] as scalars on their device, so that the host need not wait for them."""
+    return (counts > 0).to(widest_float(counts.device)).mean(), perplexity(counts)
 
 
 def code_counts(codes: Tensor, size: int) -> Tensor:

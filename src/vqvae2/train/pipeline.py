@@ -77,7 +77,7 @@ def train(
         Interrupted: Ctrl-C was pressed; the state is saved.
     """
     folder = Path(folder)
-    accelerator = make_accelerator(config.precision, config.compile)
+    accelerator = make_accelerator(config.precision)
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
@@ -269,7 +269,7 @@ def _stage2(
     reporter: Reporter,
 ) -> None:
     settings = config.train_prior[level]
-    codebooks = [quantizer.embeddings for quantizer in autoencoder.quantizers[: level + 1]]
+    codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
     part = RunFolder(folder).prior(level)
     _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)
@@ -290,7 +290,7 @@ def _fit(
     Args:
         result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
     """
-    outcome = fit(objective, settings, part.path, accelerator, reporter, seed)
+    outcome = fit(objective, settings, part.path, accelerator, reporter, seed, config)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
     if result:

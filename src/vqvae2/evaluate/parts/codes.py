@@ -23,7 +23,7 @@ _LISTED = 8  # codes in the lists of the most and of the least used
 @torch.no_grad()
 def code_usage(encoder: Encoder, images: NamedImages) -> PartResult:
     """Codebook usage of each level over a set, and for some codes the mean content of the cells where they stand."""
-    vocabulary = tuple(len(quantizer.embeddings) for quantizer in encoder.autoencoder.quantizers)
+    vocabulary = tuple(quantizer.num_embeddings for quantizer in encoder.autoencoder.quantizers)
     counts = [torch.zeros(k, dtype=torch.int64) for k in vocabulary]
     cells: list[Tensor] = []  # per level [K, C, h, w]: the sum of the image patches at each code
     for originals, codes in encoder.with_images(images):
