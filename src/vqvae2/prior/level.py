@@ -195,7 +195,7 @@ class LevelPrior(nn.Module, ABC):
     def _before(self, e: Tensor) -> Tensor:
         """[B, C, H, W] -> the same, on by one position, zero at the first, with the positional embeddings added."""
         flat = e.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, C], in which `e` is contiguous
-        moved = functional.pad(flat, (0, 0, 1, 0))[:, :-1].reshape(len(e), self.height, self.width, -1)
+        moved = functional.pad(flat, (0, 0, 1, 0))[:, :-1].reshape(e.shape[0], *e.shape[2:], e.shape[1])
         return moved.permute(0, 3, 1, 2) + self._positional(e.dtype)
 
     def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Any:
