@@ -156,3 +156,14 @@ def test_a_static_step_copies_nothing_to_or_from_the_host(kind: dict[str, Any]) 
     with torch.no_grad():
         static.load(prior, context)
         static.draw_row(chooser)
+
+
+def test_a_clone_of_a_chooser_has_memory_of_its_own() -> None:
+    known = torch.full((2, 3), UNKNOWN)
+    first = Chooser(torch.zeros(2, 3, dtype=torch.float64), known, Rule())
+    copy = first.clone()
+    copy.copy_(Chooser(torch.ones(2, 3, dtype=torch.float64), known + 1, Rule()))
+    assert first.uniforms.eq(0).all()
+    assert first.known.eq(UNKNOWN).all()
+    assert copy.uniforms.eq(1).all()
+    assert copy.known.eq(0).all()
