@@ -58,7 +58,7 @@ def quantizer(report: Report) -> None:
         for name, options in (
             ("training forward", {}),
             ("without revival", {"revive": False}),
-            ("rate 0.2", {"rate": 0.2}),
+            ("entropy penalty 0.2", {"entropy_penalty": 0.2}),
         ):
             with report.part(f"K {size}, {name}"), torch.no_grad():
                 ours = VectorQuantizer(size, dim, **options).to(DEVICE).train()

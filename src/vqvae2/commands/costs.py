@@ -120,7 +120,7 @@ def measure(config: Config) -> Costs:
     """
     size, channels, classes = config.data.size, config.data.channels, config.prior.classes
     # neither setting changes the count, and both need the values of tensors, which fake tensors do not have
-    settings = config.autoencoder.model_copy(update={"rate": 0.0, "drop_finer": 0.0})
+    settings = config.autoencoder.model_copy(update={"entropy_penalty": 0.0, "nested_dropout": 0.0})
     with FakeTensorMode():
         autoencoder = VQVAE(settings).eval()
         prior = HierarchicalPrior(config.prior, config.geometry).train()

@@ -90,8 +90,31 @@ class DataConfig(Settings):
     )
 
 
+quantizer_names = {"vq", "fsq"}
+"""The accepted values of `AutoencoderConfig.quantizer`; `autoencoder.quantizers.register_quantizer` adds to them."""
+
+_FORMER_NAMES = {"rate": "entropy_penalty", "drop_finer": "nested_dropout"}  # of settings of the autoencoder
+
+
+def with_present_names(settings: Any) -> Any:
+    """Settings of the autoencoder in which names of former versions are replaced by those of today.
+
+    Raises:
+        ValueError: a setting is there under both names.
+    """
+    if not isinstance(settings, dict):
+        return settings
+    for former, present in _FORMER_NAMES.items():
+        if former in settings and present in settings:
+            raise ValueError(f"expected {present} alone, found {former} as well, which is its former name")
+    return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
+
+
 class AutoencoderConfig(Settings):
-    """Stage 1: the N-level VQ-VAE. Defaults: the paper's ImageNet model (spec 2.2)."""
+    """Stage 1: the VQ-VAE with 1 to 4 levels. The defaults are the paper's ImageNet model (its appendix A).
+
+    `rate` and `drop_finer`, the names that `entropy_penalty` and `nested_dropout` had in former versions, are still read.
+    """
 
     channels: int = Field(3, ge=1, le=16, description="image channels")
     strides: tuple[int, ...] = Field(
@@ -107,47 +130,63 @@ class AutoencoderConfig(Settings):
     decay: float = Field(0.99, ge=0, lt=1, description="gamma of the codebooks' moving averages")
     epsilon: float = Field(1e-5, gt=0, description="Laplace smoothing of the counts (init sonnet)")
     init: Literal["data", "sonnet"] = Field(
-        "data", description="first codebook: from the first batch, or Sonnet's uniform"
+        "data", description="first codebook: vectors of the first batch, or Sonnet's uniform distribution"
     )
-    revive: bool = Field(True, description="move unused codes to where the error is")
+    revive: bool = Field(True, description="move unused codes to vectors with a large quantisation error")
     ema: bool = Field(True, description="codebooks by moving averages (paper) rather than by gradient")
-    quantizer: Literal["vq", "fsq"] = Field(
+    quantizer: str = Field(
         "vq",
-        description="vq: a learnt codebook (paper); fsq: finite scalar quantization, a fixed lattice of as many codes",
+        description="vq: a learnt codebook (paper); fsq: finite scalar quantization, a fixed lattice of as many codes; "
+        "or the name of a quantiser that was registered",
     )
     stem_relu: bool = Field(
         False,
-        description="a ReLU between an encoder's last 3x3 and its residual stack (Sonnet v2's notebook; off: Sonnet v1)",
+        description="a ReLU between an encoder's last 3x3 convolution and its residual stack (as in Sonnet v2's notebook; "
+        "off is Sonnet v1)",
     )
     weights: Literal["torch", "sonnet"] = Field(
         "torch",
-        description="first weights of the convolutions: torch's, or Sonnet's (normal of deviation 1/sqrt(fan-in), cut at "
-        "two deviations, biases 0), which are sqrt(3) times as large",
+        description="initial weights of the convolutions: torch's, or Sonnet's (normal with standard deviation "
+        "1/sqrt(fan-in), truncated at two standard deviations, biases 0), which are sqrt(3) times as large",
     )
     variance: float = Field(
         1.0,
         gt=0,
         description="the squared error is divided by this in the loss; the pixels' variance in [-1, 1] makes it Sonnet's",
     )
-    rate: float = Field(
+    entropy_penalty: float = Field(
         0.0,
         ge=-1,
         le=10,
-        description="weight of the bits when a code is chosen (0 = paper); more makes codes that priors predict better, "
-        "below 0 makes codes that are used more evenly",
+        description="weight of a code's bits when codes are chosen (0 = paper); a larger one makes codes of lower entropy, "
+        "which priors predict better, a negative one makes codes that are used more evenly",
     )
-    drop_finer: float = Field(
+    nested_dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the training pictures decoded without the finer levels (0 = paper), so that coarse codes "
-        "carry the layout and not just what the finer ones leave over",
+        description="share of the training images that are decoded without their finer levels (0 = paper), so that the "
+        "coarse codes encode the layout",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, value: Any) -> Any:
+        return with_present_names(value)
 
     @field_validator("strides", "codes", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return _as_list(value)
+
+    @field_validator("quantizer")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in quantizer_names:
+            raise ValueError(
+                f"expected a quantiser among {', '.join(sorted(quantizer_names))}, found {value!r}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _levels_agree(self) -> AutoencoderConfig:
@@ -157,9 +196,10 @@ class AutoencoderConfig(Settings):
             )
         if any(s < 1 or s > 64 for s in self.strides) or any(s < 2 for s in self.strides[1:]):
             raise ValueError(f"expected strides of 1 to 64 (2 to 64 between levels), found {self.strides}")
-        if self.rate and not (self.ema and self.quantizer == "vq"):
+        if self.entropy_penalty and not (self.ema and self.quantizer == "vq"):
             raise ValueError(
-                f"expected rate 0 without codebooks of moving averages (ema: false, or fsq), found {self.rate}"
+                f"expected entropy_penalty 0 without codebooks of moving averages (ema: false, or a quantizer other "
+                f"than vq), found {self.entropy_penalty}"
             )
         if any(k < 2 or k > 65536 for k in self.codes):
             raise ValueError(f"expected codebooks of 2 to 65536 codes, found {self.codes}")
