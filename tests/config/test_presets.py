@@ -15,8 +15,9 @@ from torch import nn
 
 from vqvae2.autoencoder.layers import ResidualBlock
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.config.models import Config, ConfigError, TrainConfig, parse
+from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.config.presets import choose, preset, presets
+from vqvae2.config.training import TrainConfig
 from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.gated import GatedLayer
 from vqvae2.prior.hierarchy import HierarchicalPrior

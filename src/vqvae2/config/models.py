@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vqvae2.codes import Geometry, prime_factors
+from vqvae2.config.base import Settings
+from vqvae2.config.hardware import Hardware
 from vqvae2.config.sampling import Sampling
+from vqvae2.config.training import AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
 from vqvae2.errors import UserError
 
 
@@ -20,11 +23,7 @@ class ConfigError(UserError):
     """A setting that cannot work, with what was expected and what was found."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataConfig(_Model):
+class DataConfig(Settings):
     """How images are read, decoded, split and augmented."""
 
     size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
@@ -111,7 +110,7 @@ def with_present_names(settings: Any) -> Any:
     return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
-class AutoencoderConfig(_Model):
+class AutoencoderConfig(Settings):
     """Stage 1: the VQ-VAE with 1 to 4 levels. The defaults are the paper's ImageNet model (its appendix A).
 
     `rate` and `drop_finer`, the names that `entropy_penalty` and `nested_dropout` had in former versions, are still read.
@@ -243,7 +242,7 @@ prior_kinds = {"pixelcnn", "transformer"}
 """The accepted values of `LevelPriorConfig.kind`; `prior.kinds.register_kind` adds to them."""
 
 
-class LevelPriorConfig(_Model):
+class LevelPriorConfig(Settings):
     """Stage 2, one level: gated PixelCNN with attention (paper section 3.2), a transformer, or a registered kind."""
 
     kind: str = Field(
@@ -304,7 +303,7 @@ class LevelPriorConfig(_Model):
         return self
 
 
-class PriorConfig(_Model):
+class PriorConfig(Settings):
     """Stage 2: one prior per level, coarsest first."""
 
     levels: tuple[LevelPriorConfig, ...] = Field(
@@ -312,159 +311,6 @@ class PriorConfig(_Model):
     )
     conditional: bool = Field(True, description="learn and sample by class, where the data have classes")
     classes: int = Field(0, ge=0, description="number of classes; 0 = unconditional (set from the data)")
-
-
-class TrainConfig(_Model):
-    """One stage's training."""
-
-    steps: int = Field(20_000, ge=1, description="optimiser steps")
-    batch: int = Field(32, ge=1, description="images per step, over all processes")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    warmup: int = Field(200, ge=0, description="steps of linear warm-up")
-    schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="learning rate after the warm-up; cosine ends at 1/50"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 = no clipping")
-    average: float = Field(
-        0.0, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0 = none"
-    )
-    evaluate_every: int = Field(
-        1000, ge=1, description="steps between held-out evaluations, sheets of pictures and checkpoints"
-    )
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    patience: int = Field(
-        0, ge=0, description="stop after so many held-out evaluations without a better one; 0 = never"
-    )
-    minutes: float = Field(
-        0.0,
-        ge=0,
-        description="end after so many minutes even if steps are left; the learning rate's schedule ends with them; 0 = never. "
-        "Where the time runs out first, the result depends on the speed of the machine",
-    )
-    accumulate: int = Field(
-        1,
-        ge=1,
-        description="gradient accumulation: the number of parts into which a batch is cut to save memory",
-    )
-
-
-class AutoencoderTrainConfig(TrainConfig):
-    """Stage 1's training."""
-
-    start: str = Field(
-        "",
-        description="run folder whose autoencoder is the starting point, codebooks included, to go on with other images or "
-        "another image size; its model must be the same",
-    )
-    perceptual: float = Field(
-        0.0,
-        ge=0,
-        description="weight of a perceptual distance in the loss (0 = paper): sharper reconstructions, more squared error",
-    )
-    perceptual_weights: str = Field(
-        "",
-        description="weights of its VGG16: a safetensors file with torchvision's names, or a Hub repository such as timm/vgg16.tv_in1k; "
-        "with perceptual 0 the distance is measured and not trained on",
-    )
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> AutoencoderTrainConfig:
-        if self.perceptual and not self.perceptual_weights:
-            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
-        return self
-
-
-class SharpenConfig(TrainConfig):
-    """The sharpening of the decoder, after stage 1: an adversarial training of the decoder alone.
-
-    Encoder, codebooks and codes stay as they are, so priors and stored codes remain valid.
-    """
-
-    steps: int = Field(0, ge=0, description="optimiser steps; 0 = no sharpening (paper)")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
-    discriminator_rate: float = Field(
-        4.0, gt=0, description="learning rate of the discriminator, relative to the decoder's"
-    )
-    average: float = Field(
-        0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
-    )
-    adversarial: float = Field(
-        0.75,
-        ge=0,
-        description="strength of the adversarial gradient at the images, relative to that of the squared error; "
-        "more makes sharper images with more error",
-    )
-    begin: int = Field(
-        100, ge=0, description="steps in which only the discriminator learns from the adversarial loss"
-    )
-    loss: Literal["hinge", "logistic"] = Field(
-        "logistic", description="adversarial loss: the non-saturating logistic one, or hinge"
-    )
-    penalty: float = Field(
-        0.1, ge=0, description="weight of the discriminator's gradient penalty R1 at real images; 0 = none"
-    )
-    width: int = Field(64, ge=4, le=1024, description="channels of the discriminator's first convolution")
-    depth: int = Field(
-        3, ge=1, le=6, description="strided convolutions of the discriminator; 3 judge patches of 38 px"
-    )
-    perceptual: float = Field(
-        0.0, ge=0, description="weight of a perceptual distance beside the squared error; 0 = none"
-    )
-    perceptual_weights: str = Field("", description="its VGG16, as train_autoencoder.perceptual_weights")
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> SharpenConfig:
-        if self.perceptual and not self.perceptual_weights:
-            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
-        return self
-
-
-class PriorTrainConfig(TrainConfig):
-    """Stage 2's training of one level."""
-
-    copies: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="how often each training image is encoded, each time with another augmentation",
-    )
-    checkpointing: bool = Field(
-        False,
-        description="recompute activations in the backward pass: less memory, about a third more time",
-    )
-
-
-class Hardware(_Model):
-    """How the machine is used. None of it changes what is learnt, but for rounding; each may be changed at any time."""
-
-    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
-        "auto",
-        description="mixed precision of training: bf16, or no for float32; auto = bf16 on a CUDA card that has it, else no. "
-        "The quantiser and held-out scores are computed in float32 either way",
-    )
-    compile: bool | Literal["auto"] = Field(
-        "auto", description="torch.compile the networks in training: a slow start, then faster steps"
-    )
-    capture: bool | Literal["auto"] = Field(
-        "auto",
-        description="record the training step once as a CUDA graph and replay it, so that the card does not wait for Python; "
-        "auto = in longer trainings on one CUDA card",
-    )
-    tf32: bool = Field(
-        True,
-        description="let a CUDA card compute float32 products of training in TF32 (never the search of the nearest code)",
-    )
-    resident_gb: float = Field(
-        2.0,
-        ge=0,
-        description="keep the training data in the memory of a CUDA card while they take at most this many GB (1e9 bytes) "
-        "and half of what is free; 0 = never",
-    )
-    deterministic: bool = Field(
-        False,
-        description="use deterministic kernels only, so that a resumed training on a card is the same bit for bit; slower",
-    )
 
 
 class Config(Hardware):
@@ -500,7 +346,8 @@ class Config(Hardware):
             )
         self.sampling.level(0, levels)  # raises unless each setting has one value or one per level
         self.autoencoder.geometry(self.data.size, self.data.size)
-        if self.train_autoencoder.perceptual_weights and self.data.size < 16:
+        perceptual = self.train_autoencoder.perceptual_weights or self.sharpen.perceptual_weights
+        if perceptual and self.data.size < 16:
             raise ValueError(
                 f"a perceptual distance needs pictures of at least 16 px, found {self.data.size}"
             )

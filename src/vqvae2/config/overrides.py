@@ -9,13 +9,8 @@ from typing import Any, TypeGuard, get_args
 import yaml
 from pydantic import BaseModel
 
-from vqvae2.config.models import (
-    Config,
-    ConfigError,
-    LevelPriorConfig,
-    PriorTrainConfig,
-    with_present_names,
-)
+from vqvae2.config.models import Config, ConfigError, LevelPriorConfig, with_present_names
+from vqvae2.config.training import PriorTrainConfig
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
