@@ -1,4 +1,4 @@
-"""Random draws of input vectors for a codebook: its first codes, and new places for codes that fell out of use.
+"""Random draws of input vectors for a codebook: its first codes, and replacements for codes that are no longer used.
 
 Shapes are fixed and nothing is read on the host, so the draws can be compiled and captured. The random numbers are a
 hash of the step and of a row's number in the global batch. They therefore need no generator, and do not depend on the
