@@ -183,7 +183,7 @@ class VectorQuantizer(Quantizer):
                 self._start_from(flat)
             indices = nearest_code(flat, self.embeddings.detach(), self._penalty())
             count = counts(indices, self.num_embeddings)
-            straight, squares = _Assign.apply(vectors, flat, self.embeddings.detach(), indices)  # type: ignore[no-untyped-call]
+            straight, squares = self._assign(vectors, flat, indices, each=learn and self.revive)
             elements = max(flat.numel(), 1)  # an empty batch has loss 0, not NaN
             loss = self.commitment_cost * squares.sum() / elements
             if not self.ema:
@@ -194,6 +194,14 @@ class VectorQuantizer(Quantizer):
             if self.training:
                 self.usage += count
         return Quantized(straight.reshape(z.shape), loss, perplexity(count), indices.reshape(z.shape[:-1]))
+
+    def _assign(self, vectors: Tensor, flat: Tensor, indices: Tensor, each: bool) -> tuple[Tensor, Tensor]:
+        """The codes of vectors [N, D], and their squared distances: of each vector [N], or if nobody needs them, the sum."""
+        codebook = self.embeddings.detach()
+        if each or (torch.is_grad_enabled() and vectors.requires_grad):
+            return _Assign.apply(vectors, flat, codebook, indices)  # type: ignore[no-any-return, no-untyped-call]
+        quantized = functional.embedding(indices, codebook)
+        return quantized.to(vectors.dtype), functional.mse_loss(flat, quantized, reduction="sum")
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codes [..., D] of integer `indices` [...] (Sonnet's `quantize(indices)`)."""
