@@ -34,7 +34,7 @@ from vqvae2.autoencoder.base import (
     world,
 )
 from vqvae2.autoencoder.nearest import nearest_code
-from vqvae2.autoencoder.revival import draw_by_error, spread_rows
+from vqvae2.autoencoder.revival import draw_by_error, hashed_uniform, spread_rows
 from vqvae2.config.models import AutoencoderConfig
 
 _PENALTY_RAMP = (
@@ -113,6 +113,7 @@ class VectorQuantizer(Quantizer):
     ema_sum: Tensor
     counter: Tensor
     distortion: Tensor
+    jitter: Tensor
 
     def __init__(  # noqa: PLR0913 - five of Sonnet and four of ours, each documented
         self,
@@ -148,6 +149,8 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("ema_sum", torch.zeros(num_embeddings, embedding_dim))
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
         self.register_buffer("distortion", torch.zeros(()))
+        jitter = hashed_uniform(torch.zeros((), dtype=torch.int64), 0, num_embeddings)
+        self.register_buffer("jitter", jitter, persistent=False)  # see `spread_rows`
 
     @classmethod
     def from_config(cls, config: AutoencoderConfig, size: int) -> VectorQuantizer:
@@ -185,12 +188,13 @@ class VectorQuantizer(Quantizer):
             count = counts(indices, self.num_embeddings)
             straight, squares = self._assign(vectors, flat, indices, each=learn and self.revive)
             elements = max(flat.numel(), 1)  # an empty batch has loss 0, not NaN
-            loss = self.commitment_cost * squares.sum() / elements
+            distance = squares.sum()
+            loss = distance * (self.commitment_cost / elements)
             if not self.ema:
                 codes = functional.embedding(indices, self.embeddings)
                 loss = loss + functional.mse_loss(codes, flat, reduction="sum") / elements
             if learn:
-                self._learn(flat, indices, count, squares.detach())
+                self._learn(flat, indices, count, squares.detach(), distance.detach())
             if self.training:
                 self.usage += count
         return Quantized(straight.reshape(z.shape), loss, perplexity(count), indices.reshape(z.shape[:-1]))
@@ -233,25 +237,27 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _start_from(self, flat: Tensor) -> None:
         """Before the first update, take the codebook from this batch: K of its vectors (repeated if there are fewer)."""
-        drawn = spread_rows(flat, self.num_embeddings)
+        drawn = spread_rows(flat, self.jitter)
         self.embeddings.copy_(torch.where(self.counter == 0, drawn, self.embeddings))
 
     @torch.no_grad()
-    def _learn(self, flat: Tensor, indices: Tensor, count: Tensor, squares: Tensor) -> None:
+    def _learn(self, flat: Tensor, indices: Tensor, count: Tensor, squares: Tensor, distance: Tensor) -> None:
         """Update the running statistics and write the codebook of the next step.
 
         Args:
             flat: [N, D] with N at least 1, the inputs; `indices` [N] their codes, `count` [K] of each.
-            squares: [N], their squared distances to their codes.
+            squares: [N], their squared distances to their codes; `distance` is the sum.
         """
-        size, vectors = self.num_embeddings, len(flat) * world()[1]
+        size, processes = self.num_embeddings, world()[1]
+        count = count.to(flat.dtype)
         total = torch.zeros_like(self.ema_sum).index_add_(0, indices, flat)
-        together = torch.cat([count.to(flat.dtype)[:, None], total, squares.sum().expand(size, 1)], 1)
-        together = summed(together)
+        if processes > 1:
+            together = summed(torch.cat([count[:, None], total, distance.expand(size, 1)], 1))
+            count, total, distance = together[:, 0], together[:, 1:-1], together[0, -1]
         self.counter += 1
-        self.ema_count.lerp_(together[:, 0], 1 - self.decay)
-        self.ema_sum.lerp_(together[:, 1:-1], 1 - self.decay)
-        self.distortion.lerp_(together[0, -1] / vectors, 1 - self.decay)
+        self.ema_count.lerp_(count, 1 - self.decay)
+        self.ema_sum.lerp_(total, 1 - self.decay)
+        self.distortion.lerp_(distance / (len(flat) * processes), 1 - self.decay)
         debias = self._debias()
         n, m = self.ema_count / debias, self.ema_sum / debias
         mass = n.sum()
