@@ -42,7 +42,11 @@ def nearest_code(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = Non
     return _search(vectors, codebook, penalty)
 
 
-@torch.library.custom_op("vqvae2::nearest_code", mutates_args=())
+@torch.library.custom_op(
+    "vqvae2::nearest_code",
+    mutates_args=(),
+    schema="(Tensor vectors, Tensor codebook, Tensor? penalty) -> Tensor",
+)
 def _compiled(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
     return _search(vectors, codebook, penalty)
 
