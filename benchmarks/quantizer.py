@@ -84,7 +84,7 @@ def layers(size: int, rosinality: Path | None) -> dict[str, Case]:
     ours(z)  # the first call starts the codebook
     cases: dict[str, Case] = {"vqvae2": lambda: ours(z)}
     plain = VectorQuantizer(size, D).eval()
-    cases["vqvae2, evaluation"] = lambda: plain(z)
+    cases["vqvae2, evaluation"] = torch.no_grad()(lambda: plain(z))
     if rosinality is not None:
         sys.path.insert(0, str(rosinality))
         theirs = importlib.import_module("vqvae").Quantize(D, size)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.quantizer import Quantized
+from vqvae2.autoencoder.base import Quantized
 from vqvae2.codes import Geometry
 from vqvae2.config.models import LevelPriorConfig
 from vqvae2.prior.layers import pointwise

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae2.autoencoder.quantizer import VectorQuantizer, nearest_code
+from vqvae2.autoencoder.nearest import nearest_code
+from vqvae2.autoencoder.quantizer import VectorQuantizer
 from vqvae2.evaluate.report import svg
 
 ROOT = Path(__file__).parents[1]

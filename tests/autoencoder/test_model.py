@@ -124,7 +124,7 @@ def test_residual_block_is_the_papers() -> None:
 
 @pytest.mark.parametrize(("residual", "weights"), [(64, 1_716_803), (32, 1_388_867)])
 def test_parameter_counts_of_the_paper(residual: int, weights: int) -> None:
-    """The wiring of spec 2.4, counted by hand there; the codebooks are buffers beside it."""
+    """Counted by hand from the paper's architecture; the codebooks are buffers beside it."""
     net = VQVAE(AutoencoderConfig(residual=residual))
     assert count(net) == weights
     assert [tuple(q.embeddings.shape) for q in net.quantizers] == [(512, 64), (512, 64)]
@@ -463,7 +463,7 @@ def test_sonnets_first_weights() -> None:
             assert part.weight.abs().max() <= 2 * sigma * 1.0001
             if (
                 part.weight.numel() > 5000
-            ):  # a normal distribution cut at two deviations keeps .8796 of its own
+            ):  # truncation at two standard deviations leaves .8796 of the standard deviation
                 assert part.weight.std().item() == pytest.approx(0.8796 * sigma, rel=0.05)
             assert part.bias is not None
             assert (part.bias == 0).all()

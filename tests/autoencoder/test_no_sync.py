@@ -172,7 +172,8 @@ def test_vectors_are_drawn_in_proportion_to_their_error(first: int) -> None:
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (7, 3), (64, 8), (100, 64), (8, 8), (3, 8), (1, 5)])
 def test_the_first_codes_are_distinct_rows_from_all_over_the_batch(rows: int, count: int) -> None:
     flat = torch.arange(float(rows))[:, None]
-    drawn = revival.spread_rows(flat, count)[:, 0].long()
+    jitter = revival.hashed_uniform(torch.tensor(0), 0, count)
+    drawn = revival.spread_rows(flat, jitter)[:, 0].long()
     assert drawn.shape == (count,)
     least = min(rows, count)
     assert len(drawn.unique()) == least, "every row before any row twice"
@@ -185,14 +186,14 @@ def test_the_first_codes_are_distinct_rows_from_all_over_the_batch(rows: int, co
 
 @pytest.mark.parametrize("options", QUANTIZERS, ids=str)
 def test_the_quantiser_compiles_without_a_break(options: dict[str, Any]) -> None:
-    """And the compiled one does what the other does, step by step."""
+    """And the compiled one does what the other does, step by step, also when the number of vectors changes."""
     torch.manual_seed(0)
     plain = VectorQuantizer(16, 4, **options)
     other = VectorQuantizer(16, 4, **options)
     other.load_state_dict(plain.state_dict())
     torch.compiler.reset()
     compiled = torch.compile(other, fullgraph=True, backend="eager")
-    for batch in vectors():
+    for batch in [*vectors(), *(vectors()[8].detach()[:rows].requires_grad_() for rows in (25, 11, 0))]:
         a, b = plain(batch), compiled(batch)
         assert torch.equal(a.encoding_indices, b.encoding_indices)
         assert torch.equal(a.quantize, b.quantize)

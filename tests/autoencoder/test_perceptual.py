@@ -50,7 +50,7 @@ def distance(weights: Path) -> PerceptualDistance:
     return PerceptualDistance.read(weights)
 
 
-def pictures(count: int = 2, channels: int = 3, size: int = 16, seed: int = 1) -> Tensor:
+def images(count: int = 2, channels: int = 3, size: int = 16, seed: int = 1) -> Tensor:
     """Coarse noise in [-1, 1]."""
     noise = torch.rand(count, channels, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return functional.interpolate(noise, size, mode="bilinear")
@@ -59,10 +59,10 @@ def pictures(count: int = 2, channels: int = 3, size: int = 16, seed: int = 1) -
 def test_it_is_the_published_formula(weights: Path, distance: PerceptualDistance) -> None:
     """Stage by stage in float64: convolution and ReLU, pooling by two, unit vectors, weighted squares, means, sum."""
     tensors = {key: value.double() for key, value in load_file(weights).items()}
-    x, y = pictures(seed=1).double(), pictures(seed=2).double()
+    x, y = images(seed=1).double(), images(seed=2).double()
     mean = torch.tensor([0.485, 0.456, 0.406]).double()[:, None, None]
-    deviation = torch.tensor([0.229, 0.224, 0.225]).double()[:, None, None]
-    features = [((image + 1) / 2 - mean) / deviation for image in (x, y)]
+    std = torch.tensor([0.229, 0.224, 0.225]).double()[:, None, None]
+    features = [((image + 1) / 2 - mean) / std for image in (x, y)]
     expected = torch.zeros(2, dtype=torch.float64)
     for stage, layers in enumerate(VGG16):
         for index in (0, 1):
@@ -80,26 +80,26 @@ def test_it_is_the_published_formula(weights: Path, distance: PerceptualDistance
 
 
 def test_it_is_a_distance(distance: PerceptualDistance) -> None:
-    x, y = pictures(seed=1), pictures(seed=2)
+    x, y = images(seed=1), images(seed=2)
     assert distance(x, x).tolist() == [0, 0]
     assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-5)
     assert distance(x, torch.lerp(x, y, 0.1)).max() < distance(x, y).min()
     alone = torch.cat([distance(x[i : i + 1], y[i : i + 1]) for i in (0, 1)])
-    assert distance(x, y) == pytest.approx(alone, rel=1e-4), "each picture by itself"
+    assert distance(x, y) == pytest.approx(alone, rel=1e-4), "each image by itself"
 
 
 def test_grey_is_rgb_and_alpha_is_not_seen(distance: PerceptualDistance) -> None:
-    x, y = pictures(channels=1, seed=1), pictures(channels=1, seed=2)
+    x, y = images(channels=1, seed=1), images(channels=1, seed=2)
     grey = distance(x, y)
     assert grey == pytest.approx(distance(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)), rel=1e-6)
-    colours, alpha = (x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)), pictures(channels=1, seed=3)
+    colours, alpha = (x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)), images(channels=1, seed=3)
     assert distance(*(torch.cat([c, alpha * sign], 1) for c, sign in zip(colours, (1, -1), strict=True))) == (
         pytest.approx(grey, rel=1e-6)
     )
 
 
 def test_the_gradient_is_the_reconstructions_alone(distance: PerceptualDistance) -> None:
-    x, y = pictures(seed=1).requires_grad_(), pictures(seed=2).requires_grad_()
+    x, y = images(seed=1).requires_grad_(), images(seed=2).requires_grad_()
     before = distance(x, y).sum()
     before.backward()
     assert x.grad is not None
@@ -109,17 +109,17 @@ def test_the_gradient_is_the_reconstructions_alone(distance: PerceptualDistance)
     assert distance(x.detach() - step * x.grad, y).sum() < before
 
 
-def test_a_black_picture_has_a_finite_gradient() -> None:
+def test_a_black_image_has_a_finite_gradient() -> None:
     net = PerceptualDistance()
     for parameter in net.features.parameters():
         parameter.zero_()
     x = torch.zeros(1, 3, 16, 16, requires_grad=True)
-    (gradient,) = torch.autograd.grad(net(x, pictures(1)).sum(), x)
+    (gradient,) = torch.autograd.grad(net(x, images(1)).sum(), x)
     assert gradient.isfinite().all(), "features that are all 0 have no direction"
 
 
 def test_autocast_changes_little(distance: PerceptualDistance) -> None:
-    x, y = pictures(seed=1), pictures(seed=2)
+    x, y = images(seed=1), images(seed=2)
     with torch.autocast("cpu", torch.bfloat16):
         found = distance(x, y)
     assert found.dtype == torch.float32
@@ -131,7 +131,7 @@ def test_without_heads_every_channel_weighs_one(weights: Path, tmp_path: Path) -
     save_file(bare, tmp_path / "bare.safetensors")
     ones = {f"heads.{i}": torch.ones(layers[-1][1]) for i, layers in enumerate(VGG16)}
     save_file(bare | ones, tmp_path / "ones.safetensors")
-    x, y = pictures(seed=1), pictures(seed=2)
+    x, y = images(seed=1), images(seed=2)
     found = [PerceptualDistance.read(tmp_path / f"{name}.safetensors")(x, y) for name in ("bare", "ones")]
     assert torch.equal(*found)
 

@@ -20,7 +20,7 @@ from vqvae2.autoencoder.base import Quantized, perplexity
 from vqvae2.autoencoder.nearest import nearest_code
 from vqvae2.autoencoder.quantizer import VectorQuantizer
 
-# dm-sonnet 2.0.2 in float64 (spec 7.4); Sonnet's columns are our rows
+# computed by dm-sonnet 2.0.2 in float64; Sonnet's columns are our rows
 E0 = [[1, 0], [-1, 1], [0, -2], [3, 3]]
 X1 = [[0.9, 0.1], [1.2, -0.3], [-0.8, 0.7], [-1.1, 1.4], [-0.5, 0.9], [0.2, -1.6]]
 X2 = [[1, 0.2], [0.7, 0.1], [-0.9, 1.1], [0.1, -1.9], [0.3, -2.2], [-0.2, -1.8]]
@@ -48,7 +48,7 @@ def exact(values: object) -> Tensor:
 
 
 def sonnet(ema: bool = True) -> VectorQuantizer:
-    """The quantizer of spec 7.4."""
+    """The quantiser whose figures are above."""
     vq = VectorQuantizer(4, 2, 0.25, 0.99, 1e-5, init="sonnet", revive=False, ema=ema).double()
     with torch.no_grad():
         vq.embeddings.copy_(exact(E0))
@@ -269,7 +269,7 @@ def idle_quantizer(revive: bool, steps: int) -> tuple[VectorQuantizer, Tensor]:
 
 
 def test_idle_codes_stay_and_are_used_again() -> None:
-    """Sonnet's codes are halved after 1,150 idle steps and at the origin after 2,000 (spec 1.3). Ours stay, and
+    """Sonnet's codes are halved after 1,150 idle steps and at the origin after 2,000. Ours stay, and
     follow the data at once when they come back."""
     vq, first = idle_quantizer(revive=False, steps=2000)
     assert (vq.embeddings[first].norm(dim=1) > 30).all()
@@ -341,7 +341,7 @@ def test_the_first_codebook_is_drawn_from_the_data() -> None:
 
 
 def test_averages_converge_to_the_cluster_means() -> None:
-    """The fixed point is the mean of each cluster whatever gamma is (spec 1.2)."""
+    """The fixed point is the mean of each cluster whatever gamma is."""
     z = torch.cat([blobs(100, 2, -8), blobs(50, 2, 8, seed=1)]).double()
     vq = VectorQuantizer(2, 2, decay=0.9, init="sonnet", revive=False).double()
     vq.embeddings.copy_(exact([[-1, -1], [1, 1]]))

@@ -295,7 +295,7 @@ class Average:
 
 
 class Sonnet:
-    """Both of Sonnet's quantizers line by line as in spec 7.2, in numpy and float64; codes are columns."""
+    """Both of Sonnet's quantizers line by line after its source, in numpy and float64; codes are columns."""
 
     def __init__(self, codes: np.ndarray, cost: float, decay: float | None, epsilon: float = 1e-5) -> None:
         self.codes, self.cost, self.ema, self.epsilon = codes, cost, decay is not None, epsilon
@@ -368,7 +368,7 @@ def test_sonnet_step_by_step(
     epsilon: float,
     seed: int,
 ) -> None:
-    """Training and evaluation in turn, both quantizers: values, gradients, averages and codebook of spec 7.2."""
+    """Training and evaluation in turn, both quantizers: values, gradients, averages and codebook."""
     codes = normal(k, d, seed=seed, dtype=torch.float64)
     options: dict[str, Any] = {"commitment_cost": cost, "decay": decay, "epsilon": epsilon, "ema": ema}
     vq = with_codes(codes, init="sonnet", revive=False, **options)
@@ -392,7 +392,7 @@ def test_sonnet_step_by_step(
 def test_sonnets_own_configurations(
     d: int, k: int, cost: float, decay: float | None, shape: tuple[int, ...], training: bool
 ) -> None:
-    """Its three conformance cases on inputs 0, 1, 2, ... and the two of its testConstruct (spec 7.3)."""
+    """Its three conformance cases on inputs 0, 1, 2, ... and the two of its testConstruct."""
     codes = normal(k, d, seed=k, dtype=torch.float64)
     vq = with_codes(
         codes, init="sonnet", revive=False, commitment_cost=cost, decay=decay or 0.0, ema=decay is not None
@@ -409,7 +409,7 @@ def test_sonnets_own_configurations(
 
 
 def test_sonnets_moving_average() -> None:
-    """Decay 0.5, inputs 3 then 6 give 3 then 5, and 3 again after a reset (spec 7.3), seen through a single code."""
+    """Decay 0.5, inputs 3 then 6 give 3 then 5, and 3 again after a reset, seen through a single code."""
     for _ in range(2):
         vq = VectorQuantizer(1, 2, decay=0.5, init="sonnet", revive=False).double()
         for value, average in ((3.0, 3.0), (6.0, 5.0)):
@@ -418,7 +418,7 @@ def test_sonnets_moving_average() -> None:
 
 
 def test_sonnets_distances() -> None:
-    """The row .02 4.42 5.22 12.82 of spec 7.4, which no call returns: a code wins as soon as it is ahead by a hair."""
+    """The squared distances .02 4.42 5.22 12.82, which no call returns: a code wins as soon as it is ahead by a hair."""
     codes = torch.tensor([[1, 0], [-1, 1], [0, -2], [3, 3]], dtype=torch.float64)
     z = torch.tensor([[0.9, 0.1]], dtype=torch.float64)
     for k, further in enumerate((4.42 - 0.02, 5.22 - 0.02, 12.82 - 0.02), 1):
@@ -438,7 +438,7 @@ def test_sonnets_distances() -> None:
 def test_ten_calls_of_training_and_ten_of_evaluation(
     dtype: torch.dtype, init: Literal["data", "sonnet"]
 ) -> None:
-    """Sonnet's testEmaUpdating (spec 7.3): each of the former changes the codebook, none of the latter does."""
+    """Sonnet's testEmaUpdating: each of the former changes the codebook, none of the latter does."""
     vq = VectorQuantizer(7, 6, commitment_cost=0.5, decay=0.1, init=init, revive=init == "data").to(dtype)
     for step in range(10):
         before = vq.embeddings.clone()

@@ -34,9 +34,8 @@ class Quantized:
 class Quantizer(nn.Module, ABC):
     """Base class of all quantisers: it maps vectors to codes and codes back to vectors.
 
-    A subclass implements `forward` and `lookup`. In `forward` it calls `record(indices)`, which counts how often each
-    code was used. Everything must run without reading a tensor on the host, so that a training step can be compiled
-    or captured as a CUDA graph.
+    A subclass implements `forward`, which ends with `self.result(...)`, and `lookup`. Neither should read a tensor on
+    the host (`.item()`, `if tensor:`), so that a training step can be compiled or captured as a CUDA graph.
 
     Args:
         num_embeddings: K, at least 1.
@@ -85,20 +84,19 @@ class Quantizer(nn.Module, ABC):
         total = self.ema_count.sum()
         return torch.where(total > 0, self.ema_count / total, 1 / self.num_embeddings) @ self.codebook()
 
-    def record(self, indices: Tensor) -> Tensor:
-        """Count the codes of a batch; in training mode `usage` and `ema_count` take the counts in.
+    def result(self, quantize: Tensor, loss: Tensor, indices: Tensor) -> Quantized:
+        """The result of `forward`; in training mode the codes are counted in `usage` and `ema_count`.
 
         Args:
-            indices: [...] int64.
-
-        Returns:
-            [K] int64, how often each code occurs in `indices`.
+            quantize: [..., D], with the gradient for the input.
+            loss: scalar, the quantiser's own loss.
+            indices: [...] int64, the codes.
         """
         count = counts(indices, self.num_embeddings)
         if self.training:
             self.usage += count
             self.ema_count.lerp_(summed(count.to(self.ema_count.dtype)), 1 - self.decay)
-        return count
+        return Quantized(quantize, loss, perplexity(count), indices)
 
 
 def check_vectors(z: Tensor, dim: int) -> None:

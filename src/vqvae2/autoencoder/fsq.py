@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.base import Quantized, Quantizer, check_vectors, perplexity, without_autocast
+from vqvae2.autoencoder.base import Quantized, Quantizer, check_vectors, without_autocast
 from vqvae2.config.models import AutoencoderConfig
 
 _MOST = 8  # levels of a dimension; the paper recommends at least 5 (section 4.1)
@@ -92,8 +92,7 @@ class FiniteScalarQuantizer(Quantizer):
             half = self.sides // 2
             quantized = self.outward(steps / half)
             indices = ((steps.detach().round().long() + half) * self.basis).sum(-1)
-            count = self.record(indices)
-        return Quantized(quantized.to(z.dtype), quantized.new_zeros(()), perplexity(count), indices)
+        return self.result(quantized.to(z.dtype), quantized.new_zeros(()), indices)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codes [..., D] of integer `indices` [...]."""

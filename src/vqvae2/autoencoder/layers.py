@@ -7,6 +7,7 @@ Shapes: B batch, C channels, H W height and width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,6 +42,16 @@ def residual_stack(channels: int, residual: int, blocks: int) -> nn.Sequential:
 def _kernel(prime: int) -> tuple[int, int]:
     """Kernel and padding with which stride `prime` divides the size exactly, and multiplies it exactly when transposed: 2 gives (4, 1)."""
     return prime + 2, 1
+
+
+def channels_last(module: nn.Module) -> None:
+    """Bring the weights of all convolutions in `module` into the memory format channels_last.
+
+    Unlike `module.to(memory_format=...)` it works on the fake tensors with which costs are counted.
+    """
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def sonnet_weights(module: nn.Module) -> None:

@@ -23,7 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.autoencoder.base import Quantized, Quantizer
-from vqvae2.autoencoder.layers import downsample, residual_stack, sonnet_weights, upsample
+from vqvae2.autoencoder.layers import (
+    channels_last,
+    downsample,
+    residual_stack,
+    sonnet_weights,
+    upsample,
+)
 from vqvae2.autoencoder.quantizers import make_quantizer
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import AutoencoderConfig
@@ -120,7 +126,7 @@ class VQVAE(nn.Module):
         )
         if config.weights == "sonnet":
             sonnet_weights(self)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
 
     @property
     def quantizers(self) -> tuple[Quantizer, ...]:

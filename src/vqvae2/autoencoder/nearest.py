@@ -19,7 +19,7 @@ from torch.nn import functional
 _CHUNK_ELEMENTS = (
     512 * 1024
 )  # distances held at once on a CPU: 2 MiB in float32, so that they stay in its cache
-_GROUP = 64  # codes whose least distance is found in one go
+_GROUP = 64  # codes of a group, at least
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = None) -> Tensor:
@@ -42,7 +42,11 @@ def nearest_code(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = Non
     return _search(vectors, codebook, penalty)
 
 
-@torch.library.custom_op("vqvae2::nearest_code", mutates_args=())
+@torch.library.custom_op(
+    "vqvae2::nearest_code",
+    mutates_args=(),
+    schema="(Tensor vectors, Tensor codebook, Tensor? penalty) -> Tensor",
+)
 def _compiled(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
     return _search(vectors, codebook, penalty)
 
@@ -72,10 +76,11 @@ def _fused(device: torch.device) -> ModuleType | None:
 
 
 def _chunks(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
-    """The N x K distances are never held at once: rows are worked through in chunks.
+    """The search by torch's own operators, in chunks of vectors, so that the N x K distances never exist at once.
 
-    On a CPU the chunks stay in the cache, and the least is searched in two passes, because a least value is found at
-    the speed of memory and its index is not: first the least of each group of codes, then the code within the best group.
+    On a CPU the chunks fit into the cache. The minimum is then searched in two passes: the least distance of each group of
+    codes, then the code within the best group. One `argmin` over all codes would be slower, because torch computes minima
+    as fast as it reads memory but their indices several times as slowly.
     """
     size, device = codebook.shape[0], codebook.device
     norms = codebook.square().sum(1)

@@ -132,18 +132,18 @@ def _prepare(
     """codebook [SIZE, DIM] -> norms [SIZE] with the penalty in them, and its bfloat16 parts [3, SIZE, DIM]."""
     codes = tl.program_id(0) * CODES + tl.arange(0, CODES)
     columns = tl.arange(0, WIDTH)
-    places = codes[:, None] * DIM + columns[None, :]
+    offsets = codes[:, None] * DIM + columns[None, :]
     inside = (codes[:, None] < SIZE) & (columns[None, :] < DIM)
-    e = tl.load(codebook + places, mask=inside, other=0.0)
+    e = tl.load(codebook + offsets, mask=inside, other=0.0)
     norm = tl.sum(e * e, 1)
     if PENALTY:
         norm += tl.load(penalty + codes, mask=codes < SIZE, other=0.0)
     tl.store(norms + codes, norm, mask=codes < SIZE)
     if PRECISION == "bf16x6":
         first, second, third = _split(e, PART)
-        tl.store(parts + places, first, mask=inside)
-        tl.store(parts + SIZE * DIM + places, second, mask=inside)
-        tl.store(parts + 2 * SIZE * DIM + places, third, mask=inside)
+        tl.store(parts + offsets, first, mask=inside)
+        tl.store(parts + SIZE * DIM + offsets, second, mask=inside)
+        tl.store(parts + 2 * SIZE * DIM + offsets, third, mask=inside)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""A perceptual distance between pictures: features of a VGG16, unit length at every place, compared channel by channel.
+"""A perceptual distance between images: features of a VGG16, normalised at every position, compared channel by channel.
 
 It is LPIPS (Zhang, Isola, Efros, Shechtman and Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual
 Metric", CVPR 2018) when the file holds its heads. No weights are shipped: they are read from a file.
@@ -20,9 +20,9 @@ from vqvae2.errors import UserError
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions between poolings
 _LEAST = 2 ** (len(_STAGES) - 1)
-# ImageNet's mean and deviation of red, green and blue in [0, 1], brought to [-1, 1]
+# mean and standard deviation of ImageNet's red, green and blue in [0, 1], converted to [-1, 1]
 _MEAN = (2 * 0.485 - 1, 2 * 0.456 - 1, 2 * 0.406 - 1)
-_DEVIATION = (2 * 0.229, 2 * 0.224, 2 * 0.225)
+_STD = (2 * 0.229, 2 * 0.224, 2 * 0.225)
 
 
 class PerceptualError(UserError):
@@ -30,18 +30,19 @@ class PerceptualError(UserError):
 
 
 class PerceptualDistance(nn.Module):
-    """How different two pictures look: the mean over places of weighted squared differences of VGG16 features.
+    """How different two images look: the mean over positions of weighted squared differences of VGG16 features.
 
-    The features are those after the last ReLU of each of the five stages (relu1_2 to relu5_3), each place's vector
-    divided by its length. The network's weights are fixed; the distance has a gradient in both pictures.
+    The features are those after the last ReLU of each of the five stages (relu1_2 to relu5_3). The vector of each position
+    is divided by its length. The network's weights are fixed; the distance has a gradient in both images.
 
     Attributes:
         features: the 13 convolutions, numbered as in torchvision's `vgg16().features`.
-        heads: a weight per channel and stage; ones until `read` finds some, that is the plain distance of unit vectors.
+        heads: a weight for each channel of each stage. They are 1, which gives the distance of unit vectors, unless the
+            file that is read has others.
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,8 +58,8 @@ class PerceptualDistance(nn.Module):
             taps.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)
         self.heads = nn.ParameterList(torch.ones(width) for width, _ in _STAGES)
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None])
-        self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None])
+        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
         self._taps = frozenset(taps)
         self.requires_grad_(False).eval()
 
@@ -80,7 +81,7 @@ class PerceptualDistance(nn.Module):
                 tensors = {key: file.get_tensor(key) for key in net.state_dict() if key in held}
         except (OSError, SafetensorError) as error:
             raise PerceptualError(f"cannot read the weights {path}: {' '.join(str(error).split())}") from None
-        state = {k: v for k, v in net.state_dict().items() if k.startswith(("mean", "deviation", "heads"))}
+        state = {k: v for k, v in net.state_dict().items() if k.startswith("heads")}
         state |= tensors
         for name, own in net.state_dict().items():
             shape = list(state[name].shape) if name in state else "none"
@@ -92,32 +93,32 @@ class PerceptualDistance(nn.Module):
         return net.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, originals: Tensor) -> Tensor:
-        """The distances [B] >= 0 of pictures [B, C, H, W] in [-1, 1]; grey is taken as RGB, of RGBA the colours.
+        """The distances [B], at least 0, of images [B, C, H, W] in [-1, 1]; grey is taken as RGB, and RGBA without its alpha.
 
         Raises:
             ValueError: shapes that differ, 2 channels or more than 4, or sides below 16 px.
         """
         if images.shape != originals.shape or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
             raise ValueError(
-                f"expected two batches of pictures with 1, 3 or 4 channels, found {list(images.shape)} and {list(originals.shape)}"
+                f"expected two batches of images with 1, 3 or 4 channels, found {list(images.shape)} and {list(originals.shape)}"
             )
         if min(images.shape[2:]) < _LEAST:
             raise ValueError(f"expected sides of at least {_LEAST} px, found {list(images.shape[2:])}")
         with torch.no_grad():
             aims = self._units(originals)
         total = torch.zeros(len(images), device=images.device)
-        for head, found, aim in zip(self.heads, self._units(images), aims, strict=True):
-            total = total + ((found - aim).square() * head[:, None, None]).sum(1).mean((1, 2))
+        for head, own, aim in zip(self.heads, self._units(images), aims, strict=True):
+            total = total + ((own - aim).square() * head[:, None, None]).sum(1).mean((1, 2))
         return total
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """What each of the five stages gives after its last ReLU, float32 [B, 64 to 512, H/2**i, W/2**i].
+        """The output of each of the five stages after its last ReLU, float32 [B, 64 to 512, H/2**i, W/2**i].
 
         Args:
-            images: [B, C, H, W] in [-1, 1]; grey is taken as RGB, of RGBA the colours.
+            images: [B, C, H, W] in [-1, 1]; grey is taken as RGB, and RGBA without its alpha.
         """
         x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-        x = (x - self.mean) / self.deviation
+        x = (x - self.mean) / self.std
         stages = []
         for index, layer in enumerate(self.features):
             x = layer(x)

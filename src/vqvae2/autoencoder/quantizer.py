@@ -34,24 +34,26 @@ from vqvae2.autoencoder.base import (
     world,
 )
 from vqvae2.autoencoder.nearest import nearest_code
-from vqvae2.autoencoder.revival import draw_by_error, spread_rows
+from vqvae2.autoencoder.revival import draw_by_error, hashed_uniform, spread_rows
 from vqvae2.config.models import AutoencoderConfig
 
-_PENALTY_RAMP = 1000  # updates over which the entropy penalty rises: codes must first come to mean something
-_REVIVE_SHARE = 0.03  # a code is dead when it is used less than this share of the mean use (our decision)
+_PENALTY_RAMP = (
+    1000  # updates over which the entropy penalty rises: with all of it at once, few codes stay in use
+)
+_REVIVE_SHARE = 0.03  # a code is dead if its count is below this share of the mean count (our decision)
 
 
 class _Assign(torch.autograd.Function):
-    """Replaces vectors by their codes; the gradient passes straight through (van den Oord et al. 2017, section 3.2).
+    """Replaces vectors by their codes; the gradient passes unchanged (van den Oord et al. 2017, section 3.2).
 
-    Its second result, the squared distance of each vector to its code, has the gradient of ||z - sg[q]||^2.
+    The second result is the squared distance of each vector to its code. Its gradient is that of ||z - sg[q]||^2.
     """
 
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, flat: Tensor, codebook: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """z [N, D] of any dtype, the same in the dtype of codebook [K, D], indices [N] -> [N, D] like z, [N]."""
+        """z [N, D], flat [N, D] (z in the codebook's dtype), codebook [K, D], indices [N] -> [N, D] in z's dtype, [N]."""
         quantized = functional.embedding(indices, codebook)
         difference = flat - quantized
         ctx.save_for_backward(difference)
@@ -61,7 +63,8 @@ class _Assign(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (difference,) = ctx.saved_tensors
         straight, squares = gradients
-        return straight + (2 * squares[:, None] * difference).to(straight.dtype), None, None, None
+        gradient = torch.addcmul(straight, difference, 2 * squares[:, None])
+        return gradient.to(straight.dtype), None, None, None
 
 
 class VectorQuantizer(Quantizer):
@@ -71,10 +74,18 @@ class VectorQuantizer(Quantizer):
     before training. Whatever the input's dtype and whatever autocast says, the arithmetic is in the dtype of
     `embeddings`: float32, or float64 after `.double()`.
 
-    In training mode (and `ema=True`) each call updates the codebook for the NEXT call: with n_i vectors
-    assigned to code i and s_i their sum, over all processes,
+    In training mode (and `ema=True`) each call updates the codebook for the next call. With n_i the number of vectors
+    assigned to code i and s_i their sum, over all processes (van den Oord et al. 2017, appendix A.1):
 
         N_i <- EMA(n_i),  m_i <- EMA(s_i),  e_i <- m_i / N_i          (both averages zero-debiased)
+
+    Several processes must call with the same number of vectors; an empty batch changes nothing.
+
+    Example:
+        >>> quantizer = VectorQuantizer(num_embeddings=512, embedding_dim=64)
+        >>> result = quantizer(torch.randn(8, 32, 32, 64))
+        >>> result.quantize.shape, result.encoding_indices.shape
+        (torch.Size([8, 32, 32, 64]), torch.Size([8, 32, 32]))
 
     Args:
         num_embeddings: K, at least 1.
@@ -82,11 +93,12 @@ class VectorQuantizer(Quantizer):
         commitment_cost: beta, weight of mean((sg[q] - z)^2); 0.25 in the paper.
         decay: gamma of the moving averages, 0 <= gamma < 1 (1 would divide by zero); 0.99 in the paper.
         epsilon: Laplace smoothing of the counts, as in Sonnet; used with `init="sonnet"`.
-        init: "data" draws the first codebook from the first batch (our decision); "sonnet" draws it uniformly
-            in +-sqrt(3 / D) and smooths counts as Sonnet does.
-        revive: move codes used less than 3 % of the mean use to inputs that are far from their code
-            (our decision; not in the paper). Drawn alike on every process.
-        ema: False trains the codebook by gradient instead (paper v1, eq. 3): `embeddings` is then a parameter.
+        init: "data" takes the first codebook from vectors of the first batch (our decision); "sonnet" draws it
+            uniformly from +-sqrt(3 / D) and smooths the counts as Sonnet does.
+        revive: move codes that are used less than 3 % as often as the mean code to inputs that are far from their code
+            (our decision; not in the paper). Every process draws the same inputs.
+        ema: False trains the codebook by gradient instead (van den Oord et al. 2017, eq. 3): `embeddings` is then a
+            parameter.
         entropy_penalty: lambda of entropy-constrained vector quantization (Chou, Lookabaugh and Gray 1989; our
             addition): the code of z is the k with the least ||z - e_k||^2 + lambda E (-log2 p_k), with p the running
             frequencies of the codes and E the running mean of ||z - q||^2. 0 is the paper. A positive value makes
@@ -101,6 +113,7 @@ class VectorQuantizer(Quantizer):
     ema_sum: Tensor
     counter: Tensor
     distortion: Tensor
+    jitter: Tensor
 
     def __init__(  # noqa: PLR0913 - five of Sonnet and four of ours, each documented
         self,
@@ -136,6 +149,8 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("ema_sum", torch.zeros(num_embeddings, embedding_dim))
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
         self.register_buffer("distortion", torch.zeros(()))
+        jitter = hashed_uniform(torch.zeros((), dtype=torch.int64), 0, num_embeddings)
+        self.register_buffer("jitter", jitter, persistent=False)  # see `spread_rows`
 
     @classmethod
     def from_config(cls, config: AutoencoderConfig, size: int) -> VectorQuantizer:
@@ -171,17 +186,26 @@ class VectorQuantizer(Quantizer):
                 self._start_from(flat)
             indices = nearest_code(flat, self.embeddings.detach(), self._penalty())
             count = counts(indices, self.num_embeddings)
-            straight, squares = _Assign.apply(vectors, flat, self.embeddings.detach(), indices)  # type: ignore[no-untyped-call]
+            straight, squares = self._assign(vectors, flat, indices, each=learn and self.revive)
             elements = max(flat.numel(), 1)  # an empty batch has loss 0, not NaN
-            loss = self.commitment_cost * squares.sum() / elements
+            distance = squares.sum()
+            loss = distance * (self.commitment_cost / elements)
             if not self.ema:
                 codes = functional.embedding(indices, self.embeddings)
                 loss = loss + functional.mse_loss(codes, flat, reduction="sum") / elements
             if learn:
-                self._learn(flat, indices, count, squares.detach())
+                self._learn(flat, indices, count, squares.detach(), distance.detach())
             if self.training:
                 self.usage += count
         return Quantized(straight.reshape(z.shape), loss, perplexity(count), indices.reshape(z.shape[:-1]))
+
+    def _assign(self, vectors: Tensor, flat: Tensor, indices: Tensor, each: bool) -> tuple[Tensor, Tensor]:
+        """The codes of vectors [N, D], and their squared distances: of each vector [N], or if nobody needs them, the sum."""
+        codebook = self.embeddings.detach()
+        if each or (torch.is_grad_enabled() and vectors.requires_grad):
+            return _Assign.apply(vectors, flat, codebook, indices)  # type: ignore[no-any-return, no-untyped-call]
+        quantized = functional.embedding(indices, codebook)
+        return quantized.to(vectors.dtype), functional.mse_loss(flat, quantized, reduction="sum")
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codes [..., D] of integer `indices` [...] (Sonnet's `quantize(indices)`)."""
@@ -213,25 +237,27 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _start_from(self, flat: Tensor) -> None:
         """Before the first update, take the codebook from this batch: K of its vectors (repeated if there are fewer)."""
-        drawn = spread_rows(flat, self.num_embeddings)
+        drawn = spread_rows(flat, self.jitter)
         self.embeddings.copy_(torch.where(self.counter == 0, drawn, self.embeddings))
 
     @torch.no_grad()
-    def _learn(self, flat: Tensor, indices: Tensor, count: Tensor, squares: Tensor) -> None:
+    def _learn(self, flat: Tensor, indices: Tensor, count: Tensor, squares: Tensor, distance: Tensor) -> None:
         """Update the running statistics and write the codebook of the next step.
 
         Args:
             flat: [N, D] with N at least 1, the inputs; `indices` [N] their codes, `count` [K] of each.
-            squares: [N], their squared distances to their codes.
+            squares: [N], their squared distances to their codes; `distance` is the sum.
         """
-        size, vectors = self.num_embeddings, len(flat) * world()[1]
+        size, processes = self.num_embeddings, world()[1]
+        count = count.to(flat.dtype)
         total = torch.zeros_like(self.ema_sum).index_add_(0, indices, flat)
-        together = torch.cat([count.to(flat.dtype)[:, None], total, squares.sum().expand(size, 1)], 1)
-        together = summed(together)
+        if processes > 1:
+            together = summed(torch.cat([count[:, None], total, distance.expand(size, 1)], 1))
+            count, total, distance = together[:, 0], together[:, 1:-1], together[0, -1]
         self.counter += 1
-        self.ema_count.lerp_(together[:, 0], 1 - self.decay)
-        self.ema_sum.lerp_(together[:, 1:-1], 1 - self.decay)
-        self.distortion.lerp_(together[0, -1] / vectors, 1 - self.decay)
+        self.ema_count.lerp_(count, 1 - self.decay)
+        self.ema_sum.lerp_(total, 1 - self.decay)
+        self.distortion.lerp_(distance / (len(flat) * processes), 1 - self.decay)
         debias = self._debias()
         n, m = self.ema_count / debias, self.ema_sum / debias
         mass = n.sum()
@@ -247,13 +273,13 @@ class VectorQuantizer(Quantizer):
             self._revive(flat, squares, n, debias)
 
     def _revive(self, flat: Tensor, squares: Tensor, n: Tensor, debias: Tensor) -> None:
-        """Move dead codes onto inputs drawn in proportion to their squared error, as many as were drawn."""
+        """Move dead codes onto inputs drawn in proportion to their squared error, as many as could be drawn."""
         mean = n.sum() / self.num_embeddings
-        drawn, found = draw_by_error(flat, squares, self.num_embeddings, self.counter)
+        drawn, number_drawn = draw_by_error(flat, squares, self.num_embeddings, self.counter)
         dead = n < _REVIVE_SHARE * mean
-        number = dead.cumsum(0) - 1  # of each dead code among the dead
-        moved = dead & (number < found)
-        places = drawn.index_select(0, number.clamp(0, len(drawn) - 1))
-        self.embeddings.copy_(torch.where(moved[:, None], places, self.embeddings))
+        rank = dead.cumsum(0) - 1  # of each dead code among the dead: it gets the vector drawn at this rank
+        moved = dead & (rank < number_drawn)
+        vectors = drawn.index_select(0, rank.clamp(0, len(drawn) - 1))
+        self.embeddings.copy_(torch.where(moved[:, None], vectors, self.embeddings))
         self.ema_count.copy_(torch.where(moved, mean * debias, self.ema_count))
-        self.ema_sum.copy_(torch.where(moved[:, None], places * mean * debias, self.ema_sum))
+        self.ema_sum.copy_(torch.where(moved[:, None], vectors * mean * debias, self.ema_sum))

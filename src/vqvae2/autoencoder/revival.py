@@ -1,4 +1,4 @@
-"""Random draws of input vectors for a codebook: its first codes, and new places for codes that fell out of use.
+"""Random draws of input vectors for a codebook: its first codes, and replacements for codes that are no longer used.
 
 Shapes are fixed and nothing is read on the host, so the draws can be compiled and captured. The random numbers are a
 hash of the step and of a row's number in the global batch. They therefore need no generator, and do not depend on the
@@ -15,49 +15,40 @@ from torch import distributed as dist
 
 from vqvae2.autoencoder.base import summed, world
 
-_MASK = 0xFFFFFFFF
+# odd 64-bit numbers, written as int64: those of SplitMix64 (Steele, Lea and Flood 2014) and one more
+_ROW, _STEP, _MIX = -0x61C8864680B583EB, -0x24B0F46E8A51DE9B, -0x40A7B892E31B1A47
 
 
 def hashed_uniform(step: Tensor, start: int, count: int) -> Tensor:
-    """[count] float32, uniform in (0, 1], for rows `start` to `start + count` in step `step`.
+    """[count] float32, uniform in (0, 1], for the rows `start` to `start + count - 1` in step `step` (scalar int64).
 
-    Args:
-        step: scalar int64.
+    A multiplicative hash of 64 bits with one round of mixing, of which the upper 31 bits are used.
     """
-    rows = torch.arange(start, start + count, device=step.device)
-    mixed = _mix(_mix(rows) ^ _mix(step + 0x9E3779B9))
-    return (mixed.to(torch.float32) + 0.5) * 2.0**-32
+    mixed = torch.arange(start, start + count, device=step.device) * _ROW + step * _STEP
+    mixed = (mixed ^ (mixed >> 32)) * _MIX
+    return (((mixed >> 33) & 0x7FFFFFFF).to(torch.float32) + 0.5) * 2.0**-31
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit integers (held in int64) in which every input bit changes about half of the output bits.
-
-    The constants are those of Chris Wellons' `lowbias32` (2018, public domain).
-    """
-    x = x & _MASK
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)
-
-
-def spread_rows(flat: Tensor, count: int) -> Tensor:
-    """[count, D]: one vector at random from each of `count` equal stretches of the global batch.
+def spread_rows(flat: Tensor, jitter: Tensor) -> Tensor:
+    """[K, D]: one vector from each of K equal stretches of the global batch, at the position `jitter` [K] (0 to 1) in it.
 
     A batch of fewer rows gives all of them, repeated. A collective; `flat` [N, D] must have at least one row.
     """
     rank, processes = world()
-    own = flat.shape[0]
+    own, count = flat.shape[0], jitter.shape[0]
     every = own * processes
     stretches = min(count, every)
-    stretch = torch.arange(count, device=flat.device) % stretches
-    first = (stretch * every + stretches - 1) // stretches
-    after = ((stretch + 1) * every + stretches - 1) // stretches
-    uniform = hashed_uniform(torch.zeros((), dtype=torch.int64, device=flat.device), 0, count)
-    within = torch.minimum((uniform * (after - first)).long(), after - first - 1)  # a product may round up
-    rows = first + within - rank * own
-    drawn = flat.index_select(0, rows.clamp(0, own - 1))
+    bounds = torch.arange(stretches + 1, device=flat.device) * every + (stretches - 1)
+    bounds = bounds // stretches  # the first row of each stretch, rounded up, and the end of the last one
+    first, length = bounds[:-1], bounds.diff()
+    if stretches < count:
+        repeated = torch.arange(count, device=flat.device) % stretches
+        first, length = first[repeated], length[repeated]
+    rows = first + (jitter.float() * length * 0.999).long()
     if processes == 1:
-        return drawn
+        return flat.index_select(0, rows)
+    rows = rows - rank * own
+    drawn = flat.index_select(0, rows.clamp(0, own - 1))
     return summed(torch.where(((rows >= 0) & (rows < own))[:, None], drawn, 0))
 
 
@@ -80,7 +71,7 @@ def draw_by_error(flat: Tensor, error: Tensor, count: int, step: Tensor) -> tupl
     rank, processes = world()
     own = flat.shape[0]
     exponential = -torch.log1p(-hashed_uniform(step, rank * own, own))
-    score = torch.where((error > 0) & error.isfinite(), error.log() - exponential.log(), -torch.inf)
+    score = torch.where((error > 0) & (error < torch.inf), (error / exponential).log(), -torch.inf)
     best, rows = score.topk(min(count, own))
     vectors = flat.index_select(0, rows)
     if processes > 1:

@@ -1,11 +1,10 @@
 """What the networks of a configuration cost: parameters, FLOPs, memory, and GPU-hours of training.
 
 Every figure that follows from the configuration comes from fake tensors: they have shapes and types but no storage, so
-the largest preset is measured in seconds without being allocated. Three operations are replaced meanwhile:
+the largest preset is measured in seconds without being allocated. Two operations are replaced meanwhile:
 
 - attention by the fused kernel, which does not store the N x N scores, as on a GPU;
-- dropout by the fused kernel, which stores one byte per element for its mask, as on a GPU;
-- counting the codes of a batch, because only the shape of the result is needed.
+- dropout by the fused kernel, which stores one byte per element for its mask, as on a GPU.
 """
 
 from __future__ import annotations
@@ -119,10 +118,8 @@ def measure(config: Config) -> Costs:
     convolutions. Attention counts as N x N scores, without the half that causality saves.
     """
     size, channels, classes = config.data.size, config.data.channels, config.prior.classes
-    # neither setting changes the count, and both need the values of tensors, which fake tensors do not have
-    settings = config.autoencoder.model_copy(update={"entropy_penalty": 0.0, "nested_dropout": 0.0})
     with FakeTensorMode():
-        autoencoder = VQVAE(settings).eval()
+        autoencoder = VQVAE(config.autoencoder).eval()
         prior = HierarchicalPrior(config.prior, config.geometry).train()
         for i, training in enumerate(config.train_prior):
             prior.level(i).checkpointing = training.checkpointing
@@ -216,12 +213,7 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return torch.native_dropout(input, p, True)[0] if training and p else input
 
 
-def _bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
-    return input.new_zeros(minlength)
-
-
 _REPLACED: dict[Any, Callable[..., Any]] = {
     attend: _attention,
     functional.dropout: _dropout,
-    torch.bincount: _bincount,
 }
