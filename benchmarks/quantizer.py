@@ -1,6 +1,7 @@
 """The quantiser's training forward and its memory against the limit of the machine and against the peers.
 
     python benchmarks/quantizer.py [--rosinality FOLDER] [--repeats 7]
+    python benchmarks/quantizer.py --gpu [--launches]
 
 65,536 vectors of 64, codebooks of 512 and of 8,192, float32. All cases of one codebook size run in turn in one process, so
 ratios hold on a noisy machine. L0 is the matrix product alone, L1 the product and the index of the least, in the best of
@@ -8,6 +9,9 @@ five torch forms. Each peer runs as its users run it: rosinality's `Quantize` fr
 vector-quantize-pytorch's `VectorQuantize`. Both allocate N x K temporaries anew at each call, so what glibc does with
 freed memory decides much of their time: everything is measured once under its defaults and, for the small codebook, once with the heap kept.
 Memory is the growth of the process's peak, each case in a process of its own.
+
+With --gpu: 262,144 vectors on a CUDA device, milliseconds by CUDA events: the training forward, the search in chunks, and
+the fused kernel in every precision with the error of its choices; with --launches, the kernel's launches too.
 """
 
 from __future__ import annotations
@@ -16,9 +20,12 @@ import argparse
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +41,7 @@ ALLOCATORS = {
     "heap kept": {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)},
 }
 LARGE = 4096  # codes from which the peers' kept heaps do not fit into 24 GiB together
+LAUNCHES = tuple(product((64, 128, 256), (32, 64, 128), (4, 8), (2, 3)))  # of the kernel: see its `Launch`
 Case = Callable[[], object]
 
 
@@ -129,6 +137,55 @@ def peak(size: int, name: str, rosinality: Path | None) -> float:
     return (status("VmHWM") - held) / 1024
 
 
+def gpu(launches: bool) -> dict[str, Any]:
+    """Milliseconds on a CUDA device: training and evaluation forward, and the search in all its forms."""
+    from vqvae2.autoencoder import nearest, nearest_triton
+
+    def milliseconds(case: Case, repeats: int = 10) -> float:
+        for _ in range(3):
+            case()
+        spent = []
+        for _ in range(repeats):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            case()
+            end.record()
+            end.synchronize()
+            spent.append(begin.elapsed_time(end))
+        return statistics.median(spent)
+
+    figures: dict[str, Any] = {"device": torch.cuda.get_device_name(), "vectors": 4 * N, "dimension": D}
+    for size in SIZES:
+        z, codes = torch.randn(4 * N, D, device="cuda"), torch.randn(size, D, device="cuda")
+        training, still = VectorQuantizer(size, D).cuda(), VectorQuantizer(size, D).cuda().eval()
+        learning = z.clone().requires_grad_()
+        compiled = torch.compile(VectorQuantizer(size, D).cuda())
+        rows: dict[str, Any] = {
+            "training forward": milliseconds(lambda q=training, x=learning: q(x)),
+            "training forward, compiled": milliseconds(lambda q=compiled, x=learning: q(x)),
+            "evaluation forward": milliseconds(lambda q=still, x=z: q(x)),
+            "search in chunks": milliseconds(lambda x=z, e=codes: nearest._chunks(x, e, None)),
+        }
+        some = z[:4096].double()
+        cost = torch.cdist(some, codes.double()).square()
+        scale = some.square().sum(1) + codes.double().square().sum(1).max()
+        for precision in nearest_triton.LAUNCHES:
+            search = partial(nearest_triton.nearest_code, z, codes, None, precision)
+            excess = cost.gather(1, search()[:4096, None])[:, 0] - cost.amin(1)
+            rows[f"kernel, {precision}"] = {
+                "ms": milliseconds(search),
+                "largest excess, 2^-24 of |z|^2 + |e|^2": float((excess / scale).max()) * 2**24,
+            }
+            for vectors, tile, warps, stages in LAUNCHES if launches else ():
+                launch = nearest_triton.Launch(vectors, tile, warps, stages)
+                try:
+                    rows[f"kernel, {precision}, {launch}"] = milliseconds(partial(search, launch=launch))
+                except Exception as error:  # too much shared memory for this card
+                    rows[f"kernel, {precision}, {launch}"] = " ".join(str(error).split())[:80]
+        figures[f"K = {size}"] = rows
+    return figures
+
+
 def child(options: argparse.Namespace, *arguments: str, **environment: str) -> Any:
     """The JSON that this script prints in a process of its own."""
     command = [sys.executable, __file__, *arguments, "--repeats", str(options.repeats)]
@@ -147,7 +204,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="counted repetitions (default 7)")
     parser.add_argument("--timed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--gpu", action="store_true", help="on a CUDA device instead")
+    parser.add_argument("--launches", action="store_true", help="with --gpu: every launch of the kernel")
     options = parser.parse_args()
+    if options.gpu:
+        keep("quantizer-gpu", gpu(options.launches))
+        return
     if options.timed:
         repeats = options.repeats if options.timed < LARGE else max(3, options.repeats // 2)
         print(json.dumps(timed(options.timed, options.rosinality, repeats)))

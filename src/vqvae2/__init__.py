@@ -10,9 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vqvae2.autoencoder.base import Quantized
     from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
     from vqvae2.autoencoder.model import VQVAE, Reconstruction
-    from vqvae2.autoencoder.quantizer import Quantized, VectorQuantizer
+    from vqvae2.autoencoder.quantizer import VectorQuantizer
     from vqvae2.codes import Codes, Geometry
     from vqvae2.config.models import AutoencoderConfig, Config, LevelPriorConfig, PriorConfig
     from vqvae2.config.presets import preset, presets
@@ -42,7 +43,7 @@ _HOME = {
     "Reconstruction": "autoencoder.model",
     "VectorQuantizer": "autoencoder.quantizer",
     "FiniteScalarQuantizer": "autoencoder.fsq",
-    "Quantized": "autoencoder.quantizer",
+    "Quantized": "autoencoder.base",
     "HierarchicalPrior": "prior.hierarchy",
     # trained models, and what they draw
     "Run": "run",

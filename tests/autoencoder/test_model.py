@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vqvae2.autoencoder.base import Quantized
 from vqvae2.autoencoder.layers import ResidualBlock, downsample, residual_stack, upsample
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.autoencoder.quantizer import Quantized
 from vqvae2.codes import Codes, CodesError
 from vqvae2.config.models import AutoencoderConfig, ConfigError
 

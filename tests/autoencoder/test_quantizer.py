@@ -14,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vqvae2.autoencoder import nearest
 from vqvae2.autoencoder import quantizer as module
-from vqvae2.autoencoder.quantizer import Quantized, VectorQuantizer, nearest_code, perplexity
+from vqvae2.autoencoder.base import Quantized, perplexity
+from vqvae2.autoencoder.nearest import nearest_code
+from vqvae2.autoencoder.quantizer import VectorQuantizer
 
 # dm-sonnet 2.0.2 in float64 (spec 7.4); Sonnet's columns are our rows
 E0 = [[1, 0], [-1, 1], [0, -2], [3, 3]]
@@ -169,7 +172,7 @@ def test_nearest_code_is_brute_force(n: int, k: int, d: int, seed: int, rows: in
     vectors = torch.randint(-2, 3, (n, d), generator=generator).float()
     codebook = torch.randint(-2, 3, (k, d), generator=generator).float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK_ELEMENTS", rows * k)
+        patch.setattr(nearest, "_CHUNK_ELEMENTS", rows * k)
         found = nearest_code(vectors, codebook)
     assert found.dtype == torch.int64
     assert torch.equal(found, brute_force(vectors, codebook))
@@ -513,12 +516,15 @@ def test_with_a_rate_the_cheapest_of_distance_and_bits_is_chosen(monkeypatch: py
     assert not torch.equal(cost.argmin(1), torch.cdist(z, vq.embeddings).argmin(1))
 
 
-def test_a_rate_buys_fewer_bits_with_more_error_whatever_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_rate_buys_fewer_bits_with_more_error_whatever_the_scale(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     monkeypatch.setattr(module, "_RATE_RAMP", 1)
 
     def trained(rate: float, scale: float) -> tuple[float, float]:
         vq = VectorQuantizer(32, 2, rate=rate)
-        z = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) * scale
+        z = torch.randn(2000, 2, generator=torch.Generator().manual_seed(seed)) * scale
         for _ in range(60):
             out = vq(z)
         return float(out.perplexity), float((out.quantize - z).square().mean()) / scale**2
@@ -528,7 +534,7 @@ def test_a_rate_buys_fewer_bits_with_more_error_whatever_the_scale(monkeypatch: 
     assert cheap[1] > plain[1]
     assert large == pytest.approx(cheap, rel=0.02)
     even = trained(-1, 1)
-    assert even[0] > plain[0] * 1.03, "below 0 frequent codes cost, so use is more even"
+    assert 32 - even[0] < 0.75 * (32 - plain[0]), "below 0 frequent codes cost, so use is more even"
 
 
 def test_the_running_error_is_the_mean_squared_distance() -> None:

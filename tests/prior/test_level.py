@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.prior.hierarchy import make_level
+from vqvae2.prior.layers import ChannelNorm
 from vqvae2.prior.level import ConditionBlock
 
 LEVELS: list[Grids] = [  # none, one and two coarser levels; no square, and steps of other heights than widths
@@ -395,6 +396,21 @@ def test_bfloat16_autocast_is_near_and_trains(kind: dict[str, Any]) -> None:
     assert (logits.float() - whole).abs().max() < 0.2 * whole.std() + 0.1
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in prior.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grids", LEVELS)
+def test_under_autocast_the_residual_streams_are_in_its_type(kind: dict[str, Any], grids: Grids) -> None:
+    """Nothing turns them into float32 again, so no layer has to cast them."""
+    prior = level_prior(grids, None, 2, torch.float32, **kind)
+    codes, coarser, labels = inputs(prior, grids)
+    norms = [module for module in prior.modules() if isinstance(module, ChannelNorm)]
+    types: list[torch.dtype] = []
+    for norm in norms:
+        norm.register_forward_hook(lambda _, given, y: types.extend((given[0].dtype, y.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prior(codes, coarser, labels)
+    assert types == [torch.bfloat16] * (2 * len(norms))
 
 
 _TRAIN_64 = """

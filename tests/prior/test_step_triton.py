@@ -11,6 +11,7 @@ import torch
 from prior_helpers import Grids, inputs, level_prior, noise, static_logits
 
 from vqvae2.prior.chooser import Chooser, Rule
+from vqvae2.prior.gated import gate
 from vqvae2.prior.step_ops import Ops
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -179,3 +180,28 @@ def test_a_whole_grid(kind: dict[str, Any], weights: torch.dtype) -> None:
         )
     assert plain.std() > 1e-2
     assert close(quick, plain, weights)
+
+
+@types
+@pytest.mark.parametrize("both", [True, False])
+def test_the_gate_of_training_and_its_gradients(weights: torch.dtype, both: bool) -> None:
+    """As autograd through the plain formula, in float64."""
+    from vqvae2.prior.gate_triton import fused_gate
+
+    shape = (2, 12, 3, 2)
+    x, y = (
+        some(*shape, seed=seed, dtype=weights).contiguous(memory_format=torch.channels_last)
+        for seed in (1, 2)
+    )
+    x.requires_grad_()
+    y.requires_grad_()
+    out = fused_gate(x, y if both else None)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    mix = some(*out.shape, seed=3, dtype=weights)
+    found = torch.autograd.grad((out * mix).sum(), (x, y) if both else (x,))
+    exact = [t.detach().double().requires_grad_() for t in (x, y)]
+    plain = gate(exact[0] + exact[1] if both else exact[0])
+    expected = torch.autograd.grad((plain * mix.double()).sum(), exact if both else exact[:1])
+    assert close(out, plain.to(weights), weights)
+    for a, b in zip(found, expected, strict=True):
+        assert close(a, b.to(weights), weights)

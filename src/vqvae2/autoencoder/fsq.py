@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.quantizer import Quantized, check_vectors, mean_of, perplexity, summed
+from vqvae2.autoencoder.base import Quantized, Quantizer, check_vectors, perplexity, without_autocast
 
 _MOST = 8  # levels of a dimension; the paper recommends 5 to 8
 _EPSILON = 1e-3  # bounded values reach this much beyond the outermost points, so that two levels work too
@@ -44,7 +44,7 @@ def lattice(size: int) -> tuple[int, ...]:
     return min(found, key=lambda sides: (len(sides), max(sides) - min(sides)))
 
 
-class FiniteScalarQuantizer(nn.Module):
+class FiniteScalarQuantizer(Quantizer):
     """Each vector is mapped to a few bounded numbers, and each of these is rounded.
 
     Args:
@@ -58,20 +58,15 @@ class FiniteScalarQuantizer(nn.Module):
 
     sides: Tensor
     basis: Tensor
-    ema_count: Tensor
-    usage: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int, decay: float = 0.99) -> None:
-        super().__init__()
         sides = lattice(num_embeddings)
-        self.num_embeddings, self.embedding_dim, self.decay = num_embeddings, embedding_dim, decay
+        super().__init__(num_embeddings, embedding_dim, decay)
         self.inward = nn.Linear(embedding_dim, len(sides))
         self.outward = nn.Linear(len(sides), embedding_dim)
         basis = [math.prod(sides[:i]) for i in range(len(sides))]
         self.register_buffer("sides", torch.tensor(sides), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
-        self.register_buffer("ema_count", torch.zeros(num_embeddings))
-        self.register_buffer("usage", torch.zeros(num_embeddings, dtype=torch.int64), persistent=False)
 
     @property
     def embeddings(self) -> Tensor:
@@ -85,16 +80,13 @@ class FiniteScalarQuantizer(nn.Module):
             ValueError: the last axis is not D.
         """
         check_vectors(z, self.embedding_dim)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             bounded = self._bound(self.inward(z.to(self.inward.weight.dtype)))
             steps = bounded + (bounded.round() - bounded).detach()
             half = self.sides // 2
             quantized = self.outward(steps / half)
             indices = ((steps.detach().round().long() + half) * self.basis).sum(-1)
-            count = torch.bincount(indices.flatten(), minlength=self.num_embeddings)
-            if self.training:
-                self.usage += count
-                self.ema_count.lerp_(summed(count.to(self.ema_count.dtype)), 1 - self.decay)
+            count = self.record(indices)
         return Quantized(quantized.to(z.dtype), quantized.new_zeros(()), perplexity(count), indices)
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -103,10 +95,6 @@ class FiniteScalarQuantizer(nn.Module):
         points = (indices.long()[..., None] // self.basis) % self.sides - half
         codes: Tensor = self.outward(points.to(self.outward.weight.dtype) / half)
         return codes
-
-    def mean_code(self) -> Tensor:
-        """[D]: the mean code, weighted by use; all weigh the same before the first step."""
-        return mean_of(self.embeddings.detach(), self.ema_count)
 
     def _bound(self, x: Tensor) -> Tensor:
         """[..., d] to where rounding gives -(L // 2) ... (L - 1) // 2 in each dimension.

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vqvae2.autoencoder.base import Quantized, Quantizer
 from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
 from vqvae2.autoencoder.layers import downsample, residual_stack, sonnet_weights, upsample
-from vqvae2.autoencoder.quantizer import Quantized, VectorQuantizer
+from vqvae2.autoencoder.quantizer import VectorQuantizer
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import AutoencoderConfig
 
@@ -46,9 +47,6 @@ class Reconstruction:
     def commitment(self) -> Tensor:
         """Scalar: the levels' latent losses, summed (spec 1.1)."""
         return torch.stack([level.loss for level in self.levels]).sum()
-
-
-Quantizer = VectorQuantizer | FiniteScalarQuantizer
 
 
 def _quantizer(config: AutoencoderConfig, size: int) -> Quantizer:

@@ -1,12 +1,15 @@
-"""The vector quantizer: nearest code, straight-through gradient, moving-average codebook, revival, usage.
+"""The vector quantiser: nearest code, straight-through gradient, moving-average codebook, revival of unused codes.
 
     z --nearest code--> k --codebook--> q --straight-through--> decoder
      \\______ statistics (counts, sums) --EMA--> codebook of the next step
 
-Source: van den Oord et al. 2017 (arXiv 1711.00937), eq. 6-8; Razavi et al. 2019 (arXiv 1906.00446), eq. 2-3;
-Sonnet's `VectorQuantizerEMA` for names, order of operations and zero-debiased averages. What differs from
-Sonnet by default, and why: the codebook starts from the data (`init="data"`) and unused codes are revived
-(`revive=True`), because Sonnet sends every code unused in the first step to the origin.
+Source: van den Oord et al. 2017 (arXiv 1711.00937), eq. 1-3 and appendix A.1; Razavi et al. 2019 (arXiv 1906.00446),
+eq. 2-3; Sonnet's `VectorQuantizerEMA` for names, order of operations and zero-debiased averages. Two defaults differ
+from Sonnet: the codebook starts from the data (`init="data"`) and unused codes are revived (`revive=True`), because
+Sonnet sends every code that the first step leaves unused to the origin.
+
+A training step reads no tensor on the host: every decision is a mask and every state a buffer, so that the step can be
+compiled without a break and captured as a CUDA graph.
 
 Shapes: N vectors, D code dimension, K codes.
 """
@@ -14,104 +17,55 @@ Shapes: N vectors, D code dimension, K codes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional
 
-_CHUNK_ELEMENTS = (
-    512 * 1024
-)  # distances held at once on a CPU: 2 MiB in float32, so that they stay in its cache
-_GROUP = 64  # codes whose least distance is found in one go
+from vqvae2.autoencoder.base import (
+    Quantized,
+    Quantizer,
+    check_vectors,
+    counts,
+    perplexity,
+    summed,
+    without_autocast,
+    world,
+)
+from vqvae2.autoencoder.nearest import nearest_code
+from vqvae2.autoencoder.revival import draw_by_error, spread_rows
+
 _RATE_RAMP = (
-    1000  # updates over which the price of bits rises to `rate`: first the codes must come to mean something
+    1000  # updates over which the penalty rises to `rate`: first the codes must come to mean something
 )
 _REVIVE_SHARE = 0.03  # a code is dead when it is used less than this share of the mean use (our decision)
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """What a quantizer returns; the names are Sonnet's.
+class _Assign(torch.autograd.Function):
+    """Replaces vectors by their codes; the gradient passes straight through (van den Oord et al. 2017, section 3.2).
 
-    Attributes:
-        quantize: [..., D], dtype of the input; its value is the code, its gradient goes to the input unchanged.
-        loss: scalar, float32 at least; commitment_cost x mean((q - z)^2), plus the codebook loss if `ema=False`.
-        perplexity: scalar, exp of the entropy (nats) of the batch's code frequencies, between 1 and K.
-        encoding_indices: [...], int64, the nearest code of each vector, ties to the lowest index.
+    Its second result, the squared distance of each vector to its code, has the gradient of ||z - sg[q]||^2.
     """
 
-    quantize: Tensor
-    loss: Tensor
-    perplexity: Tensor
-    encoding_indices: Tensor
-
-
-@torch.no_grad()
-def nearest_code(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = None) -> Tensor:
-    """Index of the nearest code of each vector (least squared distance plus penalty), ties to the lowest index.
-
-    The N x K distances are never held at once: rows are worked through in chunks that stay in the cache. On a CPU
-    the least is searched in two passes, because a least value is found at the speed of memory and its index is
-    not: first the least of each group of codes, then the code within the best group.
-
-    Args:
-        vectors: [N, D].
-        codebook: [K, D], same dtype.
-        penalty: [K], added to the squared distances; None = nothing.
-
-    Returns:
-        [N] int64.
-    """
-    size, device = codebook.shape[0], codebook.device
-    norms = codebook.square().sum(1)
-    if penalty is not None:
-        norms = norms + penalty
-    group = 1
-    if device.type == "cpu" and size > _GROUP:
-        group = max(_GROUP, 1 << (size.bit_length() // 2))  # about the root of K
-        missing = -size % group
-        codebook = functional.pad(codebook, (0, 0, 0, missing))
-        norms = functional.pad(norms, (0, missing), value=math.inf)
-    padded = codebook.shape[0]
-    rows = max(1, (_CHUNK_ELEMENTS if device.type == "cpu" else 32 * _CHUNK_ELEMENTS) // padded)
-    rows = min(rows, max(1, vectors.shape[0]))
-    held = torch.empty(rows, padded, dtype=norms.dtype, device=device)
-    places = torch.arange(rows, device=device)
-    indices = torch.empty(vectors.shape[0], dtype=torch.int64, device=device)
-    for start in range(0, vectors.shape[0], rows):
-        chunk = vectors[start : start + rows]
-        # ||z||^2 is the same for every code
-        distances = torch.addmm(norms, chunk, codebook.T, alpha=-2, out=held[: len(chunk)])
-        if group == 1:
-            torch.argmin(distances, 1, out=indices[start : start + rows])
-            continue
-        groups = distances.view(len(chunk), -1, group)
-        best = groups.amin(2).argmin(1)
-        within = groups[places[: len(chunk)], best].argmin(1)
-        indices[start : start + rows] = within.add_(best, alpha=group)
-    return indices.clamp_max_(size - 1)  # beyond K only for vectors that are not finite
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The value of `quantized`, the gradient of `z` (paper v1, section 3.1)."""
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, flat: Tensor, codebook: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """z [N, D] of any dtype, the same in the dtype of codebook [K, D], indices [N] -> [N, D] like z, [N]."""
+        quantized = functional.embedding(indices, codebook)
+        difference = flat - quantized
+        ctx.save_for_backward(difference)
+        return quantized.to(z.dtype), torch.linalg.vector_norm(difference, dim=1).square()
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, quantized: Tensor) -> Tensor:
-        return quantized.detach().clone() if quantized.requires_grad else quantized
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (difference,) = ctx.saved_tensors
+        straight, squares = gradients
+        return straight + (2 * squares[:, None] * difference).to(straight.dtype), None, None, None
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Quantizer):
     """A codebook of K vectors; each input vector is replaced by the nearest one.
 
     The codebook is the buffer `embeddings` [K, D] (rows are codes; Sonnet's is the transpose), writable in place
@@ -145,11 +99,9 @@ class VectorQuantizer(nn.Module):
     """
 
     embeddings: Tensor
-    ema_count: Tensor
     ema_sum: Tensor
     counter: Tensor
     distortion: Tensor
-    usage: Tensor
 
     def __init__(  # noqa: PLR0913 - five of Sonnet and four of ours, each documented
         self,
@@ -163,21 +115,14 @@ class VectorQuantizer(nn.Module):
         ema: bool = True,
         rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        if num_embeddings < 1 or embedding_dim < 1:
-            raise ValueError(
-                f"expected at least 1 code of at least 1 dimension, found {num_embeddings} x {embedding_dim}"
-            )
+        super().__init__(num_embeddings, embedding_dim, decay)
         if not 0 <= decay < 1:
             raise ValueError(f"expected 0 <= decay < 1, found {decay}")
         if init not in ("data", "sonnet"):
             raise ValueError(f"expected init 'data' or 'sonnet', found {init!r}")
         if not math.isfinite(rate) or (rate and not ema):
             raise ValueError(f"expected a finite rate, and 0 without ema, found {rate}")
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
-        self.decay = decay
         self.epsilon = epsilon
         self.init = init
         self.revive = revive
@@ -189,94 +134,91 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("embeddings", start)
         else:
             self.embeddings = nn.Parameter(start)
-        self.register_buffer("ema_count", torch.zeros(num_embeddings))
         self.register_buffer("ema_sum", torch.zeros(num_embeddings, embedding_dim))
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
         self.register_buffer("distortion", torch.zeros(()))
-        self.register_buffer("usage", torch.zeros(num_embeddings, dtype=torch.int64), persistent=False)
 
     def extra_repr(self) -> str:
         """The arguments, for `print(model)`."""
         return f"{self.num_embeddings}, {self.embedding_dim}, decay={self.decay}, init={self.init}, revive={self.revive}"
 
     def forward(self, z: Tensor) -> Quantized:
-        """Quantize the last axis of `z` [..., D].
+        """Quantise the last axis of `z` [..., D].
 
         Raises:
             ValueError: the last axis is not D.
         """
         check_vectors(z, self.embedding_dim)
-        with torch.autocast(z.device.type, enabled=False):
-            exact = z.to(self.embeddings.dtype)
-            vectors = exact.reshape(-1, self.embedding_dim)
-            flat = vectors.detach()
-            learn = self.training and self.ema
-            if learn and self.init == "data" and int(self.counter) == 0:
+        with without_autocast(z.device):
+            vectors = z.reshape(-1, self.embedding_dim)
+            flat = vectors.detach().to(self.embeddings.dtype)
+            learn = self.training and self.ema and len(flat) > 0  # an empty batch is no step
+            if learn and self.init == "data":
                 self._start_from(flat)
             indices = nearest_code(flat, self.embeddings.detach(), self._penalty())
-            quantized = functional.embedding(indices, self.embeddings).reshape(exact.shape)
-            count = torch.bincount(indices, minlength=self.num_embeddings)
-            squares = functional.mse_loss(exact, quantized.detach(), reduction="sum")
-            elements = max(exact.numel(), 1)  # an empty batch has loss 0, not NaN
-            loss = self.commitment_cost * squares / elements
+            count = counts(indices, self.num_embeddings)
+            straight, squares = _Assign.apply(vectors, flat, self.embeddings.detach(), indices)  # type: ignore[no-untyped-call]
+            elements = max(flat.numel(), 1)  # an empty batch has loss 0, not NaN
+            loss = self.commitment_cost * squares.sum() / elements
             if not self.ema:
-                loss = loss + functional.mse_loss(quantized, exact.detach(), reduction="sum") / elements
-            straight: Tensor = _StraightThrough.apply(exact, quantized)  # type: ignore[no-untyped-call]
+                codes = functional.embedding(indices, self.embeddings)
+                loss = loss + functional.mse_loss(codes, flat, reduction="sum") / elements
             if learn:
                 self._learn(flat, indices, count, squares.detach())
             if self.training:
                 self.usage += count
-        return Quantized(straight.to(z.dtype), loss, perplexity(count), indices.reshape(z.shape[:-1]))
+        return Quantized(straight.reshape(z.shape), loss, perplexity(count), indices.reshape(z.shape[:-1]))
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codes [..., D] of integer `indices` [...] (Sonnet's `quantize(indices)`)."""
         return functional.embedding(indices.long(), self.embeddings)
 
-    def mean_code(self) -> Tensor:
-        """[D]: the mean quantised vector, weighted by use; what stands in for a level that is left out.
+    def codebook(self) -> Tensor:
+        """All codes [K, D], without gradient: `embeddings`."""
+        return self.embeddings.detach()
 
-        Without statistics (`ema=False`, or before the first step) all codes weigh the same.
+    def _debias(self) -> Tensor:
+        """Scalar 1 - decay^t after t updates, by which the averages are divided; 0 before the first.
+
+        `expm1` keeps all digits in the codebook's dtype, where 1 - decay^t would lose some to cancellation.
         """
-        return mean_of(self.embeddings.detach(), self.ema_count)
+        log_decay = (
+            math.log(self.decay) if self.decay else -1e9
+        )  # so that 0^t is 0 after an update, and 1 before
+        return -torch.expm1(self.counter.to(self.embeddings.dtype) * log_decay)
 
     def _penalty(self) -> Tensor | None:
         """[K]: what each code costs besides its distance; a code of no use costs as much as one of 1 / (100 K)."""
-        if not self.rate or int(self.counter) == 0:
+        if not self.rate:
             return None
-        debias = 1 - self.decay ** int(self.counter)
         share = (self.ema_count / self.ema_count.sum()).clamp_min(0.01 / self.num_embeddings)
-        ramp = min(1.0, int(self.counter) / _RATE_RAMP)
-        return -self.rate * ramp * self.distortion / debias * share.log2()
+        ramp = (self.counter.to(share.dtype) / _RATE_RAMP).clamp_max(1)
+        penalty = -self.rate * ramp * self.distortion / self._debias() * share.log2()
+        return torch.where(self.counter > 0, penalty, 0)
 
     @torch.no_grad()
     def _start_from(self, flat: Tensor) -> None:
-        """Take the first codebook from this batch: K of its vectors, at random (repeated if there are fewer)."""
-        drawn = _draw(flat, torch.zeros(flat.shape[0], device=flat.device), self.num_embeddings, seed=0)
-        if drawn.shape[0]:
-            repeats = math.ceil(self.num_embeddings / drawn.shape[0])
-            self.embeddings.copy_(drawn.repeat(repeats, 1)[: self.num_embeddings])
+        """Before the first update, take the codebook from this batch: K of its vectors (repeated if there are fewer)."""
+        drawn = spread_rows(flat, self.num_embeddings)
+        self.embeddings.copy_(torch.where(self.counter == 0, drawn, self.embeddings))
 
     @torch.no_grad()
     def _learn(self, flat: Tensor, indices: Tensor, count: Tensor, squares: Tensor) -> None:
         """Update the running statistics and write the codebook of the next step.
 
         Args:
-            flat: [N, D], the inputs; `indices` [N] their codes, `count` [K] of each.
-            squares: scalar, their squared distances to their codes, summed.
+            flat: [N, D] with N at least 1, the inputs; `indices` [N] their codes, `count` [K] of each.
+            squares: [N], their squared distances to their codes.
         """
-        size = self.num_embeddings
-        count = count.to(flat.dtype)
+        size, vectors = self.num_embeddings, len(flat) * world()[1]
         total = torch.zeros_like(self.ema_sum).index_add_(0, indices, flat)
-        if _distributed():
-            both = summed(torch.cat([count[:, None], total, squares.expand(size, 1)], 1))
-            count, total, squares = both[:, 0], both[:, 1:-1], both[0, -1]
-        if float(count.sum()) == 0:  # an empty batch changes nothing, and makes no NaN
-            return
+        together = torch.cat([count.to(flat.dtype)[:, None], total, squares.sum().expand(size, 1)], 1)
+        together = summed(together)
         self.counter += 1
-        self.ema_count.lerp_(count, 1 - self.decay)
-        self.ema_sum.lerp_(total, 1 - self.decay)
-        self.distortion.lerp_(squares / count.sum(), 1 - self.decay)
-        debias = 1 - self.decay ** int(self.counter)
+        self.ema_count.lerp_(together[:, 0], 1 - self.decay)
+        self.ema_sum.lerp_(together[:, 1:-1], 1 - self.decay)
+        self.distortion.lerp_(together[0, -1] / vectors, 1 - self.decay)
+        debias = self._debias()
         n, m = self.ema_count / debias, self.ema_sum / debias
         mass = n.sum()
         if self.init == "sonnet":
@@ -288,69 +230,16 @@ class VectorQuantizer(nn.Module):
                 torch.where(used[:, None], m / n.clamp_min(1e-12)[:, None], self.embeddings)
             )
         if self.revive:
-            self._revive(flat, indices, n, debias)
+            self._revive(flat, squares, n, debias)
 
-    def _revive(self, flat: Tensor, indices: Tensor, n: Tensor, debias: float) -> None:
-        """Move dead codes onto inputs drawn in proportion to their squared error, as k-means++ does."""
+    def _revive(self, flat: Tensor, squares: Tensor, n: Tensor, debias: Tensor) -> None:
+        """Move dead codes onto inputs drawn in proportion to their squared error, as many as were drawn."""
         mean = n.sum() / self.num_embeddings
-        dead = (n < _REVIVE_SHARE * mean).nonzero()[:, 0]
-        if not dead.numel():
-            return
-        error = (flat - functional.embedding(indices, self.embeddings)).square().sum(1)
-        drawn = _draw(flat, error.log(), dead.numel(), seed=int(self.counter))
-        dead = dead[: drawn.shape[0]]
-        self.embeddings[dead] = drawn
-        self.ema_count[dead] = mean * debias
-        self.ema_sum[dead] = drawn * mean * debias
-
-
-def check_vectors(z: Tensor, dim: int) -> None:
-    """Raise `ValueError` unless the last axis of `z` is `dim`."""
-    if z.ndim < 1 or z.shape[-1] != dim:
-        raise ValueError(f"expected vectors of {dim} on the last axis, found shape {tuple(z.shape)}")
-
-
-def mean_of(codes: Tensor, count: Tensor) -> Tensor:
-    """[D]: the mean of codes [K, D], weighted by their use [K]; all weigh the same where none was used."""
-    total = count.sum()
-    return torch.where(total > 0, count / total, 1 / len(codes)) @ codes
-
-
-def summed(value: Tensor) -> Tensor:
-    """`value` summed over all processes, in place where there are several."""
-    if _distributed():
-        dist.all_reduce(value)
-    return value
-
-
-def perplexity(count: Tensor) -> Tensor:
-    """exp of the entropy in nats of code counts [K] (Sonnet's 1e-10 inside the logarithm); 1 for no counts."""
-    share = count.double() / count.sum().clamp_min(1)
-    return torch.exp(-(share * (share + 1e-10).log()).sum())
-
-
-def _draw(flat: Tensor, log_weight: Tensor, count: int, seed: int) -> Tensor:
-    """Draw up to `count` distinct rows of all processes' [N, D], weighted; the same rows on every process.
-
-    Gumbel noise is drawn for the global batch from `seed` and each process takes its share, so that the result
-    does not depend on the number of processes. Every process must hold the same number of rows.
-    """
-    rows = flat.shape[0]
-    world = dist.get_world_size() if _distributed() else 1
-    rank = dist.get_rank() if _distributed() else 0
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(rows * world, generator=generator, dtype=torch.float64)[
-        rank * rows : (rank + 1) * rows
-    ]
-    score = log_weight.double() - (-uniform.clamp_min(1e-300).log()).log().to(flat.device)
-    best = score.topk(min(count, rows))
-    vectors, scores = flat[best.indices], best.values
-    if world > 1:
-        all_vectors = [torch.empty_like(vectors) for _ in range(world)]
-        all_scores = [torch.empty_like(scores) for _ in range(world)]
-        dist.all_gather(all_vectors, vectors.contiguous())
-        dist.all_gather(all_scores, scores)
-        vectors, scores = torch.cat(all_vectors), torch.cat(all_scores)
-        vectors = vectors[scores.topk(min(count, scores.shape[0])).indices]
-        scores = scores.topk(vectors.shape[0]).values
-    return vectors[scores > -math.inf]  # a row that is already its code (error 0) is no candidate
+        drawn, found = draw_by_error(flat, squares, self.num_embeddings, self.counter)
+        dead = n < _REVIVE_SHARE * mean
+        number = dead.cumsum(0) - 1  # of each dead code among the dead
+        moved = dead & (number < found)
+        places = drawn.index_select(0, number.clamp(0, len(drawn) - 1))
+        self.embeddings.copy_(torch.where(moved[:, None], places, self.embeddings))
+        self.ema_count.copy_(torch.where(moved, mean * debias, self.ema_count))
+        self.ema_sum.copy_(torch.where(moved[:, None], places * mean * debias, self.ema_sum))

@@ -148,7 +148,7 @@ def measure(config: Config) -> Costs:
         )
         with _Substitutes(), FlopCounterMode(display=False) as counter:
             autoencoder.encode(images(1))
-        codebooks = sum(q.embeddings.numel() for q in autoencoder.quantizers)
+        codebooks = sum(q.num_embeddings * q.embedding_dim for q in autoencoder.quantizers)
     return Costs(int(counter.get_total_flops()), whole, levels, codebooks)
 
 

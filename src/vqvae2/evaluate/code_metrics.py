@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqvae2.autoencoder.quantizer import perplexity
+from vqvae2.autoencoder.base import perplexity
 from vqvae2.codes import Geometry
 from vqvae2.evaluate.metrics import MetricError
 

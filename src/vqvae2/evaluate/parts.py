@@ -155,7 +155,7 @@ def code_usage(autoencoder: VQVAE, pictures: PictureSet) -> Found:
     The pictures show, per code, the mean of what lies in its cells: what the code says by itself.
     """
     device = next(autoencoder.parameters()).device
-    vocabulary = tuple(len(quantizer.embeddings) for quantizer in autoencoder.quantizers)
+    vocabulary = tuple(quantizer.num_embeddings for quantizer in autoencoder.quantizers)
     counts = [torch.zeros(k, dtype=torch.int64) for k in vocabulary]
     cells: list[Tensor] = []
     for images in pictures.batches():

@@ -10,11 +10,15 @@ Caches are arguments and return values. Shapes: B batch, C channels, H W grid, N
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqvae2.prior.layers import ChannelNorm, Pointwise
+from vqvae2.prior.layers import ChannelNorm, Pointwise, is_channels_last
+
+_FUSED = importlib.util.find_spec("triton") is not None
 
 
 class VerticalConv(nn.Module):
@@ -85,6 +89,18 @@ def gate(x: Tensor) -> Tensor:
     return torch.tanh(a) * torch.sigmoid(b)
 
 
+def gate_of_sum(x: Tensor, y: Tensor | None) -> Tensor:
+    """`gate` of x + y, or of x alone, for grids [B, 2R, H, W]; one fused kernel on a GPU where Triton is installed."""
+    fused = _FUSED and x.is_cuda and is_channels_last(x) and not torch.compiler.is_compiling()
+    if not fused or x.dtype == torch.float64:
+        return gate(_plus(x, y))
+    if y is not None and not (y.shape == x.shape and y.dtype == x.dtype and is_channels_last(y)):
+        x, y = (x + y).contiguous(memory_format=torch.channels_last), None
+    from vqvae2.prior.gate_triton import fused_gate
+
+    return fused_gate(x, y)
+
+
 class GatedLayer(nn.Module):
     """One gated layer of both streams, with residual connections and a conditioning input to each gate.
 
@@ -116,9 +132,9 @@ class GatedLayer(nn.Module):
     def forward(self, v: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Streams [B, C, H, W] each, context [B, E, H or 1, W or 1] -> both streams."""
         for_v, for_h = self._contexts(context)
-        v = v + self.out_v(self._drop(gate(_plus(self.vertical(self.norm_v(v)), for_v))))
-        given = _plus(self.link(v), for_h)
-        h = h + self.out_h(self._drop(gate(self.horizontal(self.norm_h(h)) + given)))
+        v = v + self.out_v(self._drop(gate_of_sum(self.vertical(self.norm_v(v)), for_v)))
+        from_above = _plus(self.link(v), for_h)
+        h = h + self.out_h(self._drop(gate_of_sum(self.horizontal(self.norm_h(h)), from_above)))
         return v, h
 
     def step_row(self, v: Tensor, cache: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,11 @@ EPSILON = 1e-6
 
 
 class ChannelNorm(nn.Module):
-    """Root-mean-square norm over channels at each position (our decision: deep stacks train much faster)."""
+    """Root-mean-square norm over channels at each position (our decision: deep stacks train much faster).
+
+    The mean is taken in float32 or wider. The result has the input's type, also under autocast, so that a residual stream in
+    bfloat16 stays one.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -24,9 +28,35 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...]."""
+        gain = self.gain.to(x.dtype)
+        if x.ndim == 2:
+            return _rms_norm(x, gain)
+        if is_channels_last(x):
+            return _rms_norm(x.permute(0, 2, 3, 1), gain).permute(0, 3, 1, 2)
         exact = x if x.dtype == torch.float64 else x.float()
         scale = torch.rsqrt(exact.square().mean(1, keepdim=True) + EPSILON).to(x.dtype)
-        return x * scale * self.gain.view(1, -1, *([1] * (x.ndim - 2)))
+        return x * scale * gain.view(1, -1, *([1] * (x.ndim - 2)))
+
+
+def _rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    """Over the last axis, in the type of `x`."""
+    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):  # which may ask for float32
+        with torch.autocast("cuda", enabled=False):
+            return functional.rms_norm(x, x.shape[-1:], gain, EPSILON)
+    return functional.rms_norm(x, x.shape[-1:], gain, EPSILON)
+
+
+def stream_type(weight: Tensor) -> torch.dtype:
+    """Type of the residual streams that start from `weight`: that of autocast where it is on, so that none is cast later."""
+    device = weight.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a grid [B, C, H, W] are contiguous in memory."""
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -36,6 +66,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.ndim == 3:
         y = torch.matmul(weight, x)
         return y if bias is None else y + bias[:, None]
+    if is_channels_last(x):
+        return functional.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
     return functional.conv2d(x, weight[:, :, None, None], bias)
 
 

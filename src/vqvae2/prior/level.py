@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.config.models import LevelPriorConfig
-from vqvae2.prior.layers import ChannelNorm, Pointwise, pointwise
+from vqvae2.prior.layers import ChannelNorm, Pointwise, pointwise, stream_type
 
 
 class ConditionBlock(nn.Module):
@@ -78,12 +78,13 @@ class ConditionStack(nn.Module):
         """Codes [B, h, w] of every coarser level, seen or not, and a class vector [B, C] -> context [B, C, H, W]."""
         x: Tensor | None = None
         for index, codes in enumerate(coarser[self.first :]):
-            e = self.embeddings[index](codes.long()).permute(0, 3, 1, 2)
+            e = self.embeddings[index](codes.long())
+            e = e.to(stream_type(e)).permute(0, 3, 1, 2)
             x = e if x is None else self.ups[index - 1](x) + e
         assert x is not None
-        x = x + self.places
+        x = x + self.places.to(x.dtype)
         if label is not None:
-            x = x + label[:, :, None, None]
+            x = x + label[:, :, None, None].to(x.dtype)
         result: Tensor = self.ups[-1](self.blocks(x))
         return result
 
@@ -152,7 +153,7 @@ class LevelPrior(nn.Module, ABC):
         if self.condition is None:
             return None if label is None else label[:, :, None, None]
         context: Tensor = self.condition(coarser, label)
-        return context if label is None else context + label[:, :, None, None]
+        return context if label is None else context + label[:, :, None, None].to(context.dtype)
 
     @abstractmethod
     def forward(
@@ -185,12 +186,17 @@ class LevelPrior(nn.Module, ABC):
     def _embedded(self, codes: Tensor) -> Tensor:
         """[B, H, W] int64 -> [B, C, H, W]."""
         e: Tensor = self.embedding(codes.long())
-        return e.permute(0, 3, 1, 2)
+        return e.to(stream_type(e)).permute(0, 3, 1, 2)
+
+    def _positional(self, dtype: torch.dtype) -> Tensor:
+        """The positional embeddings [C, H, W]."""
+        return (self.place_rows + self.place_columns).to(dtype)
 
     def _before(self, e: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same, on by one position, zero at the first, with the places added."""
-        places = self.place_rows + self.place_columns
-        return functional.pad(e.flatten(2), (1, 0))[:, :, :-1].view_as(e) + places
+        """[B, C, H, W] -> the same, on by one position, zero at the first, with the positional embeddings added."""
+        flat = e.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, C], in which `e` is contiguous
+        moved = functional.pad(flat, (0, 0, 1, 0))[:, :-1].reshape(len(e), self.height, self.width, -1)
+        return moved.permute(0, 3, 1, 2) + self._positional(e.dtype)
 
     def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Any:
         """What the layer makes of its inputs; dropout draws the same when it is computed anew."""

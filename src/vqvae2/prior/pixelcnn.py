@@ -70,7 +70,7 @@ class PixelCNN(LevelPrior):
         """As `LevelPrior.forward`."""
         context = self.context(coarser, labels)
         e = self._embedded(codes)
-        v = functional.pad(e, (0, 0, 1, 0))[:, :, :-1] + (self.place_rows + self.place_columns)
+        v = functional.pad(e, (0, 0, 1, 0))[:, :, :-1] + self._positional(e.dtype)
         h = self._before(e)
         attentions = iter(self.attentions)
         for index, layer in enumerate(self.layers):

@@ -77,7 +77,7 @@ class Transformer(LevelPrior):
         context = self.context(coarser, labels)
         h = self._before(self._embedded(codes))
         if context is not None:
-            h = h + context
+            h = h + context.to(h.dtype)
         h = h.contiguous(memory_format=torch.channels_last)  # as attention reads it
         for layer in self.layers:
             h = self._run(layer, h)

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vqvae2.autoencoder.base import perplexity
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.autoencoder.quantizer import perplexity
 from vqvae2.config.models import Config
 from vqvae2.data.batches import batches, sequential
 from vqvae2.data.grid import save_grid

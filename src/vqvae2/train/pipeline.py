@@ -280,7 +280,7 @@ def _stage2(
     reporter: Reporter,
 ) -> None:
     settings = config.train_prior[level]
-    codebooks = [quantizer.embeddings for quantizer in autoencoder.quantizers[: level + 1]]
+    codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
     part = RunFolder(folder).prior(level)
     _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)

@@ -1,0 +1,133 @@
+"""The search for the nearest code of every vector: exact, in chunks on a CPU, fused on a GPU where Triton is installed.
+
+Shapes: N vectors, D code dimension, K codes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_CHUNK_ELEMENTS = (
+    512 * 1024
+)  # distances held at once on a CPU: 2 MiB in float32, so that they stay in its cache
+_GROUP = 64  # codes whose least distance is found in one go
+
+
+def nearest_code(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = None) -> Tensor:
+    """Index of the nearest code of each vector (least squared distance plus penalty), ties to the lowest index.
+
+    Distances are computed in the dtype of the inputs; on a GPU float32 products never use TF32, whatever
+    `torch.backends.cuda.matmul` allows, because its 10 bits would choose wrong codes. `torch.compile` sees the search
+    as one operator.
+
+    Args:
+        vectors: [N, D].
+        codebook: [K, D], same dtype.
+        penalty: [K], added to the squared distances; None adds nothing.
+
+    Returns:
+        [N] int64. A vector that is not finite gets some code of the codebook.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.vqvae2.nearest_code(vectors, codebook, penalty)  # type: ignore[no-any-return]
+    return _search(vectors, codebook, penalty)
+
+
+@torch.library.custom_op("vqvae2::nearest_code", mutates_args=())
+def _compiled(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
+    return _search(vectors, codebook, penalty)
+
+
+@_compiled.register_fake
+def _(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
+    return vectors.new_empty(vectors.shape[0], dtype=torch.int64)
+
+
+@torch.no_grad()
+def _search(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
+    if vectors.is_cuda and vectors.dtype == torch.float32:
+        fused = _fused(vectors.device)
+        if fused is not None and vectors.shape[1] <= fused.LARGEST_DIM:
+            return fused.nearest_code(vectors, codebook, penalty)  # type: ignore[no-any-return]
+    return _chunks(vectors, codebook, penalty)
+
+
+@cache
+def _fused(device: torch.device) -> ModuleType | None:
+    """The file of the fused kernel; None where Triton is not installed, or for a GPU older than Ampere."""
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    from vqvae2.autoencoder import nearest_triton
+
+    return nearest_triton
+
+
+def _chunks(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor:
+    """The N x K distances are never held at once: rows are worked through in chunks.
+
+    On a CPU the chunks stay in the cache, and the least is searched in two passes, because a least value is found at
+    the speed of memory and its index is not: first the least of each group of codes, then the code within the best group.
+    """
+    size, device = codebook.shape[0], codebook.device
+    norms = codebook.square().sum(1)
+    if penalty is not None:
+        norms = norms + penalty
+    group = 1
+    if device.type == "cpu" and size > _GROUP:
+        group = max(_GROUP, 1 << (size.bit_length() // 2))  # about the root of K
+        missing = -size % group
+        codebook = functional.pad(codebook, (0, 0, 0, missing))
+        norms = functional.pad(norms, (0, missing), value=math.inf)
+    padded = codebook.shape[0]
+    rows = max(1, (_CHUNK_ELEMENTS if device.type == "cpu" else 32 * _CHUNK_ELEMENTS) // padded)
+    rows = min(rows, max(1, vectors.shape[0]))
+    held = torch.empty(rows, padded, dtype=norms.dtype, device=device)
+    positions = torch.arange(rows, device=device)
+    indices = torch.empty(vectors.shape[0], dtype=torch.int64, device=device)
+    with _without_tf32(device):
+        for start in range(0, vectors.shape[0], rows):
+            chunk = vectors[start : start + rows]
+            # ||z||^2 is the same for every code
+            distances = torch.addmm(norms, chunk, codebook.T, alpha=-2, out=held[: len(chunk)])
+            if group == 1:
+                torch.argmin(distances, 1, out=indices[start : start + rows])
+                continue
+            groups = distances.view(len(chunk), -1, group)
+            best = groups.amin(2).argmin(1)
+            within = groups[positions[: len(chunk)], best].argmin(1)
+            indices[start : start + rows] = within.add_(best, alpha=group)
+    return indices.clamp_max_(size - 1)  # beyond K only for vectors that are not finite
+
+
+@contextmanager
+def _without_tf32(device: torch.device) -> Iterator[None]:
+    """Products of float32 matrices on a GPU are exact in here.
+
+    The switch is process-wide and read on the host when a product is launched, so it may stand in a graph's capture.
+    Both of torch's interfaces to it are set, because torch refuses to multiply when they disagree.
+    """
+    matmul = torch.backends.cuda.matmul
+    new = getattr(matmul, "fp32_precision", None)  # torch 2.9 and later
+    try:
+        old = torch.get_float32_matmul_precision()
+    except RuntimeError:  # only the new interface was used, and the old one has its default
+        old = "highest"
+    if device.type != "cuda" or (new != "tf32" if new is not None else old == "highest"):
+        yield
+        return
+    matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(old)
+        if new is not None:
+            matmul.fp32_precision = new
