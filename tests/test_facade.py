@@ -159,7 +159,7 @@ def test_both_stages_are_built_and_trained_by_hand(seed: int) -> None:
     pixels = (labels * 1.2 - 0.6)[:, None, None, None].expand(-1, 3, 16, 16) + 0.05 * torch.randn(
         16, 3, 16, 16
     )
-    settings = AutoencoderConfig(strides=(4, 2), codes=(8, 8), code_dim=4, hidden=8, residual=4)
+    settings = AutoencoderConfig(strides=(4, 2), codes=(8, 8), code_dim=4, hidden=32, residual=16)
     model = VQVAE(settings).train()
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     errors = []
