@@ -19,7 +19,7 @@ from _common import interleaved, keep, summary
 from PIL import Image
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.batches import batches
+from vqvae2.data.batches import TrainingOrder, pixel_batches
 from vqvae2.data.images import ImageSet, open_images
 
 BATCH = 32
@@ -40,9 +40,8 @@ def epoch(images: ImageSet, config: DataConfig) -> Callable[[], None]:
     """One pass over the training pictures."""
 
     def read() -> None:
-        for _ in batches(
-            images, images.train, config, batch=BATCH, seed=0, stop=max(1, len(images.train) // BATCH)
-        ):
+        order = TrainingOrder(images.train, BATCH, 0)
+        for _ in pixel_batches(images, order, config, stop=max(1, len(images.train) // BATCH)):
             pass
 
     return read

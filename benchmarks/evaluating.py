@@ -1,10 +1,10 @@
-"""The measures of 10,000 samples against 10,000 real pictures: time and memory of each, and what features cost.
+"""The measures of 10,000 samples against 10,000 real images: time and memory of each, and the time of the features.
 
-    python benchmarks/evaluating.py [--n 10000] [--pictures 256]
+    python benchmarks/evaluating.py [--n 10000] [--images 256]
 
-Features are random vectors of 1,280 numbers, kept in memory (51 MB a set); each measure runs in a process of its own, so that its
-peak memory is its own. The feature network is timed on `--pictures` pictures of 64 px: the whole of `extract` against the
-network's own forward pass on pictures that are resized already, in turns.
+Features are random vectors of 1,280 numbers, kept in memory (51 MB a set); each measure runs in a separate process, so that its
+peak memory can be read. The feature network is timed on `--images` images of 64 px: the whole of `extract` against the forward
+pass of the network alone on images that are already resized, alternating.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from _common import interleaved, keep
 
-from vqvae2.evaluate.features import extract, feature_network
+from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.manifolds import manifolds, nearest
 from vqvae2.evaluate.metrics import Moments, class_score, frechet_distance, kernel_distance
+from vqvae2.evaluate.networks.by_name import feature_network
 
 DIMENSION, CLASSES = 1280, 1000
 
@@ -61,34 +62,34 @@ def main() -> None:
     """All measures, then the network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         one(options.measure, options.n)
         return
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in MEASURES:
         command = [sys.executable, __file__, "--n", str(options.n), "--measure", name]
-        found[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        found[name]["beside_the_sets_mb"] = found[name]["peak_mb"] - found["nothing"]["peak_mb"]
+        results[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        results[name]["beside_the_sets_mb"] = results[name]["peak_mb"] - results["nothing"]["peak_mb"]
     network: Any = feature_network()
-    images = torch.rand(options.pictures, 3, 64, 64) * 2 - 1
+    images = torch.rand(options.images, 3, 64, 64) * 2 - 1
     ready = torch.randn(16, 3, network.size, network.size).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward() -> None:
-        for _ in range(options.pictures // 16):
+        for _ in range(options.images // 16):
             network.net._fc(network.net.extract_features(ready).mean((2, 3)))
 
     seconds = interleaved({"extract": lambda: extract(network, images.split(64)), "network": forward}, 5)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     keep("evaluating", {
-        "n": options.n, "dimension": DIMENSION, "measures": found,
+        "n": options.n, "dimension": DIMENSION, "measures": results,
         "features": {
             "network": network.name,
-            "extract, ms a picture": 1e3 * medians["extract"] / options.pictures,
-            "network alone, ms a picture": 1e3 * medians["network"] / options.pictures,
+            "extract, ms a picture": 1e3 * medians["extract"] / options.images,
+            "network alone, ms a picture": 1e3 * medians["network"] / options.images,
             "share of the network": medians["network"] / medians["extract"],
         },
     })  # fmt: skip

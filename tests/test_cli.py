@@ -591,7 +591,7 @@ def test_many_samples_make_a_square_grid(trained: Path, tmp_path: Path, command:
 class Judge:
     """A critic that was fitted, it says: the blue channel's mean, of any class."""
 
-    digest, network_digest = "d" * 64, "n" * 64
+    digest, backbone_digest = "d" * 64, "n" * 64
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return images[:, 2].mean((1, 2))
@@ -731,7 +731,7 @@ def test_two_processes_choose_what_one_does(
     script.write_text(
         "import sys, vqvae2.run, vqvae2.cli\n"
         "class Judge:\n"
-        f"    digest, network_digest = {'d' * 64!r}, {'n' * 64!r}\n"
+        f"    digest, backbone_digest = {'d' * 64!r}, {'n' * 64!r}\n"
         "    def __call__(self, images, labels):\n"
         "        return images[:, 2].mean((1, 2))\n"
         "vqvae2.run.Run.critic = Judge()\n"

@@ -15,7 +15,7 @@ from vqvae2.commands import (
     complete,
     critic,
     demo,
-    evaluate_verb,
+    evaluate,
     importing,
     inspect,
     presets,
@@ -42,7 +42,7 @@ app.command("sample")(sample.command)
 app.command("reconstruct")(reconstruct.command)
 app.command("complete")(complete.command)
 app.command("score")(score.command)
-app.command("evaluate")(evaluate_verb.command)
+app.command("evaluate")(evaluate.command)
 app.command("inspect")(inspect.command)
 app.command("presets")(presets.command)
 

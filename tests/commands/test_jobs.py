@@ -32,7 +32,7 @@ QUIET = Reporter(quiet=True)
 class Blue:
     """A critic: the mean of the blue channel, whatever the class."""
 
-    digest, network_digest = "d" * 64, "n" * 64
+    digest, backbone_digest = "d" * 64, "n" * 64
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         return images[:, 2].mean((1, 2))

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.batches import batches
+from vqvae2.data.batches import TrainingOrder, batches
 from vqvae2.data.images import ImageSet, open_images
 
 Batch = tuple[Tensor, Tensor]
@@ -102,7 +102,8 @@ def break_some(root: Path) -> None:
 def take(images: ImageSet, **options: Any) -> list[Batch]:
     """Nine training batches of 8."""
     options = {"batch": 8, "seed": 3, "stop": 9} | options
-    return list(batches(images, images.train, config(**LIVELY), **options))
+    order = {name: options.pop(name) for name in ("batch", "seed", "rank", "world") if name in options}
+    return list(batches(images, TrainingOrder(images.train, **order), config(**LIVELY), **options))
 
 
 def same(left: list[Batch], right: list[Batch]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from data_helpers import config
 
 from vqvae2.data import augmentation
-from vqvae2.data.augmentation import augmented, centre
+from vqvae2.data.augmentation import augmented, centre, windows
+from vqvae2.data.decoding import stored_side
 
 
 def counting(side: int) -> torch.Tensor:
@@ -64,6 +66,19 @@ def test_taking_pixels_is_plain_indexing(channels: int, seed: int) -> None:
     rows, columns = rng.integers(0, 6, (2, 5, 4))
     expected = raw[np.arange(5)[:, None, None], rows[:, :, None], columns[:, None, :]]
     assert np.array_equal(augmentation._take(raw, rows, columns), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"flip": True}, {"flip": True, "shift": 2}, {"crop": "random", "scale": 1.25}]
+)
+def test_windows_say_which_pixels_are_taken(options: dict[str, Any]) -> None:
+    settings = config(**options)
+    side = stored_side(settings)
+    raw = np.random.default_rng(0).integers(0, 256, (40, side, side, 3), np.uint8)
+    rows, columns = windows(side, np.arange(40), 1, settings)
+    assert rows.shape == columns.shape == (40, settings.size)
+    taken = raw[np.arange(40)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    assert np.array_equal(taken, augmented(raw, np.arange(40), 1, settings))
 
 
 @pytest.mark.parametrize("seed", [5, 8])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vqvae2.data.batches import Shuffle, batches, sequential
+from vqvae2.data.batches import Shuffle, TrainingOrder, batches, pixel_batches, sequential
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet
 from vqvae2.data.pixels import to_float
@@ -51,8 +51,13 @@ def test_seeds_differ_and_repeat(images: ImageSet) -> None:
     assert not same(take(images), take(images, seed=4))
 
 
+def test_batches_are_the_scaled_pixel_batches(images: ImageSet) -> None:
+    pixels = pixel_batches(images, TrainingOrder(images.train, 8, 3), config(**LIVELY), stop=9)
+    assert same([(to_float(x), y) for x, y in pixels], take(images))
+
+
 def test_endless(images: ImageSet) -> None:
-    stream = batches(images, images.train, config(**LIVELY), batch=8, seed=3, start=2)
+    stream = batches(images, TrainingOrder(images.train, 8, 3), config(**LIVELY), start=2)
     assert same(list(itertools.islice(stream, 7)), take(images, start=2))
 
 
@@ -82,8 +87,8 @@ def test_nothing_to_make_batches_of(images: ImageSet) -> None:
     for options in ({"batch": 2, "world": 3}, {"rank": 2, "world": 2}, {"batch": 0}):
         with pytest.raises(DataError, match="cannot make batches"):
             take(images, **options)
-    with pytest.raises(DataError, match="from 0 pictures"):
-        next(batches(images, [], config(), batch=2, seed=0))
+    with pytest.raises(DataError, match="from 0 images"):
+        TrainingOrder([], 2, 0)
 
 
 def test_sequential_is_in_order_and_complete(images: ImageSet) -> None:

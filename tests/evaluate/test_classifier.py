@@ -14,19 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.data.pixels import to_float
-from vqvae2.evaluate.classifier import (
-    ClassifierConfig,
-    ClassifierError,
-    Probe,
-    ProbeClassifier,
-    ResNet,
-    fit_probe,
-    load_classifier,
-    predict,
-    read_torchscript,
-    save_classifier,
-    train_classifier,
-)
+from vqvae2.evaluate.classifier import ClassifierError, predict
+from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
+from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
+from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
+from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.files.atomic import FileError
 
 SMALL = ClassifierConfig(width=4, stages=2, steps=40, batch=16, lr=2e-2, flip=False, shift=0)
@@ -53,7 +45,7 @@ def stripes(count: int = 48, channels: int = 1, size: int = 12) -> tuple[Tensor,
 def test_the_probe_is_the_minimum_of_its_loss() -> None:
     """Against scipy's minimiser in float64, and by its gradient."""
     features, labels = clouds()
-    probe = fit_probe(features, labels, 3, rests_on="net", weight_decays=[0.05])
+    probe = fit_probe(features, labels, 3, backbone_digest="net", weight_decays=[0.05])
     x = features.double()
     x = (x - x.mean(0)) / x.std(0, correction=0)
 
@@ -77,9 +69,9 @@ def test_the_decay_is_the_best_on_what_is_left_out() -> None:
     """Noise is told nothing from; clear clouds are told apart, and surely."""
     generator = torch.Generator().manual_seed(1)
     noise, any_labels = torch.randn(60, 30, generator=generator), torch.arange(60) % 3
-    assert fit_probe(noise, any_labels, 3, rests_on="net").weight_decay >= 1
+    assert fit_probe(noise, any_labels, 3, backbone_digest="net").weight_decay >= 1
     features, labels = clouds(spread=0.2)
-    probe = fit_probe(features, labels, 3, rests_on="net")
+    probe = fit_probe(features, labels, 3, backbone_digest="net")
     assert probe.weight_decay <= 1e-3
     fresh, others = clouds(spread=0.2, seed=9)
     assert torch.equal(probe(fresh).argmax(1), others)
@@ -87,35 +79,35 @@ def test_the_decay_is_the_best_on_what_is_left_out() -> None:
 
 def test_the_probe_does_not_mind_order_scale_or_a_constant() -> None:
     features, labels = clouds()
-    probe = fit_probe(features, labels, 3, rests_on="net", weight_decays=[0.05])
+    probe = fit_probe(features, labels, 3, backbone_digest="net", weight_decays=[0.05])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
     changed = torch.cat([features * 7 - 3, torch.full((len(labels), 1), 2.0)], 1)[order]
-    other = fit_probe(changed, labels[order], 3, rests_on="net", weight_decays=[0.05])
+    other = fit_probe(changed, labels[order], 3, backbone_digest="net", weight_decays=[0.05])
     torch.testing.assert_close(other(changed), probe(features)[order], rtol=1e-3, atol=1e-3)
 
 
 def test_probes_of_a_seed_are_equal_and_classes_may_be_missing() -> None:
     features, labels = clouds()
-    first, again = (fit_probe(features, labels, 5, rests_on="net", seed=4) for _ in range(2))
+    first, again = (fit_probe(features, labels, 5, backbone_digest="net", seed=4) for _ in range(2))
     assert torch.equal(first.weight, again.weight)
     logits = first(features)
     assert logits.shape == (90, 5)
     assert logits.argmax(1).max() <= 2
-    single = fit_probe(features[:3], labels[:3], 3, rests_on="net")
+    single = fit_probe(features[:3], labels[:3], 3, backbone_digest="net")
     assert torch.equal(single(features[:3]).argmax(1), labels[:3]), "one picture of each: nothing is left out"
 
 
 def test_what_no_probe_can_learn_from() -> None:
     features, labels = clouds(6)
     with pytest.raises(ClassifierError, match="labels of 0 to 1, found 0 to 2"):
-        fit_probe(features, labels, 2, rests_on="net")
-    with pytest.raises(ClassifierError, match="a label for each of 6 pictures"):
-        fit_probe(features, labels[:5], 3, rests_on="net")
+        fit_probe(features, labels, 2, backbone_digest="net")
+    with pytest.raises(ClassifierError, match="a label for each of 6 images"):
+        fit_probe(features, labels[:5], 3, backbone_digest="net")
     with pytest.raises(ClassifierError, match="a label for each of 0"):
-        fit_probe(features[:0], labels[:0], 3, rests_on="net")
+        fit_probe(features[:0], labels[:0], 3, backbone_digest="net")
     features[2, 1] = float("nan")
     with pytest.raises(ClassifierError, match="finite"):
-        fit_probe(features, labels, 3, rests_on="net")
+        fit_probe(features, labels, 3, backbone_digest="net")
 
 
 class Means(nn.Module):
@@ -129,13 +121,13 @@ class Means(nn.Module):
 
 
 def test_a_probe_classifies_pictures_of_its_own_network_only() -> None:
-    probe = fit_probe(torch.eye(3).repeat(4, 1), torch.arange(12) % 3, 3, rests_on="d" * 64)
+    probe = fit_probe(torch.eye(3).repeat(4, 1), torch.arange(12) % 3, 3, backbone_digest="d" * 64)
     classifier = ProbeClassifier(Means(), probe)
     images = torch.eye(3)[:, :, None, None].expand(-1, -1, 4, 4)
     assert torch.equal(classifier(images), probe(images[:, :, 0, 0]))
-    assert (classifier.classes, classifier.rests_on) == (3, "d" * 64)
+    assert (classifier.classes, classifier.backbone_digest) == (3, "d" * 64)
     with pytest.raises(ClassifierError, match="fitted on the network other"):
-        ProbeClassifier(Means(), fit_probe(torch.eye(3), torch.arange(3), 3, rests_on="other"))
+        ProbeClassifier(Means(), fit_probe(torch.eye(3), torch.arange(3), 3, backbone_digest="other"))
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +146,9 @@ def test_equal_arguments_give_equal_weights_and_touch_no_generator(trained: ResN
     before = torch.random.get_rng_state()
     again = train_classifier(list(to_float(images).split(7)), labels, 2, SMALL)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert again.rests_on == trained.rests_on, "from floats in batches as from uint8"
+    assert again.backbone_digest == trained.backbone_digest, "from floats in batches as from uint8"
     other = train_classifier(images, labels, 2, SMALL.model_copy(update={"seed": 1}))
-    assert other.rests_on != trained.rests_on
+    assert other.backbone_digest != trained.backbone_digest
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 33), (4, 64), (3, 5)])
@@ -194,8 +186,8 @@ def test_a_flip_in_training_makes_mirror_images_alike() -> None:
 def test_what_no_classifier_can_learn_from() -> None:
     images, labels = stripes(4)
     for bad, message in [
-        (images[:, :6], "square pictures, found 6x12"),
-        (images[:0], "at least one picture"),
+        (images[:, :6], "square images, found 6x12"),
+        (images[:0], "at least one image"),
         (images[..., :0], "found torch.uint8"),
         (to_float(images)[:, :0], "found torch.float32"),
     ]:
@@ -207,11 +199,11 @@ def test_what_no_classifier_can_learn_from() -> None:
 
 def test_written_and_read(trained: ResNet, tmp_path: Path) -> None:
     features, labels = clouds()
-    probe = fit_probe(features, labels, 3, rests_on="net")
+    probe = fit_probe(features, labels, 3, backbone_digest="net")
     save_classifier(tmp_path / "probe.safetensors", probe)
     read = load_classifier(tmp_path / "probe.safetensors")
     assert isinstance(read, Probe)
-    assert (read.rests_on, read.weight_decay, read.classes) == ("net", probe.weight_decay, 3)
+    assert (read.backbone_digest, read.weight_decay, read.classes) == ("net", probe.weight_decay, 3)
     assert torch.equal(read(features), probe(features))
 
     images, _ = stripes()
@@ -220,7 +212,7 @@ def test_written_and_read(trained: ResNet, tmp_path: Path) -> None:
     net = load_classifier(tmp_path / "resnet.safetensors")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert isinstance(net, ResNet)
-    assert (net.rests_on, net.config, net.classes) == (trained.rests_on, SMALL, 2)
+    assert (net.backbone_digest, net.config, net.classes) == (trained.backbone_digest, SMALL, 2)
     assert torch.equal(predict(net, images), predict(trained, images))
 
 
@@ -267,7 +259,7 @@ def test_a_torchscript_file_is_a_classifier(tmp_path: Path) -> None:
     images = torch.rand(3, 3, 8, 8) * 2 - 1
     assert torch.equal(classifier(images), Brightness()(images))
     assert (classifier.classes, classifier.size) == (2, 8)
-    assert classifier.rests_on == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert classifier.backbone_digest == hashlib.sha256(path.read_bytes()).hexdigest()
     doubled = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(classifier(doubled), classifier(images), atol=0.05, rtol=0)
     grey = images[:, :1]
@@ -279,7 +271,9 @@ def test_a_torchscript_file_is_a_classifier(tmp_path: Path) -> None:
 @torchscript
 def test_a_file_may_say_what_it_rests_on(tmp_path: Path) -> None:
     declaration = json.dumps({"size": 8, "rests_on": "d" * 64})
-    assert read_torchscript(scripted(Brightness(), tmp_path / "a.pt", declaration)).rests_on == "d" * 64
+    assert (
+        read_torchscript(scripted(Brightness(), tmp_path / "a.pt", declaration)).backbone_digest == "d" * 64
+    )
 
 
 @torchscript
@@ -293,7 +287,7 @@ def test_a_file_must_say_its_size(declaration: str | None, tmp_path: Path) -> No
 
 @torchscript
 def test_a_module_for_one_batch_size_or_other_shapes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ClassifierError, match=r"fails on pictures \[B, 3, 8, 8\]"):
+    with pytest.raises(ClassifierError, match=r"fails on images \[B, 3, 8, 8\]"):
         read_torchscript(scripted(Fixed(), tmp_path / "fixed.pt"))
     with pytest.raises(ClassifierError, match=r"expected \[B, K\]"):
         read_torchscript(scripted(nn.ReLU(), tmp_path / "relu.pt"))

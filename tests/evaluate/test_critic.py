@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from vqvae2.config.overrides import read_yaml
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.evaluate import critic
-from vqvae2.evaluate.classifier import ClassifierConfig, Probe, fit_probe, save_classifier, train_classifier
+from vqvae2.evaluate.classifier_file import save_classifier
 from vqvae2.evaluate.critic import CriticError, critic_file, fit_critic, load_critic
+from vqvae2.evaluate.probe import Probe, fit_probe
+from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
 from vqvae2.files.atomic import FileError
 from vqvae2.run import Run, load
 
@@ -82,7 +84,7 @@ def test_a_probe_on_the_training_pictures(
     assert critic.record["heldout"] == len(images.heldout)
     assert seen[-1] == len(images)
     assert critic.classes == images.classes
-    assert critic.network_digest == "c" * 64
+    assert critic.backbone_digest == "c" * 64
 
 
 def test_scores_are_the_probability_of_the_label(run: Path, images: ImageSet) -> None:
@@ -134,7 +136,7 @@ def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: P
     found = load_critic(run)
     pixels, labels = batch(images, images.heldout)
     assert torch.equal(made(pixels, labels), found(pixels, labels))
-    assert found.network_digest == made.classifier.rests_on != "c" * 64
+    assert found.backbone_digest == made.classifier.backbone_digest != "c" * 64
     assert (found.record["kind"], found.record["train"]) == ("model", None)
     assert (run / "critic" / kind).is_file()
 
@@ -148,7 +150,7 @@ def test_a_network_of_its_own(run: Path, images: ImageSet, monkeypatch: pytest.M
     pixels, labels = batch(images, images.train)
     assert torch.equal(made(pixels, labels), found(pixels, labels))
     assert float(made(pixels, labels).mean()) > 0.6
-    assert found.network_digest == made.classifier.rests_on
+    assert found.backbone_digest == made.classifier.backbone_digest
     assert (found.record["kind"], found.record["train"]) == ("model", len(images.train))
 
 
@@ -173,7 +175,7 @@ def test_a_critic_that_is_not_what_it_was(
     with pytest.raises(FileError, match="was altered"):
         load_critic(run)
     save_classifier(file, Probe(27, 3, "c" * 64, 0.0))
-    with pytest.raises(CriticError, match=r"model\.safetensors is missing or another; .*critic fit"):
+    with pytest.raises(CriticError, match=r"model\.safetensors is missing or was replaced; .*critic fit"):
         load_critic(run)
     file.write_bytes(contents)
     with monkeypatch.context() as patch:

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from vqvae2.data.pixels import to_float, to_pil, to_uint8
-from vqvae2.evaluate import features
-from vqvae2.evaluate.features import FeatureError, FeatureNetwork, extract, feature_network, resized
+from vqvae2.evaluate.features import FeatureError, FeatureNetwork, extract
+from vqvae2.evaluate.networks import base
+from vqvae2.evaluate.networks.base import resized
+from vqvae2.evaluate.networks.by_name import feature_network
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, *[512] * 6)
 LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features
@@ -102,7 +104,7 @@ def test_grey_is_rgb_and_alpha_is_not_seen(lite0: FeatureNetwork) -> None:
 def test_each_picture_by_itself(lite0: FeatureNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(3)
     together, logits = lite0(images)
-    monkeypatch.setattr(features, "_AT_ONCE", 2)
+    monkeypatch.setattr(base, "_AT_ONCE", 2)
     torch.testing.assert_close(lite0(images)[0], together, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         lite0(images[2:])[1], logits[2:] if logits is not None else None, rtol=1e-4, atol=1e-4
@@ -200,7 +202,7 @@ def test_what_cannot_be_read_is_refused(vgg_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 2, 8, 8), (1, 8, 8, 3)])
 def test_pictures_of_another_shape(lite0: FeatureNetwork, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected pictures"):
+    with pytest.raises(ValueError, match="expected images"):
         lite0(torch.zeros(shape))
 
 

@@ -109,7 +109,7 @@ def test_too_few_names_both_numbers() -> None:
     assert too_few(2560, 1280) is None
     text = too_few(2559, 1280)
     assert text is not None
-    assert "2559 pictures" in text
+    assert "2559 images" in text
     assert "1280 feature dimensions" in text
 
 
@@ -199,7 +199,7 @@ def test_kernel_distance_by_hand() -> None:
     """Two numbers a side, D = 1: k(1, 2) = 27, k(0, 3) = 1, and (k(1,0) + k(1,3) + k(2,0) + k(2,3)) / 4 = 409 / 4."""
     found = kernel_distance(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [3.0]]), subsets=1, size=2)
     assert found.mean == pytest.approx(27 + 1 - 2 * (1 + 64 + 1 + 343) / 4, abs=1e-9)
-    assert found.deviation == 0
+    assert found.standard_deviation == 0
 
 
 def test_kernel_distance_is_what_torchmetrics_finds() -> None:
@@ -207,7 +207,7 @@ def test_kernel_distance_is_what_torchmetrics_finds() -> None:
     real, samples = skewed(40, 6), skewed(40, 6, 9)
     found = kernel_distance(real, samples, subsets=3, size=40)
     assert found.mean == pytest.approx(float(poly_mmd(real, samples)), rel=1e-9)
-    assert found.deviation == pytest.approx(0, abs=1e-9 * found.mean)
+    assert found.standard_deviation == pytest.approx(0, abs=1e-9 * found.mean)
 
 
 def test_kernel_distance_is_unbiased() -> None:
@@ -215,9 +215,9 @@ def test_kernel_distance_is_unbiased() -> None:
     real, same, other = (normal(4000, 8, seed) for seed in (0, 1, 2))
     for size in (5, 50):
         found = kernel_distance(real, same, subsets=1500, size=size)
-        assert abs(found.mean) < 4 * found.deviation / math.sqrt(1500)
+        assert abs(found.mean) < 4 * found.standard_deviation / math.sqrt(1500)
     found = kernel_distance(real, other + 1, subsets=50, size=100)
-    assert found.mean > 5 * found.deviation > 0
+    assert found.mean > 5 * found.standard_deviation > 0
 
 
 def test_kernel_distance_depends_on_its_seed_alone() -> None:
@@ -264,14 +264,14 @@ def test_class_score_of_pictures_that_are_sorted_by_class() -> None:
     """Parts in the order given would each see one class, and score 1."""
     found = class_score(torch.eye(10).repeat_interleave(100, 0), splits=10)
     assert 8.9 < found.mean < 10
-    assert found.deviation > 0
+    assert found.standard_deviation > 0
 
 
 def test_class_score_of_what_is_no_probability() -> None:
     for bad in (torch.ones(20, 2), torch.tensor([[1.5, -0.5]] * 20)):
         with pytest.raises(MetricError, match="sum to 1"):
             class_score(bad)
-    with pytest.raises(MetricError, match="1 to 3 splits of 3 pictures"):
+    with pytest.raises(MetricError, match="1 to 3 splits of 3 images"):
         class_score(torch.eye(3))
 
 

@@ -15,7 +15,7 @@ from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.evaluate import neighbours
-from vqvae2.evaluate.neighbours import nearest_pictures
+from vqvae2.evaluate.neighbours import nearest_images
 
 
 def config(flip: bool) -> DataConfig:
@@ -50,7 +50,7 @@ def samples(count: int, seed: int = 5) -> Tensor:
 
 
 def searched(samples: Tensor, images: ImageSet, flip: bool) -> tuple[Tensor, Tensor]:
-    """`nearest_pictures`, one comparison after the other."""
+    """`nearest_images`, one comparison after the other."""
     candidates = [*to_float(images.pixels(images.train))]
     candidates += [picture.flip(2) for picture in candidates] if flip else []
     pictures, distances = [], []
@@ -64,7 +64,7 @@ def searched(samples: Tensor, images: ImageSet, flip: bool) -> tuple[Tensor, Ten
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("count", [1, 30])
 def test_equal_to_a_plain_search(images: ImageSet, batch: int, flip: bool, count: int) -> None:
-    found, distance = nearest_pictures(samples(count), images, config(flip))
+    found, distance = nearest_images(samples(count), images, config(flip))
     expected, error = searched(samples(count), images, flip)
     assert torch.equal(found, expected)
     assert torch.allclose(distance.double(), error, atol=1e-5)
@@ -73,22 +73,22 @@ def test_equal_to_a_plain_search(images: ImageSet, batch: int, flip: bool, count
 
 def test_a_memorised_picture_is_found(images: ImageSet, batch: int) -> None:
     copies = to_float(images.pixels(images.train))
-    found, distance = nearest_pictures(copies, images, config(False))
+    found, distance = nearest_images(copies, images, config(False))
     assert torch.equal(found, copies)
     assert distance.max() < 1e-3
 
 
 def test_a_mirror_image_counts_only_if_training_mirrored(images: ImageSet, batch: int) -> None:
     mirrored = to_float(images.pixels(images.train)).flip(3)
-    found, distance = nearest_pictures(mirrored, images, config(True))
+    found, distance = nearest_images(mirrored, images, config(True))
     assert torch.equal(found, mirrored)
     assert distance.max() < 1e-3
-    _, distance = nearest_pictures(mirrored, images, config(False))
+    _, distance = nearest_images(mirrored, images, config(False))
     assert distance.min() > 0.1
 
 
 def test_held_out_pictures_are_no_candidates(images: ImageSet) -> None:
-    _, distance = nearest_pictures(to_float(images.pixels(images.heldout)), images, config(True))
+    _, distance = nearest_images(to_float(images.pixels(images.heldout)), images, config(True))
     assert distance.min() > 0.1
 
 
@@ -96,11 +96,11 @@ def test_distances_are_root_mean_squares(images: ImageSet) -> None:
     """Of two constant pictures: the difference of their values, the whole range being 2."""
     inside = to_float(images.pixels(images.train[:1]))
     for by in (0.25, 0.01):
-        _, distance = nearest_pictures(inside + by, images, config(False))
+        _, distance = nearest_images(inside + by, images, config(False))
         assert float(distance) == pytest.approx(by, abs=1e-5)
 
 
 def test_no_samples(images: ImageSet) -> None:
-    found, distance = nearest_pictures(samples(0), images, config(True))
+    found, distance = nearest_images(samples(0), images, config(True))
     assert found.shape == (0, 3, 6, 6)
     assert distance.shape == (0,)

@@ -36,7 +36,7 @@ def test_auroc_of_nothing() -> None:
 
 def test_too_likely_is_as_untypical_as_too_unlikely() -> None:
     typical = Typical(noise(500))
-    middle, far = typical.mean[None], 6 * typical.deviation
+    middle, far = typical.mean[None], 6 * typical.standard_deviation
     assert typical.score(middle).item() == 0
     assert typical.typicality(middle).item() == 1
     for level in (0, 1):
@@ -51,8 +51,8 @@ def test_every_level_counts_in_its_own_deviations() -> None:
     """However much smaller its bits are than another level's."""
     typical = Typical(noise(500) * torch.tensor([1.0, 100.0]))
     a, b = typical.mean[None].repeat(2, 1)
-    a[0] += 4 * typical.deviation[0]
-    b[1] += 4 * typical.deviation[1]
+    a[0] += 4 * typical.standard_deviation[0]
+    b[1] += 4 * typical.standard_deviation[1]
     assert torch.allclose(*typical.score(torch.stack([a, b])))
 
 

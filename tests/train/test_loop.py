@@ -36,7 +36,7 @@ from vqvae2.config.models import TrainConfig
 from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
-from vqvae2.train import loop
+from vqvae2.train import device, loop
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.loop import Interrupted, TrainingError, learning_rate, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
@@ -606,7 +606,7 @@ def test_a_precision_that_the_device_has_not(monkeypatch: pytest.MonkeyPatch) ->
         raise ValueError("bf16 mixed precision requires a supported device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Accelerator", refuse)
+        patch.setattr(device, "Accelerator", refuse)
         with pytest.raises(TrainingError, match=r"precision 'bf16': .*device"):
             make_accelerator("bf16")
     assert make_accelerator().mixed_precision == "no"

@@ -18,6 +18,7 @@ from train_helpers import assert_same, changed, code_store, image_set, result, r
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, parse
 from vqvae2.config.presets import preset
+from vqvae2.data.batches import TrainingOrder
 from vqvae2.data.grid import grid
 from vqvae2.data.pixels import to_float
 from vqvae2.prior.level import LevelPrior
@@ -70,13 +71,14 @@ def test_the_loss_is_reconstruction_plus_commitment(tmp_path: Path) -> None:
     batch = next(objective.batches(0, 0, 1))
     model = objective.model.eval().requires_grad_(False)
     loss, logs = objective.loss(model, batch)
-    out = model(batch[0])
-    mse = (out.images - batch[0]).square().mean()
+    images = to_float(batch[0])
+    out = model(images)
+    mse = (out.images - images).square().mean()
     commitment = 0.0
     inputs: list[Tensor] = []
     for quantizer in model.quantizers:
         quantizer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    codes = model(batch[0]).codes
+    codes = model(images).codes
     for quantizer, z, level in zip(model.quantizers, inputs, codes.levels, strict=True):
         commitment += 0.7 * float((quantizer.embeddings[level] - z).square().mean())
     assert float(loss) == pytest.approx(float(mse) + commitment, rel=1e-5)
@@ -191,8 +193,9 @@ def test_a_perceptual_term_is_added_with_its_weight(tmp_path: Path) -> None:
         figures[weight] = objective.evaluate(model, make_accelerator())
         assert set(objective.model.state_dict()) == set(VQVAE(config.autoencoder).state_dict())
     assert losses[0.3] - losses[0.0] == pytest.approx(0.3 * float(logs["perceptual"]), rel=1e-4)
-    again = model(batch[0]).images
-    assert float(logs["perceptual"]) == pytest.approx(float((again - batch[0]).abs().mean()) / 2, rel=1e-5)
+    originals = to_float(batch[0])
+    again = model(originals).images
+    assert float(logs["perceptual"]) == pytest.approx(float((again - originals).abs().mean()) / 2, rel=1e-5)
     distance = figures[0.3]["heldout_perceptual"]
     assert distance == pytest.approx(figures[0.0]["heldout_perceptual"])
     pictures = heldout(objective)
@@ -268,11 +271,33 @@ def test_autoencoder_batches_at_any_split(tmp_path: Path) -> None:
 def test_training_batches_hold_no_heldout_picture(tmp_path: Path) -> None:
     config = tiny()
     objective = AutoencoderObjective(config, image_set(tmp_path, config))
-    held = {image.numpy().tobytes() for image in heldout(objective)}
+    held = {image.numpy().tobytes() for image in objective.images.pixels(objective.images.heldout)}
     batches = itertools.islice(objective.batches(0, 0, 1), 10)
     seen = {image.numpy().tobytes() for images, _ in batches for image in images}
     assert not held & seen
     assert len(seen) == len(objective.images.train), "all the others, and nothing else"
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"flip": True}, {"flip": True, "shift": 2}, {"crop": "random", "scale": 1.5, "shift": 1}]
+)
+def test_images_kept_on_the_device_give_the_same_batches(data: dict[str, Any], tmp_path: Path) -> None:
+    """Gathered, cropped, shifted and mirrored there: the same pixels and the same loss, at any start and share."""
+    config = tiny(data=data)
+    images = image_set(tmp_path, config)
+    plain, resident = AutoencoderObjective(config, images), AutoencoderObjective(config, images)
+    assert resident.keep_on(torch.device("cpu"), 0) == 0
+    assert resident.resident is None
+    assert resident.keep_on(torch.device("cpu"), 10**6) == resident.resident.pixels.numel() > 0  # type: ignore[attr-defined]
+    for start, rank, world in ((0, 0, 1), (3, 1, 2)):
+        ours, theirs = plain.batches(start, rank, world), resident.batches(start, rank, world)
+        for expected, places in itertools.islice(zip(ours, theirs, strict=False), 6):
+            assert torch.equal(resident.resident.pixels_at(*places), expected[0])  # type: ignore[attr-defined]
+            losses = [
+                objective.loss(objective.model, batch)[0]
+                for objective, batch in ((plain, expected), (resident, places))
+            ]
+            assert torch.equal(*losses)
 
 
 # --- prior ---
@@ -533,6 +558,35 @@ def test_a_small_copy_of_each_of_the_papers_priors_learns(name: str, tmp_path: P
         assert losses[0] == pytest.approx(math.log(16), rel=1e-3)
         assert losses[-1] < losses[0] / 2
         assert outcome.figures["heldout_bits"] < outcome.figures["uniform_bits"] / 2
+
+
+def test_codes_kept_on_the_device_give_the_same_batches(tmp_path: Path) -> None:
+    plain, resident = (prior(tmp_path / name) for name in ("a", "b"))
+    assert resident.keep_on(torch.device("cpu"), 100) == 0
+    assert resident.resident is None
+    assert resident.keep_on(torch.device("cpu"), 10**6) == 14 * (2 * (2 * 2 + 4 * 4) + 8)
+    for start, rank, world in ((0, 0, 1), (3, 1, 2)):
+        ours, theirs = plain.batches(start, rank, world), resident.batches(start, rank, world)
+        for expected, indices in itertools.islice(zip(ours, theirs, strict=False), 6):
+            losses = []
+            for objective, batch in ((plain, expected), (resident, indices)):
+                torch.manual_seed(start)
+                losses.append(objective.loss(objective.model, batch)[0])
+            assert torch.equal(*losses)
+
+
+def test_codes_travel_as_16_bits_and_mean_what_they_meant(tmp_path: Path) -> None:
+    """Also those above 32,767, which 16 bits with a sign would take for negative ones."""
+    config = tiny(autoencoder={"codes": [8, 65536]})
+    objective = PriorObjective(config, code_store(tmp_path, config), 1)
+    assert objective.store.codes(objective.store.train).levels[1].max() > 2**15
+    seen: list[Tensor] = []
+    objective.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    indices = next(TrainingOrder(objective.store.train, 4, config.seed + 1).steps())[1]
+    batch = next(objective.batches(0, 0, 1))
+    assert {level.dtype for level in batch[0]} == {torch.int16}
+    objective.loss(objective.model, batch)
+    assert torch.equal(seen[0], objective.store.codes(indices).levels[1])
 
 
 # --- both ---

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from train_helpers import TRAIN, Spoken, changed, pictures, signal_at, tiny
 
+from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config, ConfigError, PriorTrainConfig
 from vqvae2.data.grid import grid
@@ -40,7 +41,7 @@ from vqvae2.train.folder import (
     sharp_autoencoder,
 )
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
-from vqvae2.train.pipeline import code_use, train
+from vqvae2.train.pipeline import train
 
 CLASSES = ("cats", "dogs")
 
@@ -286,7 +287,7 @@ def test_a_transformer_learns_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     go(data, tmp_path / "run", config)
     _, meta = load_tensors(model_file(tmp_path / "run", 0))
     assert meta["figures"]["heldout_bits"] < 0.5 * meta["figures"]["uniform_bits"]
-    assert code_use(open_store(tmp_path / "run" / "codes"))[0]["perplexity"] > 2
+    assert stored_usage(open_store(tmp_path / "run" / "codes"))[0].perplexity > 2
     prior = load_prior(tmp_path / "run", config, "cpu")
     together, alone = prior.sample(5, seed=3), Codes.cat([prior.sample([i], seed=3) for i in range(5)])
     assert torch.equal(together.levels[0], alone.levels[0])
@@ -766,14 +767,14 @@ def test_a_damaged_store_is_extracted_anew(
     assert content(copied) == content(whole)
 
 
-def test_code_use_is_counted_over_the_training_codes(whole: Path) -> None:
+def test_codebook_usage_is_counted_over_the_training_codes(whole: Path) -> None:
     store = open_store(whole / "codes")
-    for level, figures in enumerate(code_use(store)):
+    for level, usage in enumerate(stored_usage(store)):
         codes = store.codes(store.train).levels[level].numpy()
         counts = np.bincount(codes.ravel(), minlength=store.geometry.vocabulary[level])
         share = counts[counts > 0] / counts.sum()
-        assert figures["usage"] == pytest.approx(len(share) / len(counts))
-        assert figures["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
+        assert usage.used == pytest.approx(len(share) / len(counts))
+        assert usage.perplexity == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
 
 
 def test_a_collapsed_level_is_reported_before_stage_2(tmp_path: Path) -> None:
@@ -787,9 +788,9 @@ def test_a_collapsed_level_is_reported_before_stage_2(tmp_path: Path) -> None:
     warnings = [i for i, line in enumerate(said) if "collapsed" in line]
     assert len(warnings) == 1, said
     line = said[warnings[0]]
-    coarse, fine = code_use(open_store(tmp_path / "run" / "codes"))
-    assert coarse["usage"] < 0.1 <= fine["usage"]
-    found = f"it uses {coarse['usage']:.1%} of its codes (perplexity {coarse['perplexity']:.1f})"
+    coarse, fine = stored_usage(open_store(tmp_path / "run" / "codes"))
+    assert coarse.used < 0.1 <= fine.used
+    found = f"it uses {coarse.used:.1%} of its codes (perplexity {coarse.perplexity:.1f})"
     assert f"level 0 is collapsed: {found}" in line
     assert "Try fewer codes (--set autoencoder.codes=" in line
     places = [

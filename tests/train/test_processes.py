@@ -28,10 +28,10 @@ _WORKER = """
 import json, math, os, signal, sys, warnings
 from pathlib import Path
 import torch
-from vqvae2.checkpoint import digest
-from vqvae2.config import parse
+from vqvae2.config.models import parse
+from vqvae2.files.progress import Reporter
+from vqvae2.files.tensor_file import digest
 from vqvae2.train import loop, pipeline
-from vqvae2.train.progress import Reporter
 
 warnings.simplefilter("error")
 torch.set_num_threads(1)
@@ -91,7 +91,6 @@ for name, config in (("spoilt", "whole"), ("uneven", "uneven")):
     except loop.TrainingError as error:
         notes[name] = str(error)
 (place / f"notes-{rank}.json").write_text(json.dumps(notes))
-torch.distributed.destroy_process_group()
 """
 
 

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vqvae2.autoencoder.codebook_usage import CodebookUsage, stored_usage
 from vqvae2.data.batches import sequential
 from vqvae2.data.grid import grid, save_picture
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import open_store
-from vqvae2.evaluate.neighbours import nearest_pictures
+from vqvae2.evaluate.neighbours import nearest_images
 from vqvae2.evaluate.report import Curve, Page
 from vqvae2.files.atomic import read_json, write_json
 from vqvae2.files.progress import Reporter
 from vqvae2.run import Run, load, zoo
 from vqvae2.train.loop import read_metrics
-from vqvae2.train.pipeline import code_use
 
 SHIPPED = "emoji64"  # the model of the package whose samples are shown for comparison
 _SAMPLES = 72  # about so many: the same number of each class
@@ -113,9 +113,9 @@ class _Report:
 
     def add_neighbours(self, samples: Tensor) -> None:
         shown, images, data = samples[:18], self.images, self.run.config.data
-        nearest, distance = nearest_pictures(shown, images, data)
+        nearest, distance = nearest_images(shown, images, data)
         heldout, _ = next(iter(sequential(images, images.heldout[::3], data, batch=len(images.heldout))))
-        _, real = nearest_pictures(heldout, images, data)
+        _, real = nearest_images(heldout, images, data)
         medians = float(distance.median()), float(real.median())
         self.page.heading("Does it memorise? Samples above their nearest training images")
         rows = torch.cat([shown[:9], nearest[:9], shown[9:], nearest[9:]])
@@ -155,22 +155,22 @@ class _Report:
         psnr = run.figures()["heldout_psnr"]
         result.figures |= {"heldout_psnr": psnr, "seconds_per_sample": seconds, "training_seconds": trained}
         rows = [("held-out PSNR (dB, of the mean error)", f"{psnr:.2f}")]
-        for level, use in enumerate(code_use(open_store(run.paths.codes))):
-            rows += self._level_rows(level, use)
+        for level, usage in enumerate(stored_usage(open_store(run.paths.codes))):
+            rows += self._level_rows(level, usage)
         rows.append((f"seconds per sample (batch of {_SAMPLES})", f"{seconds:.3f}"))
         rows.append(("training time", f"{trained / 60:.1f} min"))
         self.page.heading("Measured")
         self.page.table(("figure", "value"), rows)
         result.figures["table"] = rows
 
-    def _level_rows(self, level: int, use: dict[str, float]) -> list[tuple[str, str]]:
+    def _level_rows(self, level: int, usage: CodebookUsage) -> list[tuple[str, str]]:
         figures, (height, width) = self.run.figures(level), self.run.config.geometry.grids[level]
         bits, uniform = figures["heldout_bits"], figures["uniform_bits"]
-        self.result.figures[f"usage_{level}"] = use["usage"]
+        self.result.figures[f"usage_{level}"] = usage.used
         self.result.figures[f"heldout_bits_{level}"] = bits
         self.result.figures[f"uniform_bits_{level}"] = uniform
         name, codes = f"level {level} ({height}x{width})", self.run.config.autoencoder.codes[level]
-        used = f"{use['usage']:.1%}, perplexity {use['perplexity']:.0f} of {codes}"
+        used = f"{usage.used:.1%}, perplexity {usage.perplexity:.0f} of {codes}"
         return [
             (f"{name}: codes used", used),
             (f"{name}: held-out bits per code", f"{bits:.2f} (uniform {uniform:.0f})"),

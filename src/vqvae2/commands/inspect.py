@@ -139,8 +139,8 @@ def _mebibytes(value: int) -> str:
 
 
 def _measured(run: Run) -> dict[str, dict[str, Any]]:
+    from vqvae2.autoencoder.codebook_usage import stored_usage
     from vqvae2.data.store import open_store
-    from vqvae2.train.pipeline import code_use
 
     levels = range(run.config.autoencoder.levels)
     tables: dict[str, dict[str, Any]] = {}
@@ -148,9 +148,10 @@ def _measured(run: Run) -> dict[str, dict[str, Any]]:
     if figures:
         tables["stage 1, held out"] = {k: f"{v:.4g}" for k, v in figures.items() if k != "score"}
     if run.paths.manifest.exists():
-        use = code_use(open_store(run.paths.codes))
+        usages = stored_usage(open_store(run.paths.codes))
         tables["codes used, training images"] = {
-            f"level {i}": f"{u['usage']:.1%}, perplexity {u['perplexity']:.1f}" for i, u in enumerate(use)
+            f"level {i}": f"{usage.used:.1%}, perplexity {usage.perplexity:.1f}"
+            for i, usage in enumerate(usages)
         }
     for level in levels:
         figures = run.figures(level)

@@ -154,7 +154,7 @@ def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[
         return labels, [], about
     critic = run.critic
     candidates = candidate_labels(labels or [], request.critic)
-    what = {"fraction": request.critic, "digest": critic.digest, "network": critic.network_digest}
+    what = {"fraction": request.critic, "digest": critic.digest, "network": critic.backbone_digest}
     return labels, candidates, about | {"n": request.n, "drawn": len(candidates), "critic": what}
 
 

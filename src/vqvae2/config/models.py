@@ -278,7 +278,7 @@ class TrainConfig(_Model):
     """One stage's training."""
 
     steps: int = Field(20_000, ge=1, description="optimiser steps")
-    batch: int = Field(32, ge=1, description="pictures per step, over all processes")
+    batch: int = Field(32, ge=1, description="images per step, over all processes")
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     warmup: int = Field(200, ge=0, description="steps of linear warm-up")
     schedule: Literal["constant", "cosine"] = Field(
@@ -290,7 +290,7 @@ class TrainConfig(_Model):
         0.0, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0 = none"
     )
     evaluate_every: int = Field(
-        1000, ge=1, description="steps between held-out evaluations, pictures and checkpoints"
+        1000, ge=1, description="steps between held-out evaluations, sheets of pictures and checkpoints"
     )
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     patience: int = Field(
@@ -299,10 +299,14 @@ class TrainConfig(_Model):
     minutes: float = Field(
         0.0,
         ge=0,
-        description="end after so many minutes even if steps are left, the schedule ending with them; 0 = never. "
-        "On a machine where the time runs out the result depends on its speed",
+        description="end after so many minutes even if steps are left; the learning rate's schedule ends with them; 0 = never. "
+        "Where the time runs out first, the result depends on the speed of the machine",
     )
-    accumulate: int = Field(1, ge=1, description="gradient accumulation: parts into which a batch is cut")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="gradient accumulation: the number of parts into which a batch is cut to save memory",
+    )
 
 
 class AutoencoderTrainConfig(TrainConfig):
@@ -310,18 +314,18 @@ class AutoencoderTrainConfig(TrainConfig):
 
     start: str = Field(
         "",
-        description="run folder whose autoencoder is the beginning, codebooks included: to go on with other pictures or "
-        "of another size; its model must be the same",
+        description="run folder whose autoencoder is the starting point, codebooks included, to go on with other images or "
+        "another image size; its model must be the same",
     )
     perceptual: float = Field(
         0.0,
         ge=0,
-        description="weight of a perceptual distance in the loss (0 = paper): sharper pictures, more squared error",
+        description="weight of a perceptual distance in the loss (0 = paper): sharper reconstructions, more squared error",
     )
     perceptual_weights: str = Field(
         "",
-        description="its VGG16: a safetensors file with torchvision's names, or a Hub repository such as timm/vgg16.tv_in1k; "
-        "given with perceptual 0 the distance is measured only",
+        description="weights of its VGG16: a safetensors file with torchvision's names, or a Hub repository such as timm/vgg16.tv_in1k; "
+        "with perceptual 0 the distance is measured and not trained on",
     )
 
     @model_validator(mode="after")
@@ -377,10 +381,13 @@ class SharpenConfig(TrainConfig):
 
 
 class PriorTrainConfig(TrainConfig):
-    """Stage 2's training, alike for every level."""
+    """Stage 2's training of one level."""
 
     copies: int = Field(
-        1, ge=1, le=256, description="how often each training picture is encoded, each time augmented anew"
+        1,
+        ge=1,
+        le=256,
+        description="how often each training image is encoded, each time with another augmentation",
     )
     checkpointing: bool = Field(
         False,
@@ -388,16 +395,42 @@ class PriorTrainConfig(TrainConfig):
     )
 
 
-class Config(_Model):
+class Hardware(_Model):
+    """How the machine is used. None of it changes what is learnt, but for rounding; each may be changed at any time."""
+
+    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto",
+        description="mixed precision of training: bf16, or no for float32; auto = bf16 on a CUDA card that has it, else no. "
+        "The quantiser and held-out scores are computed in float32 either way",
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile the networks in training: a slow start, then faster steps"
+    )
+    capture: bool | Literal["auto"] = Field(
+        "auto",
+        description="record the training step once as a CUDA graph and replay it, so that the card does not wait for Python; "
+        "auto = in longer trainings on one CUDA card",
+    )
+    tf32: bool = Field(
+        True,
+        description="let a CUDA card compute float32 products of training in TF32 (never the search of the nearest code)",
+    )
+    resident_gb: float = Field(
+        2.0,
+        ge=0,
+        description="keep the training data in the memory of a CUDA card while they take at most this many GB (1e9 bytes) "
+        "and half of what is free; 0 = never",
+    )
+    deterministic: bool = Field(
+        False,
+        description="use deterministic kernels only, so that a resumed training on a card is the same bit for bit; slower",
+    )
+
+
+class Config(Hardware):
     """The whole pipeline."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of everything random")
-    precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="mixed precision of the networks' trunks (the quantiser stays in float32)"
-    )
-    compile: bool = Field(
-        False, description="torch.compile the networks in training: a slow start, then faster steps"
-    )
     data: DataConfig = Field(default_factory=DataConfig, description="pictures")
     autoencoder: AutoencoderConfig = Field(default_factory=AutoencoderConfig, description="stage 1 model")
     train_autoencoder: AutoencoderTrainConfig = Field(

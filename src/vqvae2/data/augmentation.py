@@ -34,20 +34,41 @@ def augmented(raw: Pixels, keys: NDArray[np.int64], seed: int, config: DataConfi
     Returns:
         [b, S, S, C].
     """
-    margin = raw.shape[1] - config.size
+    side = raw.shape[1]
+    if config.shift or (side > config.size and config.crop == "random"):
+        return _take(raw, *windows(side, keys, seed, config))
+    pixels = centre(raw, config.size)
+    mirrored = _mirrored(_uniform(seed, keys, 5), config)
+    pixels[mirrored] = pixels[mirrored, :, ::-1]
+    return pixels
+
+
+def windows(
+    side: int, keys: NDArray[np.int64], seed: int, config: DataConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which stored pixels `augmented` takes: the rows [b, S] and the columns [b, S] of each image, in 0 .. P - 1.
+
+    Args:
+        side: P, height and width of the stored images.
+        keys: [b], one number for each image.
+        seed: of the augmentation.
+        config: says which augmentations there are.
+    """
+    margin = side - config.size
     draws = _uniform(seed, keys, 5)
-    mirrored = draws[:, 4] < (0.5 if config.flip else 0)
-    if not config.shift and not (margin and config.crop == "random"):
-        pixels = centre(raw, config.size)
-        pixels[mirrored] = pixels[mirrored, :, ::-1]
-        return pixels
-    corner = np.full((len(raw), 2), margin // 2)
+    corner = np.full((len(keys), 2), margin // 2)
     if config.crop == "random":
         corner = (draws[:, 0:2] * (margin + 1)).astype(np.int64)
     corner = corner + (draws[:, 2:4] * (2 * config.shift + 1)).astype(np.int64) - config.shift
-    indices = (corner[:, :, None] + np.arange(config.size)).clip(0, raw.shape[1] - 1)  # [b, 2, S]
+    indices = (corner[:, :, None] + np.arange(config.size)).clip(0, side - 1)  # [b, 2, S]
     rows, columns = indices[:, 0], indices[:, 1]
-    return _take(raw, rows, np.where(mirrored[:, None], columns[:, ::-1], columns))
+    return rows, np.where(_mirrored(draws, config)[:, None], columns[:, ::-1], columns)
+
+
+def _mirrored(draws: NDArray[np.float64], config: DataConfig) -> NDArray[np.bool_]:
+    """[b]: which images are mirrored left to right."""
+    mirrored: NDArray[np.bool_] = draws[:, 4] < (0.5 if config.flip else 0)
+    return mirrored
 
 
 def _take(raw: Pixels, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Pixels:

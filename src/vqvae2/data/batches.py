@@ -1,10 +1,12 @@
-"""Pictures to batches: shuffled and endless for training, in order and once for everything else.
+"""Images to batches: shuffled and endless for training, in order and once for everything else.
 
-    ImageSet --Shuffle, augmented--> batches;  ImageSet --in order--> sequential;  both float in [-1, 1]
+    ImageSet --TrainingOrder, augmented--> pixel_batches;  ImageSet --in order--> sequential_pixels;  both uint8
+    batches and sequential: the same as float32 in [-1, 1]
 
-Every batch is a pure function of (seed, step): nothing here keeps a random state.
+Every batch is a pure function of (seed, step): nothing here keeps a random state. Training ships uint8 to the device
+and scales there, because that is a quarter of the bytes.
 
-Shapes: B batch, C channels, S the configured size.
+Shapes: B batch, b the part of a batch that one process takes, C channels, S the configured size.
 """
 
 from __future__ import annotations
@@ -25,51 +27,125 @@ from vqvae2.data.images import ImageSet
 from vqvae2.data.pixels import to_float
 
 
-def batches(  # noqa: PLR0913 - what a step is, in one place
+class Shuffle:
+    """The endless sequence of seeded permutations of some indices, by place."""
+
+    def __init__(self, indices: NDArray[np.int64], seed: int) -> None:
+        self.indices, self.seed = indices, seed
+        self.epochs: dict[int, NDArray[np.int64]] = {}
+
+    def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The indices that stand at these places of the sequence."""
+        epochs, within = np.divmod(places, len(self.indices))
+        chosen = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            chosen[epochs == epoch] = self._epoch(epoch)[within[epochs == epoch]]
+        return chosen
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self.epochs:
+            self.epochs = {key: value for key, value in self.epochs.items() if key == epoch - 1}
+            self.epochs[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.indices)
+        return self.epochs[epoch]
+
+
+class TrainingOrder:
+    """Which images make up each training step.
+
+    The epochs, each a permutation of the indices, are laid end to end and cut into batches. So step s is a pure
+    function of (seed, s), and a training that resumes at step s sees what it would have seen.
+
+    Args:
+        indices: of the training images.
+        batch: images per step over all processes.
+        seed: of the permutations.
+        rank, world: process `rank` of `world` takes its share of each batch.
+
+    Raises:
+        DataError: no indices, or fewer images per step than processes.
+    """
+
+    def __init__(
+        self, indices: Sequence[int] | NDArray[Any], batch: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        chosen = np.asarray(indices, np.int64).reshape(-1)
+        if not len(chosen) or not 0 <= rank < world or batch < world:
+            raise DataError(
+                f"cannot make batches of {batch} from {len(chosen)} images for process {rank} of {world}"
+            )
+        self.seed, self.batch = seed, batch
+        self.low, self.high = rank * batch // world, (rank + 1) * batch // world
+        self.shuffle = Shuffle(chosen, seed)
+
+    def places(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.int64]]:
+        """For the steps from `start` to `stop` - 1 (None: without end), places [b] in the sequence of all epochs."""
+        for step in itertools.count(start) if stop is None else range(start, stop):
+            yield np.arange(step * self.batch + self.low, step * self.batch + self.high)
+
+    def steps(
+        self, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Places [b] as in `places`, which are the keys of the augmentation, and the indices [b] that stand there."""
+        for places in self.places(start, stop):
+            yield places, self.shuffle(places)
+
+
+def pixel_batches(
+    images: ImageSet,
+    order: TrainingOrder,
+    config: DataConfig,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    augment: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches of steps start, start + 1, ... (to stop - 1, or without end).
+
+    Args:
+        images: the images.
+        order: which of them each step takes.
+        config: says which augmentations there are.
+        augment: flip, shift and random crop as `config` says; otherwise the centre crop.
+
+    Yields:
+        uint8 [b, S, S, C] and int64 labels [b] (zeros without classes).
+    """
+    raws = images.raw(indices for _, indices in order.steps(start, stop))
+    for places, (raw, actual) in zip(order.places(start, stop), raws, strict=False):
+        pixels = augmented(raw, places, order.seed, config) if augment else centre(raw, config.size)
+        yield torch.from_numpy(pixels), images.labels_of(actual)
+
+
+def batches(
+    images: ImageSet, order: TrainingOrder, config: DataConfig, **options: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`pixel_batches` as float32 [b, C, S, S] in [-1, 1]."""
+    for pixels, labels in pixel_batches(images, order, config, **options):
+        yield to_float(pixels), labels
+
+
+def sequential_pixels(
     images: ImageSet,
     indices: Sequence[int] | NDArray[Any],
     config: DataConfig,
     *,
     batch: int,
-    seed: int,
-    start: int = 0,
-    stop: int | None = None,
-    augment: bool = True,
-    rank: int = 0,
-    world: int = 1,
+    copies_seed: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches of steps start, start + 1, ... (to stop - 1, or without end).
-
-    Step s is a pure function of (seed, s): the epochs, each a permutation of `indices`, are laid end to end and
-    cut into batches, and what augmentation does depends on the seed and the place in that sequence. So a
-    training that resumes at step s sees what it would have seen.
+    """The images in order, in batches of `batch` (the last may be smaller), once.
 
     Args:
-        batch: pictures per step over all processes; process `rank` of `world` gets its share of each.
-        augment: flip, shift and random crop as `config` says; otherwise the centre crop.
+        copies_seed: None = no augmentation; a number augments each image as a function of it and the index.
 
     Yields:
-        float32 [b, C, S, S] in [-1, 1] and int64 labels [b] (zeros without classes).
-
-    Raises:
-        DataError: no indices, or fewer pictures per step than processes.
+        As `pixel_batches`.
     """
     chosen = np.asarray(indices, np.int64).reshape(-1)
-    if not len(chosen) or not 0 <= rank < world or batch < world:
-        raise DataError(
-            f"cannot make batches of {batch} from {len(chosen)} pictures for process {rank} of {world}"
+    for raw, actual in images.raw(chosen[at : at + batch] for at in range(0, len(chosen), batch)):
+        pixels = (
+            centre(raw, config.size) if copies_seed is None else augmented(raw, actual, copies_seed, config)
         )
-    low, high = rank * batch // world, (rank + 1) * batch // world
-
-    def places() -> Iterator[NDArray[np.int64]]:
-        for step in itertools.count(start) if stop is None else range(start, stop):
-            yield np.arange(step * batch + low, step * batch + high)
-
-    shuffle = Shuffle(chosen, seed)
-    raws = images.raw(shuffle(place) for place in places())
-    for place, (raw, actual) in zip(places(), raws, strict=False):
-        pixels = augmented(raw, place, seed, config) if augment else centre(raw, config.size)
-        yield to_float(torch.from_numpy(pixels)), images.labels_of(actual)
+        yield torch.from_numpy(pixels), images.labels_of(actual)
 
 
 def sequential(
@@ -80,38 +156,6 @@ def sequential(
     batch: int,
     copies_seed: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pictures in order, in batches of `batch` (the last may be smaller), once.
-
-    Args:
-        copies_seed: None = no augmentation; a number augments each picture as a function of it and the index.
-
-    Yields:
-        As `batches`.
-    """
-    chosen = np.asarray(indices, np.int64).reshape(-1)
-    for raw, actual in images.raw(chosen[at : at + batch] for at in range(0, len(chosen), batch)):
-        pixels = (
-            centre(raw, config.size) if copies_seed is None else augmented(raw, actual, copies_seed, config)
-        )
-        yield to_float(torch.from_numpy(pixels)), images.labels_of(actual)
-
-
-class Shuffle:
-    """The endless sequence of seeded permutations of some indices, by place."""
-
-    def __init__(self, indices: NDArray[np.int64], seed: int) -> None:
-        self.indices, self.seed = indices, seed
-        self.epochs: dict[int, NDArray[np.int64]] = {}
-
-    def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        epochs, within = np.divmod(places, len(self.indices))
-        found = np.empty(len(places), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            found[epochs == epoch] = self._epoch(epoch)[within[epochs == epoch]]
-        return found
-
-    def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self.epochs:
-            self.epochs = {key: value for key, value in self.epochs.items() if key == epoch - 1}
-            self.epochs[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.indices)
-        return self.epochs[epoch]
+    """`sequential_pixels` as float32 [B, C, S, S] in [-1, 1]."""
+    for pixels, labels in sequential_pixels(images, indices, config, batch=batch, copies_seed=copies_seed):
+        yield to_float(pixels), labels

@@ -1,4 +1,4 @@
-"""Worker processes that decode pictures ahead of who reads them."""
+"""Worker processes that decode images ahead of the caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -19,13 +19,20 @@ from vqvae2.data.pixels import Pixels
 
 
 class Decoder:
-    """Decodes lists of payloads in order, in worker processes where that pays, ahead of who reads."""
+    """Decodes lists of encoded images in order, ahead of the caller, in worker processes once `start` was called.
+
+    Several threads may use one decoder: training reads in one thread while the main thread evaluates.
+
+    Args:
+        config: says how images are decoded, and with `workers` by how many processes; -1 takes one process for each
+            core that this process may use, divided among the training processes of this machine.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.count = self.count if config.workers < 0 else config.workers
+        self.count = _cores() if config.workers < 0 else config.workers
         self.pool: ProcessPoolExecutor | None = None
+        self.lock = threading.Lock()
 
     def map(self, tasks: Iterable[Sequence[Payload | None]]) -> Iterator[tuple[Pixels, list[str | None]]]:
         """`decode_many` of each task, in order; up to two tasks per worker are under way."""
@@ -39,22 +46,25 @@ class Decoder:
 
     def start(self) -> None:
         """Use worker processes from now on (none when config.workers is 0)."""
-        if self.pool is None and self.count:
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
+        with self.lock:
+            if self.pool is None and self.count:
+                context = multiprocessing.get_context("spawn")
+                self.pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker)
 
     def close(self) -> None:
         """End the worker processes."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-            self.pool = None
+        with self.lock:
+            pool, self.pool = self.pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, task: Sequence[Payload | None]) -> Future[Any] | None:
-        if self.pool is None:
+        pool = self.pool
+        if pool is None:
             return None
         try:
-            return self.pool.submit(decode_many, task, self.config)
-        except BrokenProcessPool:
+            return pool.submit(decode_many, task, self.config)
+        except RuntimeError:  # broken, or just shut down by another thread that found it broken
             self._without()
             return None
 
@@ -65,14 +75,20 @@ class Decoder:
             try:
                 pixels, reasons = future.result()
                 return pixels, reasons
-            except BrokenProcessPool:
+            except (BrokenProcessPool, CancelledError):
                 self._without()
         return decode_many(task, self.config)
 
     def _without(self) -> None:
-        """The processes died (a script without a main guard, too little memory): go on in this one."""
-        self.close()
+        """The worker processes died (a script without a main guard, too little memory): decode in this process."""
         self.count = 0
+        self.close()
+
+
+def _cores() -> int:
+    """The cores that this process may use, divided among the processes that `torchrun` started on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _start_worker() -> None:

@@ -1,8 +1,8 @@
-"""The critic of a run: a classifier of its training pictures, for rejection sampling (`generate/reject.py`).
+"""The critic of a run: a classifier of its training images, for rejection sampling (`generate/reject.py`).
 
-    RUN/critic/critic.json         what it is, what it rests on, its classes, how often it is right on held-out pictures
-    RUN/critic/model.safetensors   a probe on a feature network, or a ResNet of `classifier.py`
-    RUN/critic/model.pt            instead: somebody's TorchScript classifier
+    RUN/critic/critic.json         its kind, backbone and classes, and its accuracy on held-out images
+    RUN/critic/model.safetensors   a probe on a feature network, or a ResNet
+    RUN/critic/model.pt            instead of these: somebody else's TorchScript classifier
 
 Shapes: B batch, C image channels, H W image size, K classes.
 """
@@ -16,66 +16,64 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet
 from vqvae2.errors import UserError
-from vqvae2.evaluate.classifier import (
-    ImageClassifier,
-    Probe,
-    ProbeClassifier,
-    ResNet,
-    fit_probe,
-    load_classifier,
-    predict,
-    read_torchscript,
-    save_classifier,
-    train_classifier,
-)
-from vqvae2.evaluate.features import extract, feature_network
+from vqvae2.evaluate.classifier import ImageClassifier, predict
+from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
+from vqvae2.evaluate.features import extract
+from vqvae2.evaluate.networks.by_name import feature_network
+from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
+from vqvae2.evaluate.resnet import ResNet, train_classifier
+from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.run_folder import RunFolder
 
 RESNET = "resnet"
-"""In the place of a feature network's name: a classifier that is trained from nothing."""
+"""Given instead of the name of a feature network: a classifier that is trained from random weights."""
 
 
 class CriticError(UserError):
-    """A critic that cannot be fitted to these pictures, or that is damaged."""
+    """A critic that cannot be fitted to these images, or that is damaged."""
 
 
 class Critic:
-    """Scores pictures by the probability that a classifier gives their class.
+    """Scores images by the probability that a classifier assigns to their class.
 
     Args:
-        record: what RUN/critic/critic.json says.
+        record: the content of RUN/critic/critic.json.
 
     Attributes:
         digest: sha-256 of the classifier, or of the probe alone.
-        network_digest: of the weights that decide what it sees, its own or its feature network's: the network that may not
-            measure what this critic chose.
+        backbone_digest: of the weights of the backbone, which is the classifier itself or its feature network. The network
+            with this digest may not measure what this critic chose.
         classes: names of the K classes.
-        accuracy: how often the likeliest class is the right one on held-out pictures of the run, 0 to 1.
+        accuracy: share of the run's held-out images whose likeliest class is the right one, 0 to 1.
     """
 
     def __init__(self, classifier: ImageClassifier, record: dict[str, Any]) -> None:
         self.classifier, self.record = classifier, record
         self.digest: str = record["digest"]
-        self.network_digest: str = record["network"]["digest"]
+        self.backbone_digest: str = record["network"]["digest"]
         self.classes = tuple(record["classes"])
         self.accuracy: float = record["accuracy"]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """p(label | image), float64 [B], of images [B, C, H, W] in [-1, 1]; float32 would make equals of the near-certain."""
-        chances = self.classifier(images).double().softmax(1)
-        return chances.gather(1, labels.to(chances.device)[:, None])[:, 0]
+        """p(label | image), [B], of images [B, C, H, W] in [-1, 1].
+
+        It is float64, because float32 would round probabilities near 1 to equal scores.
+        """
+        probabilities = self.classifier(images).double().softmax(1)
+        return probabilities.gather(1, labels.to(probabilities.device)[:, None])[:, 0]
 
 
 def critic_file(folder: Path) -> Path:
-    """critic.json of a run, which is there when its critic is fitted."""
+    """critic.json of a run folder; it exists if and only if a critic is fitted."""
     return RunFolder(folder).critic
 
 
@@ -89,16 +87,16 @@ def fit_critic(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Critic:
-    """Fit a critic to the training pictures of a run, test it on the held-out ones and keep it in RUN/critic.
+    """Fit a critic to the training images of a run, test it on the held-out ones and save it in RUN/critic.
 
     Args:
         folder: RUN.
-        images, data: the run's own, split as it splits them.
-        features, weights: the network on whose features a probe is fitted, see `feature_network`; or "resnet", a small
-            network of its own that learns from nothing (`train_classifier`) and rests on none that measures.
-        model: instead of a probe, a classifier that is fitted already: a TorchScript file (`read_torchscript`) or a ResNet
+        images, data: the run's own, split as the run splits them.
+        features, weights: the feature network on which a probe is fitted, see `feature_network`; or "resnet", a small network
+            that is trained from random weights (`train_classifier`) and therefore shares no backbone with a feature network.
+        model: instead of a probe, a classifier that is already trained: a TorchScript file (`read_torchscript`) or a ResNet
             that `save_classifier` wrote (.safetensors).
-        progress: told how many pictures were looked at; all of them, but with a model the held-out ones alone.
+        progress: called with the number of images that were read so far: all of them, but only the held-out ones for a model.
 
     Raises:
         CriticError: no classes, or a model of another number of classes.
@@ -106,56 +104,28 @@ def fit_critic(
     """
     if not images.classes:
         raise CriticError(
-            "expected pictures with classes: without them there is nothing for a critic to tell"
+            "expected images with classes, because a critic scores how well an image fits its class"
         )
-    labels: list[Tensor] = []
-    seen = 0
-
-    def pictures(indices: np.ndarray) -> Iterator[Tensor]:
-        nonlocal seen
-        labels.clear()
-        for pixels, known in sequential(images, indices, data, batch=64):
-            labels.append(known)
-            yield pixels
-            seen += len(known)
-            progress(seen)
-
-    classifier: ImageClassifier
+    read = _Reader(images, data, progress)
     own: Probe | ResNet | None = None
-    about: dict[str, Any]
-    file = critic_file(folder).with_name(f"model{model.suffix}" if model else "model.safetensors")
     if model is not None:
-        classifier = _read(model, device)
-        about = {"name": model.name}
-    elif features == RESNET:
-        known = images.labels_of(images.train)
-        own = train_classifier(pictures(images.train), known, len(images.classes), device=device)
-        classifier, about = own, {"name": RESNET}
+        classifier, about = _read(model, device), {"name": model.name}
     else:
-        network = feature_network(features, weights, device)
-        pooled = extract(network, pictures(images.train)).pooled
-        own = fit_probe(pooled, torch.cat(labels), len(images.classes), rests_on=network.digest)
-        classifier = ProbeClassifier(network, own.to(device))
-        about = {"name": network.name, "weights": None if weights is None else str(weights.resolve())}
+        classifier, own, about = _trained(read, features, weights, device)
     if classifier.classes != len(images.classes):
         raise CriticError(
             f"expected a classifier of the {len(images.classes)} classes of {folder}, "
             f"found {classifier.classes} classes in {model}"
         )
-    likeliest = predict(classifier, pictures(images.heldout)).argmax(1)
-    right = likeliest == torch.cat(labels)
-    critic_file(folder).unlink(missing_ok=True)  # of an earlier critic, whose model is overwritten now
-    if own is not None:
-        save_classifier(file, own)
-    else:
-        assert model is not None
-        contents = model.read_bytes()
-        atomic.write_atomic(file, lambda temporary: _write(temporary, contents))
+    likeliest = predict(classifier, read(images.heldout)).argmax(1)
+    right = likeliest == read.labels
+    file = critic_file(folder).with_name(f"model{model.suffix}" if model else "model.safetensors")
+    _save_model(file, own, model)
     record = {
         "kind": "probe" if isinstance(own, Probe) else "model",
         "file": file.name,
         "digest": _digest(file),
-        "network": {**about, "digest": classifier.rests_on},
+        "network": {**about, "digest": classifier.backbone_digest},
         "classes": list(images.classes),
         "accuracy": float(right.double().mean()),
         "train": len(images.train) if model is None else None,
@@ -166,17 +136,76 @@ def fit_critic(
     return Critic(classifier, record)
 
 
+class _Reader:
+    """Reads images in order, and keeps the labels of those that the last call read.
+
+    Labels belong to the images that were really read: a broken file is replaced by another image of the data set.
+    """
+
+    def __init__(self, images: ImageSet, data: DataConfig, progress: Callable[[int], None]) -> None:
+        self.images, self.data, self.progress = images, data, progress
+        self._labels: list[Tensor] = []
+        self._count = 0
+
+    def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
+        self._labels = []
+        for pixels, labels in sequential(self.images, indices, self.data, batch=64):
+            self._labels.append(labels)
+            yield pixels
+            self._count += len(labels)
+            self.progress(self._count)
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        return torch.cat(self._labels)
+
+
+def _trained(
+    read: _Reader, features: str, weights: Path | None, device: torch.device | str
+) -> tuple[ImageClassifier, Probe | ResNet, dict[str, Any]]:
+    """Train on the training images: the classifier, what of it is saved, and what its record says of the backbone."""
+    images = read.images
+    if features == RESNET:
+        labels = images.labels_of(images.train)
+        net = train_classifier(read(images.train), labels, len(images.classes), device=device)
+        return net, net, {"name": RESNET}
+    network = feature_network(features, weights, device)
+    pooled = extract(network, read(images.train)).pooled
+    probe = fit_probe(pooled, read.labels, len(images.classes), backbone_digest=network.digest).to(device)
+    about = {"name": network.name, "weights": None if weights is None else str(weights.resolve())}
+    return ProbeClassifier(network, probe), probe, about
+
+
+def _save_model(file: Path, own: Probe | ResNet | None, model: Path | None) -> None:
+    """Write what was trained, or copy the model that was given; the record of an earlier critic goes first."""
+    critic_file(file.parents[1]).unlink(missing_ok=True)
+    if own is not None:
+        save_classifier(file, own)
+        return
+    assert model is not None
+    contents = model.read_bytes()
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(contents)
+
+    atomic.write_atomic(file, write)
+
+
 def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:
     """The critic of a run.
 
     Raises:
         FileError: none is fitted, or it is damaged.
-        CriticError: its model is missing or another; FeatureError, ClassifierError: its feature network is missing or another.
+        CriticError: its model is missing or was replaced.
+        FeatureError, ClassifierError: its feature network is missing or was replaced.
     """
     record = atomic.read_json(critic_file(folder))
     file = critic_file(folder).with_name(record["file"])
     if not file.is_file() or _digest(file) != record["digest"]:
-        raise CriticError(f"{file} is missing or another; `vqvae2 critic fit {folder}` fits a critic anew")
+        raise CriticError(
+            f"{file} is missing or was replaced; `vqvae2 critic fit {folder}` fits a critic again"
+        )
     if record["kind"] == "model":
         return Critic(_read(file, device), record)
     about, probe = record["network"], load_classifier(file, device)
@@ -188,17 +217,14 @@ def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:
 def _read(file: Path, device: torch.device | str) -> ImageClassifier:
     if file.suffix != ".safetensors":
         return read_torchscript(file, device)
-    found = load_classifier(file, device)
-    if isinstance(found, Probe):
+    classifier = load_classifier(file, device)
+    if isinstance(classifier, Probe):
         raise CriticError(f"{file} is a probe without its feature network; `--features` fits one")
-    return found
-
-
-def _write(file: Path, contents: bytes) -> None:
-    file.write_bytes(contents)
+    return classifier
 
 
 def _digest(file: Path) -> str:
     if file.suffix == ".safetensors":
-        return tensor_file.stored_digest(file)  # of the tensors: the order in the file is not always the same
+        # of the tensors, because their order in the file may vary
+        return tensor_file.stored_digest(file)
     return hashlib.sha256(file.read_bytes()).hexdigest()

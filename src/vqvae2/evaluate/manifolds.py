@@ -1,5 +1,6 @@
-"""Pure measures of two sets of feature vectors through nearest neighbours, every vector compared with every other, tile by
-tile. Everything is computed in float64.
+"""Pure measures of two sets of feature vectors by nearest neighbours.
+
+Every vector is compared with every other one, tile by tile, in float64.
 
 Shapes: B queries, N real vectors, M samples, D dimensions.
 """
@@ -16,7 +17,7 @@ from torch import Tensor
 from vqvae2.evaluate.metrics import MetricError, check
 
 MEMORY = 256 * 2**20
-"""Bytes that comparing every row of one set with every row of another may take beside the sets themselves."""
+"""Limit in bytes for the comparison of every row of one set with every row of another, not counting the sets themselves."""
 
 
 def nearest(
@@ -27,15 +28,15 @@ def nearest(
     Args:
         queries: [B, D].
         reference: [N, D].
-        itself: both are the same set and no vector counts as its own neighbour; a copy of it does.
-        memory: bytes to compare with, beside both sets.
+        itself: both are the same set. A vector is then not its own neighbour, but an equal vector is.
+        memory: limit in bytes, not counting both sets.
 
     Returns:
-        Euclidean distances [B, k] float64, exactly 0 for copies; their places in the reference set [B, k] int64, any of those
-        equally near.
+        Euclidean distances [B, k] float64, exactly 0 for equal vectors; their indices in the reference set [B, k] int64. Among
+        equally near vectors any may be returned.
 
     Raises:
-        MetricError: fewer than k to choose from, other shapes, or numbers that are not finite.
+        MetricError: fewer than k candidates, other shapes, or numbers that are not finite.
     """
     check(queries, reference)
     if not 1 <= k <= len(reference) - itself:
@@ -43,22 +44,20 @@ def nearest(
             f"expected 1 to {len(reference) - itself} neighbours of {len(reference)}, found {k}"
         )
     best = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=queries.device)
-    found = torch.zeros_like(best, dtype=torch.int64)
+    indices = torch.zeros_like(best, dtype=torch.int64)
     for rows, columns, squares in _tiles(queries, reference, memory):
         if itself:
             squares.diagonal(rows.start - columns.start).fill_(torch.inf)
-        values, places = squares.topk(min(k, squares.shape[1]), largest=False)
-        values, places = (
-            torch.cat([best[rows], values], 1),
-            torch.cat([found[rows], places + columns.start], 1),
-        )
+        values, own = squares.topk(min(k, squares.shape[1]), largest=False)
+        values = torch.cat([best[rows], values], 1)
+        candidates = torch.cat([indices[rows], own + columns.start], 1)
         best[rows], order = values.topk(k, largest=False)
-        found[rows] = places.gather(1, order)
-    return best.sqrt(), found
+        indices[rows] = candidates.gather(1, order)
+    return best.sqrt(), indices
 
 
 class Manifolds(NamedTuple):
-    """How far the regions that two sets fill agree: shares in [0, 1], except density, which may pass 1."""
+    """How far the regions that two sets occupy agree. All are shares in [0, 1], except density, which may exceed 1."""
 
     precision: float
     recall: float
@@ -74,11 +73,11 @@ def manifolds(
     neighbours: Tensor | None = None,
     memory: int = MEMORY,
 ) -> Manifolds:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991, section 2); density and coverage (Naeem et
-    al. 2020, arXiv 2002.09797, section 3.2).
+    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991); density and coverage (Naeem et al. 2020,
+    arXiv 2002.09797).
 
-    Around every vector of a set stands a ball that reaches its k-th nearest neighbour in the set, the edge included; balls
-    together are the set's manifold.
+    Every vector of a set gets a closed ball whose radius is the distance to its k-th nearest neighbour in the set. The union
+    of the balls is the manifold of the set.
 
     - precision: the share of samples in the manifold of the real set; recall: the share of real vectors in that of the samples.
     - density: the mean number of real balls around a sample, over k; coverage: the share of real balls that hold a sample.
@@ -90,8 +89,8 @@ def manifolds(
         samples: [M, D].
         k: of precision and recall (the paper's 3).
         k_coverage: of density and coverage (the paper's 5).
-        neighbours: `nearest(real, real, max(k, k_coverage), itself=True)[0]`, if it is known from before.
-        memory: bytes to compare with, beside both sets.
+        neighbours: `nearest(real, real, max(k, k_coverage), itself=True)[0]`, if it was computed before.
+        memory: limit in bytes, not counting both sets.
 
     Raises:
         MetricError: a set of k vectors or fewer, other shapes, or numbers that are not finite.
@@ -125,19 +124,18 @@ def manifolds(
 
 
 def _reach(distance: Tensor) -> Tensor:
-    """Squared radii, with room for rounding, so that a neighbour on the edge is inside."""
+    """Squared radii with a margin for rounding, so that a neighbour exactly on the edge counts as inside."""
     return distance.square() * (1 + 1e-9)
 
 
 def _tiles(a: Tensor, b: Tensor, memory: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Squared distances of every row of a [A, D] to every row of b [B, D], tile by tile, in at most `memory` bytes.
 
-    Centred first, so that little cancels in |a|^2 + |b|^2 - 2 a.b; what is left of rounding at 0 becomes 0.
+    Both are centred first, which reduces cancellation in |a|^2 + |b|^2 - 2 a.b. Distances within rounding of 0 are set to 0.
     """
-    width = 32 * a.shape[1]  # per row: two copies in float64 of either side
-    side = max(
-        1, int((math.sqrt(width**2 + 96 * memory) - width) / 48)
-    )  # per pair: this tile, the last one, masks
+    width = 32 * a.shape[1]  # bytes of a row: two copies in float64 on either side
+    # 48 bytes for each pair: this tile, the one before, and masks
+    side = max(1, int((math.sqrt(width**2 + 96 * memory) - width) / 48))
     centre = b.detach().mean(0).double()
     for top in range(0, len(a), side):
         left = a[top : top + side].detach().double() - centre

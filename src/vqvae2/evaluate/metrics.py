@@ -1,7 +1,7 @@
 """Pure measures of sets of feature vectors and of class probabilities: distances between distributions, scores, a test.
 
-Which network made the features is the caller's to say: a Frechet distance is an FID only in Inception's features. Everything
-is computed in float64. Sets are given in the order (real, samples); figures are Python floats, rows are tensors.
+The caller has to name the network of the features: a Frechet distance is an FID only in Inception's features. Everything is
+computed in float64. Sets are given in the order (real, samples); figures are Python floats, rows are tensors.
 
 Shapes: N real vectors, M samples, D dimensions, K classes.
 """
@@ -20,21 +20,24 @@ from vqvae2.errors import UserError
 
 
 class MetricError(UserError):
-    """Numbers that cannot be measured: too few, of the wrong shape, or not finite."""
+    """Numbers from which nothing can be measured: too few, of the wrong shape, or not finite."""
 
 
 class Spread(NamedTuple):
-    """A figure from several parts: the mean and the standard deviation over the parts (that of the parts, not of the mean)."""
+    """A figure that was computed on several subsets: its mean and standard deviation over the subsets.
+
+    It is the standard deviation of one subset's figure, not the standard error of the mean.
+    """
 
     mean: float
-    deviation: float
+    standard_deviation: float
 
 
 @dataclass(frozen=True)
 class Moments:
     """Mean and scatter of a set of vectors; `a + b` are those of both sets together, without the vectors.
 
-    The sum is Chan, Golub and LeVeque's (1979), which does not cancel as a sum of squares does.
+    The sum is that of Chan, Golub and LeVeque (1979). Unlike a sum of squares it does not suffer from cancellation.
 
     Attributes:
         count: number of vectors.
@@ -54,10 +57,10 @@ class Moments:
             MetricError: no vector, another shape, or numbers that are not finite.
         """
         check(features)
-        parts = iter(features.split(batch))
-        total = cls._of(next(parts))
-        for part in parts:
-            total += cls._of(part)
+        batches = iter(features.split(batch))
+        total = cls._of(next(batches))
+        for vectors in batches:
+            total += cls._of(vectors)
         return total
 
     @classmethod
@@ -94,7 +97,7 @@ def too_few(count: int, dimension: int) -> str | None:
     if count >= 2 * dimension:
         return None
     return (
-        f"{count} pictures are few for {dimension} feature dimensions (expected at least {2 * dimension}): "
+        f"{count} images are few for {dimension} feature dimensions (expected at least {2 * dimension}): "
         "the Frechet distance is too high and compares only with others at the same count"
     )
 
@@ -102,8 +105,8 @@ def too_few(count: int, dimension: int) -> str | None:
 def frechet_distance(real: Moments, samples: Moments) -> float:
     """Frechet distance of two Gaussians, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), at least 0.
 
-    Heusel et al. 2017, arXiv 1706.08500, eq. 6. The trace of the root is the sum of the singular values of R1^T R2, where
-    S = R R^T: no root of a matrix that is not symmetric, and singular covariances are no special case.
+    Heusel et al. 2017, arXiv 1706.08500. The trace of the root is computed as the sum of the singular values of R1^T R2, where
+    S = R R^T. This avoids the root of a matrix that is not symmetric, and singular covariances are no special case.
 
     Raises:
         MetricError: other dimensions, or fewer than 2 vectors.
@@ -127,16 +130,17 @@ def _root(covariance: Tensor) -> Tensor:
 def kernel_distance(
     real: Tensor, samples: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> Spread:
-    """Squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, unbiased: below 0 by chance for equal distributions.
+    """Squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, unbiased, so it may be below 0 for equal distributions.
 
-    The kernel inception distance of Bińkowski et al. 2018, arXiv 1801.01401, in whatever features are given.
+    It is the kernel inception distance of Bińkowski et al. 2018, arXiv 1801.01401, if the features are Inception's.
 
     Args:
         real: [N, D].
         samples: [M, D].
-        subsets: number of draws, each of `size` vectors of either set without repetition.
-        size: 2 to the smaller of N and M; where it is near that, draws are alike and the deviation says little.
-        seed: of the draws.
+        subsets: number of subsets, each of `size` vectors of either set, drawn without repetition.
+        size: 2 to the smaller of N and M. Near the upper limit all subsets are nearly alike, and the standard deviation
+            between them says little.
+        seed: seed of the draws.
 
     Raises:
         MetricError: fewer vectors than `size`, `size` below 2, other shapes, or numbers that are not finite.
@@ -158,52 +162,53 @@ def kernel_distance(
 
 
 def _discrepancy(x: Tensor, y: Tensor) -> float:
-    """The unbiased estimate for two sets of n vectors [n, D] in float64 (Gretton et al. 2012, lemma 6)."""
+    """The unbiased estimate for two sets of n vectors [n, D] in float64 (Gretton et al. 2012)."""
     count, dimension = x.shape
 
     def within(z: Tensor) -> Tensor:
-        itself = (z.square().sum(1) / dimension + 1).pow(3).sum()
-        return ((z @ z.T / dimension + 1).pow(3).sum() - itself) / (count * (count - 1))
+        diagonal = (z.square().sum(1) / dimension + 1).pow(3).sum()
+        return ((z @ z.T / dimension + 1).pow(3).sum() - diagonal) / (count * (count - 1))
 
     return float(within(x) + within(y) - 2 * (x @ y.T / dimension + 1).pow(3).mean())
 
 
 def class_score(probabilities: Tensor, splits: int = 10, seed: int = 0) -> Spread:
-    """exp of the mean KL(p(y|x) || p(y)), 1 to K, over `splits` parts: high if pictures are clear and classes even.
+    """exp of the mean KL(p(y|x) || p(y)), 1 to K, on `splits` subsets: high if the class of each image is clear and all
+    classes are equally frequent.
 
-    The inception score of Salimans et al. 2016, arXiv 1606.03498, section 4, of whatever classifier is given. Pictures are
-    shuffled first (by `seed`), because parts of pictures sorted by class would each hold few classes.
+    It is the inception score of Salimans et al. 2016, arXiv 1606.03498, if the classifier is Inception. The images are
+    shuffled first (by `seed`), because subsets of images that are sorted by class would each hold few classes.
 
     Args:
         probabilities: [M, K], rows that sum to 1.
 
     Raises:
-        MetricError: fewer pictures than splits, other shapes, or rows that do not sum to 1.
+        MetricError: fewer images than splits, other shapes, or rows that do not sum to 1.
     """
     check(probabilities)
     exact = probabilities.detach().double()
     if float(exact.min()) < 0 or float((exact.sum(1) - 1).abs().max()) > 1e-3:
         raise MetricError("expected class probabilities: rows of numbers of at least 0 that sum to 1")
     if not 1 <= splits <= len(exact):
-        raise MetricError(f"expected 1 to {len(exact)} splits of {len(exact)} pictures, found {splits}")
+        raise MetricError(f"expected 1 to {len(exact)} splits of {len(exact)} images, found {splits}")
     order = torch.randperm(len(exact), generator=torch.Generator().manual_seed(seed))
     scores = []
-    for part in exact[order.to(exact.device)].tensor_split(splits):
-        marginal = part.mean(0)
-        divergence = (torch.xlogy(part, part) - torch.xlogy(part, marginal)).sum(1).mean()
+    for subset in exact[order.to(exact.device)].tensor_split(splits):
+        marginal = subset.mean(0)
+        divergence = (torch.xlogy(subset, subset) - torch.xlogy(subset, marginal)).sum(1).mean()
         scores.append(math.exp(float(divergence)))
     return _spread(scores)
 
 
 class TwoSample(NamedTuple):
-    """A test of two sets of numbers: the statistic, in [0, 1], and the probability of at least that by chance."""
+    """A test of two sets of numbers: the statistic, in [0, 1], and the probability that chance makes it at least as large."""
 
     statistic: float
     p_value: float
 
 
 def two_sample(first: Tensor, second: Tensor) -> TwoSample:
-    """Kolmogorov and Smirnov's test, two-sided: the greatest difference of two sets' distribution functions.
+    """The two-sided Kolmogorov-Smirnov test: the greatest difference between the distribution functions of two sets.
 
     The probability is exact up to 1000 numbers on either side, asymptotic beyond (Hodges 1958).
 
@@ -216,31 +221,31 @@ def two_sample(first: Tensor, second: Tensor) -> TwoSample:
     """
     check(first[:, None], second[:, None])
     method = "exact" if max(len(first), len(second)) <= 1000 else "asymp"
-    found = ks_2samp(*(numbers.detach().double().cpu().numpy() for numbers in (first, second)), method=method)
-    return TwoSample(float(found.statistic), float(found.pvalue))
+    test = ks_2samp(*(numbers.detach().double().cpu().numpy() for numbers in (first, second)), method=method)
+    return TwoSample(float(test.statistic), float(test.pvalue))
 
 
 def accuracy(logits: Tensor, labels: Tensor, top: int = 1) -> float:
-    """The share of pictures whose class is among the `top` highest logits; equal logits count against it.
+    """The share of images whose class is among the `top` highest logits; ties count as wrong.
 
     Args:
         logits: [B, K].
         labels: [B] class numbers.
 
     Raises:
-        MetricError: no picture, or other shapes.
+        MetricError: no images, or other shapes.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise MetricError(
             f"expected logits [B, K] and labels [B], found {list(logits.shape)} and {list(labels.shape)}"
         )
     own = logits.gather(1, labels.long()[:, None])
-    place = (~(logits < own)).sum(1)  # a logit that is not a number is below none
-    return float((place <= top).double().mean())
+    rank = (~(logits < own)).sum(1)  # NaN compares false, so it counts as wrong
+    return float((rank <= top).double().mean())
 
 
 def _spread(values: list[float]) -> Spread:
-    """Mean and population deviation, as the papers' code has it."""
+    """Mean and population standard deviation, as in the code of the papers."""
     exact = torch.tensor(values, dtype=torch.float64)
     return Spread(float(exact.mean()), float(exact.std(correction=0)))
 
@@ -256,5 +261,5 @@ def check(*sets: Tensor) -> None:
             raise MetricError(
                 f"expected vectors of one dimension, found {sets[0].shape[1]} and {features.shape[1]}"
             )
-        if not all(part.isfinite().all() for part in features.split(1024)):
+        if not all(rows.isfinite().all() for rows in features.split(1024)):
             raise MetricError("expected finite numbers, found inf or nan")

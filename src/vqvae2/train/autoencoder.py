@@ -2,6 +2,8 @@
 
 The reconstruction term is the mean squared error over pixels in [-1, 1]; `variance` is 1 unless configured. Our
 addition, off unless configured: plus `perceptual` x LPIPS(x, x_hat).
+
+Shapes: B batch, b this process's part of it, C channels, S the configured size, P the stored side, n training images.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.base import perplexity
+from vqvae2.autoencoder.codebook_usage import usage_scalars
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config
-from vqvae2.data.batches import batches, sequential
+from vqvae2.data.batches import TrainingOrder, pixel_batches, sequential, sequential_pixels
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
-from vqvae2.data.pixels import psnr
+from vqvae2.train.device import host_total
+from vqvae2.train.feed import Batch
+from vqvae2.train.resident import ResidentImages, scaled
+
+_LEAST = 1e-10  # mean squared error below which a reconstruction counts as perfect
 
 
 class AutoencoderObjective:
@@ -29,8 +35,8 @@ class AutoencoderObjective:
 
     Args:
         config: the whole configuration.
-        images: the pictures; `images.train` are learnt from, `images.heldout` judged on.
-        distance: measured on the held-out pictures, and part of the loss with weight `train_autoencoder.perceptual`.
+        images: `images.train` are learnt from, `images.heldout` judged on.
+        distance: measured on the held-out images, and part of the loss with weight `train_autoencoder.perceptual`.
     """
 
     name = "autoencoder"
@@ -41,25 +47,30 @@ class AutoencoderObjective:
             torch.manual_seed(config.seed)
             self.model: VQVAE = VQVAE(config.autoencoder)
         self.distance = distance
+        self.resident: ResidentImages | None = None
         self.epoch_steps = max(1, math.ceil(len(images.train) / config.train_autoencoder.batch))
 
-    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
-        """(images [b, C, S, S] in [-1, 1], labels [b]) of this process from step `start` on."""
-        batch = self.config.train_autoencoder.batch
-        return batches(
-            self.images,
-            self.images.train,
-            self.config.data,
-            batch=batch,
-            seed=self.config.seed,
-            start=start,
-            rank=rank,
-            world=world,
-        )
+    def keep_on(self, device: torch.device, limit: int) -> int:
+        """Keep the stored training images on the device, if they take at most `limit` bytes; returns how many they take."""
+        self.resident = ResidentImages.of(self.images, self.config.data, device, limit)
+        return self.resident.pixels.numel() if self.resident else 0
 
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction plus commitment; logs both and each level's batch perplexity."""
-        images = batch[0].to(next(model.parameters()).device)
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """This process's batches from step `start` on: uint8 pixels [b, S, S, C] and labels [b].
+
+        Where the images are on the device, it is where to find them there; see `ResidentImages.places`.
+        """
+        order = TrainingOrder(
+            self.images.train, self.config.train_autoencoder.batch, self.config.seed, rank, world
+        )
+        if self.resident is not None:
+            return self.resident.places(order, start)
+        return pixel_batches(self.images, order, self.config.data, start=start)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reconstruction plus commitment, of a batch of `batches`; logs both and each level's batch perplexity."""
+        pixels = batch[0] if self.resident is None else self.resident.pixels_at(*batch)
+        images = scaled(pixels.to(next(model.parameters()).device))
         out = model(images)
         errors = (out.images.float() - images).square().mean((1, 2, 3))
         whole = out.used == self.config.autoencoder.levels
@@ -80,7 +91,7 @@ class AutoencoderObjective:
         return distances
 
     def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
-        """Every epoch: perplexity and share of codes used per level over the epoch, by all processes."""
+        """Every epoch: perplexity and share of codes used per level over the epoch, by all processes; on the device."""
         if step % self.epoch_steps:
             return {}
         figures = usage_figures([accelerator.reduce(count, "sum") for count in self.counts()])
@@ -94,42 +105,42 @@ class AutoencoderObjective:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """Held-out MSE in [-1, 1], PSNR in dB (of the mean error, and mean over pictures), sharpness, code use per level.
+        """Held-out MSE in [-1, 1], PSNR in dB (of the mean error, and mean over images), sharpness, codebook usage per level.
 
         Sharpness is the energy of the reconstructions' Laplacian over that of the originals: 1 is as sharp, less is
         blurred. With weights for it, the mean perceptual distance too.
         """
         assert isinstance(model, VQVAE)
-        device = accelerator.device
+        device, settings = accelerator.device, self.config.train_autoencoder
         share = self.images.heldout[accelerator.process_index :: accelerator.num_processes]
-        totals = torch.zeros(5, dtype=torch.float64, device=device)
+        batch = max(1, settings.batch // settings.accumulate)
+        measured: list[Tensor] = []
         use = [torch.zeros(k, dtype=torch.int64, device=device) for k in self.config.autoencoder.codes]
-        for images, _ in sequential(
-            self.images, share, self.config.data, batch=self.config.train_autoencoder.batch
-        ):
-            images = images.to(device)
+        for pixels, _ in sequential_pixels(self.images, share, self.config.data, batch=batch):
+            images = scaled(pixels.to(device))
             out = model(images)
             again = out.images.float().clamp(-1, 1)
-            decibels = psnr(again, images)
-            per_picture = [4 * 10 ** (-decibels / 10), decibels, detail(again), detail(images)]
-            per_picture.append(self._distance(again, images) if self.distance else torch.zeros_like(decibels))
-            totals += torch.stack([x.double().sum() for x in per_picture])
+            error = (again - images).square().mean((1, 2, 3))
+            psnr = 10 * torch.log10(4 / error.clamp_min(_LEAST))
+            distance = self._distance(again, images) if self.distance else torch.zeros_like(error)
+            measured.append(torch.stack([error, psnr, detail(again), detail(images), distance]))
             for count, level in zip(use, out.codes.levels, strict=True):
-                count += torch.bincount(level.flatten(), minlength=len(count))
-        mse, mean_psnr, found, aim, looks = (
-            accelerator.reduce(totals, "sum") / len(self.images.heldout)
-        ).tolist()
-        use = [accelerator.reduce(count, "sum") for count in use]
+                codes = level.flatten()
+                count.index_add_(0, codes, torch.ones_like(codes))
+        mse, decibels, energy, aim, looks = (
+            total / len(self.images.heldout) for total in host_total(measured, 5, accelerator)
+        )
         figures = {
             "heldout_mse": mse,
-            "heldout_psnr": 10 * math.log10(4 / max(mse, 1e-10)),
-            "heldout_psnr_per_picture": mean_psnr,
-            "heldout_sharpness": found / max(aim, 1e-10),
+            "heldout_psnr": 10 * math.log10(4 / max(mse, _LEAST)),
+            "heldout_psnr_per_picture": decibels,
+            "heldout_sharpness": energy / max(aim, _LEAST),
         }
         if self.distance:
             figures["heldout_perceptual"] = looks
-        score = mse + self.config.autoencoder.variance * self.config.train_autoencoder.perceptual * looks
-        return {"score": score, **figures, **{f"heldout_{k}": v for k, v in usage_figures(use).items()}}
+        score = mse + self.config.autoencoder.variance * settings.perceptual * looks
+        used = usage_figures([accelerator.reduce(count, "sum") for count in use])
+        return {"score": score, **figures, **{f"heldout_{k}": float(v) for k, v in used.items()}}
 
     @torch.no_grad()
     def draw(self, model: nn.Module, path: Path) -> None:
@@ -146,16 +157,15 @@ class AutoencoderObjective:
 
 
 def detail(images: Tensor) -> Tensor:
-    """[B]: the energy of the Laplacian of pictures [B, C, H, W], summed over their interior: what blur takes first."""
+    """[B]: the energy of the Laplacian of images [B, C, H, W], summed over their interior: what blur takes first."""
     inner = images[..., 1:-1, 1:-1]
     around = images[..., :-2, 1:-1] + images[..., 2:, 1:-1] + images[..., 1:-1, :-2] + images[..., 1:-1, 2:]
     return (around - 4 * inner).square().sum((1, 2, 3))
 
 
-def usage_figures(counts: list[Tensor]) -> dict[str, float]:
-    """Per level: `usage_L`, the share of codes used at all, and `perplexity_L`, of code counts [K]."""
+def usage_figures(counts: list[Tensor]) -> dict[str, Tensor]:
+    """Scalars per level: `usage_L`, the share of codes used at all, and `perplexity_L`, of code counts [K]."""
     figures = {}
     for level, count in enumerate(counts):
-        figures[f"usage_{level}"] = float((count > 0).double().mean())
-        figures[f"perplexity_{level}"] = float(perplexity(count))
+        figures[f"usage_{level}"], figures[f"perplexity_{level}"] = usage_scalars(count)
     return figures

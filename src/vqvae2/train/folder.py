@@ -26,7 +26,8 @@ from vqvae2.files.run_folder import RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 _FREE = re.compile(  # settings that may change at any time
-    r"data\.(workers|cache_gb|streaming)|precision|compile|sampling|train_prior\.\d+\.checkpointing"
+    r"data\.(workers|cache_gb|streaming)|precision|compile|capture|tf32|resident_gb|deterministic|sampling"
+    r"|train_prior\.\d+\.checkpointing"
 )
 
 

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codes import Codes
@@ -29,7 +30,7 @@ from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
-from vqvae2.train.autoencoder import AutoencoderObjective, usage_figures
+from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.folder import (
     claim,
     finished,
@@ -76,7 +77,7 @@ def train(
         Interrupted: Ctrl-C was pressed; the state is saved.
     """
     folder = Path(folder)
-    accelerator = make_accelerator(config.precision, config.compile)
+    accelerator = make_accelerator(config.precision)
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
@@ -249,25 +250,13 @@ def _codes(
 
 def _health(store: CodeStore, reporter: Reporter) -> None:
     """Warn of a level that uses few of its codes before stage 2 starts, and say what may help."""
-    for level, figures in enumerate(code_use(store)):
-        if figures["usage"] < _COLLAPSED:
+    for level, usage in enumerate(stored_usage(store)):
+        if usage.used < _COLLAPSED:
             reporter.say(
-                f"warning: level {level} is collapsed: it uses {figures['usage']:.1%} of its codes "
-                f"(perplexity {figures['perplexity']:.1f}). Its prior will have little to learn and samples will be poor. "
+                f"warning: level {level} is collapsed: it uses {usage.used:.1%} of its codes "
+                f"(perplexity {usage.perplexity:.1f}). Its prior will have little to learn and samples will be poor. "
                 f"Try fewer codes (--set autoencoder.codes=...), a larger stride for the finer level, or more training."
             )
-
-
-def code_use(store: CodeStore) -> list[dict[str, float]]:
-    """Per level, over the training images: the share of codes used at all, and the perplexity."""
-    counts = [torch.zeros(k, dtype=torch.int64) for k in store.geometry.vocabulary]
-    for start in range(0, len(store.train), 4096):
-        for count, level in zip(counts, store.codes(store.train[start : start + 4096]).levels, strict=True):
-            count += torch.bincount(level.flatten(), minlength=len(count))
-    figures = usage_figures(counts)
-    return [
-        {"usage": figures[f"usage_{i}"], "perplexity": figures[f"perplexity_{i}"]} for i in range(len(counts))
-    ]
 
 
 def _stage2(
@@ -301,7 +290,7 @@ def _fit(
     Args:
         result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
     """
-    outcome = fit(objective, settings, part.path, accelerator, reporter, seed)
+    outcome = fit(objective, settings, part.path, accelerator, reporter, seed, config)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
     if result:

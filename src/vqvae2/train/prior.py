@@ -1,7 +1,9 @@
 """Stage 2: the objective of one level's prior, cross-entropy on stored codes (paper section 3.2).
 
-Reported: NLL per code in nats and bits (bits = nats / ln 2), on training and on held-out pictures, without
+Reported: NLL per code in nats and bits (bits = nats / ln 2), on training and on held-out images, without
 augmentation, with the label.
+
+Shapes: B batch, b this process's part of it, H W the level's grid, n images in the code store.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.config.models import Config
-from vqvae2.data.batches import Shuffle
+from vqvae2.data.batches import TrainingOrder
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
 from vqvae2.prior.hierarchy import make_level
+from vqvae2.train.device import host_total
+from vqvae2.train.feed import Batch
 
-_PROBE = 512  # training pictures on which the training NLL is measured
-_MAPPED = 128  # held-out pictures over which the map of the NLL is a mean
-_TILES = 8  # maps on a sheet: the mean, then single pictures
+_PROBE = 512  # training images on which the training NLL is measured
+_MAPPED = 128  # held-out images over which the map of the NLL is a mean
+_TILES = 8  # maps on a sheet: the mean, then single images
 _TILE = 128  # their larger side in pixels, about
 
 
@@ -53,21 +57,40 @@ class PriorObjective:
             if codebooks:
                 self.model.start_from(codebooks)
         self.model.checkpointing = self.settings.checkpointing
+        self.resident: Batch | None = None  # all codes of these levels and all labels, on the device
         plain = store.train[: len(store.train) // copies(config)]
         self.probe = spread(plain, _PROBE)
 
-    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
-        """(codes of this and the coarser levels, labels) of this process from step `start` on."""
-        batch = self.settings.batch
-        low, high = rank * batch // world, (rank + 1) * batch // world
-        shuffle = Shuffle(self.store.train, self.config.seed + self.level)
-        step = start
-        while True:
-            yield self._fetch(shuffle(np.arange(step * batch + low, step * batch + high)))
-            step += 1
+    def keep_on(self, device: torch.device, limit: int) -> int:
+        """Keep the codes of these levels and the labels on the device, if they take at most `limit` bytes."""
+        positions = sum(height * width for height, width in self.store.geometry.grids[: self.level + 1])
+        size = len(self.store) * (2 * positions + 8)
+        if size > limit:
+            return 0
+        chunks = [
+            self._fetch(np.arange(at, min(at + 4096, len(self.store))))
+            for at in range(0, len(self.store), 4096)
+        ]
+        levels = [torch.cat(parts).to(device) for parts in zip(*(codes for codes, _ in chunks), strict=True)]
+        self.resident = tuple(levels), torch.cat([labels for _, labels in chunks]).to(device)
+        return size
 
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """This process's batches from step `start` on: codes [b, h, w] of this and the coarser levels, and labels [b].
+
+        Codes are 16 bits each, to be read as unsigned. Where they are on the device, a batch is their indices [b].
+        """
+        order = TrainingOrder(
+            self.store.train, self.settings.batch, self.config.seed + self.level, rank, world
+        )
+        for _, indices in order.steps(start):
+            yield (torch.from_numpy(indices),) if self.resident is not None else self._fetch(indices)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy in nats per code; some labels are hidden so that "no label" is learnt too."""
+        if self.resident is not None:
+            levels, labels = self.resident
+            batch = tuple(level[batch[0]] for level in levels), labels[batch[0]]
         codes, labels = batch
         if self.classes:
             hidden = (
@@ -87,7 +110,7 @@ class PriorObjective:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """NLL per code in nats and bits: held out, and on a fixed part of the training pictures."""
+        """NLL per code in nats and bits: held out, and on a fixed part of the training images."""
         heldout, train = (
             self._mean_nll(model, part, accelerator) for part in (self.store.heldout, self.probe)
         )
@@ -104,7 +127,7 @@ class PriorObjective:
     def draw(self, model: nn.Module, path: Path) -> None:
         """Where the bits are: the NLL of each position, from black for 0 to white for `uniform_bits` and more.
 
-        First the mean over held-out pictures, then some of them. Samples would need every level and the decoder; the
+        First the mean over held-out images, then some of them. Samples would need every level and the decoder; the
         pipeline draws them when this prior is trained.
         """
         nll = torch.cat([part.cpu() for part in self._nlls(model, spread(self.store.heldout, _MAPPED))])
@@ -114,31 +137,29 @@ class PriorObjective:
         save_grid(2 * maps / white - 1, path, columns=_TILES // 2, zoom=zoom)
 
     def _fetch(self, indices: NDArray[np.int64]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Codes [b, h, w] of this and the coarser levels, the low 16 bits of each, and labels [b]."""
         codes = self.store.codes(indices)
         labels = torch.from_numpy(np.array(self.store.labels[indices], np.int64))
-        return codes.levels[: self.level + 1], labels
+        return tuple(level.to(torch.int16) for level in codes.levels[: self.level + 1]), labels
 
     def _nll(self, model: nn.Module, levels: tuple[Tensor, ...], labels: Tensor) -> Tensor:
         """[B, H, W] nats."""
         device = next(model.parameters()).device
-        levels = tuple(level.to(device) for level in levels)
-        logits = model(levels[-1], levels[:-1], labels.to(device) if self.classes else None)
-        return functional.cross_entropy(logits.float(), levels[-1], reduction="none")
+        wide = tuple(level.to(device).long() & 0xFFFF for level in levels)
+        logits = model(wide[-1], wide[:-1], labels.to(device) if self.classes else None)
+        return functional.cross_entropy(logits.float(), wide[-1], reduction="none")
 
     def _nlls(self, model: nn.Module, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-        """[B, H, W] nats of these pictures, batch by batch."""
-        for start in range(0, len(indices), self.settings.batch):
-            yield self._nll(model, *self._fetch(indices[start : start + self.settings.batch]))
+        """[B, H, W] nats of these images, batch by batch."""
+        batch = max(1, self.settings.batch // self.settings.accumulate)
+        for start in range(0, len(indices), batch):
+            yield self._nll(model, *self._fetch(indices[start : start + batch]))
 
     def _mean_nll(self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator) -> float:
+        """Nats per code over these images, by all processes; a collective."""
         share = indices[accelerator.process_index :: accelerator.num_processes]
-        totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        for nll in self._nlls(model, share):
-            totals += torch.tensor(
-                [float(nll.sum()), nll.numel()], dtype=torch.float64, device=accelerator.device
-            )
-        totals = accelerator.reduce(totals, "sum")
-        return float(totals[0] / totals[1])
+        each = [nll.mean((1, 2))[None] for nll in self._nlls(model, share)]
+        return host_total(each, 1, accelerator)[0] / len(indices)
 
 
 def spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -147,5 +168,5 @@ def spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def copies(config: Config) -> int:
-    """How often each training picture is in the code store: first as it is, then augmented."""
+    """How often each training image is in the code store: first as it is, then augmented."""
     return max(settings.copies for settings in config.train_prior)

@@ -36,10 +36,11 @@ from vqvae2.autoencoder.discriminator import (
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config
-from vqvae2.data.batches import batches, sequential
+from vqvae2.data.batches import sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
 from vqvae2.train.autoencoder import detail
+from vqvae2.train.resident import TrainingImages
 
 
 class Sharpening(nn.Module):
@@ -150,6 +151,7 @@ class SharpenObjective:
         self, config: Config, images: ImageSet, plain: VQVAE, distance: nn.Module | None = None
     ) -> None:
         self.config, self.images = config, images
+        self.feed = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
         self.plain = plain.eval().requires_grad_(False)
         if distance is not None:
             distance = distance.to(next(plain.parameters()).device)
@@ -157,22 +159,17 @@ class SharpenObjective:
             torch.manual_seed(config.seed)
             self.model = Sharpening(plain, config, distance).requires_grad_(True)
 
+    def keep_on(self, device: torch.device, limit: int) -> int:
+        """As `TrainingImages.keep_on`."""
+        return self.feed.keep_on(device, limit)
+
     def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
-        """(images [b, C, S, S] in [-1, 1], labels [b]) of this process from step `start` on."""
-        return batches(
-            self.images,
-            self.images.train,
-            self.config.data,
-            batch=self.config.sharpen.batch,
-            seed=self.config.seed,
-            start=start,
-            rank=rank,
-            world=world,
-        )
+        """As `TrainingImages.batches`."""
+        return self.feed.batches(start, rank, world)
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of decoder and discriminator, summed; logs each of their terms."""
-        images = batch[0].to(next(model.parameters()).device)
+        images = self.feed.scaled(batch, next(model.parameters()).device)
         with torch.autocast(images.device.type, enabled=False):  # float32 as for the stored codes
             codes = self.plain.encode(images)
         result: tuple[Tensor, dict[str, Tensor]] = model(

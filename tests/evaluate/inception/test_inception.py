@@ -19,8 +19,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
 from vqvae2.data.pixels import to_float
-from vqvae2.evaluate.features import FeatureError, FeatureNetwork, extract, feature_network
+from vqvae2.evaluate.features import FeatureError, FeatureNetwork, extract
 from vqvae2.evaluate.metrics import Moments, class_score, frechet_distance, kernel_distance
+from vqvae2.evaluate.networks.by_name import feature_network
 
 COUNT = 16
 

@@ -1,9 +1,14 @@
-"""`vqvae2 evaluate`: a run, or any folder of images, is measured and compared with real images."""
+"""`vqvae2 evaluate`: a run, or any folder of images, is measured and compared with real images.
+
+DATA --split--> training and held-out images --autoencoder--> reconstructions
+RUN --priors, decoder--> samples          further folders
+all of them --evaluate/parts/--> figures, pictures and curves --> the report
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +23,69 @@ from vqvae2.commands.options import (
 )
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
+
+if TYPE_CHECKING:
+    from vqvae2.config.models import DataConfig
+    from vqvae2.evaluate.options import EvaluateOptions
+    from vqvae2.run import Run
+
+
+def evaluate(
+    run: Run | None, data: str, out: Path, options: EvaluateOptions, reporter: Reporter
+) -> dict[str, Any]:
+    """Measure, and write OUT/report.json and OUT/report.html; OUT/cache keeps features and samples for the next time.
+
+    Args:
+        run: None measures `options.samples` alone. Half of the real images then serve as training images, the other half is
+            held out.
+        data: the real images, see `open_images`; for a run usually those that it was trained on.
+
+    Returns:
+        The content of report.json: protocol, parts, warnings, seconds. The same arguments give the same content, except for
+        the seconds and for the part `speed`.
+
+    Raises:
+        UserError: nothing to measure, an unknown part, a name that is reserved, a critic whose backbone is the measuring
+            network, or too few images; see also `open_images`, `Run` and `feature_network`.
+    """
+    from vqvae2.data.images import open_images
+    from vqvae2.evaluate.context import RESERVED_NAMES, Context
+    from vqvae2.evaluate.full_report import write_report
+    from vqvae2.evaluate.parts.registry import check_names
+    from vqvae2.files.output import make_folder
+
+    check_names(options)
+    if taken := sorted({*options.against} & RESERVED_NAMES):
+        raise UserError(f"the report has a set named {', '.join(taken)}: another name is needed")
+    if run is None and options.samples is None:
+        raise UserError("expected a RUN or --samples DIR, or both")
+    make_folder(out)
+    cache = out / "cache"
+    config = run.config.data if run else _data_config(options, out)
+    seed = run.config.seed if run else 0
+    images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
+    context = Context(run, images, config, options, cache, reporter)
+    if run and run.record.get("fingerprint") not in (None, images.fingerprint):
+        context.warnings.append(
+            "these are not the images that the run was trained on, so it never saw those that are called training images"
+        )
+    return write_report(context, f"vqvae2 evaluate: {run.folder if run else options.samples}", out)
+
+
+def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
+    """Without a run: images of the size of the samples, half of them held out."""
+    from vqvae2.config.models import DataConfig
+    from vqvae2.data.peek import peek
+
+    assert options.samples is not None
+    _, side = (0, options.size) if options.size else peek(str(options.samples), DataConfig(), out)
+    return DataConfig(size=side or 64, flip=False, shift=0, holdout=0.5)
+
+
+def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
+    """Where decoded images are kept: with the run if they are its own, because others must not replace them."""
+    own = run is not None and run.done()["codes"] and data == run.record.get("source")
+    return run.paths.data if run and own else cache / "data"
 
 
 def command(
@@ -94,8 +162,8 @@ def command(
 
     The same command again takes features and samples from OUT/cache.
     """
-    from vqvae2.assessment import Plan, assess
-    from vqvae2.evaluate.classifier import ClassifierConfig
+    from vqvae2.evaluate.options import EvaluateOptions
+    from vqvae2.evaluate.resnet import ClassifierConfig
     from vqvae2.run import load
 
     loaded = load(run) if run is not None else None
@@ -109,7 +177,7 @@ def command(
     sampling = None
     if loaded is not None:
         sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
-    plan = Plan(
+    options = EvaluateOptions(
         only=tuple(_items(only)),
         n=n,
         reference=reference,
@@ -118,14 +186,14 @@ def command(
         perceptual=perceptual,
         samples=samples,
         against=_folders(against or ()),
-        sweep=tuple(_share(text) for text in _items(critic_sweep)),
+        critic_fractions=tuple(_share(text) for text in _items(critic_sweep)),
         classifier=ClassifierConfig(steps=classifier_steps),
         classifier_n=classifier_n,
         sampling=sampling,
         seed=seed,
         size=size,
     )
-    result = assess(loaded, data, out, plan, Reporter())
+    result = evaluate(loaded, data, out, options, Reporter())
     if as_json:
         print_json(result)
         return

@@ -13,14 +13,14 @@ from torchmetrics.functional.image import (
 )
 
 from vqvae2.data.pixels import psnr
-from vqvae2.evaluate.metrics import MetricError
-from vqvae2.evaluate.picture_metrics import (
+from vqvae2.evaluate.image_metrics import (
     mean_squared_error,
     mirror_error,
     multiscale_similarity,
     scales,
     structural_similarity,
 )
+from vqvae2.evaluate.metrics import MetricError
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

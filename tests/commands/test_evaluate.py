@@ -1,4 +1,4 @@
-"""`vqvae2 evaluate`: what stands in the report, and that it is the same again."""
+"""`vqvae2 evaluate`: the content of the report, and that the same arguments give the same content."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqvae2 import assessment
-from vqvae2.assessment import PARTS, Plan, assess
+from vqvae2.autoencoder.model import VQVAE
 from vqvae2.cli import main
-from vqvae2.evaluate import critic
-from vqvae2.evaluate.classifier import ClassifierConfig, train_classifier
+from vqvae2.commands.evaluate import evaluate
+from vqvae2.data.images import open_images
+from vqvae2.evaluate import context, critic
+from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.features import Features
-from vqvae2.evaluate.parts import precision_recall
+from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.parts.precision import precision_recall
+from vqvae2.evaluate.parts.registry import PARTS
+from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
+from vqvae2.evaluate.sets import drawn_samples
 from vqvae2.files.atomic import read_json
 from vqvae2.files.progress import Reporter
 from vqvae2.run import load
@@ -48,7 +53,7 @@ class Colours:
 def network(monkeypatch: pytest.MonkeyPatch) -> Colours:
     """Stands in for the networks of ImageNet."""
     net = Colours()
-    monkeypatch.setattr(assessment, "feature_network", lambda *_: net)
+    monkeypatch.setattr(context, "feature_network", lambda *_: net)
     return net
 
 
@@ -84,16 +89,16 @@ def numbers(value: Any) -> Iterator[float]:
 def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a whole run."""
     out = tmp_path_factory.mktemp("whole")
-    plan = Plan(classifier=ClassifierConfig(steps=10))
+    options = EvaluateOptions(classifier=ClassifierConfig(steps=10))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assessment, "feature_network", lambda *_: Colours())
-        assess(load(trained), str(read_run(trained)[0]["source"]), out, plan, Reporter(quiet=True))
+        patch.setattr(context, "feature_network", lambda *_: Colours())
+        evaluate(load(trained), str(read_run(trained)[0]["source"]), out, options, Reporter(quiet=True))
     return out
 
 
 def test_the_whole_report(whole: Path, trained: Path) -> None:
     found = read_json(whole / "report.json")
-    assert list(found["parts"]) == [part for part in PARTS if part != "critic"]
+    assert list(found["parts"]) == [part.name for part in PARTS if not part.on_request]
     assert all(np.isfinite(list(numbers(found["parts"]))))
     page = (whole / "report.html").read_text()
     assert page.count("<img") >= 5
@@ -106,7 +111,7 @@ def test_the_whole_report(whole: Path, trained: Path) -> None:
     assert set(found["protocol"]["run"]["weights"]) == set(load(trained).digests())
     assert {
         each["name"] for each in found["protocol"]["sets"]
-    } <= assessment._NAMES  # which no other folder may take
+    } <= RESERVED_NAMES  # which no other folder may take
 
 
 def test_the_same_inputs_give_the_same_report(
@@ -125,6 +130,40 @@ def test_features_and_samples_are_kept(
     assert command("evaluate", trained, "--out", whole, *QUICK).code == 0
     assert network.calls == 0
     assert report(whole) == first
+
+
+def test_stored_codes_give_the_figures_of_encoding(
+    whole: Path,
+    trained: Path,
+    tmp_path: Path,
+    command: Command,
+    network: Colours,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the code store no set of real images is encoded; without it the figures are the same."""
+    encoded: list[int] = []
+    encode = VQVAE.encode
+
+    def noted(self: VQVAE, images: Tensor) -> Any:
+        encoded.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(VQVAE, "encode", noted)
+    arguments = ("--only", "nll,reconstruction,codes,distances")
+    assert command("evaluate", trained, "--out", tmp_path / "stored", *arguments).code == 0
+    assert encoded == [8]  # the images on the sheet of reconstructions
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "codes")
+    assert command("evaluate", run, "--out", tmp_path / "encoded", *arguments).code == 0
+    assert sum(encoded[1:]) > 2 * 24
+    assert report(tmp_path / "encoded")["parts"] == report(tmp_path / "stored")["parts"]
+
+
+def test_every_part_has_one_name_that_the_help_lists(command: Command) -> None:
+    names = [part.name for part in PARTS]
+    assert len({*names}) == len({part.title for part in PARTS}) == len(PARTS)
+    words = command("evaluate", "--help").out.replace("│", " ").replace(",", " ").split()
+    assert {*names} <= {*words}
 
 
 def test_likelihood_is_the_runs_own(whole: Path, trained: Path) -> None:
@@ -146,7 +185,7 @@ def test_reconstruction_is_the_runs_own(whole: Path, trained: Path) -> None:
 
 
 def test_samples_have_the_classes_of_the_training_pictures(whole: Path, trained: Path) -> None:
-    drawn = assessment.drawn_samples("samples", next((whole / "cache").glob("samples-*")))
+    drawn = drawn_samples("samples", next((whole / "cache").glob("samples-*")))
     counts = torch.bincount(drawn.labels)
     assert counts.max() - counts.min() <= 1  # as the pictures have
     assert len(drawn) == sum(
@@ -158,9 +197,7 @@ def test_another_folder_that_holds_the_held_out_pictures_has_their_figures(
     trained: Path, pictures: Path, tmp_path: Path, command: Command, network: Colours
 ) -> None:
     held = list(read_json(trained / "data" / "index.json")["names"])
-    images = assessment.open_images(
-        str(pictures), load(trained).config.data, trained / "data", say=lambda _: None
-    )
+    images = open_images(str(pictures), load(trained).config.data, trained / "data", say=lambda _: None)
     for index in images.heldout:
         target = tmp_path / "copy" / held[index]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +238,7 @@ def test_the_classifier_learns_from_as_many_pictures_as_are_asked_for(
     rows = report(tmp_path / "out")["parts"]["classification"]["rows"]
     assert {row["trained_on"] for row in rows} == {"training", "reconstructions of training", "samples"}
     assert {row["n"] for row in rows} == {8}
-    drawn = assessment.drawn_samples("samples", next((tmp_path / "out" / "cache").glob("samples-*")))
+    drawn = drawn_samples("samples", next((tmp_path / "out" / "cache").glob("samples-*")))
     assert len(drawn) == 8
 
 
@@ -212,7 +249,7 @@ def test_the_classifier_learns_from_as_many_pictures_as_are_asked_for(
         (("--data", "emoji64"), "expected --out"),
         (("RUN", "--only", "beauty"), "no part beauty"),
         (("RUN", "--against", "folder"), "expected NAME=DIR"),
-        (("RUN", "--against", "samples=folder"), "another name than samples is needed"),
+        (("RUN", "--against", "samples=folder"), "a set named samples: another name"),
         (("RUN", "--against", "a=one", "--against", "a=two"), "a is given twice"),
         (("RUN", "--critic-sweep", "2"), "0 < share <= 1"),
         (("RUN", "--only", "critic"), "vqvae2 critic fit"),
@@ -273,10 +310,10 @@ def test_the_critics_curves(
     few = [line.split(":")[0] for line in report(tmp_path / "out")["warnings"] if "are few for 12" in line]
     sets = ("held out, reconstructions, samples", "critic's 1, critic's 0.5, critic's 0.25")
     assert few == list(sets)  # once for all sets of a size
-    network.digest = load(run).critic.network_digest
+    network.digest = load(run).critic.backbone_digest
     said = command("evaluate", run, "--out", tmp_path / "refused", *wanted)
     assert said.code == 2
-    assert "the critic rests on colours" in said.err
+    assert "the critic's backbone is colours" in said.err
 
 
 def test_other_pictures_do_not_take_the_place_of_the_runs_own(
@@ -291,4 +328,4 @@ def test_other_pictures_do_not_take_the_place_of_the_runs_own(
     said = command("evaluate", run, "--data", other, "--out", out, "--only", "reconstruction")
     assert said.code == 0
     assert {file.name: file.read_bytes() for file in (run / "data").iterdir()} == before
-    assert "are not the pictures that the run was trained on" in " ".join(report(out)["warnings"])
+    assert "are not the images that the run was trained on" in " ".join(report(out)["warnings"])

@@ -1,11 +1,11 @@
-"""Pure measures of pictures: how near a reconstruction is to its original, and how near a picture is to its mirror image.
+"""Pure measures of images: how near a reconstruction is to its original, and how near an image is to its mirror image.
 
-Everything is returned per picture, float64 [B], and computed in float64, but for SSIM and MS-SSIM: their windows take 17 times
-as long in float64 (64 px, a CPU), and float32 moves a picture's figure by 2e-5. Reconstructions are clipped to [-1, 1] before
-they are compared, as they are when they are shown, so that the error is at most the one that training minimises.
-The peak signal-to-noise ratio is `vqvae2.data.pixels.psnr`.
+Every measure returns one figure per image, float64 [B]. All are computed in float64 except SSIM and MS-SSIM: their windows take
+17 times as long in float64 (64 px, on a CPU), and float32 changes the figure of an image by 2e-5 only. Reconstructions are
+clipped to [-1, 1] before the comparison, as they are when they are shown, so the error is at most the one that training
+minimises. The peak signal-to-noise ratio is `vqvae2.data.pixels.psnr`.
 
-Shapes: B pictures, C channels (all weigh the same), H W px.
+Shapes: B images, C channels (all with the same weight), H W px.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def mean_squared_error(images: Tensor, originals: Tensor, span: float = 2.0) -> 
     """Mean squared error over pixels and channels, [B]; both [B, C, H, W] in [-1, 1].
 
     Args:
-        span: length of the range in which it is said: 2 for pixels in [-1, 1], 1 for [0, 1] (a quarter).
+        span: length of the pixel range to which the error refers: 2 for [-1, 1], 1 for [0, 1] (a quarter of the former).
 
     Raises:
         MetricError: shapes that differ.
@@ -39,7 +39,7 @@ def mean_squared_error(images: Tensor, originals: Tensor, span: float = 2.0) -> 
 def structural_similarity(images: Tensor, originals: Tensor) -> Tensor:
     """SSIM, at most 1, [B]; both [B, C, H, W] in [-1, 1]. Wang et al. 2004, IEEE TIP 13(4): window 11 px, K1 .01, K2 .03.
 
-    Pixels are brought to [0, 1] first: the measure compares brightness by ratios, which have no meaning around 0.
+    Pixels are mapped to [0, 1] first, because the measure compares brightness by ratios, which have no meaning around 0.
 
     Raises:
         MetricError: shapes that differ, or sides below 6 px.
@@ -49,17 +49,18 @@ def structural_similarity(images: Tensor, originals: Tensor) -> Tensor:
         raise MetricError(
             f"SSIM needs sides of at least {_WINDOW // 2 + 1} px, found {list(images.shape[2:])}"
         )
-    found = structural_similarity_index_measure(
+    similarity = structural_similarity_index_measure(
         _unit(images), _unit(originals), reduction="none", data_range=1.0
     )
-    assert isinstance(found, Tensor)
-    return found.double()
+    assert isinstance(similarity, Tensor)
+    return similarity.double()
 
 
 def scales(height: int, width: int) -> int:
-    """How many scales of MS-SSIM, 0 to 5, fit into pictures: the window into the coarsest, and the library's own limit.
+    """How many scales of MS-SSIM fit into an image, 0 to 5: the window must fit into the coarsest scale, and the library
+    sets a limit of its own.
 
-    Sides of 176 px hold all five, 99 px four, 44 px three, 22 px two.
+    Sides of 176 px allow all five, 99 px four, 44 px three, 22 px two.
     """
     side = min(height, width)
     return sum(side >= _WINDOW * max(2**scale, scale**2) for scale in range(len(_WEIGHTS)))
@@ -68,8 +69,8 @@ def scales(height: int, width: int) -> int:
 def multiscale_similarity(images: Tensor, originals: Tensor) -> Tensor | None:
     """MS-SSIM, in [0, 1], [B]; both [B, C, H, W] in [-1, 1]. Wang, Simoncelli and Bovik 2003, Asilomar 37.
 
-    None where fewer than two scales fit (sides below 22 px). Where fewer than five do, it is over the finest ones, their
-    weights divided by their sum (our decision): such figures compare only with others of as many `scales`.
+    None if fewer than two scales fit (sides below 22 px). If fewer than five fit, the finest ones are used, with their weights
+    divided by their sum (our decision); such figures compare only with figures of as many `scales`.
 
     Raises:
         MetricError: shapes that differ.
@@ -78,23 +79,26 @@ def multiscale_similarity(images: Tensor, originals: Tensor) -> Tensor | None:
     weights = _WEIGHTS[: scales(*images.shape[2:])]
     if len(weights) < 2:
         return None
-    found = multiscale_structural_similarity_index_measure(
+    similarity = multiscale_structural_similarity_index_measure(
         _unit(images),
         _unit(originals),
         reduction="none",
         data_range=1.0,
         betas=tuple(weight / sum(weights) for weight in weights),
     )
-    return found.double()
+    return similarity.double()
 
 
 def mirror_error(images: Tensor, relative: bool = False) -> Tensor:
-    """How far pictures [B, C, H, W] in [-1, 1] are from their left-right mirror images, [B]. Our measure.
+    """How far images [B, C, H, W] in [-1, 1] are from their left-right mirror images, [B]. Our measure.
 
-    The root of the mean squared difference, in [0, 2]. `relative`: over twice the picture's own deviation (around each
-    channel's mean), in [0, 1], which contrast and brightness do not change: 0 for a symmetric picture, 1 for one whose
-    halves are each other's negatives, about 0.71 for noise. Its square is the share of the variance that is odd. A picture
-    without contrast is symmetric.
+    It is the root of the mean squared difference, in [0, 2]. The relative error is this divided by twice the standard deviation
+    of the image (around the mean of each channel). It is in [0, 1] and does not depend on contrast and brightness: 0 for a
+    symmetric image, 1 if the halves are each other's negatives, about 0.71 for noise. Its square is the share of the variance
+    that is odd under mirroring. An image without contrast counts as symmetric.
+
+    Args:
+        relative: return the relative error.
 
     Raises:
         MetricError: another shape.
@@ -114,8 +118,8 @@ def _unit(images: Tensor) -> Tensor:
 
 
 def _check(images: Tensor, originals: Tensor) -> None:
-    """Raise `MetricError` unless both are pictures [B, C, H, W] of one shape."""
+    """Raise `MetricError` unless both are images [B, C, H, W] of one shape."""
     if images.ndim != 4 or not images.numel() or images.shape != originals.shape:
         raise MetricError(
-            f"expected pictures [B, C, H, W] of one shape, found {list(images.shape)} and {list(originals.shape)}"
+            f"expected images [B, C, H, W] of one shape, found {list(images.shape)} and {list(originals.shape)}"
         )

@@ -1,17 +1,14 @@
-"""Measures of codes: units that convert into each other, the paper's own figures, counts against a plain count."""
+"""The likelihood of codes: units that convert into each other, and the paper's own figures."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vqvae2.codes import Geometry
-from vqvae2.evaluate.code_metrics import code_counts, likelihood, usage
+from vqvae2.evaluate.code_likelihood import likelihood
 from vqvae2.evaluate.metrics import MetricError
 
 PAPER = Geometry(((32, 32), (64, 64)), (512, 512))
@@ -29,14 +26,14 @@ def test_a_prior_that_knows_nothing_needs_the_fixed_length() -> None:
 
 
 def test_the_papers_figures() -> None:
-    """Table 1, validation: 3.41 and 3.45 nats per code are 25.4 kbit for a picture of 256 px, 0.39 bits per pixel."""
+    """Table 1, validation: 3.41 and 3.45 nats per code are 25.4 kbit for an image of 256 px, 0.39 bits per pixel."""
     found = likelihood(-torch.tensor([[3.41 * 1024, 3.45 * 4096]]).double(), PAPER, (3, 256, 256))
     assert found.bits_per_code == pytest.approx((4.92, 4.98), abs=0.005)
     assert found.bits_per_image == pytest.approx(25_425, abs=10)
     assert found.bits_per_pixel == pytest.approx(0.39, abs=0.005)
 
 
-def test_likelihood_is_the_mean_over_pictures() -> None:
+def test_likelihood_is_the_mean_over_images() -> None:
     log_prob = -100 * torch.rand(7, 2, generator=torch.Generator().manual_seed(0))
     whole = likelihood(log_prob, PAPER, (1, 256, 256))
     each = [likelihood(row[None], PAPER, (1, 256, 256)).bits_per_image for row in log_prob]
@@ -48,27 +45,3 @@ def test_likelihood_is_the_mean_over_pictures() -> None:
 def test_likelihood_of_other_levels(shape: tuple[int, ...]) -> None:
     with pytest.raises(MetricError, match=r"expected log-probabilities \[B, 2\]"):
         likelihood(torch.zeros(shape), PAPER, (3, 256, 256))
-
-
-@given(st.lists(st.integers(0, 5), max_size=30), st.lists(st.integers(0, 5), max_size=30))
-def test_counts_of_batches_add_up(first: list[int], second: list[int]) -> None:
-    total = code_counts(torch.tensor(first, dtype=torch.int64), 6)
-    total += code_counts(torch.tensor(second, dtype=torch.int16), 6)
-    expected = Counter(first + second)
-    assert total.tolist() == [expected[code] for code in range(6)]
-    found = usage(total)
-    assert found.used == pytest.approx(len(expected) / 6)
-    assert found.order.tolist() == sorted(range(6), key=lambda code: (-expected[code], code))
-
-
-def test_perplexity_of_known_uses() -> None:
-    assert usage(torch.tensor([7, 7, 7, 7])).perplexity == pytest.approx(4, rel=1e-6)
-    assert usage(torch.tensor([0, 9, 0, 0])).perplexity == pytest.approx(1, rel=1e-6)
-    assert usage(torch.tensor([2, 1, 1, 0])).perplexity == pytest.approx(2**1.5, rel=1e-6)
-    assert usage(torch.zeros(3, dtype=torch.int64)).used == 0
-
-
-@pytest.mark.parametrize("bad", [[-1, 0], [0, 4]])
-def test_codes_outside_the_vocabulary(bad: list[int]) -> None:
-    with pytest.raises(MetricError, match=r"expected codes in 0..3"):
-        code_counts(torch.tensor(bad), 4)

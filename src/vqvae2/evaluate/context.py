@@ -1,0 +1,261 @@
+"""What the parts of a report measure: sets of images, their codes and their features, each made when it is first needed.
+
+    training images --shuffled--> training, of which the first are the reference
+    held-out images --shuffled--> held out  --encoder--> reconstructions
+    samples of the run, or a folder; further folders
+
+Every set is compared with the same reference at the same n. Held-out real images are compared beside the samples: no sample can
+be expected to score better. Samples take the classes of the training images in their shuffled order, so the first n samples of
+any n have about the class frequencies of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqvae2.config.models import DataConfig
+from vqvae2.data.images import ImageSet
+from vqvae2.data.store import CodeStore, StoreError, open_store
+from vqvae2.errors import UserError
+from vqvae2.evaluate.encoding import Encoder, stored_rows
+from vqvae2.evaluate.features import FeatureNetwork, Features, extract
+from vqvae2.evaluate.networks.by_name import feature_network
+from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.own_samples import own_samples
+from vqvae2.evaluate.sets import NamedImages, folder_images, real_images, shuffled
+from vqvae2.evaluate.trained_run import TrainedRun
+from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.tensor_file import digest, load_tensors
+
+RESERVED_NAMES = frozenset({
+    "training", "held out", "reference", "reconstructions", "samples", "candidates",
+    "reconstructions of training", "reconstructions of held out", "reconstructions of the reference",
+})  # fmt: skip
+"""Names of sets of a report, which no other folder may have."""
+_LEAST = 6  # precision and recall need more images than the fifth neighbour
+_PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
+
+Need = Literal["run", "priors", "samples", "classes", "critic"]
+
+
+class Context:
+    """Everything that the parts need, each made once and when it is first asked for.
+
+    Args:
+        run: the run that is measured, or None for folders alone.
+        images: the real images, split into training and held-out ones.
+        data: how the run sees images.
+        options: what is measured.
+        cache: folder for features and decoded images, which the next evaluation reuses.
+        reporter: shows the progress.
+
+    Attributes:
+        warnings: lines for the reader of the report.
+        device: of the networks.
+    """
+
+    def __init__(
+        self,
+        run: TrainedRun | None,
+        images: ImageSet,
+        data: DataConfig,
+        options: EvaluateOptions,
+        cache: Path,
+        reporter: Reporter,
+    ) -> None:
+        self.run, self.images, self.data, self.options = run, images, data, options
+        self.cache, self.reporter = cache, reporter
+        self.warnings: list[str] = []
+        self.device = run.device if run else torch.device("cpu")
+        self._features: dict[str, Features] = {}
+
+    # --- what can be measured ------------------------------------------------------------------------------------
+
+    def missing(self, need: Need) -> str | None:
+        """Why something that a part needs is not there; None if it is."""
+        if need == "run":
+            return None if self.run else "it needs a RUN"
+        if need == "priors" or (need == "samples" and self.options.samples is None):
+            return f"not trained yet: {', '.join(self.untrained)}" if self.untrained else None
+        if need == "classes" and not self._labelled:
+            return "it needs classes, of the data and of the samples"
+        if need == "critic" and self.run and not RunFolder(self.run.folder).critic.exists():
+            return f"no critic is fitted; `vqvae2 critic fit {self.run.folder} --data DATA` fits one"
+        return None
+
+    @property
+    def untrained(self) -> list[str]:
+        """Names of the priors of the run that are not trained yet."""
+        done = self.run.done() if self.run else {}
+        return [name for name, is_done in done.items() if name.startswith("prior") and not is_done]
+
+    @property
+    def _labelled(self) -> bool:
+        return bool(self.images.classes) and (self.options.samples is None or self.samples.labels is not None)
+
+    # --- sets of images ------------------------------------------------------------------------------------------
+
+    def _real(self, name: str, indices: NDArray[np.int64]) -> NamedImages:
+        order = shuffled(indices, self.options.seed)
+        rows = None if self._rows is None else self._rows[order]
+        return replace(real_images(name, self.images, order, self.data), rows=rows)
+
+    @cached_property
+    def training(self) -> NamedImages:
+        """All training images, shuffled."""
+        return self._real("training", self.images.train)
+
+    @cached_property
+    def heldout(self) -> NamedImages:
+        """All held-out images, shuffled."""
+        return self._real("held out", self.images.heldout)
+
+    @cached_property
+    def n(self) -> int:
+        """The number of images of each set that are compared: as many as all sets have."""
+        sizes = {"held out": len(self.heldout), "training": len(self.training)}
+        sizes |= {name: len(images) for name, images in self.others.items()}
+        if self.options.samples is not None:
+            sizes["samples"] = len(self.samples)
+        least = min(sizes, key=lambda name: sizes[name])
+        if sizes[least] < _LEAST:
+            raise UserError(f"expected at least {_LEAST} images of each set, found {sizes[least]} ({least})")
+        if sizes[least] < self.options.n:
+            self.warnings.append(f"every set is cut to {sizes[least]} images, as many as {least} has")
+        return min(self.options.n, sizes[least])
+
+    @cached_property
+    def reference(self) -> NamedImages:
+        """The training images with which all sets are compared."""
+        return replace(self.training.first(max(self.n, self.options.reference)), name="reference")
+
+    @cached_property
+    def others(self) -> dict[str, NamedImages]:
+        """The further folders, by name."""
+        return {name: self._folder(name, path) for name, path in self.options.against.items()}
+
+    def _folder(self, name: str, path: Path) -> NamedImages:
+        return folder_images(name, path, self.images.classes, self.data, self.cache / f"pictures-{name}")
+
+    @cached_property
+    def samples(self) -> NamedImages:
+        """The samples of a folder if one is given, else n samples of the run."""
+        if self.options.samples is not None:
+            return self._folder("samples", self.options.samples)
+        return self.draw(self.n)
+
+    def draw(self, n: int) -> NamedImages:
+        """The first n samples of the run."""
+        assert self.run is not None
+        return own_samples(self.run, n, self.images, self.options, self.cache, self.reporter)
+
+    @cached_property
+    def compared(self) -> dict[str, NamedImages]:
+        """The sets that are compared with the reference, n of each, by name; held-out images come first."""
+        sets = {"held out": self.heldout.first(self.n)}
+        if self.run is not None:
+            sets["reconstructions"] = self.encoder.reconstructed("reconstructions", sets["held out"])
+        if self.options.samples is not None or not self.untrained:
+            sets["samples"] = self.samples.first(self.n)
+        return sets | {name: images.first(self.n) for name, images in self.others.items()}
+
+    # --- codes and features --------------------------------------------------------------------------------------
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The autoencoder of the run, with its code store."""
+        assert self.run is not None
+        return Encoder(self.run.autoencoder, self.run.digests()["autoencoder"], self._store)
+
+    @cached_property
+    def _store(self) -> CodeStore | None:
+        if self.run is None:
+            return None
+        folder = RunFolder(self.run.folder)
+        try:
+            store = open_store(folder.codes)
+        except StoreError:  # missing or damaged: the images are encoded instead
+            return None
+        weights, _ = load_tensors(folder.autoencoder.model)
+        return store if store.digest == digest(weights) else None
+
+    @cached_property
+    def _rows(self) -> NDArray[np.int64] | None:
+        return None if self._store is None else stored_rows(self._store, self.images)
+
+    @cached_property
+    def network(self) -> FeatureNetwork:
+        """The network whose features are compared."""
+        return feature_network(self.options.network, self.options.weights, self.device)
+
+    def features(self, images: NamedImages) -> Features:
+        """The features of a set, from the cache if they are there."""
+        if images.name not in self._features:
+            with self.reporter.track(f"features of {images.name}", len(images), unit="images") as tracker:
+
+                def counted() -> Iterator[Tensor]:
+                    for batch in images.batches():
+                        yield batch
+                        tracker.update(tracker.done + len(batch))
+
+                file = self.cache / f"features-{self.network.name}-{images.key[:16]}.safetensors"
+                self._features[images.name] = extract(self.network, counted(), file, images.key)
+        return self._features[images.name]
+
+    @cached_property
+    def reconstructed_reference(self) -> Features | None:
+        """Features of the reconstructed reference, with which reconstructions and samples are compared too.
+
+        None if there are no reconstructions or no samples.
+        """
+        if self.run is None or "samples" not in self.compared:
+            return None
+        return self.features(self.encoder.reconstructed("reconstructions of the reference", self.reference))
+
+    # --- the record ----------------------------------------------------------------------------------------------
+
+    def seconds(self) -> dict[str, float]:
+        """How long the network took for each set of images."""
+        return {f"features of {name}": features.seconds for name, features in self._features.items()}
+
+    def protocol(self) -> dict[str, Any]:
+        """How the figures were measured, JSON-ready; sets and networks are listed if a part used them."""
+        used = self.__dict__  # where cached_property keeps what was made
+        sets = [self.training, self.heldout]
+        if "compared" in used:
+            sets += [self.reference, *self.compared.values()]
+        images = self.images
+        result: dict[str, Any] = {
+            "data": {
+                "fingerprint": images.fingerprint,
+                "training": len(images.train),
+                "held_out": len(images.heldout),
+            },
+            "size": self.data.size,
+            "seed": self.options.seed,
+            "sets": [{"name": s.name, "n": s.n, "key": s.key} for s in sets],
+            "packages": {name: metadata.version(name) for name in _PACKAGES},
+        }
+        if self.run is not None:
+            sampling = self.options.sampling or self.run.sampling
+            result["run"] = {
+                "folder": str(self.run.folder),
+                "weights": self.run.digests(),
+                "sampling": sampling.model_dump(mode="json"),
+            }
+        if "network" in used:
+            net = self.network
+            names = ("name", "weights", "size", "resize")
+            result["network"] = dict(zip(names, (net.name, net.digest, net.size, net.resize), strict=True))
+        return result

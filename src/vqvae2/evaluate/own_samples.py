@@ -1,0 +1,34 @@
+"""Samples of the run for its report, drawn once and kept in the cache of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vqvae2.data.images import ImageSet
+from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.sets import NamedImages, digest, drawn_samples, shuffled
+from vqvae2.evaluate.trained_run import TrainedRun
+from vqvae2.files.progress import Reporter
+from vqvae2.generate.sample import batches
+from vqvae2.generate.sample_folder import SampleFolder
+
+
+def own_samples(
+    run: TrainedRun, n: int, images: ImageSet, options: EvaluateOptions, cache: Path, reporter: Reporter
+) -> NamedImages:
+    """The first n samples of the run; those that the cache lacks are drawn.
+
+    They take the classes of the training images in the shuffled order of the seed.
+    """
+    labels = None
+    if run.config.prior.classes and images.labels is not None:
+        labels = images.labels[shuffled(images.train, options.seed)].tolist()
+    sampling = options.sampling or run.sampling
+    about = {"seed": options.seed, **sampling.about()}
+    about |= {"labels": digest(labels), "model": run.digests()}
+    folder = SampleFolder(cache / f"samples-{digest(about)[:12]}", about, "npz")
+    folder.claim()
+    missing = batches(folder.missing(n), sampling.batch)
+    with reporter.track("samples", sum(map(len, missing)), unit="images") as tracker:
+        folder.fill(run.draw(n, labels, options.seed, sampling, missing), tracker)
+    return drawn_samples("samples", folder.path).first(n)

@@ -1,0 +1,56 @@
+"""What a part of a report is, and what it returns.
+
+A new part is one file beside this one and one line in the list of `parts/registry.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from vqvae2.evaluate.context import Context, Need
+from vqvae2.evaluate.report import Curve
+
+
+@dataclass
+class PartResult:
+    """What a part measured. Apart from times it is a function of the sets of images and the options.
+
+    Attributes:
+        figures: JSON-ready.
+        pictures: captions and pictures.
+        plots: captions, and curves by name.
+        warnings: lines for the reader of the figures.
+    """
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    pictures: list[tuple[str, Image.Image]] = field(default_factory=list)
+    plots: list[tuple[str, dict[str, Curve]]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a report.
+
+    Attributes:
+        name: its key in report.json, and its name for `--only`.
+        title: its heading in report.html.
+        measure: measures it.
+        needs: what has to be there; a part is left out if something is not.
+        on_request: measured only if it is asked for by name, or by an option of its own.
+    """
+
+    name: str
+    title: str
+    measure: Callable[[Context], PartResult]
+    needs: tuple[Need, ...] = ()
+    on_request: bool = False
+
+    def obstacle(self, context: Context) -> str | None:
+        """Why this part cannot be measured; None if it can."""
+        reasons = (context.missing(need) for need in self.needs)
+        return next((reason for reason in reasons if reason is not None), None)

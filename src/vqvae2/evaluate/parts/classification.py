@@ -1,0 +1,71 @@
+"""The classification accuracy score (Ravuri and Vinyals 2019, arXiv 1905.10887): train on samples, test on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vqvae2.evaluate.classifier import predict
+from vqvae2.evaluate.context import Context
+from vqvae2.evaluate.metrics import accuracy
+from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
+from vqvae2.evaluate.sets import NamedImages
+
+Trial = tuple[NamedImages, Sequence[NamedImages]]
+"""A labelled set on which a classifier is trained, and those on which it is tested."""
+
+
+def classification(
+    trials: Sequence[Trial], classes: int, config: ClassifierConfig, device: torch.device | str
+) -> PartResult:
+    """Train a classifier for each trial; one row for each set on which it is tested."""
+    result = PartResult({"classifier": config.model_dump(), "rows": []})
+    for training, tests in trials:
+        assert training.labels is not None
+        net = train_classifier(training.batches(), training.labels, classes, config, device)
+        for test in tests:
+            assert test.labels is not None
+            logits = predict(net, test.batches())
+            result.figures["rows"].append(
+                {
+                    "trained_on": training.name,
+                    "n": len(training),
+                    "tested_on": test.name,
+                    "test_n": len(test),
+                    "top_1": accuracy(logits, test.labels),
+                    "top_5": accuracy(logits, test.labels, min(5, classes)),
+                }
+            )
+    return result
+
+
+def _trials(context: Context) -> list[Trial]:
+    """Training images, their reconstructions, as many samples, and other folders with labels."""
+    real = context.training.first(context.options.classifier_n or len(context.training))
+    n, heldout = len(real), context.heldout
+    trials: list[Trial] = [(real, [heldout])]
+    tests = [heldout]
+    if context.run is not None:
+        reconstructed = context.encoder.reconstructed
+        trials.append((reconstructed("reconstructions of training", real), [heldout]))
+        tests.append(reconstructed("reconstructions of held out", heldout))
+    if context.options.samples is not None:
+        trials.append((context.samples.first(n), tests))
+    elif context.run is not None and not context.untrained:
+        trials.append((context.draw(n), tests))
+    trials += [
+        (images.first(n), [heldout]) for images in context.others.values() if images.labels is not None
+    ]
+    return trials
+
+
+def measure(context: Context) -> PartResult:
+    """Classifiers of the data's classes."""
+    return classification(
+        _trials(context), len(context.images.classes), context.options.classifier, context.device
+    )
+
+
+PART = Part("classification", "Classification accuracy score", measure, needs=("classes",))

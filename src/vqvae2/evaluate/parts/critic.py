@@ -1,0 +1,119 @@
+"""The critic's trade of diversity for fidelity: figures of the samples that it keeps (the paper's curves)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae2.errors import UserError
+from vqvae2.evaluate.context import Context
+from vqvae2.evaluate.critic import Critic, load_critic
+from vqvae2.evaluate.features import FeatureNetwork, Features
+from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.distances import distances
+from vqvae2.evaluate.parts.precision import precision_recall
+from vqvae2.evaluate.sets import NamedImages
+from vqvae2.generate.reject import keep_best
+
+_FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.05)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Samples among which the critic chooses.
+
+    Attributes:
+        scores, labels: [M].
+        features: of the M candidates, in a network that is not the critic's backbone.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    features: Features
+
+
+def critic_curves(
+    candidates: Candidates,
+    fractions: Sequence[float],
+    wanted: int,
+    network: FeatureNetwork,
+    reference: Features,
+    seed: int = 0,
+) -> PartResult:
+    """Distances, and precision against recall, as the critic keeps a smaller fraction.
+
+    For each fraction the first wanted / fraction candidates are ranked, and the best of each class are kept.
+    """
+    kept: dict[str, Features] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for fraction in fractions:
+        count = min(len(candidates.scores), round(wanted / fraction))
+        chosen = keep_best(candidates.scores[:count], candidates.labels[:count], fraction)
+        features = candidates.features
+        logits = None if features.logits is None else features.logits[chosen]
+        name = f"critic's {fraction:g}"
+        kept[name] = Features(features.pooled[chosen], logits, 0.0)
+        rows[name] = {
+            "rate": float(fraction),
+            "candidates": count,
+            "kept": len(chosen),
+            "least_score": float(candidates.scores[chosen].min()),
+        }
+    far = distances(network, reference, kept, seed=seed)
+    near = precision_recall(reference, kept)
+    table = [{**row, **far.figures["sets"][name], **near.figures["sets"][name]} for name, row in rows.items()]
+    result = PartResult({"network": network.name, "rows": table}, warnings=far.warnings)
+    points = sorted(table, key=lambda row: row["rate"])
+    plotted = {"Frechet distance": ("rate", "frechet"), str(network.score_name): ("rate", "score")}
+    for label, (x, y) in plotted.items():
+        if y in table[0]:
+            curve = [(row[x], row[y]) for row in points]
+            result.plots.append((f"{label} against the fraction that the critic keeps", {"samples": curve}))
+    curve = [(row["recall"], row["precision"]) for row in points]
+    result.plots.append(("precision against recall, one point for each fraction", {"samples": curve}))
+    return result
+
+
+def _scores(critic: Critic, images: NamedImages, device: torch.device) -> Tensor:
+    """[n], on the CPU."""
+    assert images.labels is not None
+    scores, start = [], 0
+    for batch in images.batches():
+        scores.append(critic(batch.to(device), images.labels[start : start + len(batch)]).cpu())
+        start += len(batch)
+    return torch.cat(scores)
+
+
+def measure(context: Context) -> PartResult:
+    """Of enough samples that n are kept at the smallest fraction.
+
+    Raises:
+        UserError: the critic's backbone is the network that measures.
+    """
+    assert context.run is not None
+    critic = load_critic(context.run.folder, context.device)
+    network = context.network
+    if critic.backbone_digest == network.digest:
+        raise UserError(
+            f"the critic's backbone is {network.name}, which measures here; measure with another --network, "
+            f"or fit the critic on another: `vqvae2 critic fit {context.run.folder} --features resnet`"
+        )
+    fractions = context.options.critic_fractions or _FRACTIONS
+    drawn = replace(context.draw(round(context.n / min(fractions))), name="candidates")
+    assert drawn.labels is not None
+    candidates = Candidates(_scores(critic, drawn, context.device), drawn.labels, context.features(drawn))
+    reference = context.features(context.reference)
+    return critic_curves(candidates, fractions, context.n, network, reference, context.options.seed)
+
+
+PART = Part(
+    "critic",
+    "The critic: fidelity against diversity",
+    measure,
+    needs=("run", "priors", "critic"),
+    on_request=True,
+)

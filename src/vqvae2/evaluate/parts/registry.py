@@ -1,0 +1,61 @@
+"""The list of the parts of a report, and the choice of those that are measured."""
+
+from __future__ import annotations
+
+from vqvae2.errors import UserError
+from vqvae2.evaluate.context import Context
+from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.parts import (
+    classification,
+    codes,
+    critic,
+    distances,
+    likelihood,
+    memorisation,
+    precision,
+    reconstruction,
+    speed,
+    symmetry,
+)
+from vqvae2.evaluate.parts.base import Part
+
+PARTS: tuple[Part, ...] = (
+    likelihood.PART,
+    reconstruction.PART,
+    codes.PART,
+    distances.PART,
+    precision.PART,
+    classification.PART,
+    memorisation.PART,
+    symmetry.PART,
+    speed.PART,
+    critic.PART,
+)
+"""In the order of the report."""
+
+
+def check_names(options: EvaluateOptions) -> None:
+    """Raise `UserError` if a part is asked for that does not exist."""
+    names = [part.name for part in PARTS]
+    if unknown := sorted(set(options.only) - set(names)):
+        raise UserError(f"no part {', '.join(unknown)}: expected some of {', '.join(names)}")
+
+
+def wanted_parts(context: Context) -> list[Part]:
+    """The parts that the options ask for; without any, all that can be measured and do not have to be asked for.
+
+    Raises:
+        UserError: a part was asked for that cannot be measured.
+    """
+    options = context.options
+    asked = {*options.only, *(["critic"] if options.critic_fractions else [])}
+    wanted = []
+    for part in PARTS:
+        if part.name not in asked and (options.only or part.on_request):
+            continue
+        obstacle = part.obstacle(context)
+        if obstacle is None:
+            wanted.append(part)
+        elif part.name in asked:
+            raise UserError(f"cannot measure {part.name}: {obstacle}")
+    return wanted

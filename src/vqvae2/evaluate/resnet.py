@@ -1,0 +1,149 @@
+"""A small residual network, trained from random weights: for the classification accuracy score, and as a critic of its own.
+
+Shapes: N images, B batch, C channels, H W px, K classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vqvae2.config.models import DataConfig
+from vqvae2.data.augmentation import augmented
+from vqvae2.data.batches import Shuffle
+from vqvae2.data.pixels import to_float
+from vqvae2.evaluate.classifier import ClassifierError, Images, checked_labels, pixel_batches
+from vqvae2.files import tensor_file
+
+_GRID = 16  # the residual stages begin on a grid of at most 16 x 16 positions
+
+
+class ClassifierConfig(BaseModel):
+    """The small ResNet of the classification accuracy score and its training (our decision)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(
+        32, ge=1, le=1024, description="channels of the first stage; each next has twice as many"
+    )
+    stages: int = Field(3, ge=1, le=6, description="residual stages, each on half the grid of the one before")
+    blocks: int = Field(1, ge=1, le=32, description="residual blocks per stage")
+    steps: int = Field(2000, ge=10, description="optimiser steps")
+    batch: int = Field(128, ge=2, description="images per step")
+    lr: float = Field(4e-3, gt=0, description="peak learning rate of AdamW, one cycle")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")
+    flip: bool = Field(True, description="mirror training images left to right half of the time")
+    shift: int = Field(1, ge=0, le=64, description="move training images by up to this many px each way")
+    seed: int = Field(0, ge=0, description="seed of the weights, the order and the augmentation")
+
+
+class ResNet(nn.Module):
+    """A residual network in the manner of CIFAR's (He et al. 2016, pre-activation, batch normalisation).
+
+    Convolutions of stride 2 reduce the image to a grid of at most 16 x 16 positions; the residual stages follow.
+
+    Args:
+        size: px, the longer side of the images that it is made for.
+    """
+
+    def __init__(self, channels: int, size: int, classes: int, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.channels, self.size, self.classes, self.config = channels, size, classes, config
+        width = config.width
+        layers: list[nn.Module] = []
+        before, grid = channels, size
+        while not layers or grid > _GRID:
+            stride = 2 if grid > _GRID else 1
+            if layers:
+                layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
+            layers.append(nn.Conv2d(before, width, 3, stride, padding=1, bias=False))
+            before, grid = width, -(-grid // stride)
+        for stage in range(config.stages):
+            for block in range(config.blocks):
+                after = width * 2**stage
+                layers.append(_Block(before, after, stride=2 if stage and not block else 1))
+                before = after
+        self.body = nn.Sequential(*layers, nn.BatchNorm2d(before), nn.ReLU(inplace=True))
+        self.head = nn.Linear(before, classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def backbone_digest(self) -> str:
+        """Digest of its own weights."""
+        return tensor_file.digest(self.state_dict())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of images [B, C, H, W] in [-1, 1]."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"expected images [B, {self.channels}, H, W], found {list(images.shape)}")
+        x = images.contiguous(memory_format=torch.channels_last)
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(before)
+        self.first = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.second = nn.Sequential(
+            nn.BatchNorm2d(after), nn.ReLU(inplace=True), nn.Conv2d(after, after, 3, padding=1, bias=False)
+        )
+        same_shape = before == after and stride == 1
+        self.shortcut = nn.Identity() if same_shape else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = functional.relu(self.norm(x))
+        skipped = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
+        return skipped + self.second(self.first(active))
+
+
+def train_classifier(
+    images: Images,
+    labels: Tensor,
+    classes: int,
+    config: ClassifierConfig | None = None,
+    device: str | torch.device = "cpu",
+) -> ResNet:
+    """Train a `ResNet` from random weights: AdamW, one cycle of the learning rate, cross-entropy.
+
+    On the CPU with the same number of threads, equal arguments give equal weights. All images are held in memory as uint8.
+
+    Args:
+        images: square images in one of the forms of `evaluate.classifier`.
+        labels: int [N], 0 to K-1.
+        config: default `ClassifierConfig()`.
+
+    Raises:
+        ClassifierError: no images, images that are not square, or labels out of range.
+    """
+    config = config or ClassifierConfig()
+    pixels = torch.cat(list(pixel_batches(images))).numpy()
+    labels = checked_labels(labels, len(pixels), classes)
+    size, channels = pixels.shape[1], pixels.shape[3]
+    if pixels.shape[2] != size:
+        raise ClassifierError(f"expected square images, found {size}x{pixels.shape[2]} px")
+    data = DataConfig(size=size, flip=config.flip, shift=config.shift)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        net = ResNet(channels, size, classes, config)
+    net = net.to(device).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=config.steps, pct_start=0.2
+    )
+    shuffle = Shuffle(np.arange(len(pixels)), config.seed)
+    for step in range(config.steps):
+        positions = np.arange(step * config.batch, (step + 1) * config.batch)
+        chosen = shuffle(positions)
+        inputs = to_float(torch.from_numpy(augmented(pixels[chosen], positions, config.seed, data))).to(
+            device
+        )
+        loss = functional.cross_entropy(net(inputs), labels[chosen].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return net.requires_grad_(False).eval()

@@ -1,0 +1,237 @@
+"""What a training computes on and how: processes, precision, the switches of CUDA, the optimiser's kernel.
+
+On a CPU, and wherever else nothing faster is known, every choice is torch's default.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from vqvae2.config.models import Hardware, TrainConfig
+from vqvae2.errors import UserError
+
+_CAPTURE_FROM = 50  # steps from which on recording the step is worth its second or two (our decision)
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the last good state is kept."""
+
+
+def make_accelerator(precision: str = "no") -> Accelerator:
+    """The device, the process group, and the precision, which the result's `mixed_precision` names.
+
+    A process group that this makes is destroyed when the process ends.
+
+    Args:
+        precision: as `Hardware.precision`.
+
+    Raises:
+        TrainingError: the device cannot train in this precision.
+    """
+    AcceleratorState._reset_state()  # otherwise a second training in this process must have the first one's precision
+    if precision == "fp16":
+        raise TrainingError("cannot train in precision 'fp16': use bf16, or no for float32")
+    if precision == "auto":
+        capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if capable else "no"
+    grouped = dist.is_available() and dist.is_initialized()
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while one process decodes
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # without this, accelerate makes no group of CPU processes
+            mixed_precision=precision,
+            kwargs_handlers=[patient],
+        )
+    except ValueError as error:
+        raise TrainingError(f"cannot train in precision {precision!r}: {error}") from error
+    if not grouped and dist.is_available() and dist.is_initialized():
+        atexit.register(_destroy_group)
+    return accelerator
+
+
+def _destroy_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What one training uses, as decided by `choose`.
+
+    Attributes:
+        device: where the step runs.
+        bf16: whether the forward pass runs under bfloat16 autocast.
+        compiled: whether the network is compiled by torch.compile.
+        static: whether the step reads fixed tensors, learning rate included, so that it can be replayed.
+        captured: whether a static step is recorded as a CUDA graph.
+        eager_because: why the step is not captured; "" where nobody would expect it.
+        tf32: whether float32 products may be computed in TF32.
+        deterministic: whether only deterministic kernels are used.
+        resident_bytes: the most bytes of training data to keep on the device.
+    """
+
+    device: torch.device
+    bf16: bool = False
+    compiled: bool = False
+    static: bool = False
+    captured: bool = False
+    eager_because: str = ""
+    tf32: bool = False
+    deterministic: bool = False
+    resident_bytes: int = 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def exactly(self) -> AbstractContextManager[Any]:
+        """The precision of held-out scores: float32, whatever the training's."""
+        return torch.autocast(self.device.type, enabled=False) if self.bf16 else nullcontext()
+
+    def line(self, resident: int) -> str:
+        """The choices in one line, for the user.
+
+        Args:
+            resident: bytes of training data that are kept on the device.
+        """
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        step = (
+            "step captured as a CUDA graph"
+            if self.captured
+            else f"eager step ({self.eager_because or 'asked for'})"
+        )
+        words = [
+            "bfloat16 autocast" if self.bf16 else "float32",
+            "TF32 for float32 products" if self.tf32 else "no TF32",
+            "deterministic kernels" if self.deterministic else "cuDNN's search for kernels",
+            "fused AdamW, channels last",
+            step,
+            *(["torch.compile"] if self.compiled else []),
+            f"training data on the card ({resident / 1e9:.2f} GB)"
+            if resident
+            else "training data sent batch by batch",
+        ]
+        return f"{name}: " + ", ".join(words)
+
+
+def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator, steps: int) -> Choices:
+    """Decide how one stage is trained.
+
+    Args:
+        hardware: what the user asked for.
+        config: the stage's training.
+        accelerator: of `make_accelerator`.
+        steps: steps that are left.
+    """
+    device, bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
+    compiled = hardware.compile is True
+    if device.type != "cuda":
+        return Choices(device, bf16, compiled)
+    because = ""
+    if accelerator.num_processes > 1:
+        because = "several processes"
+    elif config.accumulate > 1:
+        because = "accumulate is above 1"
+    elif hardware.deterministic:
+        because = "deterministic"
+    elif hardware.capture == "auto" and steps < _CAPTURE_FROM:
+        because = f"fewer than {_CAPTURE_FROM} steps"
+    captured = not because and hardware.capture is not False
+    free, _ = torch.cuda.mem_get_info(device)
+    return Choices(
+        device,
+        bf16,
+        compiled,
+        static=captured,
+        captured=captured,
+        eager_because=because,
+        tf32=hardware.tf32,
+        deterministic=hardware.deterministic,
+        resident_bytes=min(int(hardware.resident_gb * 1e9), free // 2),
+    )
+
+
+@contextmanager
+def switches(choices: Choices) -> Iterator[None]:
+    """Set torch's global switches for the time of a training; on a CPU only those that `deterministic` needs.
+
+    Raises:
+        TrainingError: an operation has no deterministic kernel, and one was asked for.
+    """
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.benchmark, cudnn.deterministic
+    strict = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if choices.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        if choices.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if choices.tf32 else "highest")
+            cudnn.benchmark, cudnn.deterministic = not choices.deterministic, choices.deterministic
+        if choices.deterministic:
+            torch.use_deterministic_algorithms(True)
+        yield
+    except RuntimeError as error:
+        if choices.deterministic and "deterministic" in str(error):
+            raise TrainingError(
+                f"deterministic: true cannot be kept here: {str(error).splitlines()[0]}"
+            ) from error
+        raise
+    finally:
+        if choices.device.type == "cuda":
+            torch.set_float32_matmul_precision(precision)
+            cudnn.benchmark, cudnn.deterministic = before
+        if choices.deterministic:
+            torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, choices: Choices) -> torch.optim.AdamW:
+    """AdamW over what is trained. On a CUDA card, and in a static step, it is fused and reads its rate from a tensor.
+
+    A model may have a method `parameter_groups`; the learning rate of each group is multiplied by its `scale`.
+    """
+    own = getattr(model, "parameter_groups", None)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = own() if own else [{"params": weights}]
+    if choices.device.type != "cuda" and not choices.static:
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    for group in groups:  # a tensor for each, because groups that share one could not have different rates
+        group["lr"] = torch.full((), config.lr, device=choices.device)
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of one process's random numbers in one step; any number of processes draw different ones."""
+    block, within = divmod(rank, 64)  # the first 64 keep the seeds that they had when there were no more
+    return (((seed * 1_000_003 + step) * 64 + within) + block * 0x5E3779B97F4A7C15) % 2**63
+
+
+def host_total(values: list[Tensor], figures: int, accelerator: Accelerator) -> list[float]:
+    """Sums over images and processes, in float64 on the host, because a device may have no float64. A collective.
+
+    Args:
+        values: tensors [figures, b] of b images each, batch after batch; some process may have none.
+        figures: how many sums there are.
+    """
+    sums = np.zeros(figures)
+    for value in [part.float().cpu().numpy() for part in values]:
+        sums += value.astype(np.float64).sum(1)
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device), "sum").cpu().numpy()
+    return sums.tolist()

@@ -1,0 +1,112 @@
+"""Training images that stay on the device: a batch is then a few numbers, and gathering it costs one kernel.
+
+    images --once--> pixels [n, P, P, C] on the device
+    TrainingOrder + augmentation --host--> positions, rows, columns --device--> pixels [b, S, S, C]
+
+What is gathered equals what `data.batches.pixel_batches` makes on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqvae2.config.models import DataConfig
+from vqvae2.data.augmentation import windows
+from vqvae2.data.batches import TrainingOrder, pixel_batches
+from vqvae2.data.decoding import stored_side
+from vqvae2.data.images import ImageSet
+from vqvae2.data.pixels import to_float
+from vqvae2.train.feed import Batch
+
+_CHUNK = 256  # images copied to the device at once
+
+
+@dataclass(frozen=True)
+class ResidentImages:
+    """The training images of a set, on a device.
+
+    Attributes:
+        pixels: uint8 [n, P, P, C], as stored, on the device.
+        indices: int64 [n], sorted: which images they are.
+        config: says which augmentations there are.
+    """
+
+    pixels: Tensor
+    indices: NDArray[np.int64]
+    config: DataConfig
+
+    @classmethod
+    def of(cls, images: ImageSet, config: DataConfig, device: torch.device, limit: int) -> Self | None:
+        """Copy the training images of `images` to the device; None if they take more than `limit` bytes."""
+        side, indices = stored_side(config), images.train
+        shape = (len(indices), side, side, config.channels)
+        if np.prod(shape, dtype=np.int64) > limit:
+            return None
+        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+        chunks = [slice(at, at + _CHUNK) for at in range(0, len(indices), _CHUNK)]
+        for chunk, (raw, _) in zip(chunks, images.raw(indices[chunk] for chunk in chunks), strict=True):
+            pixels[chunk] = torch.from_numpy(np.ascontiguousarray(raw)).to(device)
+        return cls(pixels, indices, config)
+
+    def places(self, order: TrainingOrder, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each step from `start` on: positions [b] among the resident images, rows [b, S], columns [b, S]; int64."""
+        side = self.pixels.shape[1]
+        for keys, indices in order.steps(start):
+            rows, columns = windows(side, keys, order.seed, self.config)
+            positions = np.searchsorted(self.indices, indices)
+            yield torch.from_numpy(positions), torch.from_numpy(rows.copy()), torch.from_numpy(columns)
+
+    def pixels_at(self, positions: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """The batch that `places` describes, uint8 [b, S, S, C]."""
+        return self.pixels[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+class TrainingImages:
+    """The batches of training images of one objective, from the host or, where they fit, from the device itself.
+
+    Args:
+        images: `images.train` are taken.
+        config: says which augmentations there are.
+        batch: images per step, over all processes.
+        seed: of their order and augmentation.
+    """
+
+    def __init__(self, images: ImageSet, config: DataConfig, batch: int, seed: int) -> None:
+        self.images, self.config, self.batch, self.seed = images, config, batch, seed
+        self.resident: ResidentImages | None = None
+
+    def keep_on(self, device: torch.device, limit: int) -> int:
+        """Keep the stored training images on the device, if they take at most `limit` bytes; returns how many they take."""
+        self.resident = ResidentImages.of(self.images, self.config, device, limit)
+        return self.resident.pixels.numel() if self.resident else 0
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """This process's batches from step `start` on: uint8 pixels [b, S, S, C] and labels [b].
+
+        Where the images are on the device, it is where to find them there; see `ResidentImages.places`.
+        """
+        order = TrainingOrder(self.images.train, self.batch, self.seed, rank, world)
+        if self.resident is not None:
+            return self.resident.places(order, start)
+        return pixel_batches(self.images, order, self.config, start=start)
+
+    def scaled(self, batch: Batch, device: torch.device) -> Tensor:
+        """A batch of `batches` as images [b, C, S, S] in [-1, 1] on the device."""
+        pixels = batch[0] if self.resident is None else self.resident.pixels_at(*batch)
+        return scaled(pixels.to(device))
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """uint8 [b, S, S, C] to float32 [b, C, S, S] in [-1, 1], the same numbers on every device; on a card channels last."""
+    if pixels.device.type == "cpu":
+        return to_float(pixels)
+    # by a tensor: a card would multiply by the rounded inverse of a number
+    half = torch.full((), 127.5, device=pixels.device)
+    return pixels.permute(0, 3, 1, 2).float() / half - 1

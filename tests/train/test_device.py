@@ -1,0 +1,162 @@
+"""How a training uses the machine: what is chosen, what is refused, and that everything is put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vqvae2.config.models import DataConfig, Hardware, TrainConfig, parse
+from vqvae2.data.workers import Decoder
+from vqvae2.train import device
+from vqvae2.train.device import (
+    Choices,
+    TrainingError,
+    choose,
+    host_total,
+    make_accelerator,
+    make_optimizer,
+    step_seed,
+    switches,
+)
+
+
+class Card:
+    """Stands for accelerate with one card."""
+
+    device = torch.device("cuda", 0)
+    mixed_precision = "bf16"
+    num_processes = 1
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An accelerator with a card of 80 GB of which 60 are free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some card")
+    return Card()
+
+
+def test_a_cpu_keeps_torchs_defaults() -> None:
+    chosen = choose(Hardware(), TrainConfig(), make_accelerator("auto"), 1000)
+    assert chosen == Choices(torch.device("cpu"))
+    optimizer = make_optimizer(nn.Linear(1, 1), TrainConfig(), chosen)
+    assert optimizer.param_groups[0]["fused"] is None
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+def test_a_card_gets_what_is_fast(card: Any) -> None:
+    chosen = choose(Hardware(), TrainConfig(), card, 1000)
+    assert chosen.bf16
+    assert chosen.static
+    assert chosen.captured
+    assert chosen.tf32
+    assert chosen.resident_bytes == 2 * 10**9
+    assert chosen.line(10**9) == (
+        "Some card: bfloat16 autocast, TF32 for float32 products, cuDNN's search for kernels, fused AdamW, channels last, "
+        "step captured as a CUDA graph, training data on the card (1.00 GB)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hardware", "training", "processes", "reason"),
+    [
+        ({"capture": False}, {}, 1, "asked for"),
+        ({"deterministic": True}, {}, 1, "deterministic"),
+        ({}, {"accumulate": 2}, 1, "accumulate is above 1"),
+        ({}, {}, 2, "several processes"),
+        ({}, {"steps": 10}, 1, "fewer than 50 steps"),
+    ],
+)
+def test_where_the_step_stays_eager(
+    hardware: dict[str, Any], training: dict[str, Any], processes: int, reason: str, card: Any
+) -> None:
+    card.num_processes = processes
+    config = TrainConfig(**({"steps": 1000} | training))
+    chosen = choose(Hardware(**hardware), config, card, config.steps)
+    assert not chosen.captured
+    assert f"eager step ({reason})" in chosen.line(0)
+
+
+def test_the_data_take_at_most_half_of_what_is_free(card: Any) -> None:
+    assert choose(Hardware(resident_gb=100), TrainConfig(), card, 1000).resident_bytes == 30 * 10**9
+    assert choose(Hardware(resident_gb=0), TrainConfig(), card, 1000).resident_bytes == 0
+
+
+def test_old_settings_are_read() -> None:
+    for written, precision in (("no", "no"), ("bf16", "bf16"), ("fp16", "fp16"), ("auto", "auto")):
+        assert parse({"precision": written}).precision == precision
+    for value in (True, False, "auto"):
+        assert parse({"compile": value}).compile == value
+    assert (parse({}).precision, parse({}).compile, parse({}).capture) == ("auto", "auto", "auto")
+
+
+def test_fp16_is_refused_in_one_line() -> None:
+    with pytest.raises(
+        TrainingError, match=r"^cannot train in precision 'fp16': use bf16, or no for float32$"
+    ):
+        make_accelerator("fp16")
+
+
+def test_seeds_of_steps_and_processes_differ() -> None:
+    """For any number of processes; the first 64 keep the seeds that earlier versions gave them."""
+    seeds = [step_seed(7, step, rank) for step in range(40) for rank in range(300)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert step_seed(7, 3, 5) == (7 * 1_000_003 + 3) * 64 + 5
+    assert step_seed(2**63 - 1, 2**40, 10**5) < 2**63
+
+
+def test_decoders_do_not_multiply_with_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)), raising=False)
+    for processes, expected in (("1", 16), ("4", 4), ("32", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert Decoder(DataConfig()).count == expected
+    assert Decoder(DataConfig(workers=3)).count == 3, "what was asked for is not divided"
+
+
+def test_totals_are_summed_in_float64_on_the_host() -> None:
+    values = [torch.tensor([[1e8, 1.0], [1.0, 2.0]]), torch.tensor([[1.0], [3.0]])]
+    assert host_total(values, 2, make_accelerator()) == [1e8 + 2, 6.0]
+    assert host_total([], 2, make_accelerator()) == [0.0, 0.0]
+
+
+def test_switches_are_put_back() -> None:
+    """Also when an operation has no deterministic kernel, which is one line for the user."""
+
+    def state() -> tuple[bool, str, bool]:
+        cudnn = torch.backends.cudnn
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+            cudnn.benchmark,
+        )
+
+    before = state()
+    chosen = Choices(torch.device("cpu"), deterministic=True)
+    with switches(chosen):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert state() == before
+    with (
+        pytest.raises(
+            TrainingError, match=r"^deterministic: true cannot be kept here: f does not have a .* kernel$"
+        ),
+        switches(chosen),
+    ):
+        raise RuntimeError("f does not have a deterministic kernel\nmore")
+    assert state() == before
+
+
+def test_a_group_that_was_made_is_destroyed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that the caller made is left to the caller."""
+    registered: list[Any] = []
+    made = iter([False, True, True, True])
+    monkeypatch.setattr(device.atexit, "register", registered.append)
+    monkeypatch.setattr(device.dist, "is_initialized", lambda: next(made))
+    monkeypatch.setattr(device, "Accelerator", lambda **options: None)
+    make_accelerator()
+    assert registered == [device._destroy_group]
+    make_accelerator()
+    assert len(registered) == 1

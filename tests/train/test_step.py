@@ -1,0 +1,229 @@
+"""One step: static is eager, averages are torch's, and between two lines of metrics the host waits for nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+from train_helpers import assert_same, result, run, stage, tiny
+
+from vqvae2.train import device, loop, step
+from vqvae2.train.device import Choices
+from vqvae2.train.step import TrainingStep, WeightAverage
+
+LONG = {"steps": 12, "log_every": 5, "evaluate_every": 6, "average": 0.8, "weight_decay": 0.1}
+
+
+def trained(kind: str, place: Path, folder: str, **train: Any) -> dict[str, Any]:
+    """What a training of a stage leaves behind."""
+    config = tiny(train=LONG | train)
+    objective = stage(kind, place, config)
+    training = config.train_autoencoder if kind == "autoencoder" else config.train_prior[1]
+    return result(objective, place / folder, run(objective, training, place / folder))
+
+
+@pytest.fixture
+def static(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train with a static step, as on a card but not captured."""
+    usual = loop.choose
+    monkeypatch.setattr(loop, "choose", lambda *a: replace(usual(*a), static=True))
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_a_static_step_is_an_eager_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit with the same optimiser; within rounding with the one of a CPU, whose rate is no float32."""
+    plain = trained(kind, tmp_path, "plain")
+    usual = loop.choose
+    monkeypatch.setattr(loop, "choose", lambda *a: replace(usual(*a), static=True))
+    monkeypatch.setattr(step, "_WARM_UP", 10**6)
+    eager = trained(kind, tmp_path, "eager")
+    monkeypatch.setattr(step, "_WARM_UP", 3)
+    inputs: set[int] = set()
+    work = TrainingStep._work
+
+    def noted(self: TrainingStep, batch: Any) -> None:
+        inputs.add(batch[-1].data_ptr())
+        work(self, batch)
+
+    monkeypatch.setattr(TrainingStep, "_work", noted)
+    static = trained(kind, tmp_path, "static")
+    assert len(inputs) <= 4, "after the warm-up there is one batch, and it does not move"
+    assert_same(static, eager)
+    for name, value in plain.items():
+        if name.startswith("published."):
+            assert torch.allclose(static[name].double(), value.double(), rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.usefixtures("static")
+def test_what_cannot_be_made_static_runs_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture that fails changes nothing but the speed, and the reason is kept for the user."""
+    expected = trained("prior", tmp_path, "expected")
+
+    def refuse(self: TrainingStep) -> None:
+        self.choices = replace(self.choices, captured=False)
+        raise RuntimeError("operation not permitted when stream is capturing\nsecond line")
+
+    def choose(*a: Any) -> Choices:
+        return replace(device.choose(*a), static=True, captured=True)
+
+    said: list[str] = []
+    monkeypatch.setattr(TrainingStep, "_captured", refuse)
+    monkeypatch.setattr(loop, "choose", choose)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(loop.Reporter, "say", lambda self, text: said.append(text))
+    assert_same(trained("prior", tmp_path, "refused"), expected)
+    assert [line for line in said if "captured" in line] == [
+        "prior level 1: the step could not be captured and runs eagerly: operation not permitted when stream is capturing"
+    ]
+
+
+def test_the_average_is_torchs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    ours, theirs = WeightAverage(model, 0.7), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7))
+    for _ in range(4):
+        model(torch.randn(5, 3))
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn_like(p)
+        ours.update()
+        theirs.update_parameters(model)
+    expected = theirs.state_dict()
+    state = ours.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+# --- what a step may not do ---
+
+_WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "is_nonzero",
+    "equal",
+    "unique2",
+    "bincount",
+    "item",
+}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where the host would wait for a device: where a number, or a shape that depends on numbers, is read."""
+
+    allowed = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        boolean = name == "index" and any(
+            t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1]
+        )
+        assert self.allowed or (name not in _WAITING and not boolean), f"{func} makes the host wait"
+        return func(*args, **(kwargs or {}))
+
+
+class NoFloat64(TorchDispatchMode):
+    """Raises where a tensor of float64 is made, which Apple's GPUs do not have."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, tuple | list) else [made]:
+            assert not isinstance(value, Tensor) or value.dtype != torch.float64, f"{func} made a float64"
+        return made
+
+
+@contextmanager
+def reading(mode: NoWaiting) -> Iterator[None]:
+    """Waiting is allowed inside."""
+    mode.allowed = True
+    try:
+        yield
+    finally:
+        mode.allowed = False
+
+
+def mode_of(kind: str, mode: TorchDispatchMode, place: Path) -> None:
+    """Skip while the quantizer, which is on its way to this, breaks the rule."""
+    if kind == "autoencoder":
+        config = tiny()
+        objective = stage(kind, place / "probe", config)
+        batch = next(objective.batches(0, 0, 1))
+        try:
+            with mode:
+                objective.loss(objective.model.train(), batch)
+        except AssertionError as error:
+            pytest.skip(f"the quantizer: {error}")
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+@pytest.mark.parametrize("warm_up", [3, 10**6])
+@pytest.mark.usefixtures("static")
+def test_the_host_waits_only_at_lines_of_metrics(
+    kind: str, warm_up: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole loop, eager and static, runs under a mode that raises; it is lifted where a line is due, and nowhere else.
+
+    With a card's optimiser: the one of a CPU reads its count of steps, which is in host memory there.
+    """
+    monkeypatch.setattr(step, "_WARM_UP", warm_up)
+    mode = NoWaiting()
+    mode_of(kind, mode, tmp_path)
+    for name in ("_check", "_flush", "_report", "_evaluate", "_save"):
+        usual = getattr(loop._Trainer, name)
+
+        def lifted(self: Any, *arguments: Any, usual: Any = usual) -> Any:
+            with reading(mode):
+                return usual(self, *arguments)
+
+        monkeypatch.setattr(loop._Trainer, name, lifted)
+    usual_run = loop._Trainer.run
+
+    def watched(self: Any, *arguments: Any) -> Any:
+        with mode:
+            return usual_run(self, *arguments)
+
+    monkeypatch.setattr(loop._Trainer, "run", watched)
+    lines = trained(kind, tmp_path, "run")["metrics"]
+    assert {line["step"] for line in lines if "loss" in line} == {5, 6, 10, 12}
+
+
+def test_the_mode_of_the_test_above_raises() -> None:
+    with NoWaiting():
+        for wait in (lambda: float(torch.ones(())), lambda: torch.ones(3).nonzero(), lambda: torch.ones(3)[torch.ones(3) > 0]):  # fmt: skip
+            with pytest.raises(AssertionError, match="makes the host wait"):
+                wait()
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_training_makes_no_float64(kind: str, tmp_path: Path) -> None:
+    """Steps, evaluations, checkpoints: what sums need it do so in numpy, on the host."""
+    mode_of(kind, NoFloat64(), tmp_path)
+    with NoFloat64():
+        trained(kind, tmp_path, "run")
+
+
+def test_a_mode_that_forbids_float64_does() -> None:
+    with NoFloat64(), pytest.raises(AssertionError, match="made a float64"):
+        torch.ones(2).double()
+
+
+def test_gradients_do_not_pile_up(tmp_path: Path) -> None:
+    """Whatever is left in the gradients, by an evaluation or by a caller, does not enter a step."""
+    config = tiny(train=LONG)
+    first, second = stage("prior", tmp_path, config), stage("prior", tmp_path, config)
+    for p in second.model.parameters():
+        p.grad = torch.ones_like(p)
+    weights = []
+    for index, objective in enumerate((first, second)):
+        run(objective, config.train_prior[1], tmp_path / str(index))
+        weights.append(copy.deepcopy(objective.model.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
