@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def quantizer(report: Report) -> None:
         for name, options in (
             ("training forward", {}),
             ("without revival", {"revive": False}),
-            ("rate 0.2", {"rate": 0.2}),
+            ("entropy penalty 0.2", {"entropy_penalty": 0.2}),
         ):
             with report.part(f"K {size}, {name}"), torch.no_grad():
                 ours = VectorQuantizer(size, dim, **options).to(DEVICE).train()
@@ -171,6 +172,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the JSON (default results/gpu-CARD.json)")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to check the script")
     options = parser.parse_args()
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # before the first product, for the row `laws`
     card = torch.cuda.get_device_name().replace(" ", "-").lower() if CUDA else "none"
     report = Report(
         options.out or RESULTS / f"gpu-{card}.json", options.seconds, options.tiny, options.budget

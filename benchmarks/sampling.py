@@ -269,7 +269,7 @@ def cache_bytes(prior: LevelPrior) -> int:
             previous = logits.argmax(-1)
     kept = [*cache.attention]
     if isinstance(prior, PixelCNN):
-        kept += [cache.row, *cache.vertical, *cache.given, *cache.horizontal]
+        kept += [cache.row, *cache.vertical, *cache.features, *cache.horizontal]
     return sum(t.numel() * t.element_size() for t in kept) + 8 * prior.positions
 
 

@@ -33,10 +33,10 @@ ROOM = {name: room for rooms in FLOORS for room in rooms for name in room}
 FACADE = {"__version__"}  # what files of the package may take from the root `__init__`
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS, CLI_LINES = 400, 60, 8, 150
-# Exceptions. Nothing may be added, and what becomes shorter must be removed.
-LONG_FILES = {"config/models.py"}
-LONG_FUNCTIONS = {"autoencoder/nearest_triton.py:nearest_code"}
-LONG_SIGNATURES = {"autoencoder/quantizer.py:__init__"}  # the names and the number of Sonnet's
+# Files and functions that are still longer; nothing may be added, and what becomes shorter must be removed.
+LONG_FILES: set[str] = set()
+LONG_FUNCTIONS: set[str] = set()
+LONG_SIGNATURES = {"autoencoder/quantizer.py:__init__"}
 
 _IMPORT_ALL = """
 import io, json, os, pkgutil, sys, contextlib, importlib
@@ -120,6 +120,11 @@ def is_verb(name: str) -> bool:
     """Whether it is a verb of the command, whose parameters are options: `command` or `..._command` in commands/."""
     file, _, function = name.partition(":")
     return file.startswith("commands/") and (function == "command" or function.endswith("_command"))
+
+
+def is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether Triton compiles it: such a function takes each pointer and size as a parameter of its own."""
+    return any("triton" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
 def breach(importer: str, imported: str) -> str | None:
@@ -237,14 +242,13 @@ def test_functions_are_short() -> None:
 
 
 def test_signatures_are_short() -> None:
-    """`self` and `cls` not counted; a GPU kernel takes pointers and sizes one by one."""
+    """`self` and `cls` not counted. A Triton kernel may have more: its constants and pointers are parameters."""
     long = set()
     for path in sources():
         for name, node in functions(path):
             taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             taken = [argument for argument in taken if argument.arg not in ("self", "cls")]
-            kernel = any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
-            if len(taken) > PARAMETERS and not is_verb(name) and not kernel:
+            if len(taken) > PARAMETERS and not is_verb(name) and not is_kernel(node):
                 long.add(name)
     assert long == LONG_SIGNATURES, f"over {PARAMETERS} parameters: make them a dataclass or a config"
 

@@ -163,7 +163,7 @@ def test_both_stages_are_built_and_trained_by_hand(seed: int) -> None:
     model = VQVAE(settings).train()
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     errors = []
-    for _ in range(60):
+    for _ in range(100):
         out = model(pixels)
         assert isinstance(out, vqvae2.Reconstruction)
         assert isinstance(out.levels[0], vqvae2.Quantized)
@@ -172,7 +172,7 @@ def test_both_stages_are_built_and_trained_by_hand(seed: int) -> None:
         (error + out.commitment).backward()
         optimizer.step()
         errors.append(float(error.detach()))
-    assert errors[-1] < 0.2 * errors[0]
+    assert errors[-1] < 0.1 * errors[0]
 
     codes = model.eval().encode(pixels)
     level = LevelPriorConfig(hidden=8, residual=8, layers=1, output_layers=0, heads=1, condition_blocks=0)

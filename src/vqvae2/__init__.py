@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqvae2.autoencoder.base import Quantized
+    from vqvae2.autoencoder.base import Quantized, Quantizer
     from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
     from vqvae2.autoencoder.model import VQVAE, Reconstruction
     from vqvae2.autoencoder.quantizer import VectorQuantizer
@@ -43,6 +43,7 @@ _HOME = {
     "Reconstruction": "autoencoder.model",
     "VectorQuantizer": "autoencoder.quantizer",
     "FiniteScalarQuantizer": "autoencoder.fsq",
+    "Quantizer": "autoencoder.base",
     "Quantized": "autoencoder.base",
     "HierarchicalPrior": "prior.hierarchy",
     # trained models, and what they draw
@@ -78,6 +79,7 @@ __all__ = [
     "LevelPriorConfig",
     "PriorConfig",
     "Quantized",
+    "Quantizer",
     "Reconstruction",
     "Reporter",
     "Run",

@@ -21,11 +21,11 @@ def images(count: int = 3, channels: int = 3, side: int = 32, seed: int = 0) -> 
     return torch.rand(count, channels, side, side, generator=generator) * 2 - 1
 
 
-@pytest.mark.parametrize(("depth", "patch"), [(1, 8), (2, 18), (3, 38)])
+@pytest.mark.parametrize(("depth", "patch"), [(1, 10), (2, 20), (3, 40)])
 def test_a_logit_sees_one_patch(depth: int, patch: int) -> None:
     torch.manual_seed(depth)
     x = images(1, side=96).requires_grad_()
-    logits = PatchDiscriminator(3, width=8, depth=depth)(x, images(1, side=96, seed=1))
+    logits = PatchDiscriminator(3, width=8, depth=depth)(x)
     assert logits.shape == (1, 1, 96 // 2**depth, 96 // 2**depth)
     middle = logits.shape[2] // 2
     (gradient,) = torch.autograd.grad(logits[0, 0, middle, middle], x)
@@ -37,9 +37,9 @@ def test_a_logit_sees_one_patch(depth: int, patch: int) -> None:
 def test_a_frozen_discriminator_judges_alike_and_does_not_learn() -> None:
     torch.manual_seed(0)
     net = PatchDiscriminator(1, width=8)
-    x, plain = images(channels=1).requires_grad_(), images(channels=1, seed=1)
-    assert torch.equal(net.frozen(x, plain), net(x, plain))
-    generator_loss(net.frozen(x, plain), hinge=True).backward()
+    x = images(channels=1).requires_grad_()
+    assert torch.equal(net.frozen(x), net(x))
+    generator_loss(net.frozen(x), hinge=True).backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -56,14 +56,6 @@ def test_the_losses_of_known_logits() -> None:
     expected = (softplus(-2) + softplus(-0.5) + softplus(-3) + softplus(1)) / 2
     assert discriminator_loss(real, fake, hinge=False) == pytest.approx(expected)
     assert generator_loss(fake, hinge=False) == pytest.approx((softplus(3) + softplus(-1)) / 2)
-
-
-def test_it_sees_the_difference_from_the_plain_reconstruction() -> None:
-    """Equal images get other logits beside another plain reconstruction."""
-    torch.manual_seed(0)
-    net = PatchDiscriminator(3, width=8)
-    x = images()
-    assert not torch.equal(net(x, x), net(x, images(seed=1)))
 
 
 def test_the_gradient_penalty_of_a_linear_score() -> None:

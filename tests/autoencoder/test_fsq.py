@@ -121,5 +121,5 @@ def test_a_hierarchy_of_lattices_learns_and_its_codes_are_all_that_passes() -> N
 def test_codebooks_that_are_no_lattice_are_refused() -> None:
     with pytest.raises(ConfigError, match="no prime factor above 7"):
         parse({"autoencoder": {"quantizer": "fsq", "codes": [512, 2435]}})
-    with pytest.raises(ConfigError, match="rate 0"):
-        parse({"autoencoder": {"quantizer": "fsq", "rate": 0.1}})
+    with pytest.raises(ConfigError, match="entropy_penalty 0"):
+        parse({"autoencoder": {"quantizer": "fsq", "entropy_penalty": 0.1}})

@@ -419,7 +419,7 @@ def test_bfloat16_autocast_keeps_codes_and_losses_finite() -> None:
 
 
 def test_an_image_decoded_without_its_finer_levels_is_what_decode_makes_of_them() -> None:
-    net = model((2, 2, 2), drop_finer=0.5).train()
+    net = model((2, 2, 2), nested_dropout=0.5).train()
     for quantizer in net.quantizers:  # else the codebooks move on between the two calls
         quantizer.eval()
     images = noise(64, 3, 16, 16)
@@ -435,13 +435,13 @@ def test_an_image_decoded_without_its_finer_levels_is_what_decode_makes_of_them(
 
 def test_every_level_is_used_outside_training_and_by_default() -> None:
     images = noise(16, 3, 8, 8)
-    assert model((2, 2), drop_finer=0.9)(images).used.eq(2).all()
+    assert model((2, 2), nested_dropout=0.9)(images).used.eq(2).all()
     assert model((2, 2)).train()(images).used.eq(2).all()
-    assert model((2,), drop_finer=0.9).train()(images).used.eq(1).all()
+    assert model((2,), nested_dropout=0.9).train()(images).used.eq(1).all()
 
 
 def test_the_finer_levels_get_no_gradient_from_images_decoded_without_them() -> None:
-    net = model((2, 2), drop_finer=0.5).train()
+    net = model((2, 2), nested_dropout=0.5).train()
     images = noise(32, 3, 8, 8).requires_grad_()
     out = net(images)
     dropped = out.used < 2

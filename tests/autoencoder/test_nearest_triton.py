@@ -124,7 +124,9 @@ def test_the_search_on_a_gpu_ignores_tf32(dim: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [{}, {"rate": 0.5}, {"init": "sonnet", "revive": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"entropy_penalty": 0.5}, {"init": "sonnet", "revive": False}], ids=str
+)
 def test_a_training_step_can_be_captured(options: dict[str, Any]) -> None:
     """A step replayed as a CUDA graph leaves the statistics that the same eager steps leave, from the first one on."""
     torch.manual_seed(0)

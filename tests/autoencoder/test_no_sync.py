@@ -19,10 +19,10 @@ VALUE_READ = {"_local_scalar_dense", "item", "is_nonzero", "equal"}
 SHAPE_FROM_VALUES = {"nonzero", "bincount", "masked_select", "_unique2", "unique_dim", "unique_consecutive"}
 
 QUANTIZERS: list[dict[str, Any]] = [
-    {}, {"init": "sonnet"}, {"revive": False}, {"ema": False}, {"rate": 0.5}, {"init": "sonnet", "rate": -0.5},
+    {}, {"init": "sonnet"}, {"revive": False}, {"ema": False}, {"entropy_penalty": 0.5}, {"init": "sonnet", "entropy_penalty": -0.5},
 ]  # fmt: skip
 MODELS: list[dict[str, Any]] = [
-    {}, {"rate": 0.2, "drop_finer": 0.5}, {"quantizer": "fsq"}, {"init": "sonnet", "revive": False}, {"ema": False},
+    {}, {"entropy_penalty": 0.2, "nested_dropout": 0.5}, {"quantizer": "fsq"}, {"init": "sonnet", "revive": False}, {"ema": False},
 ]  # fmt: skip
 
 

@@ -497,13 +497,13 @@ def test_it_agrees_with_vector_quantize_pytorch() -> None:
     assert torch.allclose(out.loss, loss, rtol=1e-6)
 
 
-# --- the price of bits ---
+# --- the entropy penalty ---
 
 
-def test_with_a_rate_the_cheapest_of_distance_and_bits_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_penalty_the_least_sum_of_distance_and_bits_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """By brute force from the statistics, for a codebook whose codes are used unequally; half the way up the ramp."""
-    monkeypatch.setattr(module, "_RATE_RAMP", 60)
-    vq = VectorQuantizer(8, 3, rate=0.3, revive=False).double()
+    monkeypatch.setattr(module, "_PENALTY_RAMP", 60)
+    vq = VectorQuantizer(8, 3, entropy_penalty=0.3, revive=False).double()
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(400, 3, dtype=torch.float64, generator=generator).square()  # crowded near the origin
     for _ in range(30):
@@ -517,13 +517,13 @@ def test_with_a_rate_the_cheapest_of_distance_and_bits_is_chosen(monkeypatch: py
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_a_rate_buys_fewer_bits_with_more_error_whatever_the_scale(
+def test_a_penalty_buys_fewer_bits_with_more_error_whatever_the_scale(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(module, "_RATE_RAMP", 1)
+    monkeypatch.setattr(module, "_PENALTY_RAMP", 1)
 
-    def trained(rate: float, scale: float) -> tuple[float, float]:
-        vq = VectorQuantizer(32, 2, rate=rate)
+    def trained(penalty: float, scale: float) -> tuple[float, float]:
+        vq = VectorQuantizer(32, 2, entropy_penalty=penalty)
         z = torch.randn(2000, 2, generator=torch.Generator().manual_seed(seed)) * scale
         for _ in range(60):
             out = vq(z)
@@ -546,7 +546,10 @@ def test_the_running_error_is_the_mean_squared_distance() -> None:
     )
 
 
-@pytest.mark.parametrize("options", [{"rate": math.nan}, {"rate": math.inf}, {"rate": -0.1, "ema": False}])
-def test_a_rate_out_of_range(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected a finite rate"):
+@pytest.mark.parametrize(
+    "options",
+    [{"entropy_penalty": math.nan}, {"entropy_penalty": math.inf}, {"entropy_penalty": -0.1, "ema": False}],
+)
+def test_a_penalty_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected a finite entropy_penalty"):
         VectorQuantizer(4, 2, **options)

@@ -265,7 +265,7 @@ def test_a_spoilt_codebook_still_gives_indices_in_range(bad: float) -> None:
 
 @pytest.mark.parametrize("bad", SPOILT)
 @pytest.mark.parametrize("options", [
-    {}, {"init": "sonnet"}, {"revive": False}, {"ema": False}, {"rate": 0.5},
+    {}, {"init": "sonnet"}, {"revive": False}, {"ema": False}, {"entropy_penalty": 0.5},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("every", [False, True])
 def test_training_on_spoilt_vectors_does_not_crash(bad: float, options: dict[str, Any], every: bool) -> None:
@@ -546,7 +546,7 @@ def test_an_infinite_loss_under_autocast(
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"init": "sonnet"}, {"revive": False}, {"ema": False}, {"rate": 0.5},
+    {}, {"init": "sonnet"}, {"revive": False}, {"ema": False}, {"entropy_penalty": 0.5},
 ], ids=str)  # fmt: skip
 def test_codes_that_change_in_evaluation(options: dict[str, Any]) -> None:
     """Ports that update without asking for the mode; here nothing at all changes, and results repeat."""
@@ -582,7 +582,7 @@ def test_the_codebook_as_a_parameter_of_the_optimiser() -> None:
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"init": "sonnet"}, {"init": "sonnet", "revive": False}, {"decay": 0.0}, {"ema": False}, {"rate": 0.5},
+    {}, {"init": "sonnet"}, {"init": "sonnet", "revive": False}, {"decay": 0.0}, {"ema": False}, {"entropy_penalty": 0.5},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("shape", [(0, 3), (0, 5, 5, 3), (2, 0, 3)])
 def test_nan_on_an_empty_batch(options: dict[str, Any], shape: tuple[int, ...]) -> None:

@@ -108,7 +108,7 @@ def networks(config: Config) -> list[tuple[int | None, nn.Module, Cost]]:
     changed(),
     changed("prior.classes=7"),
     changed("data.channels=1", "autoencoder.channels=1", "autoencoder.codes=[16, 1024]"),
-    changed("autoencoder.ema=false", "autoencoder.rate=0"),
+    changed("autoencoder.ema=false", "autoencoder.entropy_penalty=0"),
     changed(base="small64"),
     changed(*TRANSFORMER),
 ], ids=["tiny", "classes", "grey", "gradient codebooks", "small64", "transformer"])  # fmt: skip

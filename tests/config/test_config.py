@@ -107,7 +107,7 @@ def test_every_listed_setting_can_be_set() -> None:
     ("train_autoencoder.lr=fast", ("train_autoencoder.lr", "number", "'fast'")),
     ("train_autoencoder.perceptual=-1", ("train_autoencoder.perceptual", "found -1")),
     ("train_autoencoder.perceptual=0.1", ("train_autoencoder", "needs perceptual_weights")),
-    ("autoencoder.rate=-2", ("autoencoder.rate", "found -2")),
+    ("autoencoder.entropy_penalty=-2", ("autoencoder.entropy_penalty", "found -2")),
     ("train_prior.1.steps=0", ("train_prior.1.steps", "found 0")),
     ("prior.levels.0.kernel=4", ("prior.levels.0", "odd kernel", "found 4")),
     ("sampling.top_p=0", ("sampling", "0 < top_p <= 1", "found top_p 0")),
@@ -339,7 +339,7 @@ def test_files_that_hold_no_configuration(tmp_path: Path) -> None:
 
 def test_a_price_on_bits_needs_moving_averages() -> None:
     value = override(
-        preset("tiny").model_dump(mode="json"), ["autoencoder.rate=0.1", "autoencoder.ema=false"]
+        preset("tiny").model_dump(mode="json"), ["autoencoder.entropy_penalty=0.1", "autoencoder.ema=false"]
     )
-    with pytest.raises(ConfigError, match="expected rate 0 without codebooks of moving averages"):
+    with pytest.raises(ConfigError, match="expected entropy_penalty 0 without codebooks of moving averages"):
         parse(value)

@@ -15,8 +15,9 @@ from torch import nn
 
 from vqvae2.autoencoder.layers import ResidualBlock
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.config.models import Config, ConfigError, TrainConfig, parse
+from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.config.presets import choose, preset, presets
+from vqvae2.config.training import TrainConfig
 from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.gated import GatedLayer
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -279,7 +280,7 @@ def test_the_papers_models_are_nothing_but_the_papers(name: str, classes: int) -
     """No price on bits, no dropped levels, no early end; every setting that the tables leave open is the default."""
     config = preset(name)
     assert config.prior.classes == classes
-    assert (config.autoencoder.rate, config.autoencoder.drop_finer) == (0, 0)
+    assert (config.autoencoder.entropy_penalty, config.autoencoder.nested_dropout) == (0, 0)
     assert (config.autoencoder.init, config.autoencoder.revive) == ("data", True)
     stages: list[TrainConfig] = [config.train_autoencoder, *config.train_prior]
     for training in stages:

@@ -33,8 +33,9 @@ def test_the_papers_figures() -> None:
     assert found.bits_per_pixel == pytest.approx(0.39, abs=0.005)
 
 
-def test_likelihood_is_the_mean_over_images() -> None:
-    log_prob = -100 * torch.rand(7, 2, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_likelihood_is_the_mean_over_images(seed: int) -> None:
+    log_prob = -100 * torch.rand(7, 2, generator=torch.Generator().manual_seed(seed))
     whole = likelihood(log_prob, PAPER, (1, 256, 256))
     each = [likelihood(row[None], PAPER, (1, 256, 256)).bits_per_image for row in log_prob]
     assert whole.bits_per_image == pytest.approx(sum(each) / 7, rel=1e-9)

@@ -1,4 +1,4 @@
-"""The critic of a run: fitted on its training pictures alone, kept, found again, and refused if it is not what it was."""
+"""The critic of a run: fitted on its training images alone, saved, loaded again, and refused if its files were changed."""
 
 from __future__ import annotations
 
@@ -49,20 +49,18 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def images(run: Path) -> ImageSet:
-    """The pictures of the run."""
+    """The images of the run."""
     loaded = load(run, "cpu")
     return open_images(str(loaded.record["source"]), loaded.config.data, run / "data", say=lambda text: None)
 
 
 def batch(images: ImageSet, side: Any) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, 16, 16] in [-1, 1] and their labels."""
+    """Images [B, 3, 16, 16] in [-1, 1] and their labels."""
     pixels = images.pixels(side).permute(0, 3, 1, 2) / 127.5 - 1
     return pixels, images.labels_of(side)
 
 
-def test_a_probe_on_the_training_pictures(
-    run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_probe_on_the_training_images(run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is `fit_probe` of their features and of no others'; what is said of it is counted on the held-out ones."""
     given: list[tuple[Tensor, Tensor]] = []
 
@@ -74,8 +72,8 @@ def test_a_probe_on_the_training_pictures(
     seen: list[int] = []
     critic = fit_critic(run, images, load(run, "cpu").config.data, progress=seen.append)
     pixels, labels = batch(images, images.train)
-    ((features, told),) = given
-    assert torch.equal(told, labels)
+    ((features, known),) = given
+    assert torch.equal(known, labels)
     assert torch.allclose(features, Colours()(pixels)[0], atol=1e-5)
     pixels, labels = batch(images, images.heldout)
     likeliest = torch.stack([critic(pixels, torch.full((len(pixels),), k)) for k in range(3)]).argmax(0)
@@ -109,7 +107,7 @@ def test_a_critic_is_found_again(run: Path, images: ImageSet) -> None:
 
 
 def scripted(path: Path, classes: int = 3) -> Path:
-    """Somebody's classifier: logits from the mean colour, for pictures of 8 px."""
+    """Somebody's classifier: logits from the mean colour, for images of 8 px."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes)).eval()
     with warnings.catch_warnings():
@@ -119,7 +117,7 @@ def scripted(path: Path, classes: int = 3) -> Path:
 
 
 def resnet(path: Path, images: ImageSet) -> Path:
-    """A small classifier that was trained on the training pictures."""
+    """A small classifier that was trained on the training images."""
     pixels, labels = batch(images, images.train)
     config = ClassifierConfig(width=4, stages=1, steps=10, batch=8, flip=False)
     save_classifier(path, train_classifier(pixels, labels, 3, config))
@@ -128,7 +126,7 @@ def resnet(path: Path, images: ImageSet) -> Path:
 
 @pytest.mark.parametrize("kind", ["model.pt", "model.safetensors"])
 def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: Path) -> None:
-    """It is taken into the run; the file is needed no more. It rests on its own weights."""
+    """It is taken into the run; the file is needed no more. It is its own backbone."""
     file = tmp_path / f"own-{kind}"
     _ = scripted(file) if kind == "model.pt" else resnet(file, images)
     made = fit_critic(run, images, load(run, "cpu").config.data, model=file)
@@ -142,7 +140,7 @@ def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: P
 
 
 def test_a_network_of_its_own(run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It learns from the training pictures, is found again, and rests on no network that measures."""
+    """It learns from the training images, can be loaded again, and has no feature network as its backbone."""
     config = ClassifierConfig(width=8, stages=1, steps=60, batch=8, flip=False, shift=0)
     monkeypatch.setattr(critic, "train_classifier", partial(train_classifier, config=config))
     made = fit_critic(run, images, load(run, "cpu").config.data, features="resnet")
@@ -216,7 +214,9 @@ def test_the_command_fits_and_says_how_good_it_is(run: Path, pictures: Path, com
     value = json.loads(said.out)
     assert value["network"] == {"name": "colours", "weights": None, "digest": "c" * 64}
     said = command("critic", "fit", run)
-    found = f"critic probe on colours: {value['accuracy']:.1%} of {value['heldout']} held-out pictures right, 33.3%"
+    found = (
+        f"critic probe on colours: {value['accuracy']:.1%} of {value['heldout']} held-out images right, 33.3%"
+    )
     assert (said.code, found in said.out) == (0, True)
     assert json.loads(critic_file(run).read_text()) == value
     out = run.parent / "out"
@@ -224,10 +224,10 @@ def test_the_command_fits_and_says_how_good_it_is(run: Path, pictures: Path, com
     assert json.loads(said.out)["critic"] == {"fraction": 0.5, "digest": value["digest"], "network": "c" * 64}
 
 
-def test_pictures_that_moved_are_the_runs_own_and_others_are_not(
+def test_images_that_moved_are_the_runs_own_and_others_are_not(
     run: Path, pictures: Path, tmp_path: Path, command: Command
 ) -> None:
-    """And neither takes the place of the run's decoded pictures."""
+    """And neither takes the place of the run's decoded images."""
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     moved = shutil.copytree(pictures, tmp_path / "moved")
     (first, *_) = sorted(moved.rglob("*.png"))
@@ -237,7 +237,7 @@ def test_pictures_that_moved_are_the_runs_own_and_others_are_not(
     first.unlink()
     said = command("critic", "fit", run, "--data", moved)
     assert said.code == 2
-    assert "expected the pictures that" in said.err
+    assert "expected the images that" in said.err
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
@@ -265,7 +265,7 @@ def test_a_run_without_classes(run: Path, tmp_path: Path, command: Command) -> N
     for call in (
         lambda: Run(run).critic, lambda: Run(run).fit_critic(), lambda: Run(run).draw_best(1, 0.5),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="has no classes, so a critic has nothing"):
+        with pytest.raises(ValueError, match="has no classes, so a critic cannot"):
             call()
     for verb in (["sample", run, "--out", tmp_path / "out", "--critic", 0.5], ["critic", "fit", run]):
         said = command(*verb)

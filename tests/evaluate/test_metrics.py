@@ -28,7 +28,7 @@ from vqvae2.evaluate.metrics import (
 
 
 class Identity(nn.Module):
-    """Pictures that are features already."""
+    """Images that are features already."""
 
     num_features = 6
 
@@ -80,16 +80,18 @@ def test_moments_of_parts_are_moments_of_the_whole(
     assert torch.allclose(total.covariance, torch.cov(features.T).reshape(dimension, dimension), atol=1e-11)
 
 
-def test_moments_do_not_cancel_far_from_zero() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_moments_do_not_cancel_far_from_zero(seed: int) -> None:
     """A sum of squares would have lost everything: 1e8 squared leaves no digit of a variance of 1 in float64."""
-    features = normal(500, 3) + 1e8
+    features = normal(500, 3, seed) + 1e8
     assert torch.allclose(
         Moments.of(features, 7).covariance, torch.cov((features - 1e8).T), rtol=1e-6, atol=1e-6
     )
 
 
-def test_moments_are_computed_in_float64() -> None:
-    features = normal(300, 4, dtype=torch.float32) + 1000
+@pytest.mark.parametrize("seed", [0, 1])
+def test_moments_are_computed_in_float64(seed: int) -> None:
+    features = normal(300, 4, seed, dtype=torch.float32) + 1000
     found = Moments.of(features, 50)
     assert found.mean.dtype == found.covariance.dtype == torch.float64
     assert torch.allclose(found.covariance, torch.cov(features.double().T), rtol=1e-12, atol=1e-12)
@@ -134,17 +136,19 @@ def test_frechet_distance_in_the_plane(seed: int) -> None:
     assert frechet_distance(first, second) == pytest.approx(float(expected), abs=1e-9)
 
 
-def test_frechet_distance_of_two_sampled_gaussians() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_frechet_distance_of_two_sampled_gaussians(seed: int) -> None:
     """N(0, I) against N((1, 0, 0), diag(4, 1, 1/4)), drawn: 1 + 1 + 0 + 1/4."""
     scale = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
-    samples = normal(200_000, 3, 1) * scale
+    samples = normal(200_000, 3, 1 + seed) * scale
     samples[:, 0] += 1
-    found = frechet_distance(Moments.of(normal(200_000, 3)), Moments.of(samples))
+    found = frechet_distance(Moments.of(normal(200_000, 3, 10 + seed)), Moments.of(samples))
     assert found == pytest.approx(2.25, abs=0.03)
 
 
-def test_frechet_distance_is_what_torchmetrics_finds() -> None:
-    real, samples = skewed(60, 6), skewed(50, 6, 9)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_frechet_distance_is_what_torchmetrics_finds(seed: int) -> None:
+    real, samples = skewed(60, 6, seed), skewed(50, 6, 9 + seed)
     oracle = FrechetInceptionDistance(feature=Identity(), normalize=True)
     oracle.update(real, real=True)
     oracle.update(samples, real=False)
@@ -153,8 +157,9 @@ def test_frechet_distance_is_what_torchmetrics_finds() -> None:
     )
 
 
-def test_frechet_distance_ignores_order_rotation_and_place() -> None:
-    real, samples = skewed(40, 5), skewed(30, 5, 9)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_frechet_distance_ignores_order_rotation_and_place(seed: int) -> None:
+    real, samples = skewed(40, 5, seed), skewed(30, 5, 9 + seed)
     plain = frechet_distance(Moments.of(real), Moments.of(samples))
     assert plain > 0.1
     assert frechet_distance(Moments.of(samples), Moments.of(real)) == pytest.approx(plain, rel=1e-9)
@@ -202,17 +207,19 @@ def test_kernel_distance_by_hand() -> None:
     assert found.standard_deviation == 0
 
 
-def test_kernel_distance_is_what_torchmetrics_finds() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kernel_distance_is_what_torchmetrics_finds(seed: int) -> None:
     """All vectors in every draw: one figure, whatever their order."""
-    real, samples = skewed(40, 6), skewed(40, 6, 9)
+    real, samples = skewed(40, 6, seed), skewed(40, 6, 9 + seed)
     found = kernel_distance(real, samples, subsets=3, size=40)
     assert found.mean == pytest.approx(float(poly_mmd(real, samples)), rel=1e-9)
     assert found.standard_deviation == pytest.approx(0, abs=1e-9 * found.mean)
 
 
-def test_kernel_distance_is_unbiased() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kernel_distance_is_unbiased(seed: int) -> None:
     """Around 0 for equal distributions, at any size of draws; far above for others."""
-    real, same, other = (normal(4000, 8, seed) for seed in (0, 1, 2))
+    real, same, other = (normal(4000, 8, 3 * seed + number) for number in (0, 1, 2))
     for size in (5, 50):
         found = kernel_distance(real, same, subsets=1500, size=size)
         assert abs(found.mean) < 4 * found.standard_deviation / math.sqrt(1500)
@@ -220,14 +227,15 @@ def test_kernel_distance_is_unbiased() -> None:
     assert found.mean > 5 * found.standard_deviation > 0
 
 
-def test_kernel_distance_depends_on_its_seed_alone() -> None:
-    real, samples = normal(30, 3), normal(40, 3, 1)
-    first = kernel_distance(real, samples, subsets=5, size=10, seed=1)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kernel_distance_depends_on_its_seed_alone(seed: int) -> None:
+    real, samples = normal(30, 3, seed), normal(40, 3, 1 + seed)
+    first = kernel_distance(real, samples, subsets=5, size=10, seed=1 + seed)
     torch.manual_seed(5)
-    assert kernel_distance(real, samples, subsets=5, size=10, seed=1) == first
-    assert kernel_distance(real, samples, subsets=5, size=10, seed=2) != first
+    assert kernel_distance(real, samples, subsets=5, size=10, seed=1 + seed) == first
+    assert kernel_distance(real, samples, subsets=5, size=10, seed=2 + seed) != first
     turn = rotation(3)
-    turned = kernel_distance(real @ turn, samples @ turn, subsets=5, size=10, seed=1)
+    turned = kernel_distance(real @ turn, samples @ turn, subsets=5, size=10, seed=1 + seed)
     assert turned == pytest.approx(first, rel=1e-9)
 
 
@@ -250,8 +258,9 @@ def test_class_score_of_known_cases() -> None:
     assert class_score(half, splits=1).mean == pytest.approx(expected, abs=1e-6)
 
 
-def test_class_score_is_what_torchmetrics_finds() -> None:
-    logits = 2 * normal(90, 7)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_class_score_is_what_torchmetrics_finds(seed: int) -> None:
+    logits = 2 * normal(90, 7, seed)
     with pytest.warns(UserWarning, match="buffer"):
         oracle = InceptionScore(feature=Identity(), splits=1)
     oracle.update(logits)
@@ -260,7 +269,7 @@ def test_class_score_is_what_torchmetrics_finds() -> None:
     assert class_score(logits.softmax(1), splits=1).mean == pytest.approx(expected, rel=1e-9)
 
 
-def test_class_score_of_pictures_that_are_sorted_by_class() -> None:
+def test_class_score_of_images_that_are_sorted_by_class() -> None:
     """Parts in the order given would each see one class, and score 1."""
     found = class_score(torch.eye(10).repeat_interleave(100, 0), splits=10)
     assert 8.9 < found.mean < 10
@@ -301,9 +310,10 @@ def test_two_sample_of_equal_and_of_disjoint_sets() -> None:
     assert p_value == pytest.approx(2 / math.comb(40, 20), rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("n", "m"), [(1000, 999), (1000, 7), (5000, 4001)])
-def test_two_sample_of_many_numbers(n: int, m: int) -> None:
-    first, second = normal(n, 1, 3)[:, 0], normal(m, 1, 4)[:, 0]
+def test_two_sample_of_many_numbers(n: int, m: int, seed: int) -> None:
+    first, second = normal(n, 1, 3 + 2 * seed)[:, 0], normal(m, 1, 4 + 2 * seed)[:, 0]
     assert two_sample(first, second).p_value > 0.01
     assert two_sample(first, second + 4).p_value < 1e-4
 
@@ -318,10 +328,11 @@ def test_two_sample_of_nothing() -> None:
 # --- accuracy ---
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("top", [1, 2, 5])
-def test_accuracy_is_what_torchmetrics_finds(top: int) -> None:
-    logits = normal(200, 8)
-    labels = torch.randint(8, (200,), generator=torch.Generator().manual_seed(1))
+def test_accuracy_is_what_torchmetrics_finds(top: int, seed: int) -> None:
+    logits = normal(200, 8, seed)
+    labels = torch.randint(8, (200,), generator=torch.Generator().manual_seed(1 + seed))
     expected = multiclass_accuracy(logits, labels, num_classes=8, top_k=top, average="micro")
     assert accuracy(logits, labels, top) == pytest.approx(float(expected), abs=1e-6)
 

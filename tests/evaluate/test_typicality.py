@@ -14,7 +14,7 @@ scores = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
 
 def noise(n: int, seed: int = 0) -> Tensor:
-    """log p of n pictures at two levels: about -300 and -900, which vary by 30 and 50."""
+    """log p of n images at two levels: about -300 and -900, which vary by 30 and 50."""
     normal = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
     return normal * torch.tensor([30.0, 50.0]) + torch.tensor([-300.0, -900.0])
 
@@ -34,8 +34,9 @@ def test_auroc_of_nothing() -> None:
             auroc(inside, outside)
 
 
-def test_too_likely_is_as_untypical_as_too_unlikely() -> None:
-    typical = Typical(noise(500))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_too_likely_is_as_untypical_as_too_unlikely(seed: int) -> None:
+    typical = Typical(noise(500, seed))
     middle, far = typical.mean[None], 6 * typical.standard_deviation
     assert typical.score(middle).item() == 0
     assert typical.typicality(middle).item() == 1
@@ -47,18 +48,20 @@ def test_too_likely_is_as_untypical_as_too_unlikely() -> None:
             assert typical.typicality(other).item() == pytest.approx(1 / 501, abs=2e-3)
 
 
-def test_every_level_counts_in_its_own_deviations() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_level_counts_in_its_own_deviations(seed: int) -> None:
     """However much smaller its bits are than another level's."""
-    typical = Typical(noise(500) * torch.tensor([1.0, 100.0]))
+    typical = Typical(noise(500, seed) * torch.tensor([1.0, 100.0]))
     a, b = typical.mean[None].repeat(2, 1)
     a[0] += 4 * typical.standard_deviation[0]
     b[1] += 4 * typical.standard_deviation[1]
     assert torch.allclose(*typical.score(torch.stack([a, b])))
 
 
-def test_typicality_of_pictures_like_the_held_out_ones_is_even() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_typicality_of_images_like_the_held_out_ones_is_even(seed: int) -> None:
     """As a p-value: below a with probability a."""
-    found = Typical(noise(2000)).typicality(noise(2000, seed=1))
+    found = Typical(noise(2000, seed)).typicality(noise(2000, seed=seed + 2))
     for a in (0.05, 0.2, 0.5, 0.9):
         assert float((found <= a).double().mean()) == pytest.approx(a, abs=0.035)
 

@@ -88,11 +88,11 @@ def test_gated_layer_steps_by_rows_and_positions(
     above, rows, outputs = layer.vertical.start(v[:, :, 0]), [], []
     for r in range(height):
         row_context = None if context is None else context[:, :, r if given == "a map" else 0]
-        row, gift, above = layer.step_row(v[:, :, r], above, row_context)
+        row, features, above = layer.step_row(v[:, :, r], above, row_context)
         rows.append(row)
         left = layer.horizontal.start(h[:, :, 0, 0])
         for c in range(width):
-            y, left = layer.step(h[:, :, r, c], gift[:, :, c], left)
+            y, left = layer.step(h[:, :, r, c], features[:, :, c], left)
             outputs.append(y)
     assert close(torch.stack(rows, 2), whole_v)
     assert close(torch.stack(outputs, 2).view_as(h), whole_h)

@@ -193,8 +193,8 @@ def test_labels_may_be_any_integers() -> None:
     [
         ([0, 1], r"expected 3 labels, found shape \(2,\)"),
         ([[0, 1, 0]], r"expected 3 labels, found shape \(1, 3\)"),
-        ([0, 3, 1], r"expected class numbers 0\.\.1, found 0\.\.3"),
-        ([0, -1, 1], r"expected class numbers 0\.\.1, found -1\.\.1"),
+        ([0, 3, 1], r"expected class numbers 0\.\.1, or 2 for no label, found 0\.\.3"),
+        ([0, -1, 1], r"expected class numbers 0\.\.1, or 2 for no label, found -1\.\.1"),
     ],
 )
 def test_labels_that_do_not_fit(labels: Any, message: str) -> None:

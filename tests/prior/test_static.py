@@ -156,3 +156,29 @@ def test_a_static_step_copies_nothing_to_or_from_the_host(kind: dict[str, Any]) 
     with torch.no_grad():
         static.load(prior, context)
         static.draw_row(chooser)
+
+
+def test_a_clone_of_a_chooser_has_memory_of_its_own() -> None:
+    known = torch.full((2, 3), UNKNOWN)
+    first = Chooser(torch.zeros(2, 3, dtype=torch.float64), known, Rule())
+    copy = first.clone()
+    copy.copy_(Chooser(torch.ones(2, 3, dtype=torch.float64), known + 1, Rule()))
+    assert first.uniforms.eq(0).all()
+    assert first.known.eq(UNKNOWN).all()
+    assert copy.uniforms.eq(1).all()
+    assert copy.known.eq(0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_rows_draw_the_codes_of_plain_steps(kind: dict[str, Any], kernels: str) -> None:
+    """On a GPU, at any batch size, for several batches of one recording, with and without guidance."""
+    prior = hierarchy(((2, 2), (4, 4)), 2, 9, torch.float32, hidden=32, residual=32, **kind).cuda()
+    labels, kept = torch.tensor([0, 1, 2, 0, 1]), StepGraphs(kernels=kernels, least_positions=1)
+    for options in ({}, {"temperature": 0.0}, {"guidance": 2.0, "top_k": 5}, {"top_p": 0.8}):
+        for seed in (1, 2):
+            plain = prior.sample(5, labels, seed=seed, graphs=StepGraphs(devices=()), **options)  # type: ignore[arg-type]
+            assert same(prior.sample(5, labels, seed=seed, graphs=kept, **options), plain)  # type: ignore[arg-type]
+        alone = prior.sample([3], labels[3:4], seed=2, graphs=kept, **options)  # type: ignore[arg-type]
+        assert same(alone, plain[[3]])

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from vqvae2.config.models import DataConfig, Hardware, TrainConfig, parse
+from vqvae2.config.hardware import Hardware
+from vqvae2.config.models import DataConfig, parse
+from vqvae2.config.training import TrainConfig
 from vqvae2.data.workers import Decoder
 from vqvae2.train import device
 from vqvae2.train.device import (

@@ -32,7 +32,7 @@ from train_helpers import (
 )
 
 from vqvae2.autoencoder.quantizer import VectorQuantizer
-from vqvae2.config.models import TrainConfig
+from vqvae2.config.training import TrainConfig
 from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors

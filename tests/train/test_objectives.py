@@ -287,12 +287,15 @@ def test_images_kept_on_the_device_give_the_same_batches(data: dict[str, Any], t
     images = image_set(tmp_path, config)
     plain, resident = AutoencoderObjective(config, images), AutoencoderObjective(config, images)
     assert resident.keep_on(torch.device("cpu"), 0) == 0
-    assert resident.resident is None
-    assert resident.keep_on(torch.device("cpu"), 10**6) == resident.resident.pixels.numel() > 0  # type: ignore[attr-defined]
+    assert resident.training.resident is None
+    taken = resident.keep_on(torch.device("cpu"), 10**6)
+    kept = resident.training.resident
+    assert kept is not None
+    assert taken == kept.pixels.numel() > 0
     for start, rank, world in ((0, 0, 1), (3, 1, 2)):
         ours, theirs = plain.batches(start, rank, world), resident.batches(start, rank, world)
         for expected, places in itertools.islice(zip(ours, theirs, strict=False), 6):
-            assert torch.equal(resident.resident.pixels_at(*places), expected[0])  # type: ignore[attr-defined]
+            assert torch.equal(kept.pixels_at(*places), expected[0])
             losses = [
                 objective.loss(objective.model, batch)[0]
                 for objective, batch in ((plain, expected), (resident, places))

@@ -18,7 +18,8 @@ from train_helpers import TRAIN, Spoken, changed, pictures, signal_at, tiny
 
 from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.codes import Codes
-from vqvae2.config.models import Config, ConfigError, PriorTrainConfig
+from vqvae2.config.models import Config, ConfigError
+from vqvae2.config.training import PriorTrainConfig
 from vqvae2.data.grid import grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float

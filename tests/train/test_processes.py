@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 data, place = sys.argv[1], Path(sys.argv[2])
 rank = int(os.environ["RANK"])
 configs = json.loads((place / "configs.json").read_text())
-notes = {"trained": [], "extracted": 0, "said": []}
+notes = {"trained": [], "extracted": 0, "encoded": [], "said": []}
 usual_fit, usual_extract, usual_loss = pipeline.fit, pipeline.extract, pipeline.AutoencoderObjective.loss
 
 class Notes(Reporter):
@@ -50,9 +50,11 @@ def fit(objective, *arguments):
     notes["trained"].append(digest(objective.model.state_dict()))
     return outcome
 
-def extract(*arguments):
+def extract(model, *arguments):
     notes["extracted"] += 1
-    usual_extract(*arguments)
+    usual_encode = model.encode
+    model.encode = lambda images: notes["encoded"].append(len(images)) or usual_encode(images)
+    usual_extract(model, *arguments)
 
 def train(name, config="whole"):
     pipeline.train(data, place / name, parse(configs[config]), reporter=Notes())
@@ -166,9 +168,11 @@ def test_both_processes_end_with_the_same_weights(place: Path) -> None:
     assert first["trained"] == published
 
 
-def test_codes_are_extracted_once(place: Path) -> None:
+def test_codes_are_extracted_by_both_and_once(place: Path) -> None:
+    """Each process encodes its share; the store is in the order that one process gives it."""
     first, second = notes(place)
-    assert (first["extracted"], second["extracted"]) == (1, 0)
+    assert (first["extracted"], second["extracted"]) == (1, 1)
+    assert sorted(first["encoded"]) == sorted(second["encoded"])
     one, two = (open_store(place / run / "codes") for run in ("one", "whole"))
     assert (one.labels == two.labels).all()
     assert (one.split == two.split).all()

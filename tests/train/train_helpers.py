@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vqvae2.codes import Codes
-from vqvae2.config.models import Config, TrainConfig, parse
+from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import merge
+from vqvae2.config.training import TrainConfig
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreWriter, open_store
 from vqvae2.files.progress import Reporter

@@ -3,9 +3,8 @@
 It is the patch discriminator of pix2pix (Isola et al. 2017, arXiv 1611.07004) as VQGAN uses it (Esser et al. 2021, arXiv
 2012.09841, section 3.2): strided convolutions, each of whose outputs judges one patch of the image. Two things differ:
 
-- As in pix2pix and in HiFiC (Mentzer et al. 2020, arXiv 2006.09965) it also sees what the codes say, here as the image that
-  the plain decoder makes of them. It is shown the difference to that image, enlarged. Without it, on emoji, the
-  discriminator learnt nothing in hundreds of steps, because real images and good reconstructions differ so little.
+- It is also shown, enlarged, what a blur of three pixels takes from the image: there real images and good reconstructions
+  differ, and without it the discriminator learnt nothing in hundreds of steps on emoji.
 - There is no batch normalisation, so that the judgement of an image does not depend on the rest of the batch. The gradient
   penalty keeps the training stable instead.
 
@@ -25,12 +24,12 @@ _ENLARGED = (
 
 
 class PatchDiscriminator(nn.Module):
-    """Images, and what the plain decoder makes of their codes, to one logit per patch; above 0 means real.
+    """Images [B, C, H, W] in [-1, 1] to one logit per patch [B, 1, h, w]; above 0 means real.
 
     Args:
         channels: C, channels of the images.
         width: channels after the first convolution; doubled by each further one, up to four times as many.
-        depth: strided convolutions; each halves the grid. Three see patches of 38 px, two of 18 px.
+        depth: strided convolutions; each halves the grid. Three see patches of 40 px, two of 20 px.
     """
 
     def __init__(self, channels: int, width: int = 64, depth: int = 3) -> None:
@@ -49,23 +48,19 @@ class PatchDiscriminator(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, a=0.2)
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, images: Tensor, plain: Tensor) -> Tensor:
-        """The logits, float32 [B, 1, h, w].
-
-        Args:
-            images: [B, C, H, W] in [-1, 1].
-            plain: what the plain decoder makes of the images' codes, as large.
-        """
-        logits: Tensor = self.layers(torch.cat([images, _ENLARGED * (images - plain)], 1))
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits, float32 [B, 1, h, w]."""
+        blurred = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        logits: Tensor = self.layers(torch.cat([images, _ENLARGED * (images - blurred)], 1))
         return logits.float()
 
-    def frozen(self, images: Tensor, plain: Tensor) -> Tensor:
+    def frozen(self, images: Tensor) -> Tensor:
         """As `forward`, for the generator's loss: the gradient reaches the images and not the weights.
 
         So both networks can learn in one backward pass.
         """
         weights = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        logits: Tensor = functional_call(self, weights, (images, plain))
+        logits: Tensor = functional_call(self, weights, (images,))
         return logits
 
 

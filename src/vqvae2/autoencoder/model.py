@@ -31,7 +31,7 @@ class Reconstruction:
     Attributes:
         images: [B, C, H, W], the decoder's linear output; about [-1, 1], not clipped.
         levels: each level's quantizer output, coarsest first.
-        used: [B], how many levels, from the coarsest, each image was decoded from; all unless `drop_finer`.
+        used: [B], how many levels, from the coarsest, each image was decoded from; all unless `nested_dropout`.
     """
 
     images: Tensor
@@ -61,7 +61,7 @@ def _quantizer(config: AutoencoderConfig, size: int) -> Quantizer:
         init=config.init,
         revive=config.revive,
         ema=config.ema,
-        rate=config.rate,
+        entropy_penalty=config.entropy_penalty,
     )
 
 
@@ -149,10 +149,10 @@ class VQVAE(nn.Module):
         quantized = self._quantize(images)
         parts = [_channels_first(level.quantize) for level in quantized]
         every = torch.full((images.shape[0],), self.config.levels, device=images.device)
-        if not self.training or not self.config.drop_finer or self.config.levels == 1:
+        if not self.training or not self.config.nested_dropout or self.config.levels == 1:
             return Reconstruction(self._decode(parts), tuple(quantized), every)
         some = torch.randint_like(every, 1, self.config.levels)
-        dropped = torch.rand(every.shape, device=every.device) < self.config.drop_finer
+        dropped = torch.rand(every.shape, device=every.device) < self.config.nested_dropout
         used = torch.where(dropped, some, every)  # nested dropout (Rippel et al. 2014)
         return Reconstruction(self._decode(parts, used), tuple(quantized), used)
 

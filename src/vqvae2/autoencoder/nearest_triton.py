@@ -79,43 +79,29 @@ def nearest_code(
     if precision not in LAUNCHES:
         raise ValueError(f"expected a precision of {', '.join(LAUNCHES)}, found {precision!r}")
     how = launch or (LAUNCHES[precision] if dim <= 64 else _WIDE)
+    # Triton's interpreter, which runs the kernels on a CPU for tests, cannot multiply bfloat16
+    part = torch.float32 if vectors.device.type == "cpu" else torch.bfloat16
+    shared = {
+        "SIZE": size,
+        "DIM": dim,
+        "WIDTH": max(16, triton.next_power_of_2(dim)),
+        "PRECISION": precision,
+        "PART": tl.float32 if part == torch.float32 else tl.bfloat16,
+    }
     vectors, codebook = vectors.contiguous(), codebook.contiguous()
-    indices = torch.empty(count, dtype=torch.int64, device=vectors.device)
     norms = codebook.new_empty(size)
-    split = precision == "bf16x6"
-    # Triton's interpreter, which runs the kernel on a CPU for tests, cannot multiply bfloat16
-    held, part = (
-        (torch.float32, tl.float32) if vectors.device.type == "cpu" else (torch.bfloat16, tl.bfloat16)
-    )
-    parts = codebook.new_empty(3 * codebook.numel() if split else 1, dtype=held)
-    shape = {"SIZE": size, "DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim))}
+    parts = codebook.new_empty(3 * codebook.numel() if precision == "bf16x6" else 1, dtype=part)
+    indices = torch.empty(count, dtype=torch.int64, device=vectors.device)
     if count:
         with torch.cuda.device_of(vectors):
-            _prepare[(triton.cdiv(size, _PREPARED),)](
-                codebook,
-                norms if penalty is None else penalty,
-                norms,
-                parts,
-                **shape,
-                CODES=_PREPARED,
-                PENALTY=penalty is not None,
-                SPLIT=split,
-                PART=part,
-            )
-            _search[(triton.cdiv(count, how.vectors),)](
-                vectors,
-                parts if split else codebook,
-                norms,
-                indices,
-                count,
-                **shape,
-                VECTORS=how.vectors,
-                CODES=how.codes,
-                PRECISION=precision,
-                PART=part,
-                num_warps=how.warps,
-                num_stages=how.stages,
-            )
+            priced = {"CODES": _PREPARED, "PENALTY": penalty is not None}
+            grid = (triton.cdiv(size, _PREPARED),)
+            _prepare[grid](codebook, norms if penalty is None else penalty, norms, parts, **shared, **priced)
+            blocks = {"VECTORS": how.vectors, "CODES": how.codes}
+            blocks |= {"num_warps": how.warps, "num_stages": how.stages}
+            codes = parts if precision == "bf16x6" else codebook
+            grid = (triton.cdiv(count, how.vectors),)
+            _search[grid](vectors, codes, norms, indices, count, **shared, **blocks)
     return indices
 
 
@@ -138,10 +124,10 @@ def _prepare(
     SIZE: tl.constexpr,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PART: tl.constexpr,
     CODES: tl.constexpr,
     PENALTY: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PART: tl.constexpr,
 ):
     """codebook [SIZE, DIM] -> norms [SIZE] with the penalty in them, and its bfloat16 parts [3, SIZE, DIM]."""
     codes = tl.program_id(0) * CODES + tl.arange(0, CODES)
@@ -153,7 +139,7 @@ def _prepare(
     if PENALTY:
         norm += tl.load(penalty + codes, mask=codes < SIZE, other=0.0)
     tl.store(norms + codes, norm, mask=codes < SIZE)
-    if SPLIT:
+    if PRECISION == "bf16x6":
         first, second, third = _split(e, PART)
         tl.store(parts + places, first, mask=inside)
         tl.store(parts + SIZE * DIM + places, second, mask=inside)
@@ -170,10 +156,10 @@ def _search(
     SIZE: tl.constexpr,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
-    VECTORS: tl.constexpr,
-    CODES: tl.constexpr,
     PRECISION: tl.constexpr,
     PART: tl.constexpr,
+    VECTORS: tl.constexpr,
+    CODES: tl.constexpr,
 ):
     """vectors [count, DIM], codebook [SIZE, DIM] or its parts [3, SIZE, DIM], norms [SIZE] -> indices [count]."""
     rows = tl.program_id(0).to(tl.int64) * VECTORS + tl.arange(0, VECTORS)

@@ -36,9 +36,7 @@ from vqvae2.autoencoder.base import (
 from vqvae2.autoencoder.nearest import nearest_code
 from vqvae2.autoencoder.revival import draw_by_error, spread_rows
 
-_RATE_RAMP = (
-    1000  # updates over which the penalty rises to `rate`: first the codes must come to mean something
-)
+_PENALTY_RAMP = 1000  # updates over which the entropy penalty rises: codes must first come to mean something
 _REVIVE_SHARE = 0.03  # a code is dead when it is used less than this share of the mean use (our decision)
 
 
@@ -88,11 +86,11 @@ class VectorQuantizer(Quantizer):
         revive: move codes used less than 3 % of the mean use to inputs that are far from their code
             (our decision; not in the paper). Drawn alike on every process.
         ema: False trains the codebook by gradient instead (paper v1, eq. 3): `embeddings` is then a parameter.
-        rate: weight of the bits in the choice of a code (entropy-constrained vector quantization, Chou, Lookabaugh
-            and Gray 1989; our addition): code k is chosen for the least ||z - e_k||^2 + rate x E x -log2 p_k, with p
-            the running shares of use and E the running mean of ||z - q||^2. 0 is the paper. More makes codes that
-            a prior predicts with fewer bits, at some cost in error; below 0 it is frequent codes that cost, which
-            evens their use out. Needs `ema`.
+        entropy_penalty: lambda of entropy-constrained vector quantization (Chou, Lookabaugh and Gray 1989; our
+            addition): the code of z is the k with the least ||z - e_k||^2 + lambda E (-log2 p_k), with p the running
+            frequencies of the codes and E the running mean of ||z - q||^2. 0 is the paper. A positive value makes
+            codes of lower entropy, which a prior predicts with fewer bits, at a larger error; a negative one
+            penalises frequent codes, so that the codebook is used more evenly. Needs `ema`.
 
     Raises:
         ValueError: an argument out of range.
@@ -113,21 +111,21 @@ class VectorQuantizer(Quantizer):
         init: Literal["data", "sonnet"] = "data",
         revive: bool = True,
         ema: bool = True,
-        rate: float = 0.0,
+        entropy_penalty: float = 0.0,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, decay)
         if not 0 <= decay < 1:
             raise ValueError(f"expected 0 <= decay < 1, found {decay}")
         if init not in ("data", "sonnet"):
             raise ValueError(f"expected init 'data' or 'sonnet', found {init!r}")
-        if not math.isfinite(rate) or (rate and not ema):
-            raise ValueError(f"expected a finite rate, and 0 without ema, found {rate}")
+        if not math.isfinite(entropy_penalty) or (entropy_penalty and not ema):
+            raise ValueError(f"expected a finite entropy_penalty, and 0 without ema, found {entropy_penalty}")
         self.commitment_cost = commitment_cost
         self.epsilon = epsilon
         self.init = init
         self.revive = revive
         self.ema = ema
-        self.rate = rate
+        self.entropy_penalty = entropy_penalty
         limit = math.sqrt(3 / embedding_dim)
         start = torch.empty(num_embeddings, embedding_dim).uniform_(-limit, limit)
         if ema:
@@ -189,11 +187,11 @@ class VectorQuantizer(Quantizer):
 
     def _penalty(self) -> Tensor | None:
         """[K]: what each code costs besides its distance; a code of no use costs as much as one of 1 / (100 K)."""
-        if not self.rate:
+        if not self.entropy_penalty:
             return None
         share = (self.ema_count / self.ema_count.sum()).clamp_min(0.01 / self.num_embeddings)
-        ramp = (self.counter.to(share.dtype) / _RATE_RAMP).clamp_max(1)
-        penalty = -self.rate * ramp * self.distortion / self._debias() * share.log2()
+        ramp = (self.counter.to(share.dtype) / _PENALTY_RAMP).clamp_max(1)
+        penalty = -self.entropy_penalty * ramp * self.distortion / self._debias() * share.log2()
         return torch.where(self.counter > 0, penalty, 0)
 
     @torch.no_grad()

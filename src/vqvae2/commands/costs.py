@@ -25,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.config.models import Config, TrainConfig
+from vqvae2.config.models import Config
+from vqvae2.config.training import TrainConfig
 from vqvae2.prior.attention import attend
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.level import LevelPrior
@@ -119,7 +120,7 @@ def measure(config: Config) -> Costs:
     """
     size, channels, classes = config.data.size, config.data.channels, config.prior.classes
     # neither setting changes the count, and both need the values of tensors, which fake tensors do not have
-    settings = config.autoencoder.model_copy(update={"rate": 0.0, "drop_finer": 0.0})
+    settings = config.autoencoder.model_copy(update={"entropy_penalty": 0.0, "nested_dropout": 0.0})
     with FakeTensorMode():
         autoencoder = VQVAE(settings).eval()
         prior = HierarchicalPrior(config.prior, config.geometry).train()

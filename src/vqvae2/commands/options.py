@@ -95,9 +95,10 @@ def resolve(base: Config, file: dict[str, Any] | None, settings: Sequence[str] |
         ConfigError: an unknown key, or a value that cannot work.
     """
     from vqvae2.config.models import parse
-    from vqvae2.config.overrides import complete, merge, override
+    from vqvae2.config.overrides import complete, merge, override, renamed
 
-    value = override(complete(merge(base.model_dump(mode="json"), file or {})), settings or [])
+    changed = merge(base.model_dump(mode="json"), renamed(file or {}))
+    value = override(complete(changed), settings or [])
     if isinstance(value["autoencoder"], dict) and isinstance(value["data"], dict):
         value["autoencoder"]["channels"] = value["data"].get("channels")
     return parse(value)

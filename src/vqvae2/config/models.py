@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vqvae2.codes import Geometry, prime_factors
+from vqvae2.config.base import Settings
+from vqvae2.config.hardware import Hardware
 from vqvae2.config.sampling import Sampling
+from vqvae2.config.training import AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
 from vqvae2.errors import UserError
 
 
@@ -20,11 +23,7 @@ class ConfigError(UserError):
     """A setting that cannot work, with what was expected and what was found."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataConfig(_Model):
+class DataConfig(Settings):
     """How images are read, decoded, split and augmented."""
 
     size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
@@ -91,8 +90,31 @@ class DataConfig(_Model):
     )
 
 
-class AutoencoderConfig(_Model):
-    """Stage 1: the N-level VQ-VAE. Defaults: the paper's ImageNet model (spec 2.2)."""
+quantizer_names = {"vq", "fsq"}
+"""The accepted values of `AutoencoderConfig.quantizer`; `autoencoder.quantizers.register_quantizer` adds to them."""
+
+_FORMER_NAMES = {"rate": "entropy_penalty", "drop_finer": "nested_dropout"}  # of settings of the autoencoder
+
+
+def with_present_names(settings: Any) -> Any:
+    """Settings of the autoencoder in which names of former versions are replaced by those of today.
+
+    Raises:
+        ValueError: a setting is there under both names.
+    """
+    if not isinstance(settings, dict):
+        return settings
+    for former, present in _FORMER_NAMES.items():
+        if former in settings and present in settings:
+            raise ValueError(f"expected {present} alone, found {former} as well, which is its former name")
+    return {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
+
+
+class AutoencoderConfig(Settings):
+    """Stage 1: the VQ-VAE with 1 to 4 levels. The defaults are the paper's ImageNet model (its appendix A).
+
+    `rate` and `drop_finer`, the names that `entropy_penalty` and `nested_dropout` had in former versions, are still read.
+    """
 
     channels: int = Field(3, ge=1, le=16, description="image channels")
     strides: tuple[int, ...] = Field(
@@ -108,47 +130,63 @@ class AutoencoderConfig(_Model):
     decay: float = Field(0.99, ge=0, lt=1, description="gamma of the codebooks' moving averages")
     epsilon: float = Field(1e-5, gt=0, description="Laplace smoothing of the counts (init sonnet)")
     init: Literal["data", "sonnet"] = Field(
-        "data", description="first codebook: from the first batch, or Sonnet's uniform"
+        "data", description="first codebook: vectors of the first batch, or Sonnet's uniform distribution"
     )
-    revive: bool = Field(True, description="move unused codes to where the error is")
+    revive: bool = Field(True, description="move unused codes to vectors with a large quantisation error")
     ema: bool = Field(True, description="codebooks by moving averages (paper) rather than by gradient")
-    quantizer: Literal["vq", "fsq"] = Field(
+    quantizer: str = Field(
         "vq",
-        description="vq: a learnt codebook (paper); fsq: finite scalar quantization, a fixed lattice of as many codes",
+        description="vq: a learnt codebook (paper); fsq: finite scalar quantization, a fixed lattice of as many codes; "
+        "or the name of a quantiser that was registered",
     )
     stem_relu: bool = Field(
         False,
-        description="a ReLU between an encoder's last 3x3 and its residual stack (Sonnet v2's notebook; off: Sonnet v1)",
+        description="a ReLU between an encoder's last 3x3 convolution and its residual stack (as in Sonnet v2's notebook; "
+        "off is Sonnet v1)",
     )
     weights: Literal["torch", "sonnet"] = Field(
         "torch",
-        description="first weights of the convolutions: torch's, or Sonnet's (normal of deviation 1/sqrt(fan-in), cut at "
-        "two deviations, biases 0), which are sqrt(3) times as large",
+        description="initial weights of the convolutions: torch's, or Sonnet's (normal with standard deviation "
+        "1/sqrt(fan-in), truncated at two standard deviations, biases 0), which are sqrt(3) times as large",
     )
     variance: float = Field(
         1.0,
         gt=0,
         description="the squared error is divided by this in the loss; the pixels' variance in [-1, 1] makes it Sonnet's",
     )
-    rate: float = Field(
+    entropy_penalty: float = Field(
         0.0,
         ge=-1,
         le=10,
-        description="weight of the bits when a code is chosen (0 = paper); more makes codes that priors predict better, "
-        "below 0 makes codes that are used more evenly",
+        description="weight of a code's bits when codes are chosen (0 = paper); a larger one makes codes of lower entropy, "
+        "which priors predict better, a negative one makes codes that are used more evenly",
     )
-    drop_finer: float = Field(
+    nested_dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the training pictures decoded without the finer levels (0 = paper), so that coarse codes "
-        "carry the layout and not just what the finer ones leave over",
+        description="share of the training images that are decoded without their finer levels (0 = paper), so that the "
+        "coarse codes encode the layout",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, value: Any) -> Any:
+        return with_present_names(value)
 
     @field_validator("strides", "codes", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return _as_list(value)
+
+    @field_validator("quantizer")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in quantizer_names:
+            raise ValueError(
+                f"expected a quantiser among {', '.join(sorted(quantizer_names))}, found {value!r}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _levels_agree(self) -> AutoencoderConfig:
@@ -158,9 +196,10 @@ class AutoencoderConfig(_Model):
             )
         if any(s < 1 or s > 64 for s in self.strides) or any(s < 2 for s in self.strides[1:]):
             raise ValueError(f"expected strides of 1 to 64 (2 to 64 between levels), found {self.strides}")
-        if self.rate and not (self.ema and self.quantizer == "vq"):
+        if self.entropy_penalty and not (self.ema and self.quantizer == "vq"):
             raise ValueError(
-                f"expected rate 0 without codebooks of moving averages (ema: false, or fsq), found {self.rate}"
+                f"expected entropy_penalty 0 without codebooks of moving averages (ema: false, or a quantizer other "
+                f"than vq), found {self.entropy_penalty}"
             )
         if any(k < 2 or k > 65536 for k in self.codes):
             raise ValueError(f"expected codebooks of 2 to 65536 codes, found {self.codes}")
@@ -203,7 +242,7 @@ prior_kinds = {"pixelcnn", "transformer"}
 """The accepted values of `LevelPriorConfig.kind`; `prior.kinds.register_kind` adds to them."""
 
 
-class LevelPriorConfig(_Model):
+class LevelPriorConfig(Settings):
     """Stage 2, one level: gated PixelCNN with attention (paper section 3.2), a transformer, or a registered kind."""
 
     kind: str = Field(
@@ -264,7 +303,7 @@ class LevelPriorConfig(_Model):
         return self
 
 
-class PriorConfig(_Model):
+class PriorConfig(Settings):
     """Stage 2: one prior per level, coarsest first."""
 
     levels: tuple[LevelPriorConfig, ...] = Field(
@@ -272,159 +311,6 @@ class PriorConfig(_Model):
     )
     conditional: bool = Field(True, description="learn and sample by class, where the data have classes")
     classes: int = Field(0, ge=0, description="number of classes; 0 = unconditional (set from the data)")
-
-
-class TrainConfig(_Model):
-    """One stage's training."""
-
-    steps: int = Field(20_000, ge=1, description="optimiser steps")
-    batch: int = Field(32, ge=1, description="images per step, over all processes")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    warmup: int = Field(200, ge=0, description="steps of linear warm-up")
-    schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="learning rate after the warm-up; cosine ends at 1/50"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 = no clipping")
-    average: float = Field(
-        0.0, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0 = none"
-    )
-    evaluate_every: int = Field(
-        1000, ge=1, description="steps between held-out evaluations, sheets of pictures and checkpoints"
-    )
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    patience: int = Field(
-        0, ge=0, description="stop after so many held-out evaluations without a better one; 0 = never"
-    )
-    minutes: float = Field(
-        0.0,
-        ge=0,
-        description="end after so many minutes even if steps are left; the learning rate's schedule ends with them; 0 = never. "
-        "Where the time runs out first, the result depends on the speed of the machine",
-    )
-    accumulate: int = Field(
-        1,
-        ge=1,
-        description="gradient accumulation: the number of parts into which a batch is cut to save memory",
-    )
-
-
-class AutoencoderTrainConfig(TrainConfig):
-    """Stage 1's training."""
-
-    start: str = Field(
-        "",
-        description="run folder whose autoencoder is the starting point, codebooks included, to go on with other images or "
-        "another image size; its model must be the same",
-    )
-    perceptual: float = Field(
-        0.0,
-        ge=0,
-        description="weight of a perceptual distance in the loss (0 = paper): sharper reconstructions, more squared error",
-    )
-    perceptual_weights: str = Field(
-        "",
-        description="weights of its VGG16: a safetensors file with torchvision's names, or a Hub repository such as timm/vgg16.tv_in1k; "
-        "with perceptual 0 the distance is measured and not trained on",
-    )
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> AutoencoderTrainConfig:
-        if self.perceptual and not self.perceptual_weights:
-            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
-        return self
-
-
-class SharpenConfig(TrainConfig):
-    """The sharpening of the decoder, after stage 1: an adversarial training of the decoder alone.
-
-    Encoder, codebooks and codes stay as they are, so priors and stored codes remain valid.
-    """
-
-    steps: int = Field(0, ge=0, description="optimiser steps; 0 = no sharpening (paper)")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate of the decoder")
-    discriminator_rate: float = Field(
-        4.0, gt=0, description="learning rate of the discriminator, relative to the decoder's"
-    )
-    average: float = Field(
-        0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
-    )
-    adversarial: float = Field(
-        0.75,
-        ge=0,
-        description="strength of the adversarial gradient at the images, relative to that of the squared error; "
-        "more makes sharper images with more error",
-    )
-    begin: int = Field(
-        100, ge=0, description="steps in which only the discriminator learns from the adversarial loss"
-    )
-    loss: Literal["hinge", "logistic"] = Field(
-        "logistic", description="adversarial loss: the non-saturating logistic one, or hinge"
-    )
-    penalty: float = Field(
-        0.1, ge=0, description="weight of the discriminator's gradient penalty R1 at real images; 0 = none"
-    )
-    width: int = Field(64, ge=4, le=1024, description="channels of the discriminator's first convolution")
-    depth: int = Field(
-        3, ge=1, le=6, description="strided convolutions of the discriminator; 3 judge patches of 38 px"
-    )
-    perceptual: float = Field(
-        0.0, ge=0, description="weight of a perceptual distance beside the squared error; 0 = none"
-    )
-    perceptual_weights: str = Field("", description="its VGG16, as train_autoencoder.perceptual_weights")
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> SharpenConfig:
-        if self.perceptual and not self.perceptual_weights:
-            raise ValueError("a perceptual term needs perceptual_weights, a file or a Hub repository")
-        return self
-
-
-class PriorTrainConfig(TrainConfig):
-    """Stage 2's training of one level."""
-
-    copies: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="how often each training image is encoded, each time with another augmentation",
-    )
-    checkpointing: bool = Field(
-        False,
-        description="recompute activations in the backward pass: less memory, about a third more time",
-    )
-
-
-class Hardware(_Model):
-    """How the machine is used. None of it changes what is learnt, but for rounding; each may be changed at any time."""
-
-    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
-        "auto",
-        description="mixed precision of training: bf16, or no for float32; auto = bf16 on a CUDA card that has it, else no. "
-        "The quantiser and held-out scores are computed in float32 either way",
-    )
-    compile: bool | Literal["auto"] = Field(
-        "auto", description="torch.compile the networks in training: a slow start, then faster steps"
-    )
-    capture: bool | Literal["auto"] = Field(
-        "auto",
-        description="record the training step once as a CUDA graph and replay it, so that the card does not wait for Python; "
-        "auto = in longer trainings on one CUDA card",
-    )
-    tf32: bool = Field(
-        True,
-        description="let a CUDA card compute float32 products of training in TF32 (never the search of the nearest code)",
-    )
-    resident_gb: float = Field(
-        2.0,
-        ge=0,
-        description="keep the training data in the memory of a CUDA card while they take at most this many GB (1e9 bytes) "
-        "and half of what is free; 0 = never",
-    )
-    deterministic: bool = Field(
-        False,
-        description="use deterministic kernels only, so that a resumed training on a card is the same bit for bit; slower",
-    )
 
 
 class Config(Hardware):
@@ -460,7 +346,8 @@ class Config(Hardware):
             )
         self.sampling.level(0, levels)  # raises unless each setting has one value or one per level
         self.autoencoder.geometry(self.data.size, self.data.size)
-        if self.train_autoencoder.perceptual_weights and self.data.size < 16:
+        perceptual = self.train_autoencoder.perceptual_weights or self.sharpen.perceptual_weights
+        if perceptual and self.data.size < 16:
             raise ValueError(
                 f"a perceptual distance needs pictures of at least 16 px, found {self.data.size}"
             )

@@ -9,7 +9,8 @@ from typing import Any, TypeGuard, get_args
 import yaml
 from pydantic import BaseModel
 
-from vqvae2.config.models import Config, ConfigError, LevelPriorConfig, PriorTrainConfig
+from vqvae2.config.models import Config, ConfigError, LevelPriorConfig, with_present_names
+from vqvae2.config.training import PriorTrainConfig
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
     Raises:
         ConfigError: an assignment without `=`, a value that is not YAML, or a key that does not exist.
     """
-    result = yaml.safe_load(yaml.safe_dump(value))
+    result = renamed(yaml.safe_load(yaml.safe_dump(value)))
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign:
@@ -47,8 +48,29 @@ def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
             parsed = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"{key}: {text!r} is not a YAML value") from None
-        _assign(result, key.strip().split("."), parsed, key)
-    return result  # type: ignore[no-any-return]
+        _assign(result, _present(key.strip().split(".")), parsed, key)
+    return result
+
+
+def renamed(value: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `value` in which settings that had another name in former versions have the one of today.
+
+    Raises:
+        ConfigError: a setting is there under both names.
+    """
+    try:
+        return {
+            key: with_present_names(inner) if key == "autoencoder" else inner for key, inner in value.items()
+        }
+    except ValueError as error:
+        raise ConfigError(f"autoencoder: {error}") from None
+
+
+def _present(keys: list[str]) -> list[str]:
+    """The dotted key's parts, a former name of a setting replaced."""
+    if len(keys) == 2 and keys[0] == "autoencoder":
+        return [keys[0], *with_present_names({keys[1]: None})]
+    return keys
 
 
 def settings(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:

@@ -94,8 +94,8 @@ def _preset(
             "codes": [codes] * levels,
             "hidden": width,
             "residual": width // 2,
-            "rate": 0.2,
-            "drop_finer": 0.25 if levels > 1 else 0.0,
+            "entropy_penalty": 0.2,
+            "nested_dropout": 0.25 if levels > 1 else 0.0,
         },
         "train_autoencoder": {
             "steps": steps[0],

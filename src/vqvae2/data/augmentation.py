@@ -46,13 +46,14 @@ def augmented(raw: Pixels, keys: NDArray[np.int64], seed: int, config: DataConfi
 def windows(
     side: int, keys: NDArray[np.int64], seed: int, config: DataConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which stored pixels `augmented` takes: the rows [b, S] and the columns [b, S] of each image, in 0 .. P - 1.
+    """Which pixels of the stored images `augmented` takes.
 
     Args:
         side: P, height and width of the stored images.
-        keys: [b], one number for each image.
-        seed: of the augmentation.
-        config: says which augmentations there are.
+        keys, seed, config: as `augmented`.
+
+    Returns:
+        Rows and columns, each [b, S], between 0 and P - 1.
     """
     margin = side - config.size
     draws = _uniform(seed, keys, 5)

@@ -1,4 +1,4 @@
-"""One HTML page that opens from disk: text, tables, pictures and curves, everything inside the file."""
+"""One HTML page that can be opened from disk: text, tables, pictures and curves are all inside the file."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Curve = Sequence[tuple[float, float]]
 
 
 class Page:
-    """A page that grows from top to bottom and is then saved."""
+    """A page that is written from top to bottom and then saved."""
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.parts: list[str] = [f"<h1>{html.escape(title)}</h1>"]
+        self.elements: list[str] = [f"<h1>{html.escape(title)}</h1>"]
 
     def heading(self, text: str) -> None:
         """A second-level heading."""
-        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+        self.elements.append(f"<h2>{html.escape(text)}</h2>")
 
     def text(self, text: str) -> None:
         """A paragraph."""
-        self.parts.append(f"<p>{html.escape(text)}</p>")
+        self.elements.append(f"<p>{html.escape(text)}</p>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table of strings."""
@@ -43,7 +43,7 @@ class Page:
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
         )
-        self.parts.append(f"<table><tr>{head}</tr>{body}</table>")
+        self.elements.append(f"<table><tr>{head}</tr>{body}</table>")
 
     def picture(self, picture: Image.Image | Path, caption: str) -> None:
         """A picture, stored in the page as PNG."""
@@ -55,18 +55,18 @@ class Page:
             data = buffer.getvalue()
         source = base64.b64encode(data).decode()
         words = html.escape(caption)
-        self.parts.append(
+        self.elements.append(
             f'<figure><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>'
         )
 
     def curves(self, curves: Mapping[str, Curve], caption: str, log: bool = False) -> None:
         """Lines over steps, as SVG; `log` draws a logarithmic vertical axis."""
         words = html.escape(caption)
-        self.parts.append(f"<figure>{svg(curves, log)}<figcaption>{words}</figcaption></figure>")
+        self.elements.append(f"<figure>{svg(curves, log)}<figcaption>{words}</figcaption></figure>")
 
     def save(self, path: Path) -> None:
         """Write the page atomically."""
-        body = "\n".join(self.parts)
+        body = "\n".join(self.elements)
         write_text(
             path,
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -89,30 +89,32 @@ def svg(curves: Mapping[str, Curve], log: bool = False) -> str:
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
     span_x, span_y = (x1 - x0) or 1.0, (y1 - y0) or 1.0
 
-    def place(x: float, y: float) -> str:
+    def position(x: float, y: float) -> str:
         px = left + (x - x0) / span_x * (width - left - 10)
         py = height - bottom - (y - y0) / span_y * (height - bottom - top)
         return f"{px:.1f},{py:.1f}"
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" font-size="11" font-family="sans-serif">']
+    elements = [f'<svg viewBox="0 0 {width} {height}" role="img" font-size="11" font-family="sans-serif">']
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = y0 + share * span_y
         value = 10**y if log else y
-        x_text, y_text = place(x0, y).split(",")
-        parts.append(f'<line x1="{x_text}" y1="{y_text}" x2="{width - 10}" y2="{y_text}" stroke="#eee"/>')
-        parts.append(f'<text x="{left - 6}" y="{float(y_text) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        x_text, y_text = position(x0, y).split(",")
+        elements.append(f'<line x1="{x_text}" y1="{y_text}" x2="{width - 10}" y2="{y_text}" stroke="#eee"/>')
+        elements.append(
+            f'<text x="{left - 6}" y="{float(y_text) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+        )
         x = x0 + share * span_x
-        parts.append(
-            f'<text x="{place(x, y0).split(",")[0]}" y="{height - 10}" text-anchor="middle">{x:.0f}</text>'
+        elements.append(
+            f'<text x="{position(x, y0).split(",")[0]}" y="{height - 10}" text-anchor="middle">{x:.0f}</text>'
         )
     for index, (name, points) in enumerate(kept.items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        line = " ".join(place(x, y) for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        line = " ".join(position(x, y) for x, y in points)
+        elements.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         if len(points) == 1:
             x_text, y_text = line.split(",")
-            parts.append(f'<circle cx="{x_text}" cy="{y_text}" r="2.5" fill="{colour}"/>')
-        parts.append(
+            elements.append(f'<circle cx="{x_text}" cy="{y_text}" r="2.5" fill="{colour}"/>')
+        elements.append(
             f'<text x="{width - 14}" y="{top + 14 + 15 * index}" text-anchor="end" fill="{colour}">{html.escape(name)}</text>'
         )
-    return "".join(parts) + "</svg>"
+    return "".join(elements) + "</svg>"

@@ -18,6 +18,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
+from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.draw import check_seed
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
@@ -121,7 +122,8 @@ def draw_samples(
         UserError: the seed or a setting is out of range.
     """
     check_seed(seed)
+    graphs = StepGraphs()  # so that a GPU records each level once and not once for each batch
     for numbers in batches([range(n)], sampling.batch) if ranges is None else ranges:
         classes = None if labels is None else torch.tensor([labels[i] for i in numbers])
-        codes = prior.sample(numbers, classes, sampling, seed=seed)
+        codes = prior.sample(numbers, classes, sampling, seed=seed, graphs=graphs)
         yield Drawn(numbers, classes, codes, autoencoder.decode(codes))

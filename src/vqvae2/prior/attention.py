@@ -19,8 +19,8 @@ _PART = 128  # queries whose scores are held at once where no fused kernel drops
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Causal attention, inclusive of the own position, without ever N x N scores.
 
-    The fused kernel of CPUs has no dropout. With it, parts of the queries take turns there, each beside the keys up to its
-    end, and the backward pass computes their scores anew.
+    The fused kernel of CPUs has no dropout. With dropout, a CPU therefore takes the queries in parts, each with the keys up to
+    its last query, and the backward pass computes the scores of a part again instead of keeping them.
 
     Args:
         q, k, v: [B, heads, N, D], D contiguous.
@@ -31,7 +31,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """
     if has_torch_function(
         (q, k, v)
-    ):  # as of torch's own functions, so that what counts them may take another
+    ):  # as torch's own functions do, so that a mode that counts operations can replace this one
         result: Tensor = handle_torch_function(attend, (q, k, v), q, k, v, dropout)
         return result
     n = q.shape[2]
@@ -40,8 +40,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     parts = []
     for start in range(0, n, _PART):
         end = min(start + _PART, n)
-        given = q[:, :, start:end], k[:, :, :end], v[:, :, :end], dropout
-        parts.append(checkpoint(_attend_last, *given, use_reentrant=False))
+        inputs = q[:, :, start:end], k[:, :, :end], v[:, :, :end], dropout
+        parts.append(checkpoint(_attend_last, *inputs, use_reentrant=False))
     return torch.cat(parts, 2)
 
 

@@ -84,7 +84,7 @@ class Chooser:
 
     def clone(self) -> Chooser:
         """A chooser of the same numbers in memory of its own."""
-        return Chooser(self.uniforms.T, self.known.T.clone(), self.rule)
+        return Chooser(self.uniforms.T.clone(), self.known.T.clone(), self.rule)
 
     def _for_all(self, codes: Tensor) -> Tensor:
         return torch.cat([codes, codes]) if self.rule.guided else codes

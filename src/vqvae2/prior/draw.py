@@ -1,4 +1,4 @@
-"""From logits to symbols: temperature, top-k, top-p, and one random stream per sample.
+"""From logits to codes: temperature, top-k, top-p, and one random stream per sample.
 
 Randomness belongs to the sample: the uniform numbers of image i of seed s, level l depend on (s, i, l) alone, so
 the image is the same at any batch size (up to ties in the last float32 digit of the logits).
@@ -24,7 +24,10 @@ def check_seed(seed: int) -> int:
 
 def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Tensor:
     """[B, positions] float64 in [0, 1): row b is the stream of image number images[b]."""
-    low, high = check_seed(seed) % 2**32, seed >> 32  # in fixed places: padding would let streams coincide
+    low, high = (
+        check_seed(seed) % 2**32,
+        seed >> 32,
+    )  # each in a fixed position, or streams of two seeds could coincide
     rows = [
         np.random.Generator(np.random.Philox(np.random.SeedSequence((low, i, level, high)))).random(positions)
         for i in images
@@ -37,10 +40,15 @@ def exact(logits: Tensor) -> Tensor:
     return (logits.cpu() if logits.device.type == "mps" else logits).double()
 
 
-def guided(given: Tensor, free: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance: log-probabilities free + g x (given - free), not normalised; all [..., K]."""
-    free = free.log_softmax(-1)
-    return free + guidance * (given.log_softmax(-1) - free)
+def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): unnormalised log-probabilities u + g x (c - u); all [..., K].
+
+    Args:
+        conditional, unconditional: logits with and without the class.
+        guidance: g; 0 is without the class, 1 with it, more is further in the same direction.
+    """
+    u = unconditional.log_softmax(-1)
+    return u + guidance * (conditional.log_softmax(-1) - u)
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -48,9 +56,9 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
 
     Args:
         logits: [B, K].
-        temperature: > 0 divides the logits; 0 is the most likely symbol.
-        top_k: keep the k most likely symbols; 0 keeps all.
-        top_p: keep the fewest symbols whose probability reaches p, 0 < p <= 1.
+        temperature: > 0 divides the logits; 0 is the most likely code.
+        top_k: keep the k most likely codes; 0 keeps all.
+        top_p: keep the fewest codes whose probabilities add up to at least p, 0 < p <= 1.
 
     Raises:
         ValueError: out of range.
@@ -77,8 +85,8 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
 
 
 def draw(p: Tensor, uniform: Tensor) -> Tensor:
-    """Symbols [B] of probabilities [B, K] by inverting the cumulative sum at `uniform` [B]; never one of p = 0."""
+    """Codes [B] of probabilities [B, K] by inverting the cumulative sum at `uniform` [B]; never one of p = 0."""
     edges = p.cumsum(-1)
-    symbols = torch.searchsorted(edges, (uniform * edges[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+    codes = torch.searchsorted(edges, (uniform * edges[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
     last = (p > 0).long() * torch.arange(p.shape[-1], device=p.device)
-    return torch.minimum(symbols, last.max(-1).values)
+    return torch.minimum(codes, last.max(-1).values)

@@ -107,7 +107,7 @@ class GatedLayer(nn.Module):
         v' = v + W gate(vertical(norm v) + context_v)
         h' = h + W gate(horizontal(norm h) + link(v') + context_h)
 
-    Source: Gated PixelCNN figure 2 and eq. 2-3; spec 3.3. Ours: the norms, the link taken from the vertical
+    Source: Gated PixelCNN figure 2 and equations 2 and 3. Our decisions: the norms, the link taken from the vertical
     stream after its update, and "residual units" R read as the width inside the gate.
 
     Args:
@@ -146,17 +146,17 @@ class GatedLayer(nn.Module):
             context: [B, E, W or 1].
 
         Returns:
-            v' [B, C, W]; what the row gives to the horizontal gates [B, 2R, W]; the new cache.
+            v' [B, C, W]; the features that the row passes to the horizontal gates [B, 2R, W]; the new cache.
         """
         for_v, for_h = self._contexts(context)
         x, cache = self.vertical.step(self.norm_v(v), cache)
         v = v + self.out_v(gate(_plus(x, for_v)))
         return v, _plus(self.link(v), for_h), cache
 
-    def step(self, h: Tensor, given: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """The next position: h [B, C], the row's gift at this column [B, 2R], cache of `horizontal`."""
+    def step(self, h: Tensor, features: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """The next position: h [B, C], the vertical stream's features at this column [B, 2R], cache of `horizontal`."""
         x, cache = self.horizontal.step(self.norm_h(h), cache)
-        return h + self.out_h(gate(x + given)), cache
+        return h + self.out_h(gate(x + features)), cache
 
     def _contexts(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if self.context is None or context is None:

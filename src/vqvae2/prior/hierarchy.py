@@ -67,7 +67,8 @@ class HierarchicalPrior(nn.Module):
 
         Args:
             codes: of the geometry.
-            labels: [B] class numbers; None for "no label" (trained by dropping labels at random).
+            labels: [B] class numbers 0 .. classes - 1, or `classes` for "no label" (trained by dropping labels at random); None
+                is "no label" for all.
 
         Raises:
             CodesError: codes that do not fit the geometry.
@@ -76,7 +77,7 @@ class HierarchicalPrior(nn.Module):
         return torch.stack([level.sum((1, 2)) for level in self.log_prob_map(codes, labels)], 1)
 
     def log_prob_map(self, codes: Codes, labels: Tensor | None = None) -> list[Tensor]:
-        """The terms of `log_prob`: [B, H, W] per level, each code given those before it."""
+        """The terms of `log_prob`: [B, H, W] per level, the log-probability of each code after those before it."""
         self.geometry.check(codes)
         maps = []
         for index, level in enumerate(codes.levels):
@@ -101,12 +102,12 @@ class HierarchicalPrior(nn.Module):
 
         Args:
             n: how many (images 0 .. n - 1 of the seed), or the numbers of the images to draw.
-            labels: [B] class numbers; None for "no label".
+            labels: [B] as in `log_prob`.
             sampling: temperature, top-k, top-p and guidance; None is the model's own distribution.
             seed: image i of a seed is the same at any batch size.
-            given: codes to keep; `UNKNOWN` is drawn, and so are the finer levels that it has not. Positions are drawn
-                in raster order, so one is drawn without a look at what is kept to its right, below it or at a finer
-                level; `generate.complete` mends that.
+            given: known codes, which are kept. `UNKNOWN` codes are drawn, and so are finer levels that are missing.
+                Positions are drawn in raster order, so a code does not depend on known codes to its right, below it or at
+                finer levels; `generate.complete` corrects that.
             graphs: what a GPU has recorded (see `StepGraphs`), for several calls with as many images; also chooses the
                 precision of the weights. None: recorded anew in this call, in float32.
 
@@ -142,7 +143,7 @@ class HierarchicalPrior(nn.Module):
         return guidance != 1.0 and labels is not None and self.classes > 0
 
     def _check_given(self, given: Codes | None, batch: int) -> list[Tensor]:
-        """Every level's codes [B, H, W], `UNKNOWN` where nothing is given."""
+        """Every level's codes [B, H, W], `UNKNOWN` where none is known."""
         device, geometry = self._device(), self.geometry
         levels: list[Tensor] = []
         if given is not None:
@@ -158,7 +159,7 @@ class HierarchicalPrior(nn.Module):
     def _sampling_context(
         self, index: int, levels: list[Tensor], known: Tensor | None, with_guidance: bool
     ) -> Tensor | None:
-        """A level's context; guided, each image stands there twice: with its class, then without."""
+        """A level's context. With guidance the batch is doubled: all images with their class, then all without."""
         prior, coarser = self.level(index), tuple(levels)
         if not with_guidance:
             return prior.context(coarser, known)
@@ -181,7 +182,8 @@ class HierarchicalPrior(nn.Module):
             raise UserError(f"expected {batch} labels, found shape {tuple(labels.shape)}")
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes:
             raise UserError(
-                f"expected class numbers 0..{self.classes - 1}, found {int(labels.min())}..{int(labels.max())}"
+                f"expected class numbers 0..{self.classes - 1}, or {self.classes} for no label, "
+                f"found {int(labels.min())}..{int(labels.max())}"
             )
         return labels
 

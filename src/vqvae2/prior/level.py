@@ -1,10 +1,10 @@
-"""What every kind of prior of one level shares: what it is given, its embeddings and its logits.
+"""What every kind of prior of one level shares: conditioning, embeddings and logits.
 
     coarser codes --conditioning stack--> context
     class --embedding-----------------------^
     codes --embedding--> a kind of network, with the context --> output stack --product with the embedding--> logits
 
-Source: paper section 3.2; spec 3.3. Shapes: B batch, H W grid, N = H x W, K codes, C hidden units.
+Source: paper section 3.2. Shapes: B batch, H W grid, N = H x W, K codes, C hidden units.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class ConditionStack(nn.Module):
 class LevelPrior(nn.Module, ABC):
     """p(codes of one level | coarser codes, class), autoregressive in raster order; the base of its kinds.
 
-    A kind has `output`, the last layers before the logits: [B, C, ...] -> [B, C, ...], see `output_stack`.
+    `place_rows` and `place_columns` are the positional embeddings of rows and columns (named as in the files of earlier
+    versions). A kind has `output`, the last layers before the logits: [B, C, ...] -> [B, C, ...], see `output_stack`.
     With `checkpointing` set, training keeps what enters each layer and computes the rest anew in the backward pass.
 
     Args:
@@ -120,10 +121,10 @@ class LevelPrior(nn.Module, ABC):
 
     @torch.no_grad()
     def start_from(self, codebooks: Sequence[Tensor]) -> None:
-        """Before training: let codes that mean nearly the same start with nearly the same embeddings.
+        """Before training: let codes with similar codebook vectors start with similar embeddings.
 
-        Half of each embedding's variance comes from the code, turned at random into C dimensions (our decision:
-        with few pictures, most of what is learnt about one code then holds for its neighbours too).
+        Half of each embedding's variance comes from the codebook vector, projected at random to C dimensions (our
+        decision: with few images, most of what is learnt about one code then holds for its neighbours too).
 
         Args:
             codebooks: [K, D] of this level and all coarser ones, coarsest first.
@@ -143,7 +144,7 @@ class LevelPrior(nn.Module, ABC):
         return self.height * self.width
 
     def context(self, coarser: tuple[Tensor, ...], labels: Tensor | None) -> Tensor | None:
-        """What the level is given, as one map [B, C, H or 1, W or 1]; None if it is given nothing.
+        """The conditioning on coarser codes and class as one map [B, C, H or 1, W or 1]; None without both.
 
         Args:
             coarser: codes [B, h, w] of every coarser level.
@@ -195,7 +196,7 @@ class LevelPrior(nn.Module, ABC):
     def _before(self, e: Tensor) -> Tensor:
         """[B, C, H, W] -> the same, on by one position, zero at the first, with the positional embeddings added."""
         flat = e.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, C], in which `e` is contiguous
-        moved = functional.pad(flat, (0, 0, 1, 0))[:, :-1].reshape(len(e), self.height, self.width, -1)
+        moved = functional.pad(flat, (0, 0, 1, 0))[:, :-1].reshape(e.shape[0], *e.shape[2:], e.shape[1])
         return moved.permute(0, 3, 1, 2) + self._positional(e.dtype)
 
     def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Any:

@@ -3,7 +3,7 @@
     context --1x1--> every gate
     codes --embedding, shifted--> gated layers (+ attention) --> output stack --> logits
 
-Source: paper section 3.2; spec 3.3. Shapes: B batch, H W grid, N = H x W, K codes, C hidden units.
+Source: paper section 3.2. Shapes: B batch, H W grid, N = H x W, K codes, C hidden units.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from vqvae2.prior.level import LevelPrior, output_stack
 
 @dataclass(frozen=True)
 class Cache:
-    """What the finished positions leave behind; an argument and a return value of `PixelCNN.step`.
+    """What later positions need of the earlier ones; an argument and a return value of `PixelCNN.step`.
 
     Attributes:
         context: [B, C, H or 1, W or 1], or None.
         row: [B, C, W], embeddings of the current row's codes so far.
         vertical: per gated layer, the rows above [B, C, above, W].
-        given: per gated layer, what the row gives to the horizontal gates [W, B, 2R].
+        features: per gated layer, what the vertical stream passes to the horizontal gates of the current row [W, B, 2R].
         horizontal: per gated layer, the positions to the left [B, C, left].
         attention: per attention layer, keys and values.
     """
@@ -38,7 +38,7 @@ class Cache:
     context: Tensor | None
     row: Tensor
     vertical: tuple[Tensor, ...]
-    given: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
     horizontal: tuple[Tensor, ...]
     attention: tuple[Tensor, ...]
 
@@ -86,7 +86,7 @@ class PixelCNN(LevelPrior):
             context=context,
             row=row,
             vertical=tuple(layer.vertical.start(row) for layer in self.gated_layers()),
-            given=(),
+            features=(),
             horizontal=tuple(layer.horizontal.start(row[:, :, 0]) for layer in self.gated_layers()),
             attention=tuple(
                 attention.start(row[:, :, 0], self.positions) for attention in self.attention_layers()
@@ -100,17 +100,17 @@ class PixelCNN(LevelPrior):
             cache.row[:, :, (c - 1) % self.width] = self.embedding(previous)
         if c == 0:
             cache = self._start_row(cache, r)
-        places = self.place_rows[:, r, 0] + self.place_columns[:, 0, c]
+        positional = self.place_rows[:, r, 0] + self.place_columns[:, 0, c]
         h = (
-            cache.row[:, :, c - 1] + places
+            cache.row[:, :, c - 1] + positional
         )  # at column 0 the last code of the row above; zero at the first position
         horizontal, attention = list(cache.horizontal), list(cache.attention)
         attentions = enumerate(self.attention_layers())
         for index, layer in enumerate(self.gated_layers()):
-            h, horizontal[index] = layer.step(h, cache.given[index][c], horizontal[index])
+            h, horizontal[index] = layer.step(h, cache.features[index][c], horizontal[index])
             if index in self.attention_after:
-                place, layer_attention = next(attentions)
-                h, attention[place] = layer_attention.step(h, attention[place], position)
+                order, layer_attention = next(attentions)
+                h, attention[order] = layer_attention.step(h, attention[order], position)
         return self._logits(h), replace(cache, horizontal=tuple(horizontal), attention=tuple(attention))
 
     def gated_layers(self) -> list[GatedLayer]:
@@ -127,9 +127,9 @@ class PixelCNN(LevelPrior):
         if context is not None:
             context = context[:, :, r if context.shape[2] > 1 else 0]
         v = cache.row + self.place_rows[:, r] + self.place_columns[:, 0]
-        vertical, given = list(cache.vertical), []
+        vertical, features = list(cache.vertical), []
         for index, layer in enumerate(self.gated_layers()):
-            v, gift, vertical[index] = layer.step_row(v, vertical[index], context)
-            given.append(gift.permute(2, 0, 1).contiguous())  # a position then reads what lies side by side
+            v, row_features, vertical[index] = layer.step_row(v, vertical[index], context)
+            features.append(row_features.permute(2, 0, 1).contiguous())  # so that each column is contiguous
         horizontal = tuple(torch.zeros_like(left) for left in cache.horizontal)
-        return replace(cache, vertical=tuple(vertical), given=tuple(given), horizontal=horizontal)
+        return replace(cache, vertical=tuple(vertical), features=tuple(features), horizontal=horizontal)

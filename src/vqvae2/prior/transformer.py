@@ -1,8 +1,8 @@
 """A plain causal transformer with a cache of keys and values: the other kind of level prior.
 
-    code before + place + context --> blocks of attention and MLP, each pre-normed and residual --> output stack --> logits
+    code before + positional embedding + context --> blocks of attention and MLP, each pre-normed and residual --> output stack --> logits
 
-Ours: the paper has the PixelCNN only. Shapes: B batch, H W grid, N = H x W, K codes, C hidden units.
+Our decision: the paper has the PixelCNN only. Shapes: B batch, H W grid, N = H x W, K codes, C hidden units.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vqvae2.prior.level import LevelPrior, output_stack
 
 @dataclass(frozen=True)
 class Cache:
-    """What the finished positions leave behind; an argument and a return value of `Transformer.step`.
+    """What later positions need of the earlier ones; an argument and a return value of `Transformer.step`.
 
     Attributes:
         context: [B, C, H or 1, W or 1], or None.

@@ -3,7 +3,7 @@
 The reconstruction term is the mean squared error over pixels in [-1, 1]; `variance` is 1 unless configured. Our
 addition, off unless configured: plus `perceptual` x LPIPS(x, x_hat).
 
-Shapes: B batch, b this process's part of it, C channels, S the configured size, P the stored side, n training images.
+Shapes: B batch, C channels, H W height and width, K codes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from vqvae2.autoencoder.codebook_usage import usage_scalars
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config
-from vqvae2.data.batches import TrainingOrder, pixel_batches, sequential, sequential_pixels
+from vqvae2.data.batches import sequential, sequential_pixels
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
-from vqvae2.train.resident import ResidentImages, scaled
+from vqvae2.train.resident import TrainingImages, scaled
 
 _LEAST = 1e-10  # mean squared error below which a reconstruction counts as perfect
 
@@ -47,30 +47,20 @@ class AutoencoderObjective:
             torch.manual_seed(config.seed)
             self.model: VQVAE = VQVAE(config.autoencoder)
         self.distance = distance
-        self.resident: ResidentImages | None = None
+        self.training = TrainingImages(images, config.data, config.train_autoencoder.batch, config.seed)
         self.epoch_steps = max(1, math.ceil(len(images.train) / config.train_autoencoder.batch))
 
     def keep_on(self, device: torch.device, limit: int) -> int:
-        """Keep the stored training images on the device, if they take at most `limit` bytes; returns how many they take."""
-        self.resident = ResidentImages.of(self.images, self.config.data, device, limit)
-        return self.resident.pixels.numel() if self.resident else 0
+        """As `TrainingImages.keep_on`."""
+        return self.training.keep_on(device, limit)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """This process's batches from step `start` on: uint8 pixels [b, S, S, C] and labels [b].
-
-        Where the images are on the device, it is where to find them there; see `ResidentImages.places`.
-        """
-        order = TrainingOrder(
-            self.images.train, self.config.train_autoencoder.batch, self.config.seed, rank, world
-        )
-        if self.resident is not None:
-            return self.resident.places(order, start)
-        return pixel_batches(self.images, order, self.config.data, start=start)
+        """As `TrainingImages.batches`."""
+        return self.training.batches(start, rank, world)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction plus commitment, of a batch of `batches`; logs both and each level's batch perplexity."""
-        pixels = batch[0] if self.resident is None else self.resident.pixels_at(*batch)
-        images = scaled(pixels.to(next(model.parameters()).device))
+        images = self.training.scaled(batch, next(model.parameters()).device)
         out = model(images)
         errors = (out.images.float() - images).square().mean((1, 2, 3))
         whole = out.used == self.config.autoencoder.levels

@@ -21,7 +21,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from vqvae2.config.models import Hardware, TrainConfig
+from vqvae2.config.hardware import Hardware
+from vqvae2.config.training import TrainConfig
 from vqvae2.errors import UserError
 
 _CAPTURE_FROM = 50  # steps from which on recording the step is worth its second or two (our decision)
@@ -42,6 +43,10 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     Raises:
         TrainingError: the device cannot train in this precision.
     """
+    if (
+        torch.cuda.is_available()
+    ):  # what `deterministic` needs; torch reads it at the first product on the card
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     AcceleratorState._reset_state()  # otherwise a second training in this process must have the first one's precision
     if precision == "fp16":
         raise TrainingError("cannot train in precision 'fp16': use bf16, or no for float32")
@@ -178,8 +183,6 @@ def switches(choices: Choices) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    if choices.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         if choices.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if choices.tf32 else "highest")

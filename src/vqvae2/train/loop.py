@@ -23,7 +23,8 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vqvae2.config.models import Hardware, TrainConfig
+from vqvae2.config.hardware import Hardware
+from vqvae2.config.training import TrainConfig
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import StageFolder
 from vqvae2.train.device import (

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -23,14 +22,14 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config
-from vqvae2.data.batches import sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
+from vqvae2.data.store import CodeStore, StoreError, open_store
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective
+from vqvae2.train.extract import extract, image_count
 from vqvae2.train.folder import (
     claim,
     finished,
@@ -43,7 +42,7 @@ from vqvae2.train.folder import (
     with_classes,
 )
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
-from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.prior import PriorObjective
 from vqvae2.train.sharpen import SharpenObjective
 
 _COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
@@ -106,41 +105,6 @@ def train(
         if accelerator.is_main_process and not samples_file(folder, level).exists():
             _draw_level(folder, config, autoencoder, level)
         accelerator.wait_for_everyone()
-
-
-def extract(
-    autoencoder: VQVAE, images: ImageSet, config: Config, folder: Path, digest: str, reporter: Reporter
-) -> None:
-    """Encode every image into the code store `folder`: held-out images once, training images `copies` times.
-
-    The first copy is not augmented; each further one is, as the data configuration says. The frozen model is in
-    eval mode; labels travel along.
-    """
-    device = next(autoencoder.parameters()).device
-    total = _total(images, config)
-    autoencoder.eval()
-    with (
-        StoreWriter(
-            folder, config.geometry, digest, total, classes=images.classes, fingerprint=images.fingerprint
-        ) as writer,
-        reporter.track("codes", total, unit="images") as tracker,
-    ):
-        done = 0
-        passes = [
-            (images.heldout, 1, None),
-            *((images.train, 0, None if i == 0 else config.seed + i) for i in range(copies(config))),
-        ]
-        for indices, side, seed in passes:
-            for batch, labels in sequential(images, indices, config.data, batch=64, copies_seed=seed):
-                codes = autoencoder.encode(batch.to(device))
-                writer.append(codes, labels.numpy(), np.full(len(labels), side, np.int8))
-                done += len(labels)
-                tracker.update(done)
-
-
-def _total(images: ImageSet, config: Config) -> int:
-    """The number of images in the code store, copies included."""
-    return len(images.heldout) + copies(config) * len(images.train)
 
 
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
@@ -235,17 +199,18 @@ def _codes(
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> CodeStore:
-    if accelerator.is_main_process:
+    place = RunFolder(folder).codes
+    with accelerator.main_process_first():  # which may have to finish the renames of a store
         try:
-            store = open_store(RunFolder(folder).codes, digest=digest)
-            if len(store) != _total(images, config):
-                raise StoreError("train_prior.*.copies was changed")
+            found = len(open_store(place, digest=digest)) == image_count(images, config)
         except StoreError:
-            if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
-                reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
-            extract(model, images, config, RunFolder(folder).codes, digest, reporter)
+            found = False
+    if not found:
+        if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
+            reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
+        extract(model, images, config, place, digest, accelerator, reporter)
     accelerator.wait_for_everyone()
-    return open_store(RunFolder(folder).codes, digest=digest)
+    return open_store(place, digest=digest)
 
 
 def _health(store: CodeStore, reporter: Reporter) -> None:

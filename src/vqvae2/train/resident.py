@@ -1,9 +1,11 @@
-"""Training images that stay on the device: a batch is then a few numbers, and gathering it costs one kernel.
+"""Training images: shipped batch by batch, or kept on the device, where gathering a batch costs one kernel.
 
     images --once--> pixels [n, P, P, C] on the device
     TrainingOrder + augmentation --host--> positions, rows, columns --device--> pixels [b, S, S, C]
 
 What is gathered equals what `data.batches.pixel_batches` makes on the host.
+
+Shapes: b this process's part of a batch, C channels, S the configured size, P the stored side, n training images.
 """
 
 from __future__ import annotations

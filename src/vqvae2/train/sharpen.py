@@ -40,6 +40,8 @@ from vqvae2.data.batches import sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
 from vqvae2.train.autoencoder import detail
+from vqvae2.train.device import host_total
+from vqvae2.train.feed import Batch
 from vqvae2.train.resident import TrainingImages
 
 
@@ -85,9 +87,7 @@ class Sharpening(nn.Module):
         ]
 
     @torch.compiler.disable  # a gradient is taken within
-    def forward(
-        self, vectors: Sequence[Tensor], images: Tensor, plain: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, vectors: Sequence[Tensor], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of both networks' losses, and figures to log.
 
         Args:
@@ -101,19 +101,19 @@ class Sharpening(nn.Module):
         if self.settings.perceptual and self._distance[0] is not None:
             logs["perceptual"] = self._distance[0](sharp, images).mean()
             loss = loss + self.settings.perceptual * logs["perceptual"]
-        adversarial, adversarial_logs = self._adversarial(sharp, plain, (sharp - images).detach())
-        own, own_logs = self._discriminator(sharp.detach(), images, plain)
+        adversarial, adversarial_logs = self._adversarial(sharp, (sharp - images).detach())
+        own, own_logs = self._discriminator(sharp.detach(), images)
         self.seen += 1
         return loss + adversarial + own, {**logs, **adversarial_logs, **own_logs}
 
-    def _adversarial(self, sharp: Tensor, plain: Tensor, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _adversarial(self, sharp: Tensor, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """A term whose gradient at the images is the adversarial one, of a size relative to that of the squared error.
 
         VQGAN's equation 7 divides by the adversarial gradient at the last layer's weights. We compare gradients at the
         images, and never divide by less than the gradient of a discriminator of slope 1: an undecided one has a small
         gradient that means nothing, and enlarging it ruined the images.
         """
-        fake = self.discriminator.frozen(sharp, plain)
+        fake = self.discriminator.frozen(sharp)
         loss = generator_loss(fake, self.settings.loss == "hinge")
         (gradient,) = torch.autograd.grad(loss, sharp)
         of_error = 2 * error.norm() / (error.numel() * self.config.autoencoder.variance)
@@ -121,12 +121,10 @@ class Sharpening(nn.Module):
         weight = weight * (self.seen >= self.settings.begin)
         return (sharp * (weight * gradient)).sum(), {"generator": loss.detach(), "weight": weight}
 
-    def _discriminator(
-        self, sharp: Tensor, images: Tensor, plain: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _discriminator(self, sharp: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         penalised = self.settings.penalty > 0
         images = images.detach().requires_grad_(penalised)
-        real, fake = self.discriminator(images, plain), self.discriminator(sharp, plain)
+        real, fake = self.discriminator(images), self.discriminator(sharp)
         loss = discriminator_loss(real, fake, self.settings.loss == "hinge")
         logs = {"discriminator": loss.detach(), "real": real.detach().mean(), "fake": fake.detach().mean()}
         if penalised:
@@ -151,30 +149,28 @@ class SharpenObjective:
         self, config: Config, images: ImageSet, plain: VQVAE, distance: nn.Module | None = None
     ) -> None:
         self.config, self.images = config, images
-        self.feed = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
         self.plain = plain.eval().requires_grad_(False)
         if distance is not None:
             distance = distance.to(next(plain.parameters()).device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = Sharpening(plain, config, distance).requires_grad_(True)
+        self.training = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
 
     def keep_on(self, device: torch.device, limit: int) -> int:
         """As `TrainingImages.keep_on`."""
-        return self.feed.keep_on(device, limit)
+        return self.training.keep_on(device, limit)
 
-    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
         """As `TrainingImages.batches`."""
-        return self.feed.batches(start, rank, world)
+        return self.training.batches(start, rank, world)
 
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of decoder and discriminator, summed; logs each of their terms."""
-        images = self.feed.scaled(batch, next(model.parameters()).device)
+        images = self.training.scaled(batch, next(model.parameters()).device)
         with torch.autocast(images.device.type, enabled=False):  # float32 as for the stored codes
-            codes = self.plain.encode(images)
-        result: tuple[Tensor, dict[str, Tensor]] = model(
-            self.vectors(codes), images, self.plain.decode(codes)
-        )
+            vectors = self.vectors(self.plain.encode(images))
+        result: tuple[Tensor, dict[str, Tensor]] = model(vectors, images)
         return result
 
     @torch.no_grad()
@@ -201,17 +197,18 @@ class SharpenObjective:
         assert isinstance(model, Sharpening)
         device = accelerator.device
         share = self.images.heldout[accelerator.process_index :: accelerator.num_processes]
-        totals = torch.zeros(7, dtype=torch.float64)
+        measured: list[Tensor] = []
         for images, _ in sequential(self.images, share, self.config.data, batch=self.config.sharpen.batch):
             images = images.to(device)
             codes = self.plain.encode(images)
             pair = (model.decode(self.vectors(codes)).clamp(-1, 1), self.plain.decode(codes))
             columns = [(x - images).square().mean((1, 2, 3)) for x in pair]
             columns += [detail(x) for x in (*pair, images)]
-            columns += [model.discriminator(x, pair[1]).mean((1, 2, 3)) for x in (images, pair[0])]
-            totals += torch.stack([column.sum() for column in columns]).cpu().double()
-        totals = accelerator.reduce(totals.float().to(device), "sum").cpu() / len(self.images.heldout)
-        mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake = totals.tolist()
+            columns += [model.discriminator(x).mean((1, 2, 3)) for x in (images, pair[0])]
+            measured.append(torch.stack(columns))
+        mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake = (
+            total / len(self.images.heldout) for total in host_total(measured, 7, accelerator)
+        )
         return {
             "score": -float(model.seen),
             "heldout_mse": mse,

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqvae2.config.models import TrainConfig
+from vqvae2.config.training import TrainConfig
 from vqvae2.train.device import Choices
 from vqvae2.train.feed import Batch, mapped, parts, tensors
 

@@ -1,0 +1,41 @@
+"""The settings that say how the machine is used."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vqvae2.config.base import Settings
+
+
+class Hardware(Settings):
+    """How the machine is used. None of it changes what is learnt, but for rounding; each may be changed at any time."""
+
+    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto",
+        description="mixed precision of training: bf16, or no for float32; auto = bf16 on a CUDA card that has it, else no. "
+        "The quantiser and held-out scores are computed in float32 either way",
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile the networks in training: a slow start, then faster steps"
+    )
+    capture: bool | Literal["auto"] = Field(
+        "auto",
+        description="record the training step once as a CUDA graph and replay it, so that the card does not wait for Python; "
+        "auto = in longer trainings on one CUDA card",
+    )
+    tf32: bool = Field(
+        True,
+        description="let a CUDA card compute float32 products of training in TF32 (never the search of the nearest code)",
+    )
+    resident_gb: float = Field(
+        2.0,
+        ge=0,
+        description="keep the training data in the memory of a CUDA card while they take at most this many GB (1e9 bytes) "
+        "and half of what is free; 0 = never",
+    )
+    deterministic: bool = Field(
+        False,
+        description="use deterministic kernels only, so that a resumed training on a card is the same bit for bit; slower",
+    )
