@@ -477,3 +477,68 @@ def test_the_stems_relu_is_the_only_difference() -> None:
         assert not (ours.encoder[0](x) >= 0).all()
         assert theirs.encoder[0](x).equal(ours.encoder[0](x).relu())
         x = ours.encoder(x)
+
+
+# --- memory format and compilation ---
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"nested_dropout": 0.5}, {"quantizer": "fsq", "codes": (8, 6, 5)}], ids=str
+)
+def test_every_convolution_is_channels_last(options: dict[str, Any], autocast: bool) -> None:
+    """In training, encoding and decoding, from ordinary images, after loading; the codes alone decide what is decoded."""
+    net = VQVAE(config((2, 2, 2), **options))
+    net.load_state_dict({name: value.contiguous() for name, value in net.state_dict().items()})
+    others: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            others.extend(
+                f"{name}: {tuple(tensor.shape)} {tensor.stride()}"
+                for tensor in (*inputs, output, *module.parameters())
+                if tensor.ndim == 4 and not tensor.is_contiguous(memory_format=torch.channels_last)
+            )
+            if autocast and output.dtype != torch.bfloat16:
+                others.append(f"{name}: {output.dtype}")
+
+        return hook
+
+    convolutions = 0
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(note(name))
+            convolutions += 1
+    images = noise(2, 3, 16, 24)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = net(images)
+        codes = net.encode(images)
+        net.decode(codes)
+        net.decode(codes, 1)
+    assert convolutions > 20
+    assert others == []
+    assert out.images.dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert all(level.loss.dtype == torch.float32 for level in out.levels)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"entropy_penalty": 0.2, "nested_dropout": 0.5}, {"ema": False}, {"quantizer": "fsq", "codes": (8, 6)},
+], ids=str)  # fmt: skip
+def test_compiled_it_is_one_graph(options: dict[str, Any]) -> None:
+    """Training, evaluation, encoding and decoding; without random choices the results are those of the eager model."""
+    torch.compiler.reset()
+    net, other = model((2, 2), **options), model((2, 2), **options)
+    images = noise(2, 3, 8, 8)
+    for training in (True, False):
+        net.train(training), other.train(training)
+        a, b = net(images), torch.compile(other, fullgraph=True, backend="eager")(images)
+        if not options.get("nested_dropout") or not training:
+            assert equal(a.codes, b.codes)
+            torch.testing.assert_close(a.images, b.images)
+        torch.testing.assert_close(a.commitment, b.commitment)
+        (b.images.sum() + b.commitment).backward()
+    codes = torch.compile(other.encode, fullgraph=True, backend="eager")(images)
+    assert equal(codes, net.encode(images))
+    for levels in (None, 1):
+        decoded = torch.compile(other.decode, fullgraph=True, backend="eager")(codes, levels)
+        torch.testing.assert_close(decoded, net.decode(codes, levels))

@@ -37,7 +37,7 @@ def sharpening(place: Path, config: Config) -> SharpenObjective:
 
 def first(objective: SharpenObjective) -> torch.Tensor:
     """The images of the first batch, in [-1, 1]."""
-    return objective.feed.scaled(next(objective.batches(0, 0, 1)), torch.device("cpu"))
+    return objective.training.scaled(next(objective.batches(0, 0, 1)), torch.device("cpu"))
 
 
 def losses(objective: SharpenObjective, seed: int = 0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

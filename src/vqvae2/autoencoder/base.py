@@ -41,7 +41,7 @@ class Quantizer(nn.Module, ABC):
     Args:
         num_embeddings: K, at least 1.
         embedding_dim: D, at least 1.
-        decay: of the running shares of use, from which `mean_code` is computed.
+        decay: of the running counts of the codes, from which `mean_code` is computed.
 
     Attributes:
         usage: [K] int64, how often each code was used in training mode since somebody last set it to zero.
@@ -78,7 +78,7 @@ class Quantizer(nn.Module, ABC):
             return self.lookup(torch.arange(self.num_embeddings, device=self.usage.device))
 
     def mean_code(self) -> Tensor:
-        """[D]: the mean code, weighted by use; the decoder's input for a level that is left out.
+        """[D]: the mean code, weighted by how often each is used; the decoder's input for a level that is left out.
 
         Without statistics (before the first training step) all codes weigh the same.
         """

@@ -1,11 +1,11 @@
-"""Finite scalar quantization: a fixed lattice in place of a learnt codebook, behind the quantizer's interface.
+"""Finite scalar quantization: a fixed lattice instead of a learnt codebook.
 
     z [..., D] --linear--> [..., d] --bound, round--> lattice point --linear--> q [..., D]
 
 Source: Mentzer, Minnen, Agustsson, Tschannen 2023 (arXiv 2309.15505), section 3. There is no codebook to collapse,
 no commitment loss and nothing to revive: the codes are the points of a lattice of L_1 x ... x L_d, and the gradient
-passes the rounding unchanged. The two linear maps to and from the lattice belong to the quantizer (our decision), so
-that it may stand wherever a `VectorQuantizer` stands.
+passes the rounding unchanged. The two linear maps to and from the lattice belong to the quantiser (our decision), so
+that it can replace a `VectorQuantizer` with the same K and D.
 
 Shapes: N vectors, D code dimension, d lattice dimension, K codes.
 """
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.autoencoder.base import Quantized, Quantizer, check_vectors, perplexity, without_autocast
+from vqvae2.config.models import AutoencoderConfig
 
-_MOST = 8  # levels of a dimension; the paper recommends 5 to 8
-_EPSILON = 1e-3  # bounded values reach this much beyond the outermost points, so that two levels work too
+_MOST = 8  # levels of a dimension; the paper recommends at least 5 (section 4.1)
+_EPSILON = 1e-3  # bounded values extend this share beyond the outermost points, as in the paper's listing
 
 
 def lattice(size: int) -> tuple[int, ...]:
-    """The sides of a lattice of exactly `size` points: fewest dimensions of 2 to 8 levels, then the most even ones.
+    """The sides of a lattice of exactly `size` points: as few dimensions of 2 to 8 levels as possible, as even as possible.
 
     512 gives 8 x 8 x 8, 1000 gives 8 x 5 x 5 x 5, 1024 gives 8 x 8 x 4 x 4.
 
@@ -38,10 +39,10 @@ def lattice(size: int) -> tuple[int, ...]:
         sides = (side for side in range(min(most, rest), 1, -1) if rest % side == 0)
         return [(side, *others) for side in sides for others in splits(rest // side, side)]
 
-    found = splits(size, _MOST) if size >= 2 else []
-    if not found:
+    possible = splits(size, _MOST) if size >= 2 else []
+    if not possible:
         raise ValueError(f"expected a number of codes that is a product of factors of 2 to 8, found {size}")
-    return min(found, key=lambda sides: (len(sides), max(sides) - min(sides)))
+    return min(possible, key=lambda sides: (len(sides), max(sides) - min(sides)))
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -50,7 +51,7 @@ class FiniteScalarQuantizer(Quantizer):
     Args:
         num_embeddings: K, a product of factors of 2 to 8; see `lattice`.
         embedding_dim: D.
-        decay: of the running shares of use, which only `mean_code` needs.
+        decay: of the running frequencies of the codes, which only `mean_code` needs.
 
     Raises:
         ValueError: K has a prime factor above 8.
@@ -68,13 +69,18 @@ class FiniteScalarQuantizer(Quantizer):
         self.register_buffer("sides", torch.tensor(sides), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
+    @classmethod
+    def from_config(cls, config: AutoencoderConfig, size: int) -> FiniteScalarQuantizer:
+        """The quantiser of a level with `size` codes, as the configuration of the autoencoder describes it."""
+        return cls(size, config.code_dim, config.decay)
+
     @property
     def embeddings(self) -> Tensor:
         """The codes [K, D] as the decoder sees them."""
         return self.lookup(torch.arange(self.num_embeddings, device=self.sides.device))
 
     def forward(self, z: Tensor) -> Quantized:
-        """Quantize the last axis of `z` [..., D]; the loss is 0.
+        """Quantise the last axis of `z` [..., D]; the loss is 0.
 
         Raises:
             ValueError: the last axis is not D.

@@ -1,4 +1,6 @@
-"""Residual stacks, down-sampling and up-sampling: the convolutions of the autoencoder.
+"""Residual stacks, downsampling and upsampling: the convolutions of the autoencoder.
+
+A ReLU after a convolution works in place, because the gradient of the convolution does not need its output.
 
 Shapes: B batch, C channels, H W height and width.
 """
@@ -12,7 +14,7 @@ from vqvae2.codes import prime_factors
 
 
 class ResidualBlock(nn.Module):
-    """x + Conv1x1(ReLU(Conv3x3(ReLU(x)))), without normalisation (paper; Sonnet `ResidualStack`).
+    """x + Conv1x1(ReLU(Conv3x3(ReLU(x)))), without normalisation (van den Oord et al. 2017, section 4.1; Sonnet's `ResidualStack`).
 
     Args:
         channels: channels of x ("hidden units", 128 in the paper).
@@ -26,23 +28,26 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
-        y: Tensor = self.conv1(functional.relu(self.conv3(functional.relu(x))))
+        y: Tensor = self.conv1(functional.relu_(self.conv3(functional.relu(x))))
         return x + y
 
 
 def residual_stack(channels: int, residual: int, blocks: int) -> nn.Sequential:
     """`blocks` residual blocks and a final ReLU."""
-    return nn.Sequential(*(ResidualBlock(channels, residual) for _ in range(blocks)), nn.ReLU())
+    last = nn.ReLU(inplace=blocks > 0)  # without a block it would change its input
+    return nn.Sequential(*(ResidualBlock(channels, residual) for _ in range(blocks)), last)
 
 
 def _kernel(prime: int) -> tuple[int, int]:
-    """Kernel and padding such that stride `prime` divides, and multiplies, the size exactly: 2 gives (4, 1)."""
+    """Kernel and padding with which stride `prime` divides the size exactly, and multiplies it exactly when transposed: 2 gives (4, 1)."""
     return prime + 2, 1
 
 
 def sonnet_weights(module: nn.Module) -> None:
-    """Sonnet's first weights for every convolution in `module`: biases 0, weights from a normal distribution of
-    deviation 1 / sqrt(fan-in) cut at two deviations (Sonnet's `Conv2D`, `Conv2DTranspose`; spec 8.1).
+    """Sonnet's initial weights for every convolution in `module`.
+
+    Biases are 0. Weights are normal with standard deviation 1 / sqrt(fan-in), truncated at two standard deviations, as
+    in Sonnet's `Conv2D` and `Conv2DTranspose`.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
@@ -57,8 +62,8 @@ def downsample(
 ) -> nn.Sequential:
     """Reduce height and width by `factor`, one strided convolution with ReLU per prime factor.
 
-    A factor of 4 gives Conv4x4/2 -> width/2, ReLU, Conv4x4/2 -> width, ReLU (spec 2.4.1): every strided
-    convolution but the last has half the width. A last 3x3 convolution maps to `out_channels`, followed by a ReLU if `relu`.
+    The first of them has `width` / 2 output channels, the others `width`: a factor of 4 gives Conv4x4/2, ReLU, Conv4x4/2,
+    ReLU, as in Sonnet's encoder. A last 3x3 convolution maps to `out_channels`, followed by a ReLU if `relu`.
     """
     primes = prime_factors(factor)
     layers: list[nn.Module] = []
@@ -66,17 +71,20 @@ def downsample(
     for index, prime in enumerate(primes):
         following = width // 2 if index == 0 else width
         kernel, padding = _kernel(prime)
-        layers += [nn.Conv2d(channels, following, kernel, stride=prime, padding=padding), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, following, kernel, stride=prime, padding=padding),
+            nn.ReLU(inplace=True),
+        ]
         channels = following
     layers.append(nn.Conv2d(channels, out_channels, 3, padding=1))
-    return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
 def upsample(in_channels: int, out_channels: int, width: int, factor: int) -> nn.Sequential:
     """Multiply height and width by `factor`, one strided transposed convolution per prime factor.
 
-    ReLU stands between the convolutions, none after the last: the output is linear. The first of several has
-    `width` / 2 output channels (spec 2.4.6). A factor of 1 is a 3x3 convolution.
+    A ReLU follows every convolution but the last, so the output is linear. Every convolution but the last has
+    `width` / 2 output channels, as in Sonnet's decoder. A factor of 1 is a 3x3 convolution.
     """
     primes = prime_factors(factor)
     if not primes:
@@ -89,6 +97,6 @@ def upsample(in_channels: int, out_channels: int, width: int, factor: int) -> nn
         kernel, padding = _kernel(prime)
         layers.append(nn.ConvTranspose2d(channels, following, kernel, stride=prime, padding=padding))
         if not last:
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))
         channels = following
     return nn.Sequential(*layers)

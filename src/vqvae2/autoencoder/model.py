@@ -1,12 +1,18 @@
-"""The N-level VQ-VAE (paper section 3.1, algorithm 1; the wiring of spec 2.4 for any number of levels).
+"""The VQ-VAE with 1 to 4 levels (Razavi et al. 2019, section 3.1 and algorithm 1, for any number of levels).
 
-    image --encoder--> h_finest --encoder--> ... --encoder--> h_coarsest
-    coarsest level:  z = Conv1x1(h)           -> quantize -> e
-    each finer one:  z = Conv1x1([hint, h])   -> quantize -> e       hint = conditioner([e, hint] of the coarser)
-    image = decoder([e of every level, up-sampled to the finest grid])
+    image --encoder--> features of the finest level --encoder--> ... --encoder--> features of the coarsest level
 
-Shapes: B batch, C image channels, H W image size, h w grid of a level, D code dimension, K codes. Lists of
-levels are coarsest first, here and everywhere.
+    coarsest level:      e = quantize(Conv1x1(features))
+    each finer level:    e = quantize(Conv1x1([condition, features]))
+                         where condition = conditioner([e, condition] of the next coarser level)
+
+    image = decoder([e of every level, upsampled to the finest grid])
+
+All convolutions run in the memory format channels_last, which GPUs and CPUs compute faster. The vectors of a position
+are then contiguous, so that nothing is copied on the way to the quantiser.
+
+Shapes: B batch, C image channels, H W image size, h w grid of a level, R hidden units, D code dimension, K codes.
+Lists of levels are coarsest first, here and everywhere.
 """
 
 from __future__ import annotations
@@ -17,21 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.autoencoder.base import Quantized, Quantizer
-from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
 from vqvae2.autoencoder.layers import downsample, residual_stack, sonnet_weights, upsample
-from vqvae2.autoencoder.quantizer import VectorQuantizer
+from vqvae2.autoencoder.quantizers import make_quantizer
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import AutoencoderConfig
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What `VQVAE.forward` returns.
+    """The result of `VQVAE.forward`.
 
     Attributes:
         images: [B, C, H, W], the decoder's linear output; about [-1, 1], not clipped.
-        levels: each level's quantizer output, coarsest first.
-        used: [B], how many levels, from the coarsest, each image was decoded from; all unless `nested_dropout`.
+        levels: the result of each level's quantiser, coarsest first.
+        used: [B] int64, how many levels, from the coarsest, each image was decoded from; all without `nested_dropout`.
     """
 
     images: Tensor
@@ -45,28 +50,12 @@ class Reconstruction:
 
     @property
     def commitment(self) -> Tensor:
-        """Scalar: the levels' latent losses, summed (spec 1.1)."""
+        """Scalar: the sum of the quantisers' losses over the levels (Razavi et al. 2019, eq. 2)."""
         return torch.stack([level.loss for level in self.levels]).sum()
 
 
-def _quantizer(config: AutoencoderConfig, size: int) -> Quantizer:
-    if config.quantizer == "fsq":
-        return FiniteScalarQuantizer(size, config.code_dim, config.decay)
-    return VectorQuantizer(
-        size,
-        config.code_dim,
-        config.commitment_cost,
-        config.decay,
-        config.epsilon,
-        init=config.init,
-        revive=config.revive,
-        ema=config.ema,
-        entropy_penalty=config.entropy_penalty,
-    )
-
-
 class _Level(nn.Module):
-    """One level: its encoder, its quantizer, and what it tells the finer levels.
+    """One level: its encoder, its quantiser, and the networks that its codes enter.
 
     Args:
         config: the autoencoder's.
@@ -76,44 +65,45 @@ class _Level(nn.Module):
     def __init__(self, config: AutoencoderConfig, level: int) -> None:
         super().__init__()
         width, dim = config.hidden, config.code_dim
-        finest = level == config.levels - 1
-        step = config.levels - 1 - level  # how many levels are finer than this one
-        hint = dim if level else 0
-        channels = config.channels if finest else width
+        finer = config.levels - 1 - level  # how many levels are finer than this one
+        condition = dim if level else 0  # channels of the conditioning on coarser levels
+        channels = width if finer else config.channels
         self.encoder = nn.Sequential(
-            downsample(channels, width, width, config.strides[step], relu=config.stem_relu),
+            downsample(channels, width, width, config.strides[finer], relu=config.stem_relu),
             residual_stack(width, config.residual, config.blocks),
         )
-        self.projection = nn.Conv2d(width + hint, dim, 1)
-        self.quantizer = _quantizer(config, config.codes[level])
+        self.projection = nn.Conv2d(width + condition, dim, 1)
+        self.quantizer = make_quantizer(config, config.codes[level])
         self.conditioner: nn.Sequential | None = None
-        if not finest:
+        if finer:
             self.conditioner = nn.Sequential(
-                nn.Conv2d(dim + hint, width, 3, padding=1),
+                nn.Conv2d(dim + condition, width, 3, padding=1),
                 residual_stack(width, config.residual, config.blocks),
-                upsample(width, dim, width, config.strides[step]),
+                upsample(width, dim, width, config.strides[finer]),
             )
-        # its own way to the finest grid, for the final decoder (spec 6.1.2); empty at the finest level
+        # the decoder's input from this level, upsampled to the finest grid; the finest level needs no upsampling
         self.to_finest = nn.Sequential(
-            *(upsample(dim, dim, 2 * dim, config.strides[i]) for i in range(step, 0, -1))
+            *(upsample(dim, dim, 2 * dim, config.strides[i]) for i in range(finer, 0, -1))
         )
 
-    def quantize(self, features: Tensor, hint: Tensor | None) -> Quantized:
-        """Features [B, width, h, w] and the coarser levels' hint [B, D, h, w] to codes, channels last."""
-        z = self.projection(features if hint is None else torch.cat([hint, features], 1))
+    def quantize(self, features: Tensor, condition: Tensor | None) -> Quantized:
+        """Quantise features [B, R, h, w] given the conditioning on coarser levels [B, D, h, w]; the result has axes [B, h, w, ...]."""
+        z = self.projection(features if condition is None else torch.cat([condition, features], 1))
         quantized: Quantized = self.quantizer(z.permute(0, 2, 3, 1))
         return quantized
 
-    def tell(self, e: Tensor, hint: Tensor | None) -> Tensor | None:
-        """The hint for the next finer level [B, D, h', w']; None at the finest."""
+    def condition_next(self, e: Tensor, condition: Tensor | None) -> Tensor | None:
+        """The conditioning of the next finer level [B, D, h', w'] from codes e and conditioning [B, D, h, w]; None at the finest."""
         if self.conditioner is None:
             return None
-        told: Tensor = self.conditioner(e if hint is None else torch.cat([e, hint], 1))
-        return told
+        following: Tensor = self.conditioner(e if condition is None else torch.cat([e, condition], 1))
+        return following
 
 
 class VQVAE(nn.Module):
     """Hierarchical vector-quantised autoencoder with 1 to 4 levels.
+
+    `torch.compile(model)` compiles training and inference without a graph break.
 
     Args:
         config: widths, strides, codebooks; see `AutoencoderConfig`.
@@ -130,14 +120,15 @@ class VQVAE(nn.Module):
         )
         if config.weights == "sonnet":
             sonnet_weights(self)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def quantizers(self) -> tuple[Quantizer, ...]:
-        """The levels' quantizers, coarsest first."""
+        """The levels' quantisers, coarsest first."""
         return tuple(level.quantizer for level in self._levels())
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """The grids that images of this size give.
+        """The grids of images of this size.
 
         Raises:
             ConfigError: the strides do not divide the size.
@@ -145,87 +136,99 @@ class VQVAE(nn.Module):
         return self.config.geometry(height, width)
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """Images [B, C, H, W] in [-1, 1] to their reconstruction; in training mode the codebooks learn."""
-        quantized = self._quantize(images)
-        parts = [_channels_first(level.quantize) for level in quantized]
-        every = torch.full((images.shape[0],), self.config.levels, device=images.device)
-        if not self.training or not self.config.nested_dropout or self.config.levels == 1:
-            return Reconstruction(self._decode(parts), tuple(quantized), every)
-        some = torch.randint_like(every, 1, self.config.levels)
-        dropped = torch.rand(every.shape, device=every.device) < self.config.nested_dropout
-        used = torch.where(dropped, some, every)  # nested dropout (Rippel et al. 2014)
-        return Reconstruction(self._decode(parts, used), tuple(quantized), used)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
-        """Images [B, C, H, W], float in [-1, 1], to codes. The codebooks do not change, whatever the mode.
+        """Reconstruct images [B, C, H, W] in [-1, 1]; in training mode the codebooks are updated.
 
         Raises:
             ConfigError: the strides do not divide the size, or the channels differ.
         """
-        modes = [quantizer.training for quantizer in self.quantizers]
+        quantized = self._quantize(images)
+        codes = [_channels_first(level.quantize) for level in quantized]
+        every = torch.full((images.shape[0],), self.config.levels, device=images.device)
+        if not self.training or not self.config.nested_dropout or self.config.levels == 1:
+            return Reconstruction(self._decode(codes), tuple(quantized), every)
+        fewer = torch.randint_like(every, 1, self.config.levels)
+        dropped = torch.rand(every.shape, device=every.device) < self.config.nested_dropout
+        used = torch.where(dropped, fewer, every)  # nested dropout over levels (Rippel et al. 2014)
+        return Reconstruction(self._decode(codes, used), tuple(quantized), used)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Codes:
+        """The codes of images [B, C, H, W], float in [-1, 1]. The codebooks do not change, whatever the mode.
+
+        Raises:
+            ConfigError: the strides do not divide the size, or the channels differ.
+        """
+        training = [quantizer for quantizer in self.quantizers if quantizer.training]
         try:
-            for quantizer in self.quantizers:
+            for quantizer in training:
                 quantizer.eval()
             return Codes(tuple(level.encoding_indices for level in self._quantize(images)))
         finally:
-            for quantizer, mode in zip(self.quantizers, modes, strict=True):
-                quantizer.train(mode)
+            for quantizer in training:
+                quantizer.train()
 
     @torch.no_grad()
     def decode(self, codes: Codes, levels: int | None = None) -> Tensor:
-        """Codes to images [B, C, H, W], clipped to [-1, 1].
+        """The images [B, C, H, W] of codes, clipped to [-1, 1].
 
         Args:
             codes: every level's codes.
-            levels: use only this many levels, from the coarsest; the others are replaced by their mean code
-                (our decision: an index 0 or a zero vector is no neutral input). None uses all.
+            levels: use only this many levels, from the coarsest. The others are replaced by their mean code (our
+                decision: neither index 0 nor a zero vector is a neutral input). None uses all.
 
         Raises:
-            CodesError: wrong number of levels, grids that do not fit each other, codes out of range.
+            CodesError: wrong number of levels, grids that do not fit each other, codes out of range (which compiled
+                code does not check).
         """
         count = self.config.levels
         if len(codes.levels) != count:
             raise CodesError(f"expected codes of {count} levels, found {len(codes.levels)}")
-        finest = codes.levels[-1]
-        scale = self.config.strides[0]
-        self.geometry(finest.shape[1] * scale, finest.shape[2] * scale).check(codes)
         use = count if levels is None else levels
         if not 1 <= use <= count:
             raise CodesError(f"expected levels between 1 and {count}, found {levels}")
-        parts = [
-            _channels_first(q.lookup(level)) for q, level in zip(self.quantizers, codes.levels, strict=True)
+        finest = codes.levels[-1]
+        scale = self.config.strides[0]
+        if not torch.compiler.is_compiling():  # the check reads values
+            self.geometry(finest.shape[1] * scale, finest.shape[2] * scale).check(codes)
+        looked_up = [
+            _channels_first(quantizer.lookup(level))
+            for quantizer, level in zip(self.quantizers, codes.levels, strict=True)
         ]
         used = None if use == count else torch.full((len(codes),), use, device=finest.device)
-        return self._decode(parts, used).clamp(-1, 1)
+        return self._decode(looked_up, used).clamp(-1, 1)
 
     def _levels(self) -> list[_Level]:
         return [level for level in self.levels if isinstance(level, _Level)]
 
     def _quantize(self, images: Tensor) -> list[Quantized]:
         self.config.check_images(tuple(images.shape))
-        features, x = [], images
+        features, x = [], images.contiguous(memory_format=torch.channels_last)
         for level in reversed(self._levels()):  # the encoders run from the image down to the coarsest grid
             x = level.encoder(x)
             features.append(x)
         quantized: list[Quantized] = []
-        hint: Tensor | None = None
+        condition: Tensor | None = None
         for level, feature in zip(self._levels(), reversed(features), strict=True):
-            quantized.append(level.quantize(feature, hint))
-            hint = level.tell(_channels_first(quantized[-1].quantize), hint)
+            quantized.append(level.quantize(feature, condition))
+            condition = level.condition_next(_channels_first(quantized[-1].quantize), condition)
         return quantized
 
-    def _decode(self, parts: list[Tensor], used: Tensor | None = None) -> Tensor:
-        """Quantized levels [B, D, h, w] to images; of the coarsest used[b] levels only, the others at their mean code."""
+    def _decode(self, codes: list[Tensor], used: Tensor | None = None) -> Tensor:
+        """Decode the levels' vectors [B, D, h, w]; of image b only the used[b] coarsest levels, the others at their mean code."""
         if used is not None:
-            parts = [
-                torch.where((used > index).view(-1, 1, 1, 1), part, quantizer.mean_code().view(1, -1, 1, 1))
-                for index, (part, quantizer) in enumerate(zip(parts, self.quantizers, strict=True))
+            codes = [
+                torch.where(
+                    (used > index).view(-1, 1, 1, 1),
+                    e,
+                    quantizer.mean_code().to(e.dtype).view(1, -1, 1, 1),  # otherwise all would become float32
+                )
+                for index, (e, quantizer) in enumerate(zip(codes, self.quantizers, strict=True))
             ]
-        finest = [level.to_finest(e) for level, e in zip(self._levels(), parts, strict=True)]
+        finest = [level.to_finest(e) for level, e in zip(self._levels(), codes, strict=True)]
         image: Tensor = self.decoder(torch.cat(finest, 1))
         return image
 
 
 def _channels_first(x: Tensor) -> Tensor:
+    """[B, h, w, D] -> [B, D, h, w], a view; of a contiguous tensor it is in the memory format channels_last."""
     return x.permute(0, 3, 1, 2)

@@ -35,6 +35,7 @@ from vqvae2.autoencoder.base import (
 )
 from vqvae2.autoencoder.nearest import nearest_code
 from vqvae2.autoencoder.revival import draw_by_error, spread_rows
+from vqvae2.config.models import AutoencoderConfig
 
 _PENALTY_RAMP = 1000  # updates over which the entropy penalty rises: codes must first come to mean something
 _REVIVE_SHARE = 0.03  # a code is dead when it is used less than this share of the mean use (our decision)
@@ -135,6 +136,21 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("ema_sum", torch.zeros(num_embeddings, embedding_dim))
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
         self.register_buffer("distortion", torch.zeros(()))
+
+    @classmethod
+    def from_config(cls, config: AutoencoderConfig, size: int) -> VectorQuantizer:
+        """The quantiser of a level with `size` codes, as the configuration of the autoencoder describes it."""
+        return cls(
+            size,
+            config.code_dim,
+            config.commitment_cost,
+            config.decay,
+            config.epsilon,
+            init=config.init,
+            revive=config.revive,
+            ema=config.ema,
+            entropy_penalty=config.entropy_penalty,
+        )
 
     def extra_repr(self) -> str:
         """The arguments, for `print(model)`."""

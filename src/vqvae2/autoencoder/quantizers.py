@@ -1,0 +1,53 @@
+"""The quantisers that a configuration can name, and how to add one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vqvae2.autoencoder.base import Quantizer
+from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
+from vqvae2.autoencoder.quantizer import VectorQuantizer
+from vqvae2.config.models import AutoencoderConfig, quantizer_names
+from vqvae2.errors import UserError
+
+Builder = Callable[[AutoencoderConfig, int], Quantizer]
+"""Makes the quantiser of one level from the autoencoder's configuration and the level's number of codes K."""
+
+_BUILDERS: dict[str, Builder] = {
+    "vq": VectorQuantizer.from_config,
+    "fsq": FiniteScalarQuantizer.from_config,
+}
+
+
+def register_quantizer(name: str, build: Builder) -> None:
+    """Let `autoencoder.quantizer: name` of a configuration stand for a quantiser of one's own, in this process.
+
+    Args:
+        name: new.
+        build: called once for each level, with the configuration and the level's number of codes K.
+
+    Raises:
+        UserError: the name stands for another quantiser.
+    """
+    if _BUILDERS.setdefault(name, build) is not build:
+        raise UserError(f"the quantiser {name!r} exists already")
+    quantizer_names.add(name)
+
+
+def make_quantizer(config: AutoencoderConfig, size: int) -> Quantizer:
+    """The quantiser of a level with `size` codes, of the kind that the configuration names.
+
+    Raises:
+        UserError: the builder gave something else than a `Quantizer` with these sizes.
+    """
+    made = _BUILDERS[config.quantizer](config, size)
+    if not isinstance(made, Quantizer):
+        raise UserError(
+            f"the quantiser {config.quantizer!r}: expected a Quantizer, found {type(made).__name__}"
+        )
+    if (made.num_embeddings, made.embedding_dim) != (size, config.code_dim):
+        raise UserError(
+            f"the quantiser {config.quantizer!r}: expected {size} codes of {config.code_dim} dimensions, "
+            f"found {made.num_embeddings} of {made.embedding_dim}"
+        )
+    return made
