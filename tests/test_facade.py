@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from importlib import metadata, resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +55,11 @@ def test_every_public_name_is_there() -> None:
         assert getattr(importlib.import_module(value.__module__), name) is value
         assert inspect.getdoc(value), name
         assert name in dir(vqvae2)
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: vqvae2\.(\w+)$", page, re.M)) == sorted(vqvae2.__all__)
 
 
 def test_a_name_that_is_not_there() -> None:
@@ -152,7 +159,7 @@ def test_both_stages_are_built_and_trained_by_hand(seed: int) -> None:
     pixels = (labels * 1.2 - 0.6)[:, None, None, None].expand(-1, 3, 16, 16) + 0.05 * torch.randn(
         16, 3, 16, 16
     )
-    settings = AutoencoderConfig(strides=(4, 2), codes=(8, 8), code_dim=4, hidden=16, residual=8)
+    settings = AutoencoderConfig(strides=(4, 2), codes=(8, 8), code_dim=4, hidden=32, residual=16)
     model = VQVAE(settings).train()
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     errors = []

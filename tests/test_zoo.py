@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,12 @@ from vqvae2.config.overrides import complete, differences, merge, read_yaml
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import psnr
+from vqvae2.files import tensor_file
 from vqvae2.run import Run
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+
+import ship_model
 
 GOAL = {"psnr": 27.0, "usage": 0.95, "bits": 0.65}
 
@@ -44,12 +50,41 @@ def written(run: Run, figure: str) -> float:
 
 def test_it_is_small_and_complete(shipped: Run) -> None:
     assert "emoji64" in vqvae2.zoo()
-    assert sum(file.stat().st_size for file in shipped.folder.rglob("*") if file.is_file()) <= 40_000_000
+    assert sum(file.stat().st_size for file in shipped.folder.rglob("*") if file.is_file()) <= 20_000_000
     assert list(shipped.config.geometry.grids) == [(8, 8), (16, 16)]
     assert shipped.config.geometry.vocabulary == (512, 512)
     assert len(shipped.classes) == 9
     for word in ("Data", "Recipe", "For", "Not for", "MIT"):
         assert word in card(shipped)
+
+
+def test_its_weights_are_float16_on_disk_and_float32_in_memory(shipped: Run) -> None:
+    for level in (None, 0, 1):
+        stage, net = (
+            shipped.paths.stage(level),
+            shipped.autoencoder if level is None else shipped.prior.level(level),
+        )
+        stored, _ = tensor_file.load_tensors(stage.model)
+        loaded = net.state_dict()
+        assert stored.keys() == loaded.keys()
+        for name, tensor in stored.items():
+            if tensor.is_floating_point():
+                assert (tensor.dtype, loaded[name].dtype) == (torch.float16, torch.float32)
+            assert torch.equal(tensor.to(loaded[name].dtype), loaded[name])
+
+
+def test_weights_that_float16_cannot_hold_are_not_shipped(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b" / "a.safetensors"
+    tensors = {"weight": torch.tensor([1.0, 1 / 3]), "counter": torch.tensor(70_000)}
+    tensor_file.save_tensors(source, tensors, {"step": 3})
+    ship_model.copy_weights(source, target)
+    copied, metadata = tensor_file.load_tensors(target)
+    assert metadata == {"step": 3}
+    assert torch.equal(copied["weight"], tensors["weight"].half())
+    assert torch.equal(copied["counter"], tensors["counter"])
+    tensor_file.save_tensors(source, {"weight": torch.tensor([1e5])})
+    with pytest.raises(ValueError, match="weight holds 100000"):
+        ship_model.copy_weights(source, target)
 
 
 def test_it_was_trained_on_these_pictures_with_this_recipe(shipped: Run, images: ImageSet) -> None:

@@ -2,7 +2,9 @@
 
     python tools/ship_model.py runs/emoji64 emoji64 --card card.md
 
-Only what `vqvae2.load` needs is copied: no images, no codes, no checkpoints. The text of the card comes from a file; the
+Only what `vqvae2.load` needs is copied: no images, no codes, no checkpoints. Weights are rounded to float16, which halves
+the size; loading turns them into float32 again. For emoji64, on its 349 held-out images, PSNR is 27.0326 dB instead of
+27.0334 and the codes take 1060.29 bits per image instead of 1060.39 (bfloat16: 27.0317 dB, 1060.37 bits). The text of the card comes from a file; the
 table of measured figures below it is written from the run.
 """
 
@@ -12,11 +14,35 @@ import argparse
 import shutil
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from vqvae2.files import tensor_file
 from vqvae2.run import Run
 from vqvae2.train.folder import model_file, write_config
 
 ZOO = Path(__file__).resolve().parents[1] / "src" / "vqvae2" / "zoo"
-LIMIT = 40_000_000  # bytes of one model
+LIMIT = 20_000_000  # bytes of one model
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy a model file with its floating-point tensors rounded to float16.
+
+    Raises:
+        ValueError: a number is too large for float16.
+        FileError: the file is damaged, or the copy cannot be written.
+    """
+    tensors, metadata = tensor_file.load_tensors(source)
+    tensor_file.save_tensors(target, {name: _rounded(name, x) for name, x in tensors.items()}, metadata)
+
+
+def _rounded(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.to(torch.float16)
+    if not half.isfinite().all():
+        raise ValueError(f"{name} holds {float(tensor.abs().max()):g}, which is too large for float16")
+    return half
 
 
 def figures(run: Run) -> str:
@@ -47,9 +73,7 @@ def main() -> None:
     target = ZOO / options.name
     shutil.rmtree(target, ignore_errors=True)
     for level in (None, *range(run.config.autoencoder.levels)):
-        file = model_file(target, level)
-        file.parent.mkdir(parents=True)
-        shutil.copyfile(model_file(run.folder, level), file)
+        copy_weights(model_file(run.folder, level), model_file(target, level))
     write_config(target, run.record, run.config)
     text = options.card.read_text(encoding="utf-8").rstrip()
     (target / "README.md").write_text(f"{text}\n\n## Measured\n\n{figures(run)}\n", encoding="utf-8")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -41,11 +40,11 @@ from pytorch_pretrained_biggan.model import (
 )
 from pytorch_pretrained_biggan.utils import IMAGENET
 
-from vqvae2.config.overrides import differences
 from vqvae2.errors import UserError
-from vqvae2.files.atomic import read_json, write_atomic, write_json
+from vqvae2.files.atomic import write_atomic
 from vqvae2.files.progress import Reporter
 from vqvae2.generate.sample import class_number
+from vqvae2.generate.sample_folder import claim, write_list
 
 _WORDNET = re.compile(r"(n\d{8})\b\s*(.*)")  # a line of ImageNet's own lists: "n01440764 tench, Tinca tinca"
 
@@ -189,21 +188,6 @@ def draw(
     return images
 
 
-def claim(folder: Path, about: dict[str, Any]) -> None:
-    """Make the folder, or see that what it holds was drawn alike.
-
-    Raises:
-        UserError: it was not.
-    """
-    file = folder / "sampling.json"
-    if not file.exists():
-        write_json(file, about)
-    elif changed := differences(read_json(file), json.loads(json.dumps(about))):
-        raise UserError(
-            f"{folder} holds samples that were drawn otherwise ({'; '.join(changed)}); use another --out"
-        )
-
-
 def fill(folder: Path, network: BigGAN, about: dict[str, Any], plan: dict[int, str], options: Any) -> None:
     """Draw what is missing of one truncation, then write samples.json.
 
@@ -229,7 +213,7 @@ def fill(folder: Path, network: BigGAN, about: dict[str, Any], plan: dict[int, s
         {"file": file, "number": number, "label": label, "class": plan[label]}
         for (label, number), file in files.items()
     ]
-    write_json(folder / "samples.json", {"n": len(entries), **about, "samples": entries})
+    write_list(folder, {"n": len(entries), **about, "samples": entries})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

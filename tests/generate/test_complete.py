@@ -45,7 +45,7 @@ def corner() -> Tensor:
 def completed(
     kept: Kept,
     n: int = 5,
-    plan: list[int] | None = None,
+    labels: list[int] | None = None,
     seed: int = 0,
     passes: int = 1,
     classes: int = 2,
@@ -53,10 +53,10 @@ def completed(
     **options: Any,
 ) -> Completed:
     """All parts in one."""
-    parts = list(complete(*models(classes, kind=kind), kept, n, plan, seed, Sampling(**options), passes))
+    parts = list(complete(*models(classes, kind=kind), kept, n, labels, seed, Sampling(**options), passes))
     return Completed(
         range(n),
-        None if plan is None else torch.cat([p.labels for p in parts if p.labels is not None]),
+        None if labels is None else torch.cat([p.labels for p in parts if p.labels is not None]),
         Codes.cat([p.codes for p in parts]),
         torch.cat([p.decoded for p in parts]),
         torch.cat([p.images for p in parts]),
@@ -174,9 +174,11 @@ def test_a_picture_of_another_size_or_colour() -> None:
 @kinds
 def test_a_full_mask_is_sampling(kind: Kind, options: dict[str, Any]) -> None:
     autoencoder, prior = models(kind=kind)
-    plan = [0, 1, 1, 0, 1]
-    found = completed(keep_outside(autoencoder, picture(), ALL), plan=plan, seed=3, kind=kind, **options)
-    assert same(found.codes, prior.sample(5, torch.tensor(plan), seed=3, **options))
+    labels = [0, 1, 1, 0, 1]
+    kept = keep_outside(autoencoder, picture(), ALL)
+    for seed in (3, 4):
+        found = completed(kept, labels=labels, seed=seed, kind=kind, **options)
+        assert same(found.codes, prior.sample(5, torch.tensor(labels), seed=seed, **options))
     assert torch.allclose(found.images, autoencoder.decode(found.codes), atol=1e-5)
 
 
@@ -201,29 +203,31 @@ def test_kept_codes_and_pixels_stay(kind: Kind, passes: int) -> None:
     assert not torch.equal(found.decoded[:, :, ~mask], found.images[:, :, ~mask])
 
 
-@pytest.mark.parametrize(("passes", "options"), [(1, {}), (3, {}), (3, {"guidance": 3.0, "top_p": 0.9})])
-def test_completions_are_the_same_at_any_batch_size(passes: int, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("passes", "seed", "options"), [(1, 7, {}), (3, 8, {}), (3, 9, {"guidance": 3.0, "top_p": 0.9})]
+)
+def test_completions_are_the_same_at_any_batch_size(passes: int, seed: int, options: dict[str, Any]) -> None:
     autoencoder, _ = models()
-    kept, plan = keep_outside(autoencoder, picture(), corner()), [0, 1, 1, 0, 1]
-    whole = completed(kept, 5, plan, 7, passes, **options)
+    kept, labels = keep_outside(autoencoder, picture(), corner()), [0, 1, 1, 0, 1]
+    whole = completed(kept, 5, labels, seed, passes, **options)
     for n, batch in ((5, 1), (5, 2), (3, 64)):
-        other = completed(kept, n, plan, 7, passes, batch=batch, **options)
+        other = completed(kept, n, labels, seed, passes, batch=batch, **options)
         assert same(other.codes, whole.codes[:n])
         assert torch.allclose(other.bits, whole.bits[:, :n], atol=1e-3)
         assert torch.equal(other.accepted, whole.accepted[:, :n])
-    assert not same(completed(kept, 5, plan, 8, passes, **options).codes, whole.codes)
+    assert not same(completed(kept, 5, labels, seed + 1, passes, **options).codes, whole.codes)
 
 
 def test_bits_are_the_priors_own() -> None:
     autoencoder, prior = models()
-    plan = [0, 1, 1, 0, 1]
+    labels = [0, 1, 1, 0, 1]
     kept = keep_outside(autoencoder, picture(), corner())
     for passes in (1, 4):
-        found = completed(kept, plan=plan, passes=passes, temperature=0.8, guidance=2.0, top_p=0.9)
+        found = completed(kept, labels=labels, passes=passes, temperature=0.8, guidance=2.0, top_p=0.9)
         assert found.bits.shape == (passes, 5, 2, 2)
         assert found.accepted.shape == (passes - 1, 5)
         with torch.no_grad():
-            nats = prior.log_prob(found.codes, torch.tensor(plan))
+            nats = prior.log_prob(found.codes, torch.tensor(labels))
         assert torch.allclose(found.bits[-1, :, 0], -nats / torch.tensor(2.0).log(), atol=1e-3)
         assert not found.bits[:, :, 1, 0].any(), "no coarse code is kept"
         assert ((found.bits[:, :, 1, 1] > 0) & (found.bits[:, :, 1, 1] < found.bits[:, :, 0, 1])).all()
@@ -301,15 +305,17 @@ def with_holes(prior: HierarchicalPrior, *holes: list[tuple[int, int]]) -> Codes
     return codes
 
 
-@pytest.mark.parametrize("segments", [1, 2, 8])
-def test_the_chain_ends_at_the_exact_conditional(segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("segments", "seed"), [(1, 0), (2, 1), (8, 2)])
+def test_the_chain_ends_at_the_exact_conditional(
+    segments: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """2x2 codes, the first two unknown: what one pass draws is far from p(unknown | known), a long chain is at it."""
     monkeypatch.setattr(module, "_SEGMENTS", segments)
     prior = vivid(((2, 2),))
     known = with_holes(prior, [(0, 0), (0, 1)])
     p = conditional(prior, known, None, 1.0, 1.0)
-    first, _, _ = fill(prior, known, range(2000), None, 0, Sampling())
-    last, bits, accepted = fill(prior, known, range(2000), None, 0, Sampling(), 9)
+    first, _, _ = fill(prior, known, range(2000), None, seed, Sampling())
+    last, bits, accepted = fill(prior, known, range(2000), None, seed, Sampling(), 9)
     assert len(p) == 9
     assert bits[-1, :, 1].mean() < bits[0, :, 1].mean() - 0.1, "what is known fits what is drawn better"
     assert distance(first, known, p) > 0.15
@@ -318,10 +324,11 @@ def test_the_chain_ends_at_the_exact_conditional(segments: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("label", "temperature", "guidance", "n", "passes"), [(None, 1.0, 1.0, 2000, 9), (1, 0.7, 1.5, 900, 20)]
+    ("label", "temperature", "guidance", "n", "passes", "seed"),
+    [(None, 1.0, 1.0, 2000, 9, 0), (1, 0.7, 1.5, 900, 20, 1)],
 )
 def test_the_chain_goes_through_all_levels(
-    label: int | None, temperature: float, guidance: float, n: int, passes: int
+    label: int | None, temperature: float, guidance: float, n: int, passes: int, seed: int
 ) -> None:
     """A coarse code and two fine ones unknown; temperature and guidance belong to what is sampled."""
     prior = vivid(((1, 1), (2, 2)), 2)
@@ -329,19 +336,20 @@ def test_the_chain_goes_through_all_levels(
     p = conditional(prior, known, label, temperature, guidance)
     labels = None if label is None else torch.full((n,), label)
     how = Sampling(temperature=temperature, guidance=guidance)
-    first, _, _ = fill(prior, known, range(n), labels, 0, how)
-    last, _, _ = fill(prior, known, range(n), labels, 0, how, passes)
+    first, _, _ = fill(prior, known, range(n), labels, seed, how)
+    last, _, _ = fill(prior, known, range(n), labels, seed, how, passes)
     assert len(p) == 3 * 4 * 4
     assert distance(first, known, p) > 0.25
     assert distance(last, known, p) < 0.07
 
 
-def test_top_k_is_what_is_proposed_and_not_what_is_sampled() -> None:
-    """Among what is let through everywhere, shares are those of p(unknown | known)."""
+@pytest.mark.parametrize("seed", [0, 1])
+def test_top_k_restricts_what_is_proposed_and_not_what_is_sampled(seed: int) -> None:
+    """Within the support of top-k, the shares are those of p(unknown | known)."""
     prior = vivid(((2, 2),))
     known = with_holes(prior, [(0, 1)])
     p = conditional(prior, known, None, 1.0, 1.0)
-    last, _, _ = fill(prior, known, range(2000), None, 0, Sampling(top_k=2), 9)
+    last, _, _ = fill(prior, known, range(2000), None, seed, Sampling(top_k=2), 9)
     found = set(fillings(last, known))
     assert len(found) == 2
     inside = {key: value / sum(p[key] for key in found) for key, value in p.items() if key in found}

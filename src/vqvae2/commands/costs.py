@@ -118,9 +118,14 @@ def measure(config: Config) -> Costs:
     convolutions. Attention counts as N x N scores, without the half that causality saves.
     """
     size, channels, classes = config.data.size, config.data.channels, config.prior.classes
-    with FakeTensorMode():
-        autoencoder = VQVAE(config.autoencoder).eval()
+    # neither setting changes the count, and both need the values of tensors, which fake tensors do not have
+    settings = config.autoencoder.model_copy(update={"entropy_penalty": 0.0, "nested_dropout": 0.0})
+    with torch.device("meta"):
+        autoencoder = VQVAE(settings).eval()
         prior = HierarchicalPrior(config.prior, config.geometry).train()
+    with FakeTensorMode():
+        _make_fake(autoencoder)
+        _make_fake(prior)
         for i, training in enumerate(config.train_prior):
             prior.level(i).checkpointing = training.checkpointing
 
@@ -148,6 +153,22 @@ def measure(config: Config) -> Costs:
             autoencoder.encode(images(1))
         codebooks = sum(q.num_embeddings * q.embedding_dim for q in autoencoder.quantizers)
     return Costs(int(counter.get_total_flops()), whole, levels, codebooks)
+
+
+def _make_fake(net: nn.Module) -> None:
+    """Replace the weights and buffers of a network on the meta device by fake tensors of the same shapes and strides.
+
+    A network that is built of fake tensors directly could not change its memory format, which a `VQVAE` does.
+    """
+
+    def fake(x: Tensor) -> Tensor:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
+
+    for module in net.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(fake(weight), requires_grad=weight.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, fake(buffer))
 
 
 def _cost(name: str, net: nn.Module, loss: Callable[[int], Tensor], settings: TrainConfig) -> Cost:

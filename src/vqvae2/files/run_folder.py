@@ -45,6 +45,11 @@ class StageFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def pictures(self) -> Path:
+        """The folder of the sheets that are drawn during the training."""
+        return self.path / "pictures"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the training's state; removed when the training is done."""
         return self.path / "checkpoints"

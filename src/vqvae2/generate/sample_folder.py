@@ -69,13 +69,7 @@ class SampleFolder:
             UserError: it cannot be made, or holds samples that were drawn differently.
         """
         make_folder(self.path)
-        file, own = self.path / _ABOUT, {"pictures": self.form, **self.about}
-        if file.exists() and (changed := differences(read_json(file), json.loads(json.dumps(own)))):
-            raise UserError(
-                f"{self.path} holds samples that were drawn differently ({'; '.join(changed)}); use another --out"
-            )
-        if not file.exists():
-            write_json(file, own)
+        claim(self.path, {"pictures": self.form, **self.about})
 
     def missing(self, n: int) -> list[range]:
         """The numbers below n that no batch holds, as ranges."""
@@ -143,7 +137,7 @@ class SampleFolder:
         save_grid(shown, sheet, columns=max(1, round(len(shown) ** 0.5)), zoom=zoom)
         entries = self._entries(n, labels, classes)
         result = {"n": n, **self.about, "grid": str(sheet), "samples": entries}
-        write_json(self.path / _LIST, result)
+        write_list(self.path, result)
         return result
 
     def _arrays(self, part: Drawn) -> dict[str, NDArray[Any]]:
@@ -215,6 +209,34 @@ class StoredSamples:
                     own = arrays["images"][at - numbers.start : stop - numbers.start]
                 at += len(own)
                 yield to_float(torch.from_numpy(own))
+
+
+def claim(folder: Path, about: dict[str, Any]) -> None:
+    """Write sampling.json, or check that it says the same already.
+
+    Args:
+        about: how the samples are drawn, JSON-ready.
+
+    Raises:
+        UserError: the folder holds samples that were drawn differently; the message lists the differences.
+    """
+    file = folder / _ABOUT
+    if not file.exists():
+        write_json(file, about)
+    elif changed := differences(read_json(file), json.loads(json.dumps(about))):
+        raise UserError(
+            f"{folder} holds samples that were drawn differently ({'; '.join(changed)}); use another --out"
+        )
+
+
+def write_list(folder: Path, result: dict[str, Any]) -> None:
+    """Write samples.json.
+
+    Args:
+        result: `samples` lists an entry per sample, with its `file` and, with classes, `class`; further keys say how they
+            were drawn.
+    """
+    write_json(folder / _LIST, result)
 
 
 def read_samples(folder: Path) -> StoredSamples:

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.files.progress import Reporter, Tracker
+from vqvae2.files.run_folder import StageFolder
 from vqvae2.train.device import (
     Choices,
     TrainingError,
@@ -177,8 +178,8 @@ class _Trainer:
         model = _wrapped(self.network, accelerator, choices)
         self.step = TrainingStep(objective, model, self.network, optimizer, config, choices)
         self.state = State(self.step, objective.counts())
-        self.state_file = folder / "checkpoints" / "last.safetensors"
-        self.metrics_file = folder / "metrics.jsonl"
+        self.state_file = StageFolder(folder).checkpoint
+        self.metrics_file = StageFolder(folder).metrics
         if self.state_file.exists():
             self.state.load(self.state_file, self.main)
         if self.main:
@@ -317,7 +318,7 @@ class _Trainer:
         else:
             outcome.stale += 1
         if self.main:
-            self.objective.draw(model, self.folder / "pictures" / f"step-{outcome.step:07d}.png")
+            self.objective.draw(model, StageFolder(self.folder).pictures / f"step-{outcome.step:07d}.png")
         model.train()
 
     def _save(self) -> None:
