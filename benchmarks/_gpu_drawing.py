@@ -69,7 +69,7 @@ def rows(report: Report, tiny: bool = False, seconds: float = 180.0) -> None:
     report("drawing: seconds", round(time.perf_counter() - begun, 1))
 
 
-def graphs(precision: str = "float32", kernels: str = "auto") -> StepGraphs:
+def graphs(precision: str = "float32", kernels: str = "fused") -> StepGraphs:
     """Recorded rows on a GPU; without one, static steps that are not recorded."""
     return StepGraphs(precision, kernels, (DEVICE,), 1)  # type: ignore[arg-type]
 
@@ -142,7 +142,7 @@ def level_rows(report: Report, tiny: bool, level: int) -> None:
         scan(prior, batch, context, choose, 8)
         plain = timed(lambda b=batch, c=context, f=choose, n=few: scan(prior, b, c, f, n)) / few
         report(f"batch {batch}, plain steps, ms a position", 1e3 * plain)
-        cases = [("float32", "auto"), ("bfloat16", "auto")]
+        cases = [("float32", "fused"), ("bfloat16", "fused")]
         cases += [("float32", "torch")] if batch == 64 or (batch == 1 and level == 0) else []
         for precision, kernels in cases:
             try:
@@ -152,7 +152,7 @@ def level_rows(report: Report, tiny: bool, level: int) -> None:
                     scan(prior, b, c, f, None, kept)
 
                 first, others = timed(draw), sorted(timed(draw) for _ in range(2))
-                fused = "fused" if kernels == "auto" else "torch's"
+                fused = "fused" if kernels == "fused" else "torch's"
                 report(
                     f"batch {batch}, {precision}, {fused} kernels",
                     {
@@ -168,10 +168,10 @@ def level_rows(report: Report, tiny: bool, level: int) -> None:
 
 
 SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("auto", "streams", {}),
-    ("auto", "temperature 0", {"temperature": 0.0}),
-    ("auto", "top-k, top-p", {"top_k": 50, "top_p": 0.9, "temperature": 0.8}),
-    ("auto", "guidance", {"guidance": 2.0}),
+    ("fused", "streams", {}),
+    ("fused", "temperature 0", {"temperature": 0.0}),
+    ("fused", "top-k, top-p", {"top_k": 50, "top_p": 0.9, "temperature": 0.8}),
+    ("fused", "guidance", {"guidance": 2.0}),
     ("torch", "streams", {}),
 )
 
@@ -247,7 +247,7 @@ def static_logits(prior: LevelPrior, codes: Tensor, context: Tensor | None, weig
     spec = Spec(len(codes), shape, weights, torch.float32, codes.device)
     kind = static_kind(prior)
     assert kind is not None
-    static = kind(prior, spec, ops_for(spec, "auto"))
+    static = kind(prior, spec, ops_for(spec, "fused"))
     known = Chooser(uniforms(0, range(len(codes)), 0, prior.positions), codes.flatten(1).long(), Rule())
     seen: list[Tensor] = []
     static.load(prior, context)

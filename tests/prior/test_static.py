@@ -170,7 +170,7 @@ def test_a_clone_of_a_chooser_has_memory_of_its_own() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("kernels", ["fused", "torch"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_recorded_rows_draw_the_codes_of_plain_steps(kind: dict[str, Any], kernels: str) -> None:
     """On a GPU, at any batch size, for several batches of one recording, with and without guidance."""

@@ -25,7 +25,12 @@ from vqvae2.prior.static import StaticPrior
 from vqvae2.prior.step_ops import Ops, Spec
 
 LEAST_POSITIONS = 48
-"""Recording a row takes about as long as this many plain steps, so shorter grids are not worth it (our decision)."""
+"""Recording a row with PyTorch's kernels takes as long as 42 to 104 plain steps (results/gpu-h200.json), and grids have 64 positions or
+more, so a grid of which fewer positions are drawn is not worth it (our decision)."""
+
+LEAST_FUSED = 400
+"""Compiling and recording the fused kernels takes as long as 250 to 390 plain steps on a new machine, so smaller grids go without them
+(our decision, from the same figures)."""
 
 
 @dataclass
@@ -47,7 +52,8 @@ class StepGraphs:
     Args:
         precision: of the weights and caches: float32, or bfloat16 for half the memory traffic. Logits and the choice of the
             codes are float32 or wider in both.
-        kernels: "auto" takes the fused Triton kernels where Triton is installed; "torch" does without them.
+        kernels: "fused" takes the fused Triton kernels where Triton is installed; "torch" does without them; "auto" is "fused" for
+            grids of at least `LEAST_FUSED` positions, and else "torch".
         devices: kinds of device on which grids are drawn this way; on any but "cuda" nothing is recorded.
         least_positions: a grid of which fewer positions are to be visited is drawn by plain steps.
     """
@@ -99,7 +105,9 @@ class StepGraphs:
         kept = self._recordings.setdefault(prior, {})
         key = (spec, chooser.rule)
         if key not in kept:
-            kept[key] = self._record(prior, spec, context, chooser, ops_for(spec, self.kernels))
+            small = self.kernels == "auto" and prior.positions < LEAST_FUSED
+            ops = ops_for(spec, "torch" if small else self.kernels)
+            kept[key] = self._record(prior, spec, context, chooser, ops)
         return kept[key]
 
     def _record(
@@ -131,10 +139,10 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 def ops_for(spec: Spec, kernels: str) -> Ops:
     """The operations for a prepared prior: fused Triton kernels on a GPU where Triton is installed, else plain PyTorch."""
-    if kernels not in ("auto", "torch"):
-        raise UserError(f"expected kernels auto or torch, found {kernels!r}")
+    if kernels not in ("auto", "fused", "torch"):
+        raise UserError(f"expected kernels auto, fused or torch, found {kernels!r}")
     usable = spec.device.type == "cuda" and spec.stream == torch.float32
-    if kernels == "auto" and usable and importlib.util.find_spec("triton") is not None:
+    if kernels != "torch" and usable and importlib.util.find_spec("triton") is not None:
         from vqvae2.prior.step_triton import TritonOps
 
         return TritonOps()
