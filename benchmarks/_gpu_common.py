@@ -6,6 +6,7 @@ import gc
 import json
 import platform
 import statistics
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -131,9 +132,9 @@ def machine() -> dict[str, Any]:
 
 
 def _driver() -> str:
-    with suppress(Exception):
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
-        return text.split("Kernel Module")[1].split()[0]
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
     return "unknown"
 
 

@@ -162,7 +162,9 @@ class Run:
 
         Args:
             data: the images that the run was trained on, if they are elsewhere now.
-            features, weights, model: see `evaluate.critic.fit_critic`, also for the errors.
+            features: name of the feature network, as for `evaluate.critic.fit_critic`; so are the next two.
+            weights: a file with its weights, or None.
+            model: a classifier of one's own as a TorchScript file, or None.
             reporter: shows the progress; None shows nothing.
 
         Raises:
