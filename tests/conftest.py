@@ -90,6 +90,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: 
     return run
 
 
+@pytest.fixture(scope="session")
+def sharpened(tmp_path_factory: pytest.TempPathFactory, trained: Path, pictures: Path) -> Path:
+    """The same run, whose decoder was then sharpened in two steps, which change it visibly; not to be altered."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("sharpened") / "run"))
+    more = ("steps=2", "batch=8", "lr=0.02", "warmup=0", "average=0.01", "begin=0", "width=4", "depth=1")
+    settings = [part for setting in more for part in ("--set", f"sharpen.{setting}")]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(pictures), "--run", str(run), *settings])
+    assert ended.value.code == 0
+    return run
+
+
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained run, to be altered."""

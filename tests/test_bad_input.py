@@ -282,7 +282,9 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
 def test_one_line_and_nothing_lost(
     name: str, world: World, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqvae2.run.snapshot_download", lambda *a, **k: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(
+        "vqvae2.files.locate.snapshot_download", lambda *a, **k: pytest.fail("the Hub was asked")
+    )
     make, pattern = MISTAKES[name]
     arguments = make(world)
     before = contents(world.folder)

@@ -25,7 +25,7 @@ from vqvae2.data.pixels import psnr, to_float
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.files import atomic
-from vqvae2.train.folder import RunError
+from vqvae2.files.run_folder import RunError
 
 
 @pytest.fixture
@@ -33,7 +33,9 @@ def shipped(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A zoo of the package in which the trained run is called emoji64."""
     folder = Path(shutil.copytree(trained, tmp_path / "package" / "zoo" / "emoji64"))
     (folder.parent / "notes").mkdir()
-    monkeypatch.setattr("vqvae2.run.resources", SimpleNamespace(files=lambda name: tmp_path / "package"))
+    monkeypatch.setattr(
+        "vqvae2.files.locate.resources", SimpleNamespace(files=lambda name: tmp_path / "package")
+    )
     return folder
 
 
@@ -93,7 +95,7 @@ def test_a_folder_goes_before_a_model_of_the_package(
 
 
 def test_a_package_without_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqvae2.run.resources", SimpleNamespace(files=lambda name: tmp_path))
+    monkeypatch.setattr("vqvae2.files.locate.resources", SimpleNamespace(files=lambda name: tmp_path))
     assert zoo() == []
     refused(lambda: load("emoji64"), "no run emoji64", "none")
 
@@ -111,7 +113,7 @@ def test_by_hub_id(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
                 shutil.copy(file, tmp_path / "hub" / name)
         return str(tmp_path / "hub")
 
-    monkeypatch.setattr("vqvae2.run.snapshot_download", snapshot_download)
+    monkeypatch.setattr("vqvae2.files.locate.snapshot_download", snapshot_download)
     run = load("somebody/pictures", "cpu")
     assert asked == ["somebody/pictures"]
     assert run.folder == tmp_path / "hub"
@@ -123,9 +125,9 @@ def test_a_hub_that_has_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     def absent(name: str, allow_patterns: list[str]) -> str:
         raise OSError("404:\n no such repository")
 
-    monkeypatch.setattr("vqvae2.run.snapshot_download", absent)
+    monkeypatch.setattr("vqvae2.files.locate.snapshot_download", absent)
     refused(lambda: load("somebody/nothing"), "no folder somebody/nothing", "404: no such repository")
-    monkeypatch.setattr("vqvae2.run.snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    monkeypatch.setattr("vqvae2.files.locate.snapshot_download", lambda name, allow_patterns: str(tmp_path))
     refused(lambda: load("somebody/nothing"), "no config.yaml")
 
 
@@ -135,7 +137,7 @@ def test_names_that_cannot_be_on_the_hub(name: str, monkeypatch: pytest.MonkeyPa
         raise AssertionError("the Hub was asked")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vqvae2.run.snapshot_download", asked)
+    monkeypatch.setattr("vqvae2.files.locate.snapshot_download", asked)
     refused(lambda: load(name), f"no run {name}", "a run folder", "owner/name")
 
 
@@ -143,7 +145,9 @@ def test_a_mistyped_run_beside_others_is_not_looked_for_on_the_hub(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(trained.parent.parent)
-    monkeypatch.setattr("vqvae2.run.snapshot_download", lambda *a, **k: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(
+        "vqvae2.files.locate.snapshot_download", lambda *a, **k: pytest.fail("the Hub was asked")
+    )
     refused(lambda: load(f"{trained.parent.name}/runn"), "no run")
 
 

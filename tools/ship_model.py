@@ -13,27 +13,47 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqvae2.files import tensor_file
 from vqvae2.run import Run
-from vqvae2.train.folder import model_file, write_config
+from vqvae2.train.folder import model_file, sharp_file, write_config
 
 ZOO = Path(__file__).resolve().parents[1] / "src" / "vqvae2" / "zoo"
 LIMIT = 20_000_000  # bytes of one model
 
 
-def copy_weights(source: Path, target: Path) -> None:
+def copy_weights(source: Path, target: Path, changes: dict[str, Any] | None = None) -> None:
     """Copy a model file with its floating-point tensors rounded to float16.
+
+    Args:
+        changes: metadata that differ in the copy.
 
     Raises:
         ValueError: a number is too large for float16.
         FileError: the file is damaged, or the copy cannot be written.
     """
     tensors, metadata = tensor_file.load_tensors(source)
-    tensor_file.save_tensors(target, {name: _rounded(name, x) for name, x in tensors.items()}, metadata)
+    rounded = {name: _rounded(name, x) for name, x in tensors.items()}
+    tensor_file.save_tensors(target, rounded, {**metadata, **(changes or {})})
+
+
+def copy_run(run: Run, target: Path) -> None:
+    """Copy the settings of a run and the weights of all its networks.
+
+    Raises:
+        ValueError, FileError: as `copy_weights`.
+    """
+    for level in (None, *range(run.config.autoencoder.levels)):
+        copy_weights(model_file(run.folder, level), model_file(target, level))
+    if sharp_file(run.folder).exists():  # it names the autoencoder to which it belongs, here the rounded one
+        tensors, _ = tensor_file.load_tensors(model_file(target))
+        belongs = {"autoencoder": tensor_file.digest(tensors)}
+        copy_weights(sharp_file(run.folder), sharp_file(target), belongs)
+    write_config(target, run.record, run.config)
 
 
 def _rounded(name: str, tensor: Tensor) -> Tensor:
@@ -50,6 +70,12 @@ def figures(run: Run) -> str:
     rows = ["| figure | value |", "| --- | --- |"]
     stage1 = run.figures()
     rows.append(f"| held-out PSNR (of the mean squared error, peak 2) | {stage1['heldout_psnr']:.2f} dB |")
+    if sharp := run.figures("sharpen"):
+        rows += [
+            f"| the same with the sharpened decoder | {sharp['heldout_psnr']:.2f} dB |",
+            f"| sharpness of held-out reconstructions (originals 1), sharpened | {sharp['heldout_sharpness']:.3f} |",
+            f"| the same with the plain decoder | {sharp['heldout_sharpness_plain']:.3f} |",
+        ]
     for level, (height, width) in enumerate(run.config.geometry.grids):
         prior = run.figures(level)
         rows += [
@@ -72,9 +98,7 @@ def main() -> None:
         parser.error(f"{options.run} is not finished")
     target = ZOO / options.name
     shutil.rmtree(target, ignore_errors=True)
-    for level in (None, *range(run.config.autoencoder.levels)):
-        copy_weights(model_file(run.folder, level), model_file(target, level))
-    write_config(target, run.record, run.config)
+    copy_run(run, target)
     text = options.card.read_text(encoding="utf-8").rstrip()
     (target / "README.md").write_text(f"{text}\n\n## Measured\n\n{figures(run)}\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())

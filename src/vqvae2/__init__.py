@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from vqvae2.config.presets import preset, presets
     from vqvae2.config.sampling import Sampling
     from vqvae2.errors import UserError
+    from vqvae2.files.locate import zoo
     from vqvae2.files.progress import Reporter
     from vqvae2.generate.complete import Completed, Kept
     from vqvae2.generate.reject import Chosen
     from vqvae2.generate.sample import Drawn
     from vqvae2.prior.hierarchy import HierarchicalPrior
-    from vqvae2.run import Run, load, zoo
+    from vqvae2.run import Run, load
 
 _HOME = {
     # settings
@@ -49,7 +50,7 @@ _HOME = {
     # trained models, and what they draw
     "Run": "run",
     "load": "run",
-    "zoo": "run",
+    "zoo": "files.locate",
     "Drawn": "generate.sample",
     "Chosen": "generate.reject",
     "Kept": "generate.complete",

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.sampling import Sampling, sampling_of
-from vqvae2.data.images import open_images
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
-from vqvae2.evaluate.critic import Critic, fit_critic, load_critic
+from vqvae2.evaluate.critic import Critic, fit_to_run, load_critic
 from vqvae2.evaluate.typicality import Typical
 from vqvae2.files import tensor_file
+from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.run_folder import DecoderName, RunError, RunFolder
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.train.folder import RunError, load_autoencoder, load_prior, read_run
+from vqvae2.train.folder import load_autoencoder, load_prior, read_run, sharp_autoencoder
 
 _REFERENCE = 1024  # held-out images with which others are compared, at most
-_HUB_FILES = ["config.yaml", "autoencoder/*", "prior/*", "README.md"]  # of a Hub repository that holds a run
-
-
-def zoo() -> list[str]:
-    """Names of the models shipped in the package."""
-    folder = resources.files("vqvae2") / "zoo"
-    models = folder.iterdir() if folder.is_dir() else ()
-    return sorted(item.name for item in models if (item / "config.yaml").is_file())
 
 
 def load(name: str | Path, device: torch.device | str | None = None) -> Run:
@@ -54,25 +41,7 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
     Raises:
         RunError: nothing of that name, or made by a newer version.
     """
-    path = Path(name)
-    if RunFolder(path).exists():
-        return Run(path, device)
-    text = str(name)
-    if text in zoo():
-        return Run(Path(str(resources.files("vqvae2") / "zoo" / text)), device)
-    if path.exists():
-        raise RunError(f"{path} is no run folder: it has no config.yaml")
-    if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
-        try:
-            return Run(Path(snapshot_download(text, allow_patterns=_HUB_FILES)), device)
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            raise RunError(
-                f"no folder {text}, and it cannot be fetched from the Hub: {' '.join(str(error).split())[:200]}"
-            ) from None
-    known = ", ".join(zoo()) or "none"
-    raise RunError(
-        f"no run {text}: expected a run folder, a model of the package ({known}) or a Hub id owner/name"
-    )
+    return Run(find_run(name), device)
 
 
 class Run:
@@ -104,7 +73,7 @@ class Run:
 
     @property
     def autoencoder(self) -> VQVAE:
-        """The autoencoder, in eval mode.
+        """The autoencoder with its plain decoder, in eval mode.
 
         Raises:
             RunError: not trained yet.
@@ -116,6 +85,40 @@ class Run:
         if not self.paths.autoencoder.done():
             raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
         return load_autoencoder(self.folder, self.config, self.device)
+
+    def decoder(self, name: DecoderName | None = None, levels: int | None = None) -> VQVAE:
+        """The autoencoder that decodes with one of the run's decoders, in eval mode; the codes are the same for both.
+
+        Args:
+            name: see `decoder_name`.
+            levels: how many levels it will decode, from the coarsest; None is all. The sharpened decoder has only learnt
+                to decode all of them, so for fewer this is the plain one, whatever the name.
+
+        Raises:
+            RunError, UserError: as `decoder_name`; the autoencoder is not trained yet.
+            FileError: the weights are damaged, or were sharpened for another autoencoder.
+        """
+        chosen, plain = self.decoder_name(name), self.autoencoder
+        return self._sharp if chosen == "sharp" and levels in (None, plain.config.levels) else plain
+
+    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
+        """The decoder that is meant: "plain" or "sharp"; None is the sharpened one if it is trained, else the plain one.
+
+        Raises:
+            RunError: the sharpened decoder is asked for and not trained.
+            UserError: another name.
+        """
+        if name not in (None, *get_args(DecoderName)):
+            raise UserError(f"expected the decoder plain or sharp, found {name!r}")
+        done = self.paths.sharpen.done()
+        if name == "sharp" and not done:
+            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
+            raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
+        return name or ("sharp" if done else "plain")
+
+    @cached_property
+    def _sharp(self) -> VQVAE:
+        return sharp_autoencoder(self.folder, self.config, self.device)
 
     @cached_property
     def prior(self) -> HierarchicalPrior:
@@ -155,7 +158,7 @@ class Run:
         model: Path | None = None,
         reporter: Reporter | None = None,
     ) -> Critic:
-        """Fit a critic to this run's training images and keep it in RUN/critic.
+        """Fit a critic to this run's training images and keep it in RUN/critic (`evaluate.critic.fit_to_run`).
 
         Args:
             data: the images that the run was trained on, if they are elsewhere now.
@@ -166,30 +169,11 @@ class Run:
 
         Raises:
             RunError: no classes, or these are not the images that the run was trained on.
-            DataError, CriticError, FeatureError, ClassifierError: see `evaluate.critic.fit_critic`.
         """
         if not self.classes:
             raise RunError(self._classless())
-        reporter = reporter or Reporter(quiet=True)
-        source = self.record.get("source")
-        with ExitStack() as stack:
-            own = data in (None, source)  # other images must not replace the run's decoded ones
-            decoded = self.paths.data if own else Path(stack.enter_context(TemporaryDirectory())) / "data"
-            images = open_images(
-                str(data or source), self.config.data, decoded, seed=self.config.seed, say=reporter.say
-            )
-            stack.callback(images.close)
-            if images.fingerprint != self.record.get("fingerprint", images.fingerprint):
-                raise RunError(
-                    f"expected the images that {self.folder} was trained on ({source}), found others in {data or source}"
-                )
-            count = len(images.heldout) + (0 if model else len(images.train))
-            tracker = stack.enter_context(reporter.track("critic", count, unit="images"))
-            critic = fit_critic(
-                self.folder, images, self.config.data, features, weights, model, self.device, tracker.update
-            )
         self.__dict__.pop("critic", None)  # the cached property
-        return critic
+        return fit_to_run(self, data, features, weights, model, reporter or Reporter(quiet=True))
 
     def sample(
         self,
@@ -197,6 +181,7 @@ class Run:
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
+        decoder: DecoderName | None = None,
         **settings: Any,
     ) -> Tensor:
         """n new images [n, C, H, W] in [-1, 1], on the CPU.
@@ -205,6 +190,7 @@ class Run:
             labels: a class name or number for all, several that are repeated in turn, or None for all classes in turn.
             seed: sample i of a seed is the same whatever n and the batch size.
             sampling: temperature and the like; None takes the run's own (`run.sampling`).
+            decoder: see `decoder_name`; here and below, the images depend on it, the codes do not.
             settings: temperature, top_k, top_p or guidance as keywords instead of `sampling`; they change the run's own.
 
         Raises:
@@ -212,7 +198,7 @@ class Run:
             UserError: no such class, or an argument out of range.
         """
         own = sampling_of(sampling, settings, self.sampling)
-        return torch.cat([part.images.cpu() for part in self.draw(n, labels, seed, own)])
+        return torch.cat([part.images.cpu() for part in self.draw(n, labels, seed, own, decoder=decoder)])
 
     def draw(
         self,
@@ -221,6 +207,7 @@ class Run:
         seed: int = 0,
         sampling: Sampling | None = None,
         ranges: Iterable[range] | None = None,
+        decoder: DecoderName | None = None,
     ) -> Iterator[Drawn]:
         """As `sample`, but batch by batch and with labels and codes.
 
@@ -229,8 +216,8 @@ class Run:
                 `sampling.batch`.
         """
         classes = sample_labels(labels, n, self.classes)
-        sampling = sampling or self.sampling
-        return draw_samples(self.autoencoder, self.prior, n, classes, seed, sampling, ranges)
+        model, sampling = self.decoder(decoder), sampling or self.sampling
+        return draw_samples(model, self.prior, n, classes, seed, sampling, ranges)
 
     def draw_best(
         self,
@@ -240,6 +227,7 @@ class Run:
         seed: int = 0,
         sampling: Sampling | None = None,
         scorer: Scorer | None = None,
+        decoder: DecoderName | None = None,
     ) -> Iterator[Chosen]:
         """As `draw`, but n / fraction candidates are drawn and the best of each class are kept (`generate.reject`).
 
@@ -255,16 +243,19 @@ class Run:
         if classes is None:
             raise RunError(self._classless())
         scorer, sampling = scorer or self.critic, sampling or self.sampling
-        return draw_best(self.autoencoder, self.prior, classes, seed, sampling, scorer, fraction)
+        return draw_best(self.decoder(decoder), self.prior, classes, seed, sampling, scorer, fraction)
 
-    def reconstruct(self, images: Tensor, levels: int | None = None) -> Tensor:
+    def reconstruct(
+        self, images: Tensor, levels: int | None = None, decoder: DecoderName | None = None
+    ) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1].
 
         Args:
             levels: use only this many levels, from the coarsest; None uses all.
+            decoder: see `decoder`.
         """
         codes = self.autoencoder.encode(images.to(self.device))
-        return self.autoencoder.decode(codes, levels).to(images.device)
+        return self.decoder(decoder, levels).decode(codes, levels).to(images.device)
 
     def keep(self, image: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Kept:
         """What to keep of an image when it is completed. Exactly one of `mask` and `levels` is needed.
@@ -292,6 +283,7 @@ class Run:
         seed: int = 0,
         passes: int = 1,
         sampling: Sampling | None = None,
+        decoder: DecoderName | None = None,
     ) -> Iterator[Completed]:
         """Complete an image n times, batch by batch; outside the mask the results have the pixels of the image itself.
 
@@ -304,8 +296,8 @@ class Run:
             sampling: None takes the run's own.
         """
         classes = None if labels is None else sample_labels(labels, n, self.classes)
-        sampling = sampling or self.sampling
-        return complete(self.autoencoder, self.prior, kept, n, classes, seed, sampling, passes)
+        model, sampling = self.decoder(decoder), sampling or self.sampling
+        return complete(model, self.prior, kept, n, classes, seed, sampling, passes)
 
     def log_prob(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> Tensor:
         """Natural log-probability of the images' codes, per level given the coarser ones, [B, L], on the CPU.
@@ -344,51 +336,62 @@ class Run:
 
     @torch.no_grad()
     def _log_prob(self, codes: Codes, labels: Tensor | None) -> Tensor:
-        batches = []
-        for start in range(0, len(codes), self.sampling.batch):
-            own = slice(start, start + self.sampling.batch)
+        size, batches = self.sampling.batch, []
+        for own in (slice(start, start + size) for start in range(0, len(codes), size)):
             classes = None if labels is None else labels[own]
             batches.append(self.prior.log_prob(codes[own].to(self.device), classes).cpu())
         return torch.cat(batches)
 
     def done(self) -> dict[str, bool]:
-        """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ..."""
-        stages = {"autoencoder": self.paths.autoencoder.done(), "codes": self.paths.manifest.exists()}
-        for level in range(self.config.autoencoder.levels):
-            stages[f"prior level {level}"] = self.paths.prior(level).done()
-        return stages
+        """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
+
+        "sharpen" is among them if the configuration asks for it, or if it is done.
+        """
+        networks = self.paths.networks(self.config.autoencoder.levels)
+        done = {name: stage.done() for name, stage in networks.items()}
+        if not (self.config.sharpen.steps or done["sharpen"]):
+            del done["sharpen"]
+        return {"autoencoder": done.pop("autoencoder"), "codes": self.paths.manifest.exists(), **done}
 
     def digests(self) -> dict[str, str]:
         """The digest of the weights of each network that is trained, by the names of `done`."""
-        stages = {"autoencoder": self.paths.autoencoder}
-        stages |= {f"prior level {i}": self.paths.prior(i) for i in range(self.config.autoencoder.levels)}
-        trained = {name: stage.model for name, stage in stages.items() if stage.done()}
-        return {name: tensor_file.stored_digest(file) for name, file in trained.items()}
+        networks = self.paths.networks(self.config.autoencoder.levels).items()
+        return {name: tensor_file.stored_digest(stage.model) for name, stage in networks if stage.done()}
 
-    def figures(self, level: int | None = None) -> dict[str, Any]:
+    def drawn_by(self, decoder: DecoderName | None = None) -> dict[str, Any]:
+        """For records of samples, which networks draw them, JSON-ready.
+
+        Args:
+            decoder: see `decoder_name`.
+
+        Returns:
+            `model`: the digests of autoencoder and priors, by the names of `done`; `decoder`: its `name` and `digest`.
+        """
+        digests, name = self.digests(), self.decoder_name(decoder)
+        sharp = digests.pop("sharpen", None)
+        own = sharp if name == "sharp" else digests.get("autoencoder")
+        return {"model": digests, "decoder": {"name": name, "digest": own}}
+
+    def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
         """The held-out figures of the weights that were kept; {} if not trained.
 
         Args:
-            level: None for the autoencoder, else the level of a prior.
+            level: None for the autoencoder, "sharpen" for the sharpened decoder, else the level of a prior.
 
         Raises:
             FileError: the weights are damaged.
         """
         stage = self.paths.stage(level)
-        if not stage.done():
-            return {}
-        _, metadata = tensor_file.load_tensors(stage.model)
-        return dict(metadata.get("figures", {}))
+        return dict(tensor_file.load_tensors(stage.model)[1].get("figures", {})) if stage.done() else {}
 
     def _classless(self) -> str:
         return f"{self.folder} has no classes, so a critic cannot score its samples"
 
     def _fit_critic(self) -> str:
-        source = self.record.get("source", "DATA")
-        return f"`vqvae2 critic fit {self.folder} --data {source}` fits one"
+        return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"
 
-    def _go_on(self) -> str:
-        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}` continues"
+    def _go_on(self, options: str = "", effect: str = "continues") -> str:
+        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
 
 
 def _device() -> torch.device:

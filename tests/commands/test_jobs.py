@@ -22,9 +22,9 @@ from vqvae2.config.presets import preset
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunError
 from vqvae2.generate.sample_folder import holds_arrays, listed_classes, read_samples
 from vqvae2.run import Run, load
-from vqvae2.train.folder import RunError
 
 QUIET = Reporter(quiet=True)
 

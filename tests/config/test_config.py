@@ -321,6 +321,15 @@ def test_a_name_with_any_letters_survives_yaml(tmp_path: Path) -> None:
     assert parse(read_yaml(path)) == config
 
 
+@pytest.mark.parametrize("written", ["no", "No", "off", "false", "'no'"])
+def test_a_precision_of_no_that_yaml_reads_as_false(written: str, tmp_path: Path) -> None:
+    """In a file and in an assignment; True is still refused."""
+    (tmp_path / "config.yaml").write_text(f"precision: {written}\n")
+    assert parse(read_yaml(tmp_path / "config.yaml")).precision == "no"
+    assert parse(override(plain(Config()), [f"precision={written}"])).precision == "no"
+    refused(lambda: parse({"precision": True}), "precision", "found True")
+
+
 def test_files_that_hold_no_configuration(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     refused(lambda: read_yaml(path), str(path), "No such file")

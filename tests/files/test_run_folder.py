@@ -31,6 +31,10 @@ def test_a_stage_by_its_level() -> None:
     paths = RunFolder(Path("run"))
     assert paths.stage(None) == paths.autoencoder
     assert paths.stage(1) == paths.prior(1)
+    assert paths.stage("sharpen") == paths.sharpen
+    stages = [paths.autoencoder, paths.sharpen, paths.prior(0), paths.prior(1)]
+    assert list(paths.networks(2).values()) == stages
+    assert list(paths.networks(2)) == ["autoencoder", "sharpen", "prior level 0", "prior level 1"]
     assert model_file(Path("run")) == Path("run/autoencoder/model.safetensors")
     assert model_file(Path("run"), 1) == Path("run/prior/level-1/model.safetensors")
     assert samples_file(Path("run"), 0) == Path("run/prior/level-0/samples.png")

@@ -28,11 +28,11 @@ from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.atomic import FileError, read_json
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunError
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.run import load
 from vqvae2.train import pipeline
 from vqvae2.train.folder import (
-    RunError,
     claim,
     finished,
     load_autoencoder,

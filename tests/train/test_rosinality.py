@@ -21,8 +21,9 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import ConfigError
 from vqvae2.config.overrides import read_yaml
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.run_folder import RunError
 from vqvae2.run import load
-from vqvae2.train.folder import RunError, model_file
+from vqvae2.train.folder import model_file
 from vqvae2.train.rosinality import RosinalityError, import_rosinality
 
 Command = Callable[..., Any]

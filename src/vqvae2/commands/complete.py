@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqvae2.commands.options import (
+    DecoderOption,
     Guidance,
     ImageFolder,
     Json,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2.config.sampling import Sampling
+    from vqvae2.files.run_folder import DecoderName
     from vqvae2.generate.complete import Completed, Kept
     from vqvae2.run import Run
 
@@ -50,6 +52,7 @@ class CompletionRequest:
         passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept.
         sampling: temperature and the like; None takes the run's own.
         paste: outside the mask, keep the pixels of the image itself instead of the decoder's.
+        decoder: which decoder makes the images; None is the sharpened one if the run has it, else the plain one.
     """
 
     mask: Path | None = None
@@ -60,6 +63,7 @@ class CompletionRequest:
     passes: int = 1
     sampling: Sampling | None = None
     paste: bool = True
+    decoder: DecoderName | None = None
 
 
 def complete(
@@ -87,7 +91,9 @@ def complete(
     refuse_to_overwrite([image, request.mask], _files(out, request.n))
     sampling = request.sampling or run.sampling
     kept = keep(run, image, request.mask, request.keep_levels)
-    drawn = run.complete(kept, request.n, request.labels, request.seed, request.passes, sampling)
+    drawn = run.complete(
+        kept, request.n, request.labels, request.seed, request.passes, sampling, request.decoder
+    )
     make_folder(out)
     about = {
         "image": str(image),
@@ -97,6 +103,7 @@ def complete(
         "seed": request.seed,
         "passes": request.passes,
         "paste": request.paste,
+        "decoder": run.drawn_by(request.decoder)["decoder"],
         **sampling.model_dump(mode="json"),
     }
     with (reporter or Reporter()).track("completions", request.n, unit="images") as tracker:
@@ -228,6 +235,7 @@ def command(
             help="outside the mask, keep the pixels of the image itself instead of the decoder's; no effect without a mask"
         ),
     ] = True,
+    decoder: DecoderOption = None,
     as_json: Json = False,
 ) -> None:
     """Fill in a part of an image, or draw variations of it: one PNG each, sheet.png, and completions.json.
@@ -240,7 +248,9 @@ def command(
         raise UserError("expected either --mask MASK or --keep-levels N")
     loaded = load(run)
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
-    request = CompletionRequest(mask, keep_levels, n, label or None, seed, passes, sampling, paste)
+    request = CompletionRequest(
+        mask, keep_levels, n, label or None, seed, passes, sampling, paste, decoder.value if decoder else None
+    )
     begun = time.perf_counter()
     result = complete(loaded, image, out, request)
     seconds = time.perf_counter() - begun

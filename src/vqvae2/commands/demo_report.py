@@ -19,8 +19,9 @@ from vqvae2.data.store import open_store
 from vqvae2.evaluate.neighbours import nearest_images
 from vqvae2.evaluate.report import Curve, Page
 from vqvae2.files.atomic import read_json, write_json
+from vqvae2.files.locate import zoo
 from vqvae2.files.progress import Reporter
-from vqvae2.run import Run, load, zoo
+from vqvae2.run import Run, load
 from vqvae2.train.loop import read_metrics
 
 SHIPPED = "emoji64"  # the model of the package whose samples are shown for comparison
@@ -150,8 +151,9 @@ class _Report:
 
     def add_figures(self, seconds: float) -> None:
         run, result = self.run, self.result
-        stages = [run.paths.stage(level) for level in (None, *range(run.config.autoencoder.levels))]
-        trained = sum(float(read_json(stage.record)["outcome"]["seconds"]) for stage in stages)
+        stages = run.paths.networks(run.config.autoencoder.levels).values()
+        done = [read_json(stage.record) for stage in stages if stage.done()]
+        trained = sum(float(record["outcome"]["seconds"]) for record in done)
         psnr = run.figures()["heldout_psnr"]
         result.figures |= {"heldout_psnr": psnr, "seconds_per_sample": seconds, "training_seconds": trained}
         rows = [("held-out PSNR (dB, of the mean error)", f"{psnr:.2f}")]

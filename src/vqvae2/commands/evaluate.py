@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqvae2.commands.options import (
+    DecoderOption,
     Guidance,
     Json,
     Temperature,
@@ -45,6 +46,7 @@ def evaluate(
         the seconds and for the part `speed`.
 
     Raises:
+        RunError: the sharpened decoder is asked for and not trained.
         UserError: nothing to measure, an unknown part, a name that is reserved, a critic whose backbone is the measuring
             network, or too few images; see also `open_images`, `Run` and `feature_network`.
     """
@@ -59,6 +61,8 @@ def evaluate(
         raise UserError(f"the report has a set named {', '.join(taken)}: another name is needed")
     if run is None and options.samples is None:
         raise UserError("expected a RUN or --samples DIR, or both")
+    if run is not None:
+        run.decoder_name(options.decoder)  # raises before the folder is made
     make_folder(out)
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
@@ -150,6 +154,7 @@ def command(
     top_k: TopK = None,
     top_p: TopP = None,
     guidance: Guidance = None,
+    decoder: DecoderOption = None,
     seed: Annotated[
         int, typer.Option(min=0, help="seed of the samples and of the choice of real images")
     ] = 0,
@@ -160,6 +165,7 @@ def command(
 ) -> None:
     """Measure a run, or any folder of images, beside real images: report.json, and report.html to look at.
 
+    Of a run with both decoders, reconstructions are measured with both, and samples with the one that is chosen.
     The same command again takes features and samples from OUT/cache.
     """
     from vqvae2.evaluate.options import EvaluateOptions
@@ -190,6 +196,7 @@ def command(
         classifier=ClassifierConfig(steps=classifier_steps),
         classifier_n=classifier_n,
         sampling=sampling,
+        decoder=decoder.value if decoder else None,
         seed=seed,
         size=size,
     )

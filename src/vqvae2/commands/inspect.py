@@ -38,6 +38,10 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         "memory, activations per image": _memory(costs),
         "cost of training": _training(costs),
     }
+    if config.sharpen.steps:
+        tables["cost of training"]["not counted"] = (
+            f"sharpening of the decoder, {config.sharpen.steps:,} steps"
+        )
     if run is not None:
         tables["done"] = {name: "yes" if done else "no" for name, done in run.done().items()}
         tables |= _measured(run)
@@ -147,6 +151,10 @@ def _measured(run: Run) -> dict[str, dict[str, Any]]:
     figures = run.figures()
     if figures:
         tables["stage 1, held out"] = {k: f"{v:.4g}" for k, v in figures.items() if k != "score"}
+    figures = run.figures("sharpen")
+    if figures:
+        title = "sharpened decoder, held out (sample and reconstruct use it unless --decoder plain is given)"
+        tables[title] = {k: f"{v:.4g}" for k, v in figures.items() if k != "score"}
     if run.paths.manifest.exists():
         usages = stored_usage(open_store(run.paths.codes))
         tables["codes used, training images"] = {

@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from vqvae2.config.models import Config
     from vqvae2.config.sampling import Sampling
     from vqvae2.run import Run
+
+
+class Decoder(StrEnum):
+    """The decoders that a run may have."""
+
+    plain = "plain"
+    sharp = "sharp"
+
 
 RunName = Annotated[
     str,
@@ -56,6 +65,14 @@ Guidance = Annotated[
     list[float] | None,
     typer.Option(
         min=0, help="classifier-free guidance; 1 = off, 1.5 to 3 = closer to the class, less diverse"
+    ),
+]
+DecoderOption = Annotated[
+    Decoder | None,
+    typer.Option(
+        "--decoder",
+        help="plain: trained with the codes, least squared error; sharp: trained further to make images that look real "
+        "[default: sharp if the run has it, else plain]",
     ),
 ]
 Seed = Annotated[
@@ -111,6 +128,7 @@ def summary(run: Run) -> dict[str, Any]:
         "run": str(run.folder),
         "done": run.done(),
         "autoencoder": run.figures(),
+        "sharpen": run.figures("sharpen"),
         "prior": [run.figures(level) for level in levels],
     }
 

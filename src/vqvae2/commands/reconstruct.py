@@ -9,25 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vqvae2.commands.options import ImageFolder, ImagePaths, Json, RunName, print_json
+from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json
 
 if TYPE_CHECKING:
+    from vqvae2.files.run_folder import DecoderName
     from vqvae2.run import Run
 
 
-def reconstruct(run: Run, paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+def reconstruct(
+    run: Run, paths: Sequence[Path], out: Path, decoder: DecoderName | None = None
+) -> list[dict[str, Any]]:
     """Write NAME.png and NAME-levels.png (the original, the coarsest level alone, ... all levels) of each image.
+
+    With the sharpened decoder, NAME.png is its image, which NAME-levels.png shows after those of the plain one.
 
     No image that is read is overwritten, and nothing is written if one of them cannot be read.
 
     Args:
         paths: image files, or folders with image files.
         out: folder for the results; created.
+        decoder: see `Run.decoder_name`.
 
     Returns:
-        Per image: `source`, `file`, `levels` (the sheet), and `psnr` in dB with 1, 2, ... levels.
+        Per image: `source`; `file`; `levels` (the sheet); `decoder`, the name of the one that made `file`; `psnr` in dB
+        with 1, 2, ... levels, of the plain decoder always; and `psnr_sharp`, of `file`, if the sharpened one made it.
 
     Raises:
+        RunError: the sharpened decoder is asked for and not trained.
         UserError: a missing file, or a folder that cannot be made.
         DataError: a file that cannot be used.
     """
@@ -38,7 +46,8 @@ def reconstruct(run: Run, paths: Sequence[Path], out: Path) -> list[dict[str, An
     from vqvae2.data.pixels import psnr, to_pil
     from vqvae2.files.output import make_folder
 
-    autoencoder, size = run.autoencoder, run.config.data.size
+    name, size = run.decoder_name(decoder), run.config.data.size
+    plain, sharp = run.autoencoder, run.decoder("sharp") if name == "sharp" else None
     files = image_files(paths)
     originals = load_images(run, files)
     make_folder(out)
@@ -46,15 +55,20 @@ def reconstruct(run: Run, paths: Sequence[Path], out: Path) -> list[dict[str, An
     results: list[dict[str, Any]] = []
     for file, image in zip(files, originals, strict=True):
         original = image[None]
-        codes = autoencoder.encode(original.to(run.device))
+        codes = plain.encode(original.to(run.device))
         counts = range(1, run.config.autoencoder.levels + 1)
-        decoded = [autoencoder.decode(codes, count).cpu() for count in counts]
+        decoded = [plain.decode(codes, count).cpu() for count in counts]
+        decibels = [float(psnr(some, original)[0]) for some in decoded]
+        figures: dict[str, Any] = {"psnr": decibels}
+        if sharp is not None:
+            decoded.append(sharp.decode(codes).cpu())
+            figures["psnr_sharp"] = float(psnr(decoded[-1], original)[0])
         stem = _free_name(file.stem, taken)
         whole, sheet = out / f"{stem}.png", out / f"{stem}-levels.png"
         save_picture(to_pil(decoded[-1])[0], whole)
         save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
-        decibels = [float(psnr(some, original)[0]) for some in decoded]
-        results.append({"source": str(file), "file": str(whole), "levels": str(sheet), "psnr": decibels})
+        item = {"source": str(file), "file": str(whole), "levels": str(sheet)}
+        results.append({**item, "decoder": name, **figures})
     return results
 
 
@@ -68,15 +82,27 @@ def _free_name(stem: str, taken: set[str]) -> str:
     raise AssertionError("the numbers never end")
 
 
-def command(run: RunName, images: ImagePaths, out: ImageFolder, as_json: Json = False) -> None:
-    """Encode images and decode them: NAME.png, and NAME-levels.png (original, coarsest level alone, ... all levels)."""
+def command(
+    run: RunName,
+    images: ImagePaths,
+    out: ImageFolder,
+    decoder: DecoderOption = None,
+    as_json: Json = False,
+) -> None:
+    """Encode images and decode them: NAME.png, and NAME-levels.png (original, coarsest level alone, ... all levels).
+
+    The sharpened decoder has only learnt to decode all levels, so the plain one shows the coarsest ones alone.
+    """
     from vqvae2.run import load
 
     loaded = load(run)
-    results = reconstruct(loaded, images, out)
+    results = reconstruct(loaded, images, out, decoder.value if decoder else None)
     if as_json:
         print_json(results)
         return
     for item in results:
         where = f"{item['source']}: {item['file']}"
-        typer.echo(f"{where}  PSNR {item['psnr'][-1]:.2f} dB at {loaded.config.data.size} px")
+        decibels = f"PSNR {item['psnr'][-1]:.2f} dB"
+        if "psnr_sharp" in item:
+            decibels += f" with the plain decoder, {item['psnr_sharp']:.2f} dB with the sharp one,"
+        typer.echo(f"{where}  {decibels} at {loaded.config.data.size} px")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqvae2.commands.options import (
+    DecoderOption,
     Guidance,
     ImageFolder,
     Json,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from vqvae2.config.sampling import Sampling
+    from vqvae2.files.run_folder import DecoderName
     from vqvae2.generate.sample import Drawn
     from vqvae2.generate.sample_folder import SampleFolder
     from vqvae2.run import Run
@@ -57,6 +59,7 @@ class SampleRequest:
         critic: keep this share of the candidates of each class, those that the run's critic scores best; 0 < critic <= 1.
             None draws without a critic.
         form: a PNG for each image, or all images of a batch as an array beside its codes.
+        decoder: which decoder makes the images; None is the sharpened one if the run has it, else the plain one.
     """
 
     n: int = 64
@@ -65,6 +68,7 @@ class SampleRequest:
     sampling: Sampling | None = None
     critic: float | None = None
     form: Form = Form.png
+    decoder: DecoderName | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[
         given = [request.labels] if isinstance(request.labels, str | int) else request.labels
         turns = [class_number(name, run.classes) for name in given]
     sampling = request.sampling or run.sampling
-    about = {"seed": request.seed, **sampling.about(), "labels": turns, "model": run.digests()}
+    about = {"seed": request.seed, **sampling.about(), "labels": turns, **run.drawn_by(request.decoder)}
     if request.critic is None:
         return labels, [], about
     critic = run.critic
@@ -170,19 +174,19 @@ def _jobs(
     from vqvae2.generate.reject import choose, draw_candidates
     from vqvae2.generate.sample_folder import SampleFolder
 
-    sampling = request.sampling or run.sampling
+    sampling, decoder = request.sampling or run.sampling, run.decoder(request.decoder)
     folder = SampleFolder(out, about, request.form.value)
     pool = SampleFolder(out / "candidates", about, "none")
 
     def draw(ranges: Iterable[range]) -> Iterable[Drawn]:
-        return run.draw(request.n, request.labels, request.seed, sampling, ranges)
+        return run.draw(request.n, request.labels, request.seed, sampling, ranges, request.decoder)
 
     def draw_scored(ranges: Iterable[range]) -> Iterable[Drawn]:
         scorer = run.critic
-        return draw_candidates(run.autoencoder, run.prior, candidates, request.seed, sampling, scorer, ranges)
+        return draw_candidates(decoder, run.prior, candidates, request.seed, sampling, scorer, ranges)
 
     def draw_best(ranges: Iterable[range]) -> Iterable[Drawn]:
-        return choose(run.autoencoder, pool, labels or [], request.critic or 1.0, ranges)
+        return choose(decoder, pool, labels or [], request.critic or 1.0, ranges)
 
     folder.claim()
     missing = folder.missing(request.n)
@@ -234,6 +238,7 @@ def command(
             "(`vqvae2 critic fit`) gives the highest probability of their class; in (0, 1], 1 keeps all",
         ),
     ] = None,
+    decoder: DecoderOption = None,
     as_json: Json = False,
 ) -> None:
     """Draw new images: one PNG each with its codes, a grid of the first 256, and samples.json, a list of what they are.
@@ -248,7 +253,9 @@ def command(
     accelerator = make_accelerator()
     loaded = load(run, accelerator.device)
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance, batch)
-    request = SampleRequest(n, label or None, seed, sampling, critic, pictures)
+    request = SampleRequest(
+        n, label or None, seed, sampling, critic, pictures, decoder.value if decoder else None
+    )
     result = sample(loaded, out, request, Reporter(), accelerator)
     if result is None:
         return

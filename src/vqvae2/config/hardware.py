@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vqvae2.config.base import Settings
 
@@ -39,3 +39,8 @@ class Hardware(Settings):
         False,
         description="use deterministic kernels only, so that a resumed training on a card is the same bit for bit; slower",
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, value: Any) -> Any:
+        return "no" if value is False else value

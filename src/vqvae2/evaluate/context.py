@@ -33,16 +33,19 @@ from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.own_samples import own_samples
 from vqvae2.evaluate.sets import NamedImages, folder_images, real_images, shuffled
+from vqvae2.evaluate.sets import digest as digest_of
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.run_folder import DecoderName, RunFolder
 from vqvae2.files.tensor_file import digest, load_tensors
 
 RESERVED_NAMES = frozenset({
     "training", "held out", "reference", "reconstructions", "samples", "candidates",
     "reconstructions of training", "reconstructions of held out", "reconstructions of the reference",
+    "reconstructions, plain decoder", "reconstructions, sharp decoder",
 })  # fmt: skip
 """Names of sets of a report, which no other folder may have."""
+_DECODERS: tuple[DecoderName, ...] = ("plain", "sharp")
 _LEAST = 6  # precision and recall need more images than the fifth neighbour
 _PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
 
@@ -165,18 +168,37 @@ class Context:
         """The sets that are compared with the reference, n of each, by name; held-out images come first."""
         sets = {"held out": self.heldout.first(self.n)}
         if self.run is not None:
-            sets["reconstructions"] = self.encoder.reconstructed("reconstructions", sets["held out"])
+            for suffix, encoder in self.encoders.items():
+                name = f"reconstructions{suffix}"
+                sets[name] = encoder.reconstructed(name, sets["held out"])
         if self.options.samples is not None or not self.untrained:
             sets["samples"] = self.samples.first(self.n)
         return sets | {name: images.first(self.n) for name, images in self.others.items()}
 
     # --- codes and features --------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def encoder(self) -> Encoder:
-        """The autoencoder of the run, with its code store."""
+        """The autoencoder of the run with the decoder that is measured, and its code store."""
+        return self.encoders[""]
+
+    @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        """The decoder that is measured, and beside it the other one if the run has both.
+
+        The keys are what follows the names of their sets: "" and, say, ", plain decoder".
+        """
         assert self.run is not None
-        return Encoder(self.run.autoencoder, self.run.digests()["autoencoder"], self._store)
+        digests, used = self.run.digests(), self.run.decoder_name(self.options.decoder)
+        weights = {"plain": digests["autoencoder"]}
+        if "sharpen" in digests:
+            weights["sharp"] = digest_of(digests["autoencoder"], digests["sharpen"])
+        names: dict[str, DecoderName] = {"": used}
+        names |= {f", {other} decoder": other for other in _DECODERS if other in weights and other != used}
+        return {
+            suffix: Encoder(self.run.decoder(name), weights[name], self._store)
+            for suffix, name in names.items()
+        }
 
     @cached_property
     def _store(self) -> CodeStore | None:
@@ -252,6 +274,7 @@ class Context:
             result["run"] = {
                 "folder": str(self.run.folder),
                 "weights": self.run.digests(),
+                "decoder": self.run.decoder_name(self.options.decoder),
                 "sampling": sampling.model_dump(mode="json"),
             }
         if "network" in used:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
-from vqvae2.data.images import ImageSet
+from vqvae2.data.images import ImageSet, open_images
 from vqvae2.errors import UserError
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
@@ -30,8 +32,10 @@ from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
 from vqvae2.evaluate.resnet import ResNet, train_classifier
 from vqvae2.evaluate.torchscript import read_torchscript
+from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunError, RunFolder
 
 RESNET = "resnet"
 """Given instead of the name of a feature network: a classifier that is trained from random weights."""
@@ -75,6 +79,42 @@ class Critic:
 def critic_file(folder: Path) -> Path:
     """critic.json of a run folder; it exists if and only if a critic is fitted."""
     return RunFolder(folder).critic
+
+
+def fit_to_run(
+    run: TrainedRun,
+    data: str | None,
+    features: str,
+    weights: Path | None,
+    model: Path | None,
+    reporter: Reporter,
+) -> Critic:
+    """Fit a critic to the images that a run was trained on and save it in RUN/critic.
+
+    Args:
+        data: these images, if they are elsewhere now; None takes them from where they were.
+        features, weights, model: see `fit_critic`.
+
+    Raises:
+        RunError: `data` holds other images.
+        DataError, CriticError, FeatureError, ClassifierError, FileError: see `open_images` and `fit_critic`.
+    """
+    source, config = run.record.get("source"), run.config
+    with ExitStack() as stack:
+        own = data in (None, source)  # other images must not replace the run's decoded ones
+        elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
+        decoded = RunFolder(run.folder).data if own else elsewhere
+        images = open_images(str(data or source), config.data, decoded, seed=config.seed, say=reporter.say)
+        stack.callback(images.close)
+        if images.fingerprint != run.record.get("fingerprint", images.fingerprint):
+            raise RunError(
+                f"expected the images that {run.folder} was trained on ({source}), found others in {data or source}"
+            )
+        count = len(images.heldout) + (0 if model else len(images.train))
+        tracker = stack.enter_context(reporter.track("critic", count, unit="images"))
+        return fit_critic(
+            run.folder, images, config.data, features, weights, model, run.device, tracker.update
+        )
 
 
 def fit_critic(

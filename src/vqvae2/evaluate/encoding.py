@@ -49,9 +49,9 @@ class Encoder:
     """The autoencoder of a run, with the code store that saves encoding anew.
 
     Args:
-        autoencoder: in eval mode.
-        weights: digest of its weights.
-        store: the code store of these weights, or None.
+        autoencoder: in eval mode, with the decoder that makes the reconstructions.
+        weights: digest of its weights; another decoder has another one.
+        store: the code store of this autoencoder, whatever its decoder; or None.
     """
 
     def __init__(self, autoencoder: VQVAE, weights: str, store: CodeStore | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vqvae2.config.sampling import Sampling
 from vqvae2.evaluate.resnet import ClassifierConfig
+from vqvae2.files.run_folder import DecoderName
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class EvaluateOptions:
         classifier_n: number of images on which that classifier is trained, at most. None: as many samples of each class as
             there are training images, as Ravuri and Vinyals do.
         sampling: how samples of the run are drawn; None takes the run's own settings.
+        decoder: of reconstructions and samples; None takes the sharpened one if the run has it, else the plain one.
         seed: decides which images are chosen, and which samples are drawn.
         size: px, used without a run only; None takes the size of the samples.
     """
@@ -42,5 +44,6 @@ class EvaluateOptions:
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     classifier_n: int | None = None
     sampling: Sampling | None = None
+    decoder: DecoderName | None = None
     seed: int = 0
     size: int | None = None

@@ -24,11 +24,13 @@ def own_samples(
     if run.config.prior.classes and images.labels is not None:
         labels = images.labels[shuffled(images.train, options.seed)].tolist()
     sampling = options.sampling or run.sampling
-    about = {"seed": options.seed, **sampling.about()}
-    about |= {"labels": digest(labels), "model": run.digests()}
-    folder = SampleFolder(cache / f"samples-{digest(about)[:12]}", about, "npz")
+    about = {"seed": options.seed, **sampling.about(), "labels": digest(labels)}
+    drawn_by = run.drawn_by(options.decoder)
+    about |= drawn_by if drawn_by["decoder"]["name"] == "sharp" else {"model": drawn_by["model"]}
+    place = cache / f"samples-{digest(about)[:12]}"  # of the plain decoder where former versions kept them
+    folder = SampleFolder(place, about | drawn_by, "npz")
     folder.claim()
     missing = batches(folder.missing(n), sampling.batch)
     with reporter.track("samples", sum(map(len, missing)), unit="images") as tracker:
-        folder.fill(run.draw(n, labels, options.seed, sampling, missing), tracker)
+        folder.fill(run.draw(n, labels, options.seed, sampling, missing, options.decoder), tracker)
     return drawn_samples("samples", folder.path).first(n)

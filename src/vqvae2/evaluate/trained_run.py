@@ -14,6 +14,7 @@ import torch
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config
 from vqvae2.config.sampling import Sampling
+from vqvae2.files.run_folder import DecoderName
 from vqvae2.generate.sample import Drawn
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
@@ -29,7 +30,16 @@ class TrainedRun(Protocol):
 
     @property
     def autoencoder(self) -> VQVAE:
-        """In eval mode."""
+        """With the plain decoder, in eval mode."""
+
+    def decoder(self, name: DecoderName | None = None) -> VQVAE:
+        """The autoencoder that decodes with one of the run's decoders, in eval mode."""
+
+    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
+        """The decoder that is meant: None is the sharpened one if it is trained, else the plain one."""
+
+    def drawn_by(self, decoder: DecoderName | None = None) -> dict[str, Any]:
+        """Which networks draw samples: the digests of the `model`, and name and digest of the `decoder`."""
 
     @property
     def prior(self) -> HierarchicalPrior:
@@ -42,6 +52,7 @@ class TrainedRun(Protocol):
         seed: int = 0,
         sampling: Sampling | None = None,
         ranges: Iterable[range] | None = None,
+        decoder: DecoderName | None = None,
     ) -> Iterator[Drawn]:
         """Samples of the given numbers, batch by batch."""
 

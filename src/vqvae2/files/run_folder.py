@@ -17,6 +17,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from vqvae2.errors import UserError
+
+DecoderName = Literal["plain", "sharp"]
+"""Which decoder of a run makes images of codes: the one that was trained with the codes, or the sharpened one."""
+
+
+class RunError(UserError):
+    """A run folder that cannot be used as asked."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +127,20 @@ class RunFolder:
         """Stage 2 of one level, 0 the coarsest."""
         return StageFolder(self.path / "prior" / f"level-{level}")
 
-    def stage(self, level: int | None) -> StageFolder:
-        """The autoencoder (None) or the prior of a level."""
+    def stage(self, level: int | Literal["sharpen"] | None) -> StageFolder:
+        """The autoencoder (None), the sharpened decoder ("sharpen") or the prior of a level."""
+        if level == "sharpen":
+            return self.sharpen
         return self.autoencoder if level is None else self.prior(level)
+
+    def networks(self, levels: int) -> dict[str, StageFolder]:
+        """Every stage that trains a network, in order and by name: "autoencoder", "sharpen", "prior level 0" ...
+
+        Args:
+            levels: of the autoencoder.
+        """
+        priors = {f"prior level {level}": self.prior(level) for level in range(levels)}
+        return {"autoencoder": self.autoencoder, "sharpen": self.sharpen, **priors}
 
     @property
     def critic(self) -> Path:

@@ -223,7 +223,11 @@ def claim(folder: Path, about: dict[str, Any]) -> None:
     file = folder / _ABOUT
     if not file.exists():
         write_json(file, about)
-    elif changed := differences(read_json(file), json.loads(json.dumps(about))):
+        return
+    stored = read_json(file)
+    if "decoder" in about and "decoder" not in stored:  # of a former version, which had the plain one alone
+        stored["decoder"] = {"name": "plain", "digest": stored.get("model", {}).get("autoencoder")}
+    if changed := differences(stored, json.loads(json.dumps(about))):
         raise UserError(
             f"{folder} holds samples that were drawn differently ({'; '.join(changed)}); use another --out"
         )

@@ -20,19 +20,14 @@ from vqvae2.codes import Geometry
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
-from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 _FREE = re.compile(  # settings that may change at any time
     r"data\.(workers|cache_gb|streaming)|precision|compile|capture|tf32|resident_gb|deterministic|sampling"
     r"|train_prior\.\d+\.checkpointing"
 )
-
-
-class RunError(UserError):
-    """A run folder that cannot be used as asked."""
 
 
 def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:

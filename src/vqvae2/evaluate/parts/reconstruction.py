@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.data.pixels import psnr
 from vqvae2.evaluate.context import Context
@@ -26,26 +27,35 @@ from vqvae2.evaluate.sets import NamedImages
 
 @torch.no_grad()
 def reconstruction(
-    encoder: Encoder, sets: Sequence[NamedImages], distance: PerceptualDistance | None
+    encoders: Mapping[str, Encoder],
+    sets: Sequence[NamedImages],
+    distance: PerceptualDistance | None,
+    plain: VQVAE,
 ) -> PartResult:
-    """The mean of each measure over each set.
+    """The mean of each measure over each set, for each decoder.
 
     Args:
+        encoders: the same encoder with one decoder or several; the keys are appended to the names of the sets.
+        plain: the autoencoder with its plain decoder, which shows the coarsest levels alone.
         distance: the perceptual distance, or None if its weights are not available.
     """
     result = PartResult()
+    first, *_ = encoders.values()
     for images in sets:
-        totals: dict[str, float] = {}
+        totals: dict[str, dict[str, float]] = {suffix: {} for suffix in encoders}
         side = 0
-        for originals, codes in encoder.with_images(images):
-            decoded = encoder.autoencoder.decode(codes).cpu()
-            for name, values in _measures(decoded, originals, distance).items():
-                totals[name] = totals.get(name, 0.0) + float(values.double().sum())
+        for originals, codes in first.with_images(images):
+            for suffix, sums in totals.items():
+                decoded = encoders[suffix].autoencoder.decode(codes).cpu()
+                for name, values in _measures(decoded, originals, distance).items():
+                    sums[name] = sums.get(name, 0.0) + float(values.double().sum())
             side = originals.shape[2]
-        figures = {name: total / len(images) for name, total in totals.items()}
-        figures["psnr_of_mean"] = -10 * math.log10(max(figures["mse_unit_range"], 1e-12))
-        result.figures[images.name] = {"n": len(images), **figures, "ms_ssim_scales": scales(side, side)}
-    result.pictures.append(_levels(encoder, sets[-1]))
+        for suffix, sums in totals.items():
+            figures = {name: total / len(images) for name, total in sums.items()}
+            figures["psnr_of_mean"] = -10 * math.log10(max(figures["mse_unit_range"], 1e-12))
+            figures |= {"n": len(images), "ms_ssim_scales": scales(side, side)}
+            result.figures[images.name + suffix] = figures
+    result.pictures.append(_levels(encoders, plain, sets[-1]))
     return result
 
 
@@ -62,14 +72,17 @@ def _measures(decoded: Tensor, originals: Tensor, distance: PerceptualDistance |
     return {name: values for name, values in measures.items() if values is not None}
 
 
-def _levels(encoder: Encoder, images: NamedImages) -> tuple[str, Image.Image]:
+def _levels(encoders: Mapping[str, Encoder], plain: VQVAE, images: NamedImages) -> tuple[str, Image.Image]:
     shown = images.images(0, SHOWN // 2)
-    codes = encoder.autoencoder.encode(shown.to(encoder.device))
-    steps = [encoder.autoencoder.decode(codes, levels).cpu() for levels in range(1, len(codes.levels) + 1)]
+    codes = plain.encode(shown.to(next(plain.parameters()).device))
+    steps = [plain.decode(codes, levels).cpu() for levels in range(1, len(codes.levels))]
+    steps += [encoder.autoencoder.decode(codes).cpu() for encoder in encoders.values()]
     caption = (
         f"{images.name}: originals in the first row; below them decoded from the coarsest level alone, then with one "
         "more level in each row"
     )
+    others = [suffix.removeprefix(", ") for suffix in encoders if suffix]
+    caption += "".join(f"; last all levels with the {other}" for other in others)
     return caption, sheet(torch.cat([shown, *steps]), len(shown))
 
 
@@ -78,7 +91,9 @@ def measure(context: Context) -> PartResult:
     weights = context.options.perceptual
     distance = None if weights is None else PerceptualDistance.read(weights)
     limit = max(len(context.heldout), context.options.n)
-    return reconstruction(context.encoder, [context.training.first(limit), context.heldout], distance)
+    sets = [context.training.first(limit), context.heldout]
+    assert context.run is not None
+    return reconstruction(context.encoders, sets, distance, context.run.autoencoder)
 
 
 PART = Part("reconstruction", "Reconstruction", measure, needs=("run",))

@@ -1,0 +1,52 @@
+"""Where a run is found by its name: a folder, a model shipped in the package, or a repository of the Hub."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from vqvae2.files.run_folder import RunError, RunFolder
+
+_HUB_FILES = [  # of a Hub repository that holds a run
+    *("config.yaml", "autoencoder/*", "sharpen/*", "prior/*", "README.md"),
+]
+
+
+def zoo() -> list[str]:
+    """Names of the models shipped in the package."""
+    folder = resources.files("vqvae2") / "zoo"
+    models = folder.iterdir() if folder.is_dir() else ()
+    return sorted(item.name for item in models if (item / "config.yaml").is_file())
+
+
+def find_run(name: str | Path) -> Path:
+    """The folder of a run; one on the Hub is downloaded first.
+
+    Args:
+        name: a run folder, the name of a model of the zoo, or a Hub repository `owner/name` that holds a run folder.
+
+    Raises:
+        RunError: nothing of that name.
+    """
+    path = Path(name)
+    if RunFolder(path).exists():
+        return path
+    text = str(name)
+    if text in zoo():
+        return Path(str(resources.files("vqvae2") / "zoo" / text))
+    if path.exists():
+        raise RunError(f"{path} is no run folder: it has no config.yaml")
+    if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
+        try:
+            return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            raise RunError(
+                f"no folder {text}, and it cannot be fetched from the Hub: {' '.join(str(error).split())[:200]}"
+            ) from None
+    known = ", ".join(zoo()) or "none"
+    raise RunError(
+        f"no run {text}: expected a run folder, a model of the package ({known}) or a Hub id owner/name"
+    )
