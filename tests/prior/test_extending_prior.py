@@ -1,4 +1,4 @@
-"""The code in docs/extending_prior.md or, once joined, docs/extending.md: a kind of prior of one's own works everywhere."""
+"""The code in docs/extending.md: a kind of prior of one's own works everywhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRIDS = ((2, 3), (4, 3))
 @pytest.fixture
 def namespace() -> Iterator[dict[str, Any]]:
     """What the code of the page defines; the registry is as before afterwards."""
-    pages = [DOCS / "extending_prior.md", DOCS / "extending.md"]
+    pages = [DOCS / "extending.md"]
     texts = [page.read_text(encoding="utf-8") for page in pages if page.exists()]
     text = next(text for text in texts if "## A kind of prior of your own" in text)
     section = text.split("## A kind of prior of your own")[1].split("\n## ")[0]

@@ -44,7 +44,7 @@ _REVIVE_SHARE = 0.03  # a code is dead if its count is below this share of the m
 
 
 class _Assign(torch.autograd.Function):
-    """Replaces vectors by their codes; the gradient passes unchanged (van den Oord et al. 2017, section 3.2).
+    """Replaces each vector by its code vector; the gradient passes to the vector unchanged (van den Oord et al. 2017, section 3.2).
 
     The second result is the squared distance of each vector to its code. Its gradient is that of ||z - sg[q]||^2.
     """
@@ -200,7 +200,7 @@ class VectorQuantizer(Quantizer):
         return Quantized(straight.reshape(z.shape), loss, perplexity(count), indices.reshape(z.shape[:-1]))
 
     def _assign(self, vectors: Tensor, flat: Tensor, indices: Tensor, each: bool) -> tuple[Tensor, Tensor]:
-        """The codes of vectors [N, D], and their squared distances: of each vector [N], or if nobody needs them, the sum."""
+        """The code vectors [N, D], and the squared distances: one per vector [N] if `each` or if a gradient is needed, else their sum."""
         codebook = self.embeddings.detach()
         if each or (torch.is_grad_enabled() and vectors.requires_grad):
             return _Assign.apply(vectors, flat, codebook, indices)  # type: ignore[no-any-return, no-untyped-call]
@@ -226,7 +226,7 @@ class VectorQuantizer(Quantizer):
         return -torch.expm1(self.counter.to(self.embeddings.dtype) * log_decay)
 
     def _penalty(self) -> Tensor | None:
-        """[K]: what each code costs besides its distance; a code of no use costs as much as one of 1 / (100 K)."""
+        """[K]: the penalty that is added to the squared distance to each code. Frequencies below 1 / (100 K) count as 1 / (100 K)."""
         if not self.entropy_penalty:
             return None
         share = (self.ema_count / self.ema_count.sum()).clamp_min(0.01 / self.num_embeddings)

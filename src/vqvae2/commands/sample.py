@@ -55,7 +55,7 @@ class SampleRequest:
         n: how many.
         labels: a class name or number for all, several that are repeated in turn, or None for all classes in turn.
         seed: sample i of a seed is the same whatever n and the batch size.
-        sampling: temperature and the like; None takes the run's own. `batch` images are drawn at a time.
+        sampling: temperature, top-k, top-p, guidance, and `batch`, the number of images drawn at a time; None takes the run's own.
         critic: keep this share of the candidates of each class, those that the run's critic scores best; 0 < critic <= 1.
             None draws without a critic.
         form: a PNG for each image, or all images of a batch as an array beside its codes.
@@ -90,7 +90,7 @@ class SampleResult:
 
 @dataclass(frozen=True)
 class _Job:
-    """One folder to be filled: these numbers of it are missing, and `draw` makes the batches of some ranges."""
+    """A folder to fill, the numbers of the samples that it lacks, and `draw`, which draws the samples of given ranges of numbers."""
 
     title: str
     folder: SampleFolder
@@ -170,7 +170,8 @@ def _jobs(
     candidates: list[int],
     about: dict[str, Any],
 ) -> list[_Job]:
-    """Make the folders, and say what is missing in them: that of the samples is the last."""
+    """Make the folders and list what is missing in them. The last job is the folder of the samples; that of the candidates comes
+    before it."""
     from vqvae2.generate.reject import choose, draw_candidates
     from vqvae2.generate.sample_folder import SampleFolder
 
@@ -241,10 +242,11 @@ def command(
     decoder: DecoderOption = None,
     as_json: Json = False,
 ) -> None:
-    """Draw new images: one PNG each with its codes, a grid of the first 256, and samples.json, a list of what they are.
+    """Draw new images: one PNG for each, the codes of each batch in codes-*.npz, grid.png with the first 256, and samples.json,
+    which lists the file and class of each.
 
-    The same command again draws only what is missing, so a long one may be interrupted and continued, or asked for
-    more images (not with a critic: the best of more candidates are others). `torchrun --nproc-per-node P -m -- vqvae2
+    The same command again draws only what is missing, so a long command may be interrupted and continued, and a larger --n
+    adds images. With a critic, --n cannot be raised in the same folder, because more candidates would change which are the best. `torchrun --nproc-per-node P -m -- vqvae2
     sample ...` shares the work between P processes.
     """
     from vqvae2.run import load

@@ -18,7 +18,9 @@ class Hardware(Settings):
         "The quantiser and held-out scores are computed in float32 either way",
     )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="torch.compile the networks in training: a slow start, then faster steps"
+        "auto",
+        description="torch.compile the networks in training: the first steps take tens of seconds longer, and whether later ones win "
+        "that back has to be measured; auto = no",
     )
     capture: bool | Literal["auto"] = Field(
         "auto",

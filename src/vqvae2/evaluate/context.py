@@ -86,7 +86,7 @@ class Context:
     # --- what can be measured ------------------------------------------------------------------------------------
 
     def missing(self, need: Need) -> str | None:
-        """Why something that a part needs is not there; None if it is."""
+        """Why a requirement of a part is not met, as text; None if it is met."""
         if need == "run":
             return None if self.run else "it needs a RUN"
         if need == "priors" or (need == "samples" and self.options.samples is None):
@@ -126,7 +126,7 @@ class Context:
 
     @cached_property
     def n(self) -> int:
-        """The number of images of each set that are compared: as many as all sets have."""
+        """How many images of each set are compared: `options.n`, or the size of the smallest set if that is less."""
         sizes = {"held out": len(self.heldout), "training": len(self.training)}
         sizes |= {name: len(images) for name, images in self.others.items()}
         if self.options.samples is not None:

@@ -66,9 +66,9 @@ class Completed:
         codes: of all levels, [B, h, w] each.
         decoded: [B, C, H, W] in [-1, 1], the decoded codes.
         images: `decoded` with the pixels of the image itself outside the mask; without a mask, `decoded`.
-        bits: [passes, B, 2, L], after each pass -log2 p of each level's codes, each code conditioned on those before it and
-            the class: first the sum over all codes, then over the kept ones alone. Fewer bits of the kept codes mean that
-            the drawn codes fit them better (see `fill`).
+        bits: [passes, B, 2, L], -log2 p of the codes of each level after each pass, every code conditioned on those before it
+            and on the class. Index 0 of the third axis is the sum over all codes, index 1 that over the kept codes: fewer bits
+            of the kept codes mean that the drawn codes fit them better (see `fill`).
         accepted: [passes - 1, B] in 0 .. 1, the share of the moves of each further pass that were accepted.
     """
 
@@ -194,9 +194,9 @@ def fill(
         min(1, p(new) q(old | new) / p(old) q(new | old))        (Hastings 1970)
 
     where q is the probability of the draw, and p the probability of all codes under the same settings without top-k and
-    top-p. The segments do not depend on the codes, so p(unknown | known) is left invariant. With plain settings it is the
-    prior's own, under which the known codes, each conditioned on the codes before it, are on average at least as likely as
-    after pass 1. top-k and top-p only restrict what is proposed, so the chain stays within their support.
+    top-p. The segments do not depend on the codes, so the moves leave p(unknown | known) invariant. With temperature 1 and without
+    guidance, top-k or top-p, p is the prior's own distribution. In the limit of many passes the known codes, each conditioned on the
+    codes before it, are then on average at least as likely as after pass 1. top-k and top-p only restrict what is proposed, so the chain stays within their support.
 
     Args:
         prior: in eval mode.

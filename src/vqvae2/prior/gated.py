@@ -1,7 +1,7 @@
 """Causal layers, each with `forward` (the whole grid) and `step` (the next part, from an explicit cache).
 
-Two streams, as in Gated PixelCNN (arXiv 1606.05328): the vertical one sees the rows above, the horizontal one the
-codes before it and, through the vertical one, the rows above. Their inputs are shifted once, at the bottom of
+Two streams, as in Gated PixelCNN (arXiv 1606.05328): the vertical one sees the rows above, the horizontal one sees
+the codes to its left in the same row and, through the vertical stream, the rows above. Their inputs are shifted once, at the bottom of
 the network (down by a row; on by one position), so every later layer may include its own position.
 Because the vertical stream at row r depends on finished rows only, its `step` is a whole row.
 

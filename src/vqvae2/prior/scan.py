@@ -1,6 +1,7 @@
-"""The one raster loop: step the cache, ask a callback for the code, feed it back.
+"""The raster loop: at each position, compute the logits from the cache, ask a callback for the code, pass it to the next step.
 
-Sampling draws a code, scoring supplies the known one. Both do identical arithmetic, and no loop is written twice.
+Sampling draws the code; completion supplies the codes that are known. The tests score with it: its logits are those of
+`forward` on whole grids.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def scan(
         context: from `prior.context`.
         choose: called with (position, logits [B, K]); returns the codes [B] int64 of that position.
         stop: visit the first `stop` positions only; None visits all.
-        graphs: draw by replaying recorded rows where `choose` is a `Chooser` and it is worth it; None takes plain steps.
+        graphs: replays recorded CUDA graphs if `choose` is a `Chooser` and `graphs.takes` the grid (device, kind of prior,
+            length); otherwise, and with None, `prior.step` is called.
 
     Returns:
         [B, H, W] int64, what `choose` returned; 0 where it was not asked.

@@ -3,8 +3,9 @@
 The plain step of a prior slices its caches by a position that is a Python number, so every position is another sequence of
 kernels. Here the row is a tensor on the device, the caches have their full size from the start and are written in place, and
 only the column is a Python number. So the kernels of a row are the same for all rows, and one recorded row draws a whole
-grid. The weights are arranged once for each grid: norms' gains are multiplied into the product that follows them, and what
-several layers read at the same time is stacked.
+grid. At the start of each grid the weights are copied into the layout of the step: the gain
+of a norm is multiplied into the weights of the following product, and the weights of all layers are stacked into one tensor, so that
+one batched product can serve several layers.
 
 Shapes: B batch, H W grid, N = H x W, K codes, C hidden units, R inner channels, L layers.
 """
@@ -27,7 +28,8 @@ class StaticPrior(ABC):
     """The state of one grid that is being drawn: arranged weights, caches and codes, all written in place.
 
     Attributes:
-        codes: [(H + 1) W, B]. Position p is at W + p; the first W hold K, whose embedding is zero.
+        codes: [(H + 1) W, B]. The code of position p is at index W + p. The first W entries stand for the row above the
+            grid; they hold K, and row K of `embedding` is zero.
         row: [1] int64, the current row.
     """
 
@@ -97,7 +99,7 @@ class StaticPrior(ABC):
 
 
 class StaticBlocks:
-    """`PointwiseBlock`s of one width, arranged."""
+    """The weights of several `PointwiseBlock`s of the same sizes, stacked, with the norms' gains folded in."""
 
     def __init__(self, blocks: list[PointwiseBlock], state: StaticPrior) -> None:
         self.count, self.ops = len(blocks), state.ops
@@ -125,7 +127,7 @@ class StaticBlocks:
 
 
 class StaticAttention:
-    """Attention layers of one width, arranged, with their keys and values [A, 2, B, heads, N, D]."""
+    """The weights of A attention layers, stacked, and their cache of keys and values [A, 2, B, heads, N, D], D = C / heads."""
 
     def __init__(self, layers: list[CausalAttention], heads: int, state: StaticPrior) -> None:
         self.count, self.ops, self.heads = len(layers), state.ops, heads

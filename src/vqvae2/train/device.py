@@ -24,6 +24,7 @@ from torch import distributed as dist
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.errors import UserError
+from vqvae2.prior.precision import without_tf32
 
 _CAPTURE_FROM = 50  # steps from which on recording the step is worth its second or two (our decision)
 
@@ -103,9 +104,12 @@ class Choices:
         """The precision of the forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def exactly(self) -> AbstractContextManager[Any]:
-        """The precision of held-out scores: float32, whatever the training's."""
-        return torch.autocast(self.device.type, enabled=False) if self.bf16 else nullcontext()
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """The precision of held-out scores: float32 without TF32, whatever the training's."""
+        autocast = torch.autocast(self.device.type, enabled=False) if self.bf16 else nullcontext()
+        with autocast, without_tf32():
+            yield
 
     def line(self, resident: int) -> str:
         """The choices in one line, for the user.
@@ -140,7 +144,7 @@ def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator, st
         hardware: what the user asked for.
         config: the stage's training.
         accelerator: of `make_accelerator`.
-        steps: steps that are left.
+        steps: of the whole training.
     """
     device, bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
     compiled = hardware.compile is True
@@ -178,7 +182,7 @@ def switches(choices: Choices) -> Iterator[None]:
         TrainingError: an operation has no deterministic kernel, and one was asked for.
     """
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    before = cudnn.benchmark, cudnn.deterministic
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
     strict = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -187,6 +191,7 @@ def switches(choices: Choices) -> Iterator[None]:
         if choices.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if choices.tf32 else "highest")
             cudnn.benchmark, cudnn.deterministic = not choices.deterministic, choices.deterministic
+            cudnn.allow_tf32 = choices.tf32
         if choices.deterministic:
             torch.use_deterministic_algorithms(True)
         yield
@@ -199,7 +204,7 @@ def switches(choices: Choices) -> Iterator[None]:
     finally:
         if choices.device.type == "cuda":
             torch.set_float32_matmul_precision(precision)
-            cudnn.benchmark, cudnn.deterministic = before
+            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before
         if choices.deterministic:
             torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
 

@@ -1,7 +1,7 @@
 """The one training loop, for both stages: step, log, evaluate, keep the best, save, resume.
 
-Data, learning rate and dropout noise are pure functions of (seed, step), so a run that was interrupted and
-resumed ends with the same weights as one that was not. Between two lines of metrics the host waits for nothing: the
+Data and dropout noise are pure functions of (seed, step), and so is the learning rate unless `minutes` is set. On a CPU a
+run that was interrupted and resumed therefore ends with the same weights, bit for bit; on a GPU only with `deterministic`. Between two lines of metrics the host waits for nothing: the
 next batch is made and copied while the device works, and sums of the figures stay on the device.
 """
 
@@ -90,17 +90,21 @@ class Objective(Protocol):
         """
 
     def counts(self) -> list[Tensor]:
-        """What `after_step` counts meanwhile, this process's part of it; saved, and written to on resuming."""
+        """This process's running counts between two calls of `after_step` that return figures (code usage of the current epoch).
+
+        They are summed over the processes when saved; on resuming, the main process's are overwritten with the sum."""
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """Held-out figures. Called on every process; `score` is what is minimised."""
+        """Held-out figures. Called on every process; The weights with the lowest `score` are kept."""
 
     def draw(self, model: nn.Module, path: Path) -> None:
-        """A picture of how it goes; main process only, so no collectives."""
+        """Save a picture that shows the progress. Called in the main process only, so it must not use collectives."""
 
 
 def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
-    """Linear warm-up, then constant, or a cosine that ends at 1/50 of the peak with the steps or the time."""
+    """Linear warm-up, then constant, or a cosine that falls to 1/50 of the peak.
+
+    It ends when the steps or, if `minutes` is set, the time are used up, whichever comes first."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
@@ -128,13 +132,13 @@ def fit(
 
     Args:
         objective: the stage.
-        config: its training.
+        config: steps, batch, learning rate and the other training settings of this stage.
         folder: of the stage: metrics.jsonl, pictures/ and checkpoints/.
         accelerator: of `make_accelerator`, which decided the precision.
-        reporter: where to speak.
+        reporter: prints messages and progress.
         seed: of dropout and of whatever else the loss draws.
         hardware: how the machine is used (a `Config` says it too); None = the defaults.
-        clock: seconds that count for `minutes`.
+        clock: returns the time in seconds, for `minutes`.
 
     Raises:
         Interrupted: Ctrl-C (or SIGTERM) was caught and the state saved.
@@ -234,7 +238,7 @@ class _Trainer:
                     self._save()
                 if self.asked:
                     break
-        self._agree(stop)  # also when asked in the last evaluation: the stages after this one wait too
+        self._agree(stop)  # a stop requested during the last evaluation must end the run here too
         if self.asked:
             raise Interrupted(f"{self.objective.name}: saved at step {outcome.step} of {config.steps}")
         if self.state.best:
@@ -334,7 +338,7 @@ def _wrapped(network: nn.Module, accelerator: Accelerator, choices: Choices) -> 
     """What the loss is computed with: the network, shared out to the processes and compiled where that is asked for."""
     model = network
     if accelerator.num_processes > 1:
-        # Buffers are not broadcast: the quantizer keeps its own alike on all processes, and counts each process's own.
+        # DDP must not broadcast buffers: the quantiser already keeps its codebook equal on all processes, and its counts may differ.
         buffers = [name for name, _ in network.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, buffers)
         cards = [choices.device.index] if choices.device.type == "cuda" else None
