@@ -34,8 +34,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## run the whole pipeline on the embedded pictures, into runs/demo
 	$(BIN)/vqvae2 demo --out runs/demo
 
-test: $(READY) ## run the tests and measure their coverage (90 % at least)
-	@$(BIN)/pytest --cov --cov-fail-under=90
+test: $(READY) ## run the tests, one process per core, and measure their coverage (90 % at least)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov --cov-fail-under=90
 
 test-inception: $(INCEPTION)/.ready ## run the tests of FID, IS and KID, which need a torch and a torchvision of their own (6 GB)
 	$(INCEPTION)/bin/python -m pytest tests/evaluate/inception
