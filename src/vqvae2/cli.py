@@ -26,6 +26,7 @@ from vqvae2.commands import (
 )
 from vqvae2.errors import UserError
 
+_INTERRUPTED = 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
@@ -67,11 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(
             args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
         )
+        if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
+            _fail("interrupted", _INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
     except UserError as error:
         _fail(str(error), 2)
     except _ClickError as error:

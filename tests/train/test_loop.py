@@ -659,3 +659,20 @@ def test_the_schedule_ends_with_the_steps_or_the_time() -> None:
     assert learning_rate(config, 10, 120) == pytest.approx(0.02)
     assert learning_rate(config, 10, 500) == pytest.approx(0.02)
     assert learning_rate(TrainConfig(steps=100, warmup=0, lr=1.0), 50, 1e9) == pytest.approx(0.51)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_step_is_not_lost(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrived while memory was freed, when the loop no longer looks: the next stages were trained as if nothing had happened."""
+    arrived: list[int] = []
+    old = {n: signal.signal(n, lambda n, _: arrived.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    accelerator = make_accelerator()
+    monkeypatch.setattr(accelerator, "free_memory", lambda: signal.raise_signal(number))
+    try:
+        loop.fit(Toy(lambda w, step: w.sum()), toy_config(), tmp_path, accelerator, Reporter(quiet=True), 0)
+        assert arrived == [number]
+    finally:
+        for n, handler in old.items():
+            signal.signal(n, handler)

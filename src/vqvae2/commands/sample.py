@@ -146,6 +146,7 @@ def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[
     """The classes of the samples and of the candidates, and the record of how they are drawn."""
     from vqvae2.generate.reject import candidate_labels
     from vqvae2.generate.sample import class_number, sample_labels
+    from vqvae2.prior.draw import check_seed
 
     labels = sample_labels(request.labels, request.n, run.classes)
     turns: list[int] | str = "all in turn"
@@ -153,6 +154,10 @@ def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[
         given = [request.labels] if isinstance(request.labels, str | int) else request.labels
         turns = [class_number(name, run.classes) for name in given]
     sampling = request.sampling or run.sampling
+    sampling.level(
+        0, run.config.autoencoder.levels
+    )  # raises before the folder is made, as does the next line
+    check_seed(request.seed)
     about = {"seed": request.seed, **sampling.about(), "labels": turns, **run.drawn_by(request.decoder)}
     if request.critic is None:
         return labels, [], about

@@ -345,6 +345,11 @@ class Config(Hardware):
                 f"and {len(self.train_prior)} prior trainings"
             )
         self.sampling.level(0, levels)  # raises unless each setting has one value or one per level
+        least = 2 ** (self.sharpen.depth + 1)
+        if self.sharpen.steps and self.data.size < least:
+            raise ValueError(
+                f"sharpen.depth {self.sharpen.depth} needs images of at least {least} px, found {self.data.size}"
+            )
         self.autoencoder.geometry(self.data.size, self.data.size)
         perceptual = self.train_autoencoder.perceptual_weights or self.sharpen.perceptual_weights
         if perceptual and self.data.size < 16:

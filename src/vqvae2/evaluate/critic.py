@@ -241,6 +241,10 @@ def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:
         FeatureError, ClassifierError: its feature network is missing or was replaced.
     """
     record = atomic.read_json(critic_file(folder))
+    if not isinstance(record, dict) or not {"file", "digest", "kind"} <= record.keys():
+        raise CriticError(
+            f"{critic_file(folder)} is damaged; `vqvae2 critic fit {folder}` fits a critic again"
+        )
     file = critic_file(folder).with_name(record["file"])
     if not file.is_file() or _digest(file) != record["digest"]:
         raise CriticError(

@@ -150,6 +150,9 @@ def keep_best(scores: Tensor, labels: Tensor, fraction: float) -> Tensor:
     return _best(scores, labels, torch.tensor([math.ceil(share * count) for count in counts.tolist()]))
 
 
+_MOST = 10_000_000  # candidates: more would not be drawn in a month (our decision)
+
+
 def candidate_labels(labels: Sequence[int], fraction: float) -> list[int]:
     """The class number of each candidate, such that `keep_best` keeps as many of each class as `labels` has.
 
@@ -161,10 +164,14 @@ def candidate_labels(labels: Sequence[int], fraction: float) -> list[int]:
         fraction: as for `keep_best`.
 
     Raises:
-        UserError: fraction out of range.
+        UserError: fraction out of range, or so small that there would be more than ten million candidates.
     """
     share = _exact(fraction)
     left = {label: math.floor(count / share) for label, count in Counter(labels).items()}
+    if sum(left.values()) > _MOST:
+        raise UserError(
+            f"expected at most {_MOST:,} candidates, found {sum(left.values()):,} (fraction {fraction})"
+        )
     candidates: list[int] = []
     while any(left.values()):
         for label in labels:

@@ -8,6 +8,7 @@ Shapes: B batch, C image channels, H W image size.
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -62,8 +63,8 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
             return names.index(text)
         if text.isdecimal() and int(text) < len(classes):
             return int(text)
-    elif 0 <= label < len(classes):
-        return int(label)
+    elif 0 <= operator.index(label) < len(classes):
+        return operator.index(label)
     folded = {name.strip().casefold(): name for name in classes}
     near = difflib.get_close_matches(str(label).strip().casefold(), list(folded), 3, 0.4)
     hint = ", ".join([folded[name] for name in near] or classes[:12])
@@ -86,7 +87,8 @@ def sample_labels(
         raise UserError(f"expected at least 1 sample, found n = {n}")
     if labels is None:
         return [i % len(classes) for i in range(n)] if classes else None
-    given = [labels] if isinstance(labels, str | int) else list(labels)
+    single = isinstance(labels, str) or (hasattr(labels, "__index__") and not getattr(labels, "ndim", 0))
+    given: list[str | int] = [labels] if single else list(labels)  # type: ignore[list-item, arg-type]
     if not given:
         raise UserError("expected at least one label, found an empty list")
     numbers = [class_number(label, classes) for label in given]

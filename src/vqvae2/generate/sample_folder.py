@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +37,7 @@ from vqvae2.config.overrides import differences
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.pixels import to_float, to_pil, to_uint8
 from vqvae2.errors import UserError
-from vqvae2.files.atomic import read_json, write_atomic, write_json
+from vqvae2.files.atomic import FileError, read_json, write_atomic, write_json
 from vqvae2.files.output import make_folder
 from vqvae2.files.progress import Tracker
 from vqvae2.generate.reject import Chosen, Scored
@@ -46,6 +49,22 @@ Form = Literal["png", "npz", "none"]
 _SHOWN = 256  # samples in grid.png, at most
 _BATCH = re.compile(r"codes-(\d+)-(\d+)\.npz")  # the first and the last number of a batch
 _PATTERN, _GRID, _ABOUT, _LIST = "codes-*.npz", "grid.png", "sampling.json", "samples.json"
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The arrays of a codes file.
+
+    Raises:
+        FileError: it is damaged.
+    """
+    try:
+        with file.open("rb") as binary, np.load(binary) as arrays:
+            yield arrays
+    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise FileError(
+            f"{file} is damaged ({type(error).__name__}): delete it, and the same command draws its samples again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,7 @@ class SampleFolder:
 
     def missing(self, n: int) -> list[range]:
         """The numbers below n that no batch holds, as ranges."""
-        stored = sorted(self._batches(), key=lambda item: item[0].start)
+        stored = sorted(self._complete_batches(), key=lambda item: item[0].start)
         gaps, begin = [], 0
         for numbers, _ in stored:
             if begin < min(n, numbers.start):
@@ -107,7 +126,7 @@ class SampleFolder:
     def codes(self, numbers: Sequence[int]) -> Codes:
         """Codes of these samples, which are there, in the order of `numbers`."""
         (_, file), *_ = self._batches()
-        with np.load(file) as arrays:
+        with _opened(file) as arrays:
             names = sorted(name for name in arrays if name.startswith("level_"))
         levels = (self.read(name, numbers).astype(np.int64) for name in names)
         return Codes(tuple(torch.from_numpy(level) for level in levels))
@@ -120,7 +139,7 @@ class SampleFolder:
             own = np.flatnonzero((wanted >= stored.start) & (wanted < stored.stop))
             if len(own):
                 positions.append(own)
-                with np.load(file) as arrays:
+                with _opened(file) as arrays:
                     rows.append(arrays[name][wanted[own] - stored.start])
         return np.concatenate(rows)[np.concatenate(positions).argsort()]
 
@@ -170,6 +189,13 @@ class SampleFolder:
                 entry |= {"candidate": int(candidate), "score": float(score)}
         return entries
 
+    def _complete_batches(self) -> list[tuple[range, Path]]:
+        """The batches whose images are all there too."""
+        if self.form != "png":
+            return self._batches()
+        full = {file.name for file in self.path.glob("*.png") if file.stat().st_size}
+        return [item for item in self._batches() if all(f"{number:05d}.png" in full for number in item[0])]
+
     def _batches(self) -> list[tuple[range, Path]]:
         names = ((_BATCH.fullmatch(file.name), file) for file in self.path.glob(_PATTERN))
         return [(range(int(name[1]), int(name[2]) + 1), file) for name, file in names if name]
@@ -177,11 +203,18 @@ class SampleFolder:
     def _first(self, count: int) -> Tensor:
         """The first `count` images, float [count, C, H, W] in [-1, 1]."""
         if self.form == "png":
-            arrays = [np.array(Image.open(self.path / f"{i:05d}.png")) for i in range(count)]
+            arrays = [_pixels(self.path / f"{i:05d}.png") for i in range(count)]
             pixels = np.stack([a if a.ndim == 3 else a[..., None] for a in arrays])
         else:
             pixels = self.read("images", range(count))
         return to_float(torch.from_numpy(pixels))
+
+
+def _pixels(file: Path) -> NDArray[np.uint8]:
+    try:
+        return np.array(Image.open(file))
+    except OSError as error:
+        raise FileError(f"{file} is damaged: delete it, and the same command draws it again") from error
 
 
 @dataclass(frozen=True)
@@ -205,7 +238,7 @@ class StoredSamples:
         at, stop = start, min(stop, self.n)
         for numbers, file in self.batches:
             if at < stop and numbers.start <= at < numbers.stop:
-                with np.load(file) as arrays:
+                with _opened(file) as arrays:
                     own = arrays["images"][at - numbers.start : stop - numbers.start]
                 at += len(own)
                 yield to_float(torch.from_numpy(own))
@@ -251,7 +284,7 @@ def read_samples(folder: Path) -> StoredSamples:
     """
     batches: list[tuple[range, Path]] = []
     for file in sorted(folder.glob(_PATTERN)):
-        with np.load(file) as arrays:
+        with _opened(file) as arrays:
             numbers = arrays["numbers"]
             if "images" in arrays and len(numbers):
                 batches.append((range(int(numbers[0]), int(numbers[-1]) + 1), file))
@@ -263,7 +296,7 @@ def read_samples(folder: Path) -> StoredSamples:
         raise UserError(f"no samples in {folder}: expected {_PATTERN} with the images in them")
     labels = torch.full((n,), -1)
     for stored, file in batches:
-        with np.load(file) as arrays:
+        with _opened(file) as arrays:
             if "labels" in arrays:
                 own = torch.from_numpy(arrays["labels"])[: max(0, n - stored.start)]
                 labels[stored.start : stored.start + len(own)] = own

@@ -139,6 +139,7 @@ def begun(folder: Path, config: Config) -> list[str]:
         prefixes.append("sharpen")
     for level in levels:
         if RunFolder(folder).prior(level).begun():
+            prefixes.append("prior.conditional")
             prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
             prefixes += [f"train_prior.{other}.copies" for other in levels]  # all levels share the codes
     return prefixes

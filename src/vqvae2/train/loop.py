@@ -348,8 +348,12 @@ def _wrapped(network: nn.Module, accelerator: Accelerator, choices: Choices) -> 
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """The first SIGINT or SIGTERM sets the event, the second acts as usual. Only a main thread can listen."""
+    """The first SIGINT or SIGTERM sets the event, the second acts as usual. Only a main thread can listen.
+
+    A signal that arrives when the training no longer looks at the event acts as usual when this ends, so that it is not lost.
+    """
     event = threading.Event()
+    arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
@@ -357,6 +361,7 @@ def _signals() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         event.set()
+        arrived.append(number)
         signal.signal(number, old[signal.Signals(number)] or signal.SIG_DFL)
 
     for number in old:
@@ -366,3 +371,5 @@ def _signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler or signal.SIG_DFL)
+    if arrived:  # nothing was raised, so nobody has acted on it
+        signal.raise_signal(arrived[0])

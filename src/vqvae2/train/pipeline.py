@@ -84,9 +84,10 @@ def train(
     if finished(folder, config):
         reporter.say(f"{folder}: all is done; nothing to train")
         return
-    inputs = (
-        None if model_file(folder).exists() else _stage1_inputs(config)
-    )  # first, so that a wrong path is reported at once
+    # first, so that a wrong path is reported at once
+    inputs = None if model_file(folder).exists() else _stage1_inputs(config)
+    sharpens = config.sharpen.steps > 0 and not sharp_file(folder).exists()
+    distance = _distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
     images = _open(data, folder, config, accelerator, reporter)
     try:
         config = with_classes(folder, config, images, accelerator)
@@ -94,8 +95,8 @@ def train(
         if until == "autoencoder":
             return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
-        if config.sharpen.steps and not sharp_file(folder).exists():
-            _sharpen(folder, config, images, digest, accelerator, reporter)
+        if sharpens:
+            _sharpen(folder, config, images, digest, distance, accelerator, reporter)
     finally:
         images.close()
     _health(store, reporter)
@@ -129,7 +130,7 @@ def _stage1_inputs(config: Config) -> tuple[PerceptualDistance | None, dict[str,
     """What stage 1 needs beside images: the perceptual distance or None, and the initial weights ({} means random ones)."""
     settings = config.train_autoencoder
     weights, start = settings.perceptual_weights, settings.start
-    distance = PerceptualDistance.read(weights) if weights else None
+    distance = _distance(weights)
     begin = tensor_file.load_tensors(model_file(Path(start)))[0] if start else {}
     if begin:
         tensor_file.load_weights(VQVAE(config.autoencoder), begin, start)  # raises where they do not fit
@@ -152,13 +153,21 @@ def _stage1(
     return load_autoencoder(folder, config, accelerator.device)
 
 
+def _distance(weights: str) -> PerceptualDistance | None:
+    return PerceptualDistance.read(weights) if weights else None
+
+
 def _sharpen(
-    folder: Path, config: Config, images: ImageSet, digest: str, accelerator: Accelerator, reporter: Reporter
+    folder: Path,
+    config: Config,
+    images: ImageSet,
+    digest: str,
+    distance: PerceptualDistance | None,
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> None:
     """Train the sharpened decoder. Its file holds the digest of the autoencoder that it belongs to."""
     settings = config.sharpen
-    weights = settings.perceptual_weights
-    distance = PerceptualDistance.read(weights) if weights else None
     plain, _ = load_autoencoder(folder, config, accelerator.device)  # its own copy, which it freezes
     objective = SharpenObjective(config, images, plain, distance)
     _fit(

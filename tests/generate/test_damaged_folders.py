@@ -1,0 +1,98 @@
+"""Sample folders that were damaged, and mistakes that must not claim a folder: one line, nothing lost, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vqvae2 import Run
+from vqvae2.errors import UserError
+from vqvae2.generate.reject import candidate_labels
+from vqvae2.generate.sample import sample_labels
+
+Command = Callable[..., Any]
+DRAW = ("--n", 6, "--batch", 2)
+
+
+def refused(said: Any, *words: str) -> None:
+    """One line on stderr with these words, and exit code 2."""
+    assert said.code == 2, said
+    lines = [line for line in said.err.splitlines() if line.startswith("vqvae2: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in said.err
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_a_damaged_codes_file_is_named(
+    content: bytes, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    assert command("sample", trained, "--out", out, *DRAW, "--pictures", "npz").code == 0
+    file = out / "codes-00002-00003.npz"
+    file.write_bytes(content)
+    refused(command("sample", trained, "--out", out, *DRAW, "--pictures", "npz"), file.name, "damaged")
+    file.unlink()
+    assert command("sample", trained, "--out", out, *DRAW, "--pictures", "npz").code == 0
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_missing_image_is_drawn_again(empty: bool, trained: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "out"
+    assert command("sample", trained, "--out", out, *DRAW).code == 0
+    image = out / "00003.png"
+    before = image.read_bytes()
+    image.unlink()
+    if empty:
+        image.touch()
+    assert command("sample", trained, "--out", out, *DRAW).code == 0
+    assert image.read_bytes() == before
+
+
+def test_an_unreadable_image_is_named(trained: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "out"
+    assert command("sample", trained, "--out", out, *DRAW).code == 0
+    (out / "00001.png").write_bytes(b"no image")
+    refused(command("sample", trained, "--out", out, "--n", 8, "--batch", 2), "00001.png", "damaged")
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--temperature", 1, "--temperature", 1, "--temperature", 1), ("--seed", 2**64)]
+)
+def test_a_mistake_in_an_option_does_not_claim_the_folder(
+    wrong: tuple[Any, ...], trained: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    refused(command("sample", trained, "--out", out, "--n", 2, *wrong))
+    assert not (out / "sampling.json").exists()
+    assert command("sample", trained, "--out", out, "--n", 2).code == 0
+
+
+def test_too_many_candidates_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match="10,000,000 candidates"):
+        candidate_labels([0, 1], 1e-9)
+
+
+@pytest.mark.parametrize("label", [np.int64(1), torch.tensor(1), 1])
+def test_a_label_may_be_a_number_of_any_library(label: Any, trained: Path) -> None:
+    assert sample_labels(label, 3, ("a", "b")) == [1, 1, 1]
+    assert sample_labels(torch.tensor([1, 0]), 3, ("a", "b")) == [1, 0, 1]  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        sample_labels([1.5], 1, ("a", "b"))  # type: ignore[list-item]
+    assert len(Run(trained, "cpu").sample(1, label)) == 1
+
+
+def test_priors_with_and_without_classes_are_not_mixed(half: Path, pictures: Path, command: Command) -> None:
+    said = command("train", pictures, "--run", half, "--set", "prior.conditional=false")
+    refused(said, "trained with other settings", "prior.conditional: True -> False")
+
+
+def test_a_damaged_critic_is_named(run: Path, command: Command, tmp_path: Path) -> None:
+    (run / "critic").mkdir()
+    (run / "critic" / "critic.json").write_text("{}")
+    refused(command("sample", run, "--out", tmp_path / "out", "--critic", 0.5), "critic.json", "damaged")
