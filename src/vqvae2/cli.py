@@ -1,16 +1,20 @@
 """The command `vqvae2`: it registers the verbs, each of which is a file of `commands/`, and turns errors into exit codes.
 
-Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 after an interruption that was saved.
+Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130, 143 or 129 and one line after SIGINT
+(Ctrl-C), SIGTERM or SIGHUP.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
 
+from vqvae2 import stopping
 from vqvae2.commands import (
     complete,
     critic,
@@ -68,33 +72,38 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(
             args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
         )
-        if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
-            _fail("interrupted", _INTERRUPTED)
+        if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this code and says nothing
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", _INTERRUPTED)
+        code = stopping.exit_code()
+        _fail("interrupted" if code == _INTERRUPTED else f"interrupted by {stopping.name(code - 128)}", code)
     except UserError as error:
         _fail(str(error), 2)
     except _ClickError as error:
         _fail(error.format_message(), 2)
     except Exception as error:
-        if _interrupted(error):
-            _fail(f"interrupted: {error}; the same command continues from there", 130)
+        if number := _interrupted(error):
+            _fail(f"interrupted: {error}; the same command continues from there", 128 + number)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", 2)
         raise
 
 
-def _interrupted(error: Exception) -> bool:
-    """Whether it is the training's `Interrupted`, whose module is loaded only if something was trained."""
+def _interrupted(error: Exception) -> int:
+    """The signal that ended a training, or 0: `Interrupted` is of a module that is loaded only if something was trained."""
     loop = sys.modules.get("vqvae2.train.loop")
-    return loop is not None and isinstance(error, loop.Interrupted)
+    return int(error.number) if loop is not None and isinstance(error, loop.Interrupted) else 0
 
 
-def _fail(message: str, code: int) -> None:
-    typer.echo(f"vqvae2: {' '.join(message.split())}", err=True)
+def _fail(message: str, code: int) -> NoReturn:
+    stopping.end()
+    try:
+        typer.echo(f"vqvae2: {' '.join(message.split())}", err=True)
+    except OSError:  # the terminal is gone
+        sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     sys.exit(code)
 
 

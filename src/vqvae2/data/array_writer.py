@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_STALE = 600  # seconds without a write after which a temporary file belongs to a killed process
+from vqvae2.files.temporary import temporary_name
 
 
 class ArrayWriter:
@@ -29,7 +28,7 @@ class ArrayWriter:
 
     def __init__(self, path: Path, tail: tuple[int, ...], dtype: Any) -> None:
         self.path, self.tail, self.dtype = path, tail, np.dtype(dtype)
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.temporary = temporary_name(path)
         self.count = 0
         self._file = self.temporary.open("wb")
         self._write_header()
@@ -69,11 +68,3 @@ class ArrayWriter:
         shape = (self.count, *self.tail)
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def remove_stale_files(folder: Path) -> None:
-    """Remove temporary files that a killed process left in `folder`: those not written to for ten minutes."""
-    for old in folder.glob(".*.npy.*.tmp"):
-        with suppress(OSError):
-            if time.time() - old.stat().st_mtime > _STALE:
-                old.unlink()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
+from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.data.decoding import stored_side
 from vqvae2.data.errors import DataError
 from vqvae2.data.index import ImageIndex
@@ -24,6 +24,7 @@ from vqvae2.data.listing import Listing, Payload, Row, Stream
 from vqvae2.data.pixels import Pixels
 from vqvae2.data.skipped import SkippedFile
 from vqvae2.data.workers import Decoder
+from vqvae2.files.temporary import sweep
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of images decoded so far and the number of all images (None = unknown)."""
@@ -59,7 +60,7 @@ def fill_cache(
     side = stored_side(config)
     index.pixels = f"pixels-{index.fingerprint[:16]}.npy"
     total = len(listed) if isinstance(listed, Listing) else None
-    remove_stale_files(folder)
+    sweep(folder)
     writer = ArrayWriter(folder / index.pixels, (side, side, config.channels), np.uint8)
     decoder = Decoder(config)
     rows: list[Row] = []

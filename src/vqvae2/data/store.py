@@ -27,9 +27,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from vqvae2.codes import Codes, Geometry
-from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
+from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.errors import UserError
 from vqvae2.files import atomic
+from vqvae2.files.temporary import sweep
 
 FORMAT = 1  # a larger number in a manifest was written by a newer version
 
@@ -123,7 +124,7 @@ class StoreWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _complete_renames(self.folder)
-            remove_stale_files(self.folder)
+            sweep(self.folder)
             for index, grid in enumerate(self.geometry.grids):
                 self._writers.append(ArrayWriter(self.folder / f"level-{index}.npy", grid, np.uint16))
             self._writers.append(ArrayWriter(self.folder / "labels.npy", (), np.int64))

@@ -1,9 +1,15 @@
-"""Progress of long jobs: a bar with the rate and the time left on a terminal, plain lines elsewhere."""
+"""Progress of long jobs: a bar with the rate and the time left on a terminal, plain lines elsewhere.
+
+A job does not end because nobody listens any more: when the terminal is closed, or the reader of a pipe has gone, the
+reporter falls silent.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -26,7 +32,16 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print one line."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            with self.listening():
+                self.console.print(text, markup=False)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Be quiet from now on if what is printed in the block cannot be written."""
+        try:
+            yield
+        except OSError:
+            self.quiet = self.console.quiet = True
 
     def track(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Tracker:
         """A context manager that shows the progress of a job.
@@ -69,15 +84,17 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         if self.bar:
-            self.bar.start()
+            with self.reporter.listening():
+                self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar:
-            self.bar.stop()
-        sys.stderr.flush()
+        with self.reporter.listening():
+            if self.bar:
+                self.bar.stop()
+            sys.stderr.flush()
 
     def update(self, done: int, text: str = "", scale: float = 1.0, scaled_unit: str | None = None) -> None:
         """Show that `done` units of the job are done.
@@ -93,7 +110,8 @@ class Tracker:
         rate = (done - self.begin) / max(now - self.started, 1e-9)
         shown = f"{rate * scale:.1f} {scaled_unit or self.unit}/s"
         if self.bar:
-            self.bar.update(self.task, completed=done, total=self.total, rate=shown, text=text)
+            with self.reporter.listening():
+                self.bar.update(self.task, completed=done, total=self.total, rate=shown, text=text)
         elif now - self.last_line >= _LINE_SECONDS or done >= self.total:
             self.last_line = now
             left = 0.0 if done >= self.total else (self.total - done) / rate if rate else float("inf")
