@@ -50,7 +50,7 @@ def heldout_of(labels: list[int], run: Run, images: ImageSet) -> Tensor:
         assert classes is not None
         for image, label in zip(batch, classes.tolist(), strict=True):
             of.setdefault(label, []).append(image)
-    taken = {label: 0 for label in of}
+    taken = dict.fromkeys(of, 0)
     shown = []
     for label in labels:
         shown.append(of[label][min(taken[label], len(of[label]) - 1)])
@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("run", help="run folder or shipped model")
     parser.add_argument("data", help="the images it was trained on")
     parser.add_argument("--columns", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=1, help="rows of samples, each above its two rows of neighbours")
+    parser.add_argument(
+        "--rows", type=int, default=1, help="rows of samples, each above its two rows of neighbours"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -74,7 +76,9 @@ def main() -> None:
         images = open_images(options.data, run.config.data, Path(folder), say=print)
         samples = run.sample(len(labels), labels=torch.tensor(labels), seed=options.seed)
         parts = (samples, nearest_training(samples, run, images, network), heldout_of(labels, run, images))
-        rows = [part[i : i + options.columns] for i in range(0, len(labels), options.columns) for part in parts]
+        rows = [
+            part[i : i + options.columns] for i in range(0, len(labels), options.columns) for part in parts
+        ]
         grid(torch.cat(rows), options.columns).save(options.out, quality=88)
 
 
