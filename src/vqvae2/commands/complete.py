@@ -25,6 +25,7 @@ from vqvae2.commands.options import (
     print_json,
 )
 from vqvae2.errors import UserError
+from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter, Tracker
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class CompletionRequest:
     decoder: DecoderName | None = None
 
 
+@locks("out")
 def complete(
     run: Run, image: Path, out: Path, request: CompletionRequest, reporter: Reporter | None = None
 ) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def complete(
         were accepted (see `generate.complete.Completed`).
 
     Raises:
+        LockError: another command writes into `out`.
         RunError: not trained yet.
         UserError: neither or both of mask and keep_levels, an argument out of range, or `image` or the mask is one of the
             files to be written; DataError: a file that cannot be used.

@@ -23,6 +23,7 @@ from vqvae2.commands.options import (
     print_json,
 )
 from vqvae2.errors import UserError
+from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vqvae2.run import Run
 
 
+@locks("out", below=["cache"])
 def evaluate(
     run: Run | None, data: str, out: Path, options: EvaluateOptions, reporter: Reporter
 ) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def evaluate(
         the seconds and for the part `speed`.
 
     Raises:
+        LockError: another command writes into OUT.
         RunError: the sharpened decoder is asked for and not trained.
         UserError: nothing to measure, an unknown part, a name that is reserved, a critic whose backbone is the measuring
             network, or too few images; see also `open_images`, `Run` and `feature_network`.

@@ -11,21 +11,28 @@ A lock is left behind by a process that is killed. It blocks nobody for long:
   not touched for two minutes, by the clock of the file system, is taken over.
 
 What this cannot exclude: a process that is stopped for more than two minutes (SIGSTOP, a suspended machine, a file system
-that hangs) loses its lock to another machine. It notices when it next calls `check`.
+that hangs) loses its lock to another machine. It notices when it next calls `still_locked`.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from vqvae2.errors import UserError
 from vqvae2.files.process import Process, host
+from vqvae2.files.temporary import sweep
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 NAME = ".lock"
 _TOUCH = 20.0  # seconds between two touches of a lock that is held
@@ -93,13 +100,16 @@ def locked(folder: str | Path) -> Iterator[Lock]:
 
     The folder is created. If it was not there and nothing was written into it, it is removed again. A folder on a read-only
     file system, or without the right to write into it, needs no lock and gets none. The thread that has locked a folder
-    may lock it again.
+    may lock it again. Of the processes that `torchrun` started, the first one locks the folder for all.
 
     Raises:
         LockError: another command uses the folder; the message names its host and process.
         UserError: the folder cannot be made, or the disk is full.
     """
     folder = Path(folder)
+    if os.environ.get("RANK", "0") != "0":
+        yield Lock(folder, Process.own(), held=False)
+        return
     outer = _held.get(folder.resolve())
     if outer is not None and outer.thread == threading.get_ident():
         yield outer
@@ -118,6 +128,42 @@ def locked(folder: str | Path) -> Iterator[Lock]:
         for path in made:
             with suppress(OSError):  # it holds something, or is gone
                 path.rmdir()
+
+
+def locks(argument: str, below: Sequence[str] = ()) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator of a function that writes into a folder: it runs with the folder locked, and without the temporary files
+    that a killed process left there.
+
+    Args:
+        argument: name of the function's argument that is the folder, or "name.attribute".
+        below: names of folders in it, in which and below which temporary files are removed too.
+    """
+    name, _, attribute = argument.partition(".")
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            value = signature.bind(*args, **kwargs).arguments[name]
+            folder = Path(getattr(value, attribute) if attribute else value)
+            with locked(folder) as lock:
+                if lock.held:
+                    sweep(folder)
+                    for part in below:
+                        sweep(folder / part, below=True)
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    return decorate
+
+
+def still_locked(folder: str | Path) -> None:
+    """Raise if this process has locked the folder and lost it; see `Lock.check`."""
+    lock = _held.get(Path(folder).resolve())
+    if lock is not None:
+        lock.check()
 
 
 def _make(folder: Path) -> list[Path]:

@@ -237,8 +237,6 @@ class _Trainer:
                 due = due or self._late()
                 if due or due_line or self.asked:
                     self._check()
-                    if self.place:
-                        self.place.check(self.objective.name)
                     self._flush()
                 if due or due_line:
                     self._report(rate, tracker)
@@ -312,7 +310,8 @@ class _Trainer:
         self.pending = []
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
-        if values and self.main:
+        if values and self.place:
+            self.place.check(self.objective.name)
             write_metrics(self.metrics_file, step, values)
 
     def _evaluate(self) -> None:
@@ -331,8 +330,7 @@ class _Trainer:
             }
         else:
             outcome.stale += 1
-        if self.place:
-            self.place.check(self.objective.name)
+        if self.main:
             self.objective.draw(model, StageFolder(self.folder).pictures / f"step-{outcome.step:07d}.png")
         model.train()
 

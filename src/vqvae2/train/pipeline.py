@@ -26,6 +26,7 @@ from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, open_store
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.lock import locked, still_locked
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective
@@ -42,6 +43,7 @@ from vqvae2.train.folder import (
     with_classes,
 )
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
+from vqvae2.train.place import tidy
 from vqvae2.train.prior import PriorObjective
 from vqvae2.train.sharpen import SharpenObjective
 
@@ -68,6 +70,7 @@ def train(
         until: "autoencoder" stops after stage 1; a later call without it continues.
 
     Raises:
+        LockError: another command works in RUN, or RUN was removed meanwhile.
         RunError: RUN cannot be written, was made by a newer version, or holds a stage trained with other settings.
         DataError: the images cannot be read, or are too few.
         PerceptualError: the weights of the perceptual distance cannot be read.
@@ -80,6 +83,23 @@ def train(
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
+    with locked(folder) as lock:
+        if lock.held:
+            tidy(folder, config.autoencoder.levels)
+        _stages(data, folder, config, command, until, accelerator, reporter)
+        still_locked(folder)
+
+
+def _stages(
+    data: str,
+    folder: Path,
+    config: Config,
+    command: str,
+    until: Literal["autoencoder", "prior"],
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> None:
+    """See `train`."""
     config = claim(folder, data, config, command, accelerator)
     if finished(folder, config):
         reporter.say(f"{folder}: all is done; nothing to train")
@@ -167,6 +187,7 @@ def _sharpen(
     reporter: Reporter,
 ) -> None:
     """Train the sharpened decoder. Its file holds the digest of the autoencoder that it belongs to."""
+    still_locked(folder)
     settings = config.sharpen
     plain, _ = load_autoencoder(folder, config, accelerator.device)  # its own copy, which it freezes
     objective = SharpenObjective(config, images, plain, distance)
@@ -224,6 +245,7 @@ def _codes(
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> CodeStore:
+    still_locked(folder)
     place = RunFolder(folder).codes
     with accelerator.main_process_first():  # which may have to finish the renames of a store
         try:
@@ -258,6 +280,7 @@ def _stage2(
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
+    still_locked(folder)
     settings = config.train_prior[level]
     codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)

@@ -1,10 +1,13 @@
-"""The folder of a training, watched: when it vanishes the training must end, instead of writing into a new one."""
+"""The folder of a training: what a killed process left there is removed, and it must not vanish meanwhile."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from vqvae2.files.output import make_folder
+from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.temporary import sweep
 from vqvae2.train.device import TrainingError
 
 
@@ -43,3 +46,19 @@ class Place:
         except OSError:
             return None
         return about.st_dev, about.st_ino
+
+
+def tidy(folder: Path, levels: int) -> None:
+    """Remove what killed processes left in a run folder that this process has locked.
+
+    That is temporary files, and the state of a training whose result was written, but which was killed before it could
+    delete its state.
+
+    Args:
+        folder: RUN.
+        levels: of the autoencoder.
+    """
+    sweep(folder, below=True)
+    for stage in RunFolder(folder).networks(levels).values():
+        if stage.done() and not stage.checkpoints.is_symlink():
+            shutil.rmtree(stage.checkpoints, ignore_errors=True)

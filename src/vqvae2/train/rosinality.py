@@ -33,6 +33,7 @@ from vqvae2.config.models import AutoencoderConfig, Config, parse
 from vqvae2.config.presets import choose, preset
 from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.lock import locks
 from vqvae2.files.run_folder import RunFolder
 from vqvae2.train.folder import begun, model_file, read_run, write_config
 
@@ -49,6 +50,7 @@ class RosinalityError(UserError):
     """A checkpoint that cannot be imported, or a run folder that must not be overwritten."""
 
 
+@locks("folder")
 def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, command: str = "") -> Config:
     """Make a run folder whose autoencoder is that of a checkpoint.
 
@@ -68,6 +70,7 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
         RosinalityError: no such file, another network, more than tensors in it, or RUN holds trained weights.
         ConfigError: sizes that no run can have.
         RunError: RUN was made by a newer version.
+        LockError: another command works in RUN.
         FileError: RUN cannot be written.
     """
     folder = Path(folder)
