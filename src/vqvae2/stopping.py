@@ -58,12 +58,21 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         if not _waiting:
             _waiting.append(began)
         if time.monotonic() - began < _LONGEST:
-            again = threading.Timer(_POLL, _thread.interrupt_main, [number])
+            again = threading.Timer(_POLL, _send, [number])
             again.daemon = True
             again.start()
             return
     _received.append(number)
     raise KeyboardInterrupt
+
+
+def _send(number: int) -> None:
+    """Send this process a signal from a thread that is not the main one, so that it also ends a wait."""
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _importing(frame: FrameType | None) -> bool:
@@ -113,7 +122,9 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[StopRequest]:
             say(f"{name(number)}: the state is saved after this step; a second signal stops at once")
             return
         restore()
-        say(f"{name(number)} again: stopping at once, the steps since the last saved state are lost")
+        say(
+            f"{name(number)}, the second signal: stopping at once, the steps since the last saved state are lost"
+        )
         signal.raise_signal(number)
 
     for number in usual:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from vqvae2.errors import UserError
+from vqvae2.files.output import make_folder
 from vqvae2.files.process import Process, host
 from vqvae2.files.temporary import sweep
 
@@ -169,10 +170,7 @@ def still_locked(folder: str | Path) -> None:
 def _make(folder: Path) -> list[Path]:
     """Make a folder; returns those that were not there, the innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    make_folder(folder)
     return missing
 
 

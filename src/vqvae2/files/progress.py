@@ -86,6 +86,8 @@ class Tracker:
         if self.bar:
             with self.reporter.listening():
                 self.bar.start()
+            if self.reporter.quiet:
+                self.bar = None
         return self
 
     def __exit__(
