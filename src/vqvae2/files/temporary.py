@@ -29,6 +29,9 @@ def temporary_name(path: Path) -> Path:
 def sweep(folder: Path, *, below: bool = False) -> list[Path]:
     """Remove the temporary files in a folder whose process is gone; links are not followed.
 
+    A folder that holds `next.json` is left alone: it names temporary files that are whole and only have to be renamed
+    (`data/store.py`).
+
     A file of this machine is removed if its process does not run. A file of another machine, or one that names none, is
     removed if it was not written to for ten minutes.
 
@@ -47,10 +50,11 @@ def _candidates(folder: Path, below: bool) -> Iterable[Path]:
         entries = list(os.scandir(folder))
     except OSError:
         return
+    whole = any(entry.name == "next.json" for entry in entries)
     for entry in entries:
         if below and entry.is_dir(follow_symlinks=False):
             yield from _candidates(Path(entry.path), below)
-        elif entry.name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
+        elif not whole and entry.name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
             yield Path(entry.path)
 
 
