@@ -31,7 +31,12 @@ from vqvae2.commands import (
 from vqvae2.errors import UserError
 
 _INTERRUPTED = 130
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OUT_OF_MEMORY = (  # of torch's allocator, of Python's threads, of oneDNN
+    "DefaultCPUAllocator: can't allocate memory",
+    "can't start new thread",
+    "could not create a primitive",
+)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
 app = typer.Typer(
@@ -87,6 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if number := _interrupted(error):
             _fail(f"interrupted: {error}; the same command continues from there", 128 + number)
+        if _out_of_memory(error):
+            _fail(f"not enough memory: {str(error) or 'Python could get no more'}", 2)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", 2)
         raise
@@ -96,6 +103,12 @@ def _interrupted(error: Exception) -> int:
     """The signal that ended a training, or 0: `Interrupted` is of a module that is loaded only if something was trained."""
     loop = sys.modules.get("vqvae2.train.loop")
     return int(error.number) if loop is not None and isinstance(error, loop.Interrupted) else 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):  # of torch on a CPU, and of Python
+        return any(part in str(error) for part in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def _fail(message: str, code: int) -> NoReturn:
