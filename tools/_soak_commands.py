@@ -105,6 +105,7 @@ def start(arguments: list[str], folder: Path, before: Callable[[], None] = lambd
         return pid
     code = 70
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make soak` has it ignored
         os.chdir(folder)
         said = os.open(_said(folder, os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
