@@ -150,7 +150,6 @@ def locks(argument: str, below: Sequence[str] = ()) -> Callable[[Callable[P, T]]
             folder = Path(getattr(value, attribute) if attribute else value)
             with locked(folder) as lock:
                 if lock.held:
-                    sweep(folder)
                     for part in below:
                         sweep(folder / part, below=True)
                 return function(*args, **kwargs)

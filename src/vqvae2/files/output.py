@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vqvae2.errors import UserError
+from vqvae2.files.temporary import sweep
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with the folders above it.
+    """Make a folder, with the folders above it; in one that exists, remove the temporary files that killed commands left.
 
     Raises:
         UserError: it cannot be made.
@@ -18,6 +19,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    sweep(path)
 
 
 def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path]) -> None:
