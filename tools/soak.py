@@ -126,10 +126,11 @@ def _mutated(where: tuple[str, str], name: str, seed: int, count: int) -> Row:
     """The outcome of one call, as JSON in the row; a fault that it raises ends its process, which counts as one."""
     result: Any = getattr(importlib.import_module(where[0]), where[1])(seed, count)
     value = result if isinstance(result, dict) else vars(result)
-    counts = value.get("counts") or {
-        what: value[what] for what in ("error", "coarse", "whole") if what in value
-    }
-    return Row(name, seed, count, json.dumps(dict(counts)), [str(item) for item in value.get("faults", [])])
+    counts = dict(value.get("counts") or {})
+    for what in ("decoded", "skipped", "error", "coarse", "whole"):
+        if found := value.get(what):
+            counts[what] = sum(found.values()) if isinstance(found, dict) else found
+    return Row(name, seed, count, json.dumps(counts), [str(item) for item in value.get("faults", [])])
 
 
 def _table(rows: list[Row]) -> str:
