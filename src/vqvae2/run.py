@@ -132,7 +132,8 @@ class Run:
                 raise RunError(
                     f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
                 )
-        return load_prior(self.folder, self.config, self.device)
+        digest = self._autoencoder[1] if self.paths.autoencoder.done() else None
+        return load_prior(self.folder, self.config, self.device, autoencoder=digest)
 
     @cached_property
     def critic(self) -> Critic:
