@@ -371,12 +371,12 @@ def test_a_loss_that_is_not_finite_in_the_second_stage(
 
 
 def test_a_learning_rate_that_is_far_too_high(world: World, begin: list[object], command: Command) -> None:
-    wild = "train_autoencoder.lr=1e30 train_autoencoder.warmup=0 train_autoencoder.clip=0"
+    wild = "train_autoencoder.lr=1000 train_autoencoder.warmup=0 train_autoencoder.clip=0"
     said = command(*begin, *settings_of(wild))
     last = said.err.splitlines()[-1]
     assert said.code == 2
     assert re.search(
-        r"autoencoder: .* not finite at step [12] \(learning rate (1\.0|9\.\d+)\d?e\+(30|29)\)", last
+        r"autoencoder: .* not finite at step [12] \(learning rate (1\.0|9\.\d+)\d?e\+0[32]\)", last
     ), last
     assert "nothing was saved yet" in last
     assert not (world.folder / "new" / "autoencoder" / "model.safetensors").exists()

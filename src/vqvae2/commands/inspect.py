@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vqvae2.commands.options import Json, print_json
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 
 if TYPE_CHECKING:
     from vqvae2.commands.costs import Costs
@@ -186,9 +186,9 @@ def command(
     if as_json:
         print_json(value)
         return
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     for title, rows in value.items():
-        table = Table(title, "", title_justify="left")
+        table = Table(printable(title), "", title_justify="left")
         for key, item in rows.items():
-            table.add_row(key, item if isinstance(item, str) else json.dumps(item))
+            table.add_row(printable(key), printable(item if isinstance(item, str) else json.dumps(item)))
         console.print(table)

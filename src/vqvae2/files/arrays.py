@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,46 +59,63 @@ def map_array(path: Path, shape: tuple[int | None, ...], dtype: Any) -> NDArray[
         raise FileError(f"{path} cannot be read: {reason(error)}") from error
 
 
-def read_members(path: Path, names: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz file that `write_members` (or `numpy.savez`, without compression) wrote.
+class Members:
+    """The arrays in an .npz file that is open, each read when it is asked for; `in` and `for` give their names."""
 
-    Args:
-        path: the file.
-        names: the arrays to read; those that are not there are left out. None reads all.
+    def __init__(self, path: Path, archive: zipfile.ZipFile, size: int) -> None:
+        self._path, self._archive = path, archive
+        total = 0
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            total += member.file_size  # together they cannot be larger than the file
+            if member.compress_type != zipfile.ZIP_STORED or total > size:
+                raise FileError(f"{path} is damaged: the array {name!r} is not stored as it is")
+            self._members[name] = member
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """The array of this name.
+
+        Raises:
+            FileError: it is missing or damaged.
+        """
+        if name not in self._members:
+            raise FileError(f"{self._path} is damaged: it has no array {name!r}")
+        member = self._members[name]
+        try:
+            with self._archive.open(member) as opened:
+                return _read(opened, member.file_size)
+        except Exception as error:  # readers of archives and of headers raise almost anything
+            raise FileError(f"{self._path} is damaged: {name!r}: {reason(error)}") from error
+
+
+@contextmanager
+def open_members(path: Path) -> Iterator[Members]:
+    """Open an .npz file that `write_members` (or `numpy.savez`) wrote.
 
     Raises:
-        FileError: the file is missing or damaged, or its members are compressed, which could take any amount of memory.
+        FileError: the file is missing or damaged, or its arrays are compressed, which could take any amount of memory.
     """
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            left = os.fstat(file.fileno()).st_size
-            result = {}
-            for member in archive.infolist():
-                name = member.filename.removesuffix(".npy")
-                if names is None or name in names:
-                    left -= member.file_size  # together they cannot be larger than the file
-                    if member.compress_type != zipfile.ZIP_STORED or left < 0:
-                        raise FileError(f"{path} is damaged: the array {name!r} is not stored as it is")
-                    with archive.open(member) as opened:
-                        result[name] = _read(opened, member.file_size)
-            return result
-    except FileError:
-        raise
-    except Exception as error:  # readers of archives and of headers raise almost anything
-        raise FileError(f"{path} is damaged: {reason(error)}") from error
-
-
-def member_names(path: Path) -> list[str]:
-    """Names of the arrays in an .npz file.
-
-    Raises:
-        FileError: the file is missing or damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except Exception as error:  # see `read_members`
-        raise FileError(f"{path} is damaged: {reason(error)}") from error
+        file = path.open("rb")
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {reason(error)}") from error
+    with file:
+        try:
+            archive = zipfile.ZipFile(file)
+            members = Members(path, archive, os.fstat(file.fileno()).st_size)
+        except FileError:
+            raise
+        except Exception as error:  # see `Members`
+            raise FileError(f"{path} is damaged: {reason(error)}") from error
+        with archive:
+            yield members
 
 
 def write_members(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

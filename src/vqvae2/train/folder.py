@@ -127,7 +127,10 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
     record = value.pop("run", {})
     if not isinstance(record, dict):
         raise ConfigError(f"{file} is damaged: it has no record of the run")
-    _RunRecord.of(record, file)
+    try:
+        _RunRecord.of(record, file)
+    except atomic.FileError as error:
+        raise ConfigError(str(error)) from None
     if record.get("format", 0) > atomic.FORMAT:
         raise RunError(
             f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
@@ -229,6 +232,18 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
     tensors, _ = tensor_file.load_tensors(file)
     tensor_file.load_weights(model, {**model.state_dict(), **tensors}, file)
     return model
+
+
+def stored_figures(file: Path) -> dict[str, float]:
+    """The held-out figures that a file of weights names.
+
+    Raises:
+        FileError: missing or damaged.
+    """
+    figures = tensor_file.load_tensors(file)[1].get("figures", {})
+    if not isinstance(figures, dict):
+        raise atomic.FileError(f"{file} is damaged: its figures are no JSON object")
+    return {name: value for name, value in figures.items() if type(value) in (int, float)}
 
 
 def check_origin(file: Path, digest: str, required: bool = False) -> None:

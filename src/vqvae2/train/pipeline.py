@@ -7,6 +7,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunFolder, StageFolder
+from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.extract import extract, image_count
 from vqvae2.train.folder import (
@@ -40,6 +41,7 @@ from vqvae2.train.folder import (
     samples_file,
     sharp_autoencoder,
     sharp_file,
+    stored_figures,
     with_classes,
 )
 from vqvae2.train.loop import Objective, Outcome, TrainingError, fit, make_accelerator
@@ -80,7 +82,7 @@ def train(
             the run's.
         Interrupted: Ctrl-C was pressed; the state is saved.
     """
-    folder = Path(folder)
+    folder = run_path(folder)
     accelerator = make_accelerator(config.precision)
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
@@ -188,9 +190,9 @@ def _say_sharpened(folder: Path, reporter: Reporter) -> None:
     """If the run has a sharpened decoder, say what it has changed and how to use the other one."""
     if not sharp_file(folder).exists():
         return
-    figures = tensor_file.load_tensors(sharp_file(folder))[1]["figures"]
+    figures = stored_figures(sharp_file(folder))
     psnr, sharpness = (
-        f"{figures[f'heldout_{name}_plain']:.4g} -> {figures[f'heldout_{name}']:.4g}"
+        f"{figures.get(f'heldout_{name}_plain', math.nan):.4g} -> {figures.get(f'heldout_{name}', math.nan):.4g}"
         for name in ("psnr", "sharpness")
     )
     reporter.say(
