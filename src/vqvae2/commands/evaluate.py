@@ -7,6 +7,7 @@ all of them --evaluate/parts/--> figures, pictures and curves --> the report
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,10 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
 def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
     """Where decoded images are kept: with the run if they are its own, because others must not replace them."""
     own = run is not None and run.done()["codes"] and data == run.record.get("source")
-    return run.paths.data if run and own else cache / "data"
+    if run is None or not own:
+        return cache / "data"
+    kept = (run.paths.data / "index.json").exists()
+    return run.paths.data if kept or os.access(run.folder, os.W_OK) else cache / "data"
 
 
 def command(

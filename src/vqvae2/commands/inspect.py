@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vqvae2.commands.options import Json, print_json
 from vqvae2.errors import UserError, printable
+from vqvae2.files.atomic import FileError
 
 if TYPE_CHECKING:
     from vqvae2.commands.costs import Costs
@@ -29,6 +30,7 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         run: also what is done of it, and what it has measured; None leaves this out.
     """
     from vqvae2.commands.costs import measure
+    from vqvae2.train.folder import check_derived
 
     costs = measure(config)
     tables = {
@@ -44,6 +46,10 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         )
     if run is not None:
         tables["done"] = {name: "yes" if done else "no" for name, done in run.done().items()}
+        try:
+            check_derived(run.folder, config)
+        except FileError as error:
+            tables["done"]["cannot be used"] = str(error)
         tables |= _measured(run)
     return tables
 

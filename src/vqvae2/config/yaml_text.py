@@ -29,8 +29,7 @@ def parse_yaml(text: str) -> Any:
     if len(text) > _SIZE:
         raise YamlError(f"expected at most {_SIZE:,} characters, found {len(text):,}")
     try:
-        _check_depth(text)
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -48,20 +47,23 @@ def parse_yaml(text: str) -> Any:
         raise YamlError(" ".join(str(error).split())[:300]) from None
 
 
-def _check_depth(text: str) -> None:
-    """Check depth and length of the values while they are read, which takes no memory for what is nested."""
+class _Loader(yaml.SafeLoader):
+    """Reads plain types, and checks depth and length of the values while they are read."""
+
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _DEPTH:
-                raise YamlError(f"expected at most {_DEPTH} values inside each other, found more")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > _SCALAR:
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """The next value."""
+        self.depth += 1
+        if self.depth > _DEPTH:
+            raise YamlError(f"expected at most {_DEPTH} values inside each other, found more")
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, ScalarNode) and len(node.value) > _SCALAR:
             raise YamlError(
-                f"expected values of at most {_SCALAR} characters, found one of {len(event.value):,}"
+                f"expected values of at most {_SCALAR} characters, found one of {len(node.value):,}"
             )
+        return node
 
 
 def _check_count(root: Node) -> None:

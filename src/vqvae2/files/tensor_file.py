@@ -192,8 +192,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | 
         source: where it comes from, for the message.
 
     Raises:
-        FileError: a name or a shape differs, or a tensor is of another kind of numbers; the message names the first one.
-            The model is left as it was.
+        FileError: a name or a shape differs, or a tensor is of another kind of numbers or not finite; the message names the
+            first one. The model is left as it was.
     """
     own = model.state_dict()
     compare_shapes(
@@ -206,6 +206,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | 
             raise FileError(
                 f"{source} does not fit the configuration: at {name}, expected {value.dtype}, found {tensors[name].dtype}"
             )
+        if value.is_floating_point() and not bool(tensors[name].float().isfinite().all()):
+            raise FileError(f"{source} is damaged: {name} holds numbers that are not finite")
     model.load_state_dict(dict(tensors))
 
 
