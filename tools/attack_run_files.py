@@ -28,7 +28,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -389,7 +389,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.alone:
-        print(json.dumps(asdict(mutate_run_files(options.seed, options.count, options.first, options.root))))
+        print(json.dumps(vars(mutate_run_files(options.seed, options.count, options.first, options.root))))
         return 0
     total = Outcomes()
     with tempfile.TemporaryDirectory() as folder:
@@ -403,6 +403,7 @@ def main() -> int:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 total.counts["crash"] += 1
+                print(done.stderr[-2000:], file=sys.stderr)
                 total.faults.append(
                     f"{first}..{first + count - 1}: exit {done.returncode}: {done.stderr[-300:]}"
                 )
@@ -410,7 +411,7 @@ def main() -> int:
             part = json.loads(done.stdout)
             total.add(Outcomes(**{**part, "counts": Counter(part["counts"])}))
             print(f"{first + count}: {dict(total.counts)}", file=sys.stderr)
-    print(json.dumps(asdict(total), indent=1))
+    print(json.dumps(vars(total), indent=1))
     return 1 if total.faults else 0
 
 
