@@ -76,9 +76,14 @@ def main() -> int:
             new = attack()
             rows += new
             done = f"{name}: {time.monotonic() - started:.0f} s, {sum(len(row.faults) for row in new)} faults"
-            print(done, file=sys.stderr, flush=True)
-    print(_table(rows))
-    faults = [f"{row.attack}: {fault}" for row in rows for fault in row.faults]
+            print(done, *_lines(new), *_faults(new), sep="\n", file=sys.stderr, flush=True)
+    faults = _faults(rows)
+    print(
+        "| attack | seed | count | what came of it | faults |",
+        "| --- | --- | --- | --- | --- |",
+        *_lines(rows),
+        sep="\n",
+    )
     print(f"\n{time.monotonic() - begun:.0f} s, {len(faults)} faults", *faults, sep="\n")
     return 1 if faults else 0
 
@@ -88,7 +93,7 @@ def _attacks(place: Path, seed: int, small: bool, scale: float) -> dict[str, Cal
         return max(1, round(scale * (part if small else whole)))
 
     attacks: dict[str, Callable[[], list[Row]]] = {
-        "kills": lambda: kills(place, seed, size(100, 12)),
+        "kills": lambda: kills(place, seed, size(100, 8)),
         "signals at the start": lambda: [signals_at_start(place, seed, size(20, 2))],
         "two commands": lambda: [two_commands(place, seed, size(20, 2))],
         "two processes": lambda: [two_processes(place, seed, size(5, 1))],
@@ -133,10 +138,14 @@ def _mutated(where: tuple[str, str], name: str, seed: int, count: int) -> Row:
     return Row(name, seed, count, json.dumps(counts), [str(item) for item in value.get("faults", [])])
 
 
-def _table(rows: list[Row]) -> str:
-    lines = ["| attack | seed | count | what came of it | faults |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {r.attack} | {r.seed} | {r.count:,} | {r.outcome} | {len(r.faults)} |" for r in rows]
-    return "\n".join(lines)
+def _lines(rows: list[Row]) -> list[str]:
+    """The rows as lines of a table."""
+    return [f"| {r.attack} | {r.seed} | {r.count:,} | {r.outcome} | {len(r.faults)} |" for r in rows]
+
+
+def _faults(rows: list[Row]) -> list[str]:
+    """A line for each fault."""
+    return [f"{row.attack}: {fault}" for row in rows for fault in row.faults]
 
 
 if __name__ == "__main__":

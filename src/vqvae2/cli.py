@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,9 +29,10 @@ from vqvae2.commands import (
     score,
     train,
 )
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 
 _INTERRUPTED = 130
+_UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OUT_OF_MEMORY = (  # of torch's allocator, of Python's threads, of oneDNN
     "DefaultCPUAllocator: can't allocate memory",
@@ -73,10 +75,13 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: None takes those of the process; none at all print the help.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if any(
+        not text or _UNSET.fullmatch(text) for text in given
+    ):  # a path of no characters is the current folder
+        _fail("an argument is empty; an unset variable of the shell may be the reason", 2)
     try:
-        code = app(
-            args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
-        )
+        code = app(args=given or ["--help"], standalone_mode=False)
         if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this code and says nothing
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
@@ -114,7 +119,7 @@ def _out_of_memory(error: Exception) -> bool:
 def _fail(message: str, code: int) -> NoReturn:
     stopping.end()
     try:
-        typer.echo(f"vqvae2: {' '.join(message.split())}", err=True)
+        typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
     except OSError:  # the terminal is gone
         sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     sys.exit(code)

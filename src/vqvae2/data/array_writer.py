@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqvae2.files import arrays
 from vqvae2.files.temporary import temporary_name
 
 
@@ -30,6 +32,7 @@ class ArrayWriter:
         self.path, self.tail, self.dtype = path, tail, np.dtype(dtype)
         self.temporary = temporary_name(path)
         self.count = 0
+        self._checksum = hashlib.sha256()
         self._file = self.temporary.open("wb")
         self._write_header()
 
@@ -41,8 +44,16 @@ class ArrayWriter:
         """
         if rows.shape[1:] != self.tail:
             raise ValueError(f"expected rows of shape {self.tail}, found {rows.shape[1:]}")
-        self._file.write(np.ascontiguousarray(rows, self.dtype).data)
+        data = np.ascontiguousarray(rows, self.dtype).data
+        self._file.write(data)
+        if rows.size:
+            self._checksum.update(data)
         self.count += len(rows)
+
+    @property
+    def checksum(self) -> str:
+        """sha256 of the elements written so far, without the header; 64 hexadecimal digits."""
+        return self._checksum.hexdigest()
 
     def finish(self) -> None:
         """Write the final number of rows into the header and flush to the disk; the name is still temporary."""
@@ -54,7 +65,7 @@ class ArrayWriter:
 
     def publish(self) -> None:
         """Rename the finished file to its final name."""
-        self.temporary.replace(self.path)
+        arrays.publish(self.temporary, self.path)
 
     def abandon(self) -> None:
         """Remove the temporary file, if it still exists."""

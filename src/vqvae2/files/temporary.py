@@ -26,6 +26,12 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host()}-{os.getpid()}.tmp")
 
 
+def is_temporary_name(temporary: str, name: str) -> bool:
+    """Whether `temporary` is a name under which some process writes the file `name`; earlier versions wrote no host."""
+    pattern = rf"\.{re.escape(name)}\.(?:[\w-]{{1,32}}-)?[0-9]{{1,20}}\.tmp"
+    return re.fullmatch(pattern, temporary, re.ASCII) is not None
+
+
 def sweep(folder: Path, *, below: bool = False) -> list[Path]:
     """Remove the temporary files in a folder whose process is gone; links are not followed.
 
