@@ -165,8 +165,8 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "an unset variable": (lambda w: [*w.train(), "--config="], r"an argument is empty"),
     # run folders
     "no RUN": (lambda w: ["inspect", ""], r"an argument is empty"),
-    "file in place of the run": (lambda w: w.train(run=w.file("file")), r"cannot make the folder .*file folder"),
-    "run below a file": (lambda w: w.train(run=w.file("file") / "run"), r"cannot use .*run as a run folder"),
+    "file in place of the run": (lambda w: w.train(run=w.file("file")), r"cannot make the folder .*file"),
+    "run below a file": (lambda w: w.train(run=w.file("file") / "run"), r"cannot make the folder .*run"),
     "demo in place of a file": (lambda w: ["demo", "--out", w.file("file")], r"cannot make the folder .*file"),
     "other data": (lambda w: ["train", w.some("a.png"), "--run", w.run], r"other settings \(data: "),
     "other preset": (lambda w: w.train(run=w.run), r"trained with other settings.*another --run"),
