@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Run | None, data: str, out: Path, options: EvaluateOptions, reporter: Reporter
+    run: Run | None, data: str | None, out: Path, options: EvaluateOptions, reporter: Reporter
 ) -> dict[str, Any]:
     """Measure, and write OUT/report.json and OUT/report.html; OUT/cache keeps features and samples for the next time.
 
     Args:
         run: None measures `options.samples` alone. Half of the real images then serve as training images, the other half is
             held out.
-        data: the real images, see `open_images`; for a run usually those that it was trained on.
+        data: the real images, see `open_images`; None takes those that the run was trained on.
 
     Returns:
         The content of report.json: protocol, parts, warnings, seconds. The same arguments give the same content, except for
@@ -51,6 +51,7 @@ def evaluate(
             network, or too few images; see also `open_images`, `Run` and `feature_network`.
     """
     from vqvae2.data.images import open_images
+    from vqvae2.data.recorded import open_source
     from vqvae2.evaluate.context import RESERVED_NAMES, Context
     from vqvae2.evaluate.full_report import write_report
     from vqvae2.evaluate.parts.registry import check_names
@@ -67,7 +68,13 @@ def evaluate(
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
-    images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
+    if run is not None and (data is None or _is_own(run, data)):
+        decoded = run.paths.data if run.done()["codes"] else cache / "data"
+        images = open_source(run.record, run.folder, config, decoded, seed, reporter.say)
+    elif data is not None:
+        images = open_images(data, config, cache / "data", seed=seed, say=reporter.say)
+    else:
+        raise UserError("expected --data DATA, the real images")
     context = Context(run, images, config, options, cache, reporter)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
@@ -86,10 +93,11 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
     return DataConfig(size=side or 64, flip=False, shift=0, holdout=0.5)
 
 
-def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
-    """Where decoded images are kept: with the run if they are its own, because others must not replace them."""
-    own = run is not None and run.done()["codes"] and data == run.record.get("source")
-    return run.paths.data if run and own else cache / "data"
+def _is_own(run: Run, data: str) -> bool:
+    """Whether these are the run's own images, whose decoded copies are with the run; others must not replace them."""
+    from vqvae2.data.recorded import same_source
+
+    return run.done()["codes"] and same_source(data, run.record, run.folder)
 
 
 def command(
@@ -173,8 +181,7 @@ def command(
     from vqvae2.run import load
 
     loaded = load(run) if run is not None else None
-    data = data or (loaded.record.get("source") if loaded else None)
-    if data is None:
+    if data is None and (loaded is None or "source" not in loaded.record):
         raise UserError("expected --data DATA, the real images")
     if out is None:
         if loaded is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json
+from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
     from vqvae2.files.run_folder import DecoderName
@@ -17,18 +18,23 @@ if TYPE_CHECKING:
 
 
 def reconstruct(
-    run: Run, paths: Sequence[Path], out: Path, decoder: DecoderName | None = None
+    run: Run,
+    paths: Sequence[Path],
+    out: Path,
+    decoder: DecoderName | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Write NAME.png and NAME-levels.png (the original, the coarsest level alone, ... all levels) of each image.
 
     With the sharpened decoder, NAME.png is its image, which NAME-levels.png shows after those of the plain one.
 
-    No image that is read is overwritten, and nothing is written if one of them cannot be read.
+    No image that is read is overwritten, and nothing is written if an image that is named itself cannot be used.
 
     Args:
         paths: image files, or folders with image files.
         out: folder for the results; created.
         decoder: see `Run.decoder_name`.
+        say: called with lines of text about files of folders that are skipped.
 
     Returns:
         Per image: `source`; `file`; `levels` (the sheet); `decoder`, the name of the one that made `file`; `psnr` in dB
@@ -41,20 +47,19 @@ def reconstruct(
     """
     import torch
 
-    from vqvae2.commands.images import image_files, load_images
+    from vqvae2.commands.images import usable_images
     from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.pixels import psnr, to_pil
+    from vqvae2.data.pixels import psnr, to_float, to_pil
     from vqvae2.files.output import make_folder
 
     name, size = run.decoder_name(decoder), run.config.data.size
     plain, sharp = run.autoencoder, run.decoder("sharp") if name == "sharp" else None
-    files = image_files(paths)
-    originals = load_images(run, files)
+    files, pixels = usable_images(run, paths, say)
     make_folder(out)
     taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
     results: list[dict[str, Any]] = []
-    for file, image in zip(files, originals, strict=True):
-        original = image[None]
+    for number, file in enumerate(files):
+        original = to_float(pixels[number : number + 1])
         codes = plain.encode(original.to(run.device))
         counts = range(1, run.config.autoencoder.levels + 1)
         decoded = [plain.decode(codes, count).cpu() for count in counts]
@@ -93,10 +98,11 @@ def command(
 
     The sharpened decoder has only learnt to decode all levels, so the plain one shows the coarsest ones alone.
     """
+    from vqvae2.data.errors import printable
     from vqvae2.run import load
 
     loaded = load(run)
-    results = reconstruct(loaded, images, out, decoder.value if decoder else None)
+    results = reconstruct(loaded, images, out, decoder.value if decoder else None, Reporter().say)
     if as_json:
         print_json(results)
         return
@@ -105,4 +111,4 @@ def command(
         decibels = f"PSNR {item['psnr'][-1]:.2f} dB"
         if "psnr_sharp" in item:
             decibels += f" with the plain decoder, {item['psnr_sharp']:.2f} dB with the sharp one,"
-        typer.echo(f"{where}  {decibels} at {loaded.config.data.size} px")
+        typer.echo(f"{printable(where)}  {decibels} at {loaded.config.data.size} px")

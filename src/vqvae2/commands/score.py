@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,11 @@ _UNLIKE = 0.05  # an image of at most this typicality is marked
 
 
 def score(
-    run: Run, paths: Sequence[Path], label: str | None = None, out: Path | None = None
+    run: Run,
+    paths: Sequence[Path],
+    label: str | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
 
@@ -27,6 +31,7 @@ def score(
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
         out: a file for the result as JSON.
+        say: called with lines of text about files of folders that are skipped.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
@@ -38,15 +43,16 @@ def score(
     """
     import torch
 
-    from vqvae2.commands.images import image_files, load_images
+    from vqvae2.commands.images import usable_images
+    from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
 
-    files = image_files(paths)
+    files, images = usable_images(run, paths, say)
     refuse_to_overwrite(files, [out] if out else [])
     batch, data = run.sampling.batch, run.config.data
-    batches = (files[at : at + batch] for at in range(0, len(files), batch))
-    log_prob = torch.cat([run.log_prob(load_images(run, some), label) for some in batches]).double()
+    batches = (to_float(images[at : at + batch]) for at in range(0, len(files), batch))
+    log_prob = torch.cat([run.log_prob(some, label) for some in batches]).double()
     dimensions = data.channels * data.size**2
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
@@ -79,13 +85,13 @@ def command(
     The least typical come first. Typicality is the share of held-out images whose number of bits is at least as far from
     the usual one, above or below. Images with a typicality of at most 5 % are marked "unlike".
     """
+    from vqvae2.data.errors import printable
     from vqvae2.run import load
 
-    result = score(load(run), images, label, out)
+    say = Reporter().say
+    result = score(load(run), images, label, out, say)
     if result["heldout"] is None:
-        Reporter().say(
-            f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command"
-        )
+        say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:
         print_json(result)
         return
@@ -95,4 +101,4 @@ def command(
         if "score" in item:
             text += f", score {item['score']:.2f}, typicality {item['typicality']:.1%}"
             text += "  unlike" if item["unlike"] else ""
-        typer.echo(text)
+        typer.echo(printable(text))

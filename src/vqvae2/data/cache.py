@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,11 +50,15 @@ def load_pixels(folder: Path, index: ImageIndex, config: DataConfig) -> Pixels:
 
 def fill_cache(
     listed: Listing | Stream, index: ImageIndex, config: DataConfig, folder: Path, progress: Progress | None
-) -> None:
+) -> Counter[str]:
     """Decode all images into `pixels-*.npy`, then write the `index.json` that names it; older caches are removed.
 
+    Returns:
+        What was done to images besides, such as a converted colour profile, with the number of images.
+
     Raises:
-        DataError: no image is usable, or a stream is larger than `config.cache_gb`.
+        DataError: no image is usable, a stream is larger than `config.cache_gb`, or images cannot be read for a reason that
+            is not their own.
         OSError, FileError: the folder cannot be written.
     """
     side = stored_side(config)
@@ -64,7 +69,7 @@ def fill_cache(
     decoder = Decoder(config)
     rows: list[Row] = []
     try:
-        outcome = _decode_all(writer, decoder, _chunks(listed, rows), total, config, progress)
+        outcome, remarks = _decode_all(writer, decoder, _chunks(listed, rows), total, config, progress)
         index.fill(listed, rows, outcome, SkippedFile(folder / "skipped.txt"))
         writer.finish()
         writer.publish()
@@ -75,6 +80,7 @@ def fill_cache(
     for old in folder.glob("pixels-*.npy"):
         if old.name != index.pixels:
             old.unlink(missing_ok=True)
+    return remarks
 
 
 def _chunks(listed: Listing | Stream, rows: list[Row]) -> Iterator[list[Payload | None]]:
@@ -95,15 +101,17 @@ def _decode_all(
     total: int | None,
     config: DataConfig,
     progress: Progress | None,
-) -> list[str | None]:
-    """Write the usable images; returns, per image, None or the reason why it cannot be used."""
+) -> tuple[list[str | None], Counter[str]]:
+    """Write the usable images; returns, per image, None or the reason why it cannot be used, and all remarks."""
     outcome: list[str | None] = []
+    remarks: Counter[str] = Counter()
     began = time.perf_counter()
     if config.workers > 0 and (total is None or total >= WORKERS_FROM):
         decoder.start()
-    for pixels, reasons in decoder.map(chunks):
+    for pixels, reasons, said in decoder.map(chunks):
         writer.append(pixels)
         outcome += reasons
+        remarks += said
         if writer.count * pixels[:1].size > config.cache_gb * 1e9:
             raise DataError(
                 f"the stream does not fit in cache_gb = {config.cache_gb:g}: raise it, or set limit"
@@ -114,4 +122,4 @@ def _decode_all(
                 decoder.start()
         if progress is not None:
             progress(len(outcome), total)
-    return outcome
+    return outcome, remarks

@@ -12,11 +12,10 @@ import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.labels import resolve_labels
-from vqvae2.data.listing import Listing, Payload, Row
+from vqvae2.data.labels import LABEL_COLUMNS, resolve_labels
+from vqvae2.data.listing import Listing, Payload, Row, different
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "jpeg")
-LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 NAME_COLUMNS = ("name", "file_name", "filename", "__key__", "id")
 
 Table = Any
@@ -90,9 +89,7 @@ class Columns:
 
     def listing(self, rows: Sequence[Row]) -> Listing:
         """A listing of all rows, without encoded images; names that occur twice get the number of their row."""
-        names = [row.name for row in rows]
-        if len(set(names)) < len(names):
-            names = [f"{name} (row {number})" for number, name in enumerate(names)]
+        names = different([row.name for row in rows])
         classes, labels = (
             resolve_labels([row.label for row in rows], self.classes) if self.label else ((), None)
         )

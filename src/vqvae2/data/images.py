@@ -7,6 +7,7 @@ Shapes: B batch, C channels, S the configured size, P = round(S * scale) the sto
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import deque
@@ -22,11 +23,12 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import centre
 from vqvae2.data.cache import WORKERS_FROM, Progress, fill_cache, load_pixels
-from vqvae2.data.decoding import background, decode_many, stored_side
-from vqvae2.data.errors import DataError
+from vqvae2.data.colours import background
+from vqvae2.data.decoding import decode_many, stored_side
+from vqvae2.data.errors import DataError, printable
 from vqvae2.data.holdout import split_images
 from vqvae2.data.index import ImageIndex, index_key
-from vqvae2.data.listing import Listing, Payload
+from vqvae2.data.listing import Listing, Payload, Stream
 from vqvae2.data.pixels import Pixels
 from vqvae2.data.skipped import SkippedFile, report_skipped
 from vqvae2.data.sources import list_images, locate
@@ -83,7 +85,7 @@ class ImageSet:
         if len(self) >= WORKERS_FROM:
             self._decoder.start()
         requested: deque[NDArray[np.int64]] = deque()
-        for pixels, reasons in self._decoder.map(self._tasks(self._stored, batches, requested)):
+        for pixels, reasons, _ in self._decoder.map(self._tasks(self._stored, batches, requested)):
             chosen = requested.popleft()
             yield self._decode_again(self._stored, chosen, reasons) if any(reasons) else (pixels, chosen)
 
@@ -120,7 +122,7 @@ class ImageSet:
                     self.skipped += 1
                     self._skipped_file.add(self.names[index], reason)
             chosen = self._without_broken(chosen)  # continues after the replacements of the last attempt
-            pixels, reasons = decode_many(listing.payloads(chosen.tolist()), self._decoder.config)
+            pixels, reasons, _ = decode_many(listing.payloads(chosen.tolist()), self._decoder.config)
             if not any(reasons):
                 return pixels, chosen
 
@@ -152,6 +154,7 @@ def open_images(
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
+    check: Callable[[str], None] | None = None,
 ) -> ImageSet:
     """Open a data set; its decoded images are kept in `folder` while they fit in `config.cache_gb`.
 
@@ -166,18 +169,22 @@ def open_images(
         folder: RUN/data, for the decoded images, `index.json` and `skipped.txt`; created when missing.
         seed: decides which images are used when `config.limit` is smaller than their number. Which images are held
             out does not depend on it.
-        say: called with one line of text about the speed of decoding, and one about the skipped images.
+        say: called with a line of text for what was understood of folders and names, for what looks odd, the speed of
+            decoding, converted colour profiles, and the skipped images.
         progress: see `Progress`.
+        check: called with the fingerprint before anything is decoded or written; it may raise to refuse the images.
 
     Raises:
         DataError: no image is usable, none is left to hold out, or the data cannot be read; one line.
     """
     background(config)
     run = folder.parent.resolve()
-    source = locate(data, folder if run == Path(data).resolve() else run)
+    source = locate(data, folder if run == Path(os.path.realpath(data)) else run)
     key = index_key(source.identity, config, seed)
     kept = _reuse(folder, key, config)
     if kept is not None:
+        if check is not None:
+            check(kept.fingerprint)
         return kept
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,22 +192,57 @@ def open_images(
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
     listed = list_images(source, config, folder / "table", seed)
     index = ImageIndex.new(key, listed.revision)
+    if check is not None:
+        check(index.fingerprint)
     size = stored_side(config) ** 2 * config.channels
     if isinstance(listed, Listing) and len(listed) * size > config.cache_gb * 1e9:
         return _open_uncached(listed, index, config, folder, say)
+    try:
+        return _fill(listed, index, config, folder, say, progress)
+    finally:
+        shutil.rmtree(folder / "table", ignore_errors=True)
+
+
+def _fill(
+    listed: Listing | Stream,
+    index: ImageIndex,
+    config: DataConfig,
+    folder: Path,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> ImageSet:
+    """Decode all images and keep them in `folder`."""
     began = time.perf_counter()
     try:
-        fill_cache(listed, index, config, folder, progress)
+        remarks = fill_cache(listed, index, config, folder, progress)
     except (OSError, atomic.FileError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write the decoded images to {folder}: {reason}") from error
-    finally:
-        shutil.rmtree(folder / "table", ignore_errors=True)
     images = _open_cached(folder, index, config)
+    _say_notes(listed, say)
     seconds = time.perf_counter() - began
     say(f"decoded {len(images)} images in {seconds:.1f} s ({len(images) / seconds:.0f} images/s)")
+    for remark, count in remarks.items():
+        say(f"{remark}: {count} of {len(images)} images")
     report_skipped(index.skipped, folder / "skipped.txt", say)
     return images
+
+
+def open_kept(folder: Path, config: DataConfig, fingerprint: str) -> ImageSet | None:
+    """The decoded images that `folder` holds, without looking for the data; None if it does not hold those.
+
+    Args:
+        folder: RUN/data.
+        config: every option of the data.
+        fingerprint: of the images.
+    """
+    try:
+        index = ImageIndex.load(folder / "index.json")
+        return (
+            _open_cached(folder, index, config) if index.pixels and index.fingerprint == fingerprint else None
+        )
+    except (OSError, EOFError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _reuse(folder: Path, key: str, config: DataConfig) -> ImageSet | None:
@@ -218,6 +260,12 @@ def _open_cached(folder: Path, index: ImageIndex, config: DataConfig) -> ImageSe
     return ImageSet(index, load_pixels(folder, index, config), config, SkippedFile(folder / "skipped.txt"))
 
 
+def _say_notes(listed: Listing | Stream, say: Callable[[str], None]) -> None:
+    """Say what was understood of folders and names. Only when the images are usable: a mistake is told in one line."""
+    for note in listed.notes if isinstance(listed, Listing) else ():
+        say(printable(note))
+
+
 def _open_uncached(
     listed: Listing, index: ImageIndex, config: DataConfig, folder: Path, say: Callable[[str], None]
 ) -> ImageSet:
@@ -227,6 +275,7 @@ def _open_uncached(
     images = ImageSet(index, listed, config, skipped)
     for indices in (images.train, images.heldout):
         images.pixels(indices[:1])  # raises DataError if no image of the split is usable
+    _say_notes(listed, say)
     report_skipped(index.skipped, skipped.path, say)
     say(f"{len(images)} images exceed cache_gb = {config.cache_gb:g}: they are decoded while training")
     return images

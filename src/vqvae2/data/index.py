@@ -22,6 +22,10 @@ _PIXEL_OPTIONS = (
     *("size", "scale", "channels", "background", "crop", "max_pixels"),
     *("limit", "split", "image_column", "label_column"),
 )
+_LATER_OPTIONS = (
+    "max_memory",
+    "image_root",
+)  # they count where they are changed, so that older keys stay valid
 
 
 @dataclass
@@ -105,5 +109,8 @@ class ImageIndex:
 def index_key(identity: str, config: DataConfig, seed: int) -> str:
     """sha256 of the data source's identity and of every option that changes which pixels are kept."""
     chosen: dict[str, Any] = {name: getattr(config, name) for name in _PIXEL_OPTIONS}
+    defaults = DataConfig()
+    later = {name: getattr(config, name) for name in _LATER_OPTIONS}
+    chosen |= {name: value for name, value in later.items() if value != getattr(defaults, name)}
     chosen |= {"seed": seed if config.limit else 0, "format": 1}
     return hashlib.sha256((identity + json.dumps(chosen)).encode()).hexdigest()

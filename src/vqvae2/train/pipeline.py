@@ -7,6 +7,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.recorded import same_source
 from vqvae2.data.store import CodeStore, StoreError, open_store
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
@@ -31,11 +33,13 @@ from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.extract import extract, image_count
 from vqvae2.train.folder import (
+    check_images,
     claim,
     finished,
     load_autoencoder,
     load_prior,
     model_file,
+    read_run,
     samples_file,
     sharp_autoencoder,
     sharp_file,
@@ -81,7 +85,7 @@ def train(
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
     config = claim(folder, data, config, command, accelerator)
-    if finished(folder, config):
+    if finished(folder, config) and same_source(data, read_run(folder)[0], folder):
         reporter.say(f"{folder}: all is done; nothing to train")
         return
     # first, so that a wrong path is reported at once
@@ -90,7 +94,7 @@ def train(
     distance = _distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
     images = _open(data, folder, config, accelerator, reporter)
     try:
-        config = with_classes(folder, config, images, accelerator)
+        config = with_classes(folder, data, config, images, accelerator)
         autoencoder, digest = _stage1(folder, config, images, inputs, accelerator, reporter)
         if until == "autoencoder":
             return
@@ -117,7 +121,13 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
             tracker.update(done)
 
         images = open_images(
-            data, config.data, RunFolder(folder).data, seed=config.seed, say=reporter.say, progress=progress
+            data,
+            config.data,
+            RunFolder(folder).data,
+            seed=config.seed,
+            say=reporter.say,
+            progress=progress,
+            check=functools.partial(check_images, folder, data, config),
         )
     reporter.say(
         f"{len(images)} images of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"

@@ -1,0 +1,87 @@
+"""The settings of the images: how they are read, decoded, split and augmented."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vqvae2.config.base import Settings
+
+
+class DataConfig(Settings):
+    """How images are read, decoded, split and augmented."""
+
+    size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
+    channels: Literal[1, 3, 4] = Field(
+        3, description="channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha"
+    )
+    background: str = Field(
+        "white",
+        description="colour behind transparent pixels, a name or #rrggbb; not used with 4 channels, which keep alpha",
+    )
+    crop: Literal["center", "random"] = Field(
+        "center",
+        description="which square of a resized image is used: its centre, or in training a random one",
+    )
+    scale: float = Field(
+        1.0,
+        ge=1.0,
+        le=4.0,
+        description="the short side is resized to size x scale; above 1 a random crop has a margin to choose from",
+    )
+    flip: bool = Field(True, description="mirror training images left to right with probability 1/2")
+    shift: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="shift training images by up to this many pixels in each direction; the edge pixels are repeated",
+    )
+    holdout: float = Field(
+        0.05, gt=0, lt=1, description="share of the images held out when the data names no test split"
+    )
+    split: str | None = Field(
+        None,
+        description="read only this split of the data, and hold out a share of it (default: its training split, with its "
+        "validation or test split held out)",
+    )
+    streaming: bool = Field(
+        False, description="read a data set of the Hub as a stream, without keeping its files"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="use at most this many images, chosen by the seed; of a stream the first ones"
+    )
+    max_pixels: int = Field(
+        178_956_970,
+        ge=1,
+        description="an image of more pixels is skipped, because decoding it could fill the memory",
+    )
+    max_memory: int = Field(
+        1024,
+        ge=1,
+        description="an image whose decoding would take more than this many MB (1e6 bytes) is skipped",
+    )
+    workers: int = Field(
+        -1,
+        ge=-1,
+        description="processes that decode images; -1 = one per available processor core, 0 = none besides the main process",
+    )
+    cache_gb: float = Field(
+        8.0,
+        ge=0,
+        description="decoded images are kept in the run folder if they fit in this many GB (1e9 bytes), and are decoded anew "
+        "in every epoch otherwise",
+    )
+    image_column: str | None = Field(
+        None, description="column of a table that holds the images (default: chosen by its type and name)"
+    )
+    image_root: str | None = Field(
+        None,
+        description="folder to which the paths of images in a table are relative, and which they may not leave "
+        "(default: the folder of the table's file)",
+    )
+    label_column: str | None = Field(
+        None,
+        description="column of a table that holds the classes (default: label, labels, cls, class or fine_label); none = no "
+        "classes, from folders neither",
+    )
