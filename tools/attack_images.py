@@ -346,7 +346,8 @@ def _count(outcomes: Outcomes, answer: str, what: str) -> None:
 
 def _kind(reason: str) -> str:
     """The reason without its numbers."""
-    return re.sub(r"\d+(x\d+)?", "N", reason.split(":")[0] if reason.startswith("broken") else reason)[:60]
+    plain = reason.split(":")[0] if reason.startswith(("broken", "grey values")) else reason
+    return re.sub(r"-?(\d[\d.x]*(e[+-]?\d+)?|inf|nan)", "N", plain)[:60]
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def test_count_and_the_median_of_the_short_sides(tmp_path: Path) -> None:
     root.mkdir()
     for number, size in enumerate([(10, 90), (70, 20), (30, 30), (40, 500), (600, 50)]):
         plain(number, "L", size).save(root / f"{number}.png")
-    assert peek(str(root), config(), tmp_path / "run") == (5, 30)
+    assert peek(str(root), config(), tmp_path / "run")[:2] == (5, 30)
 
 
 def test_broken_files_count_but_have_no_size(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_broken_files_count_but_have_no_size(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png", "d.png"):
         (root / name).write_bytes(b"")
     (root / "e.jpg").write_text("no image")
-    assert peek(str(root), config(), tmp_path / "run") == (8, 9)
+    assert peek(str(root), config(), tmp_path / "run")[:2] == (8, 9)
     for path in root.glob("0*"):
         path.unlink()
     with pytest.raises(DataError, match=r"no usable image of 5 \(the first: a.png: zero bytes\)"):
@@ -42,9 +42,9 @@ def test_broken_files_count_but_have_no_size(tmp_path: Path) -> None:
 
 def test_a_table(tmp_path: Path) -> None:
     path = parquet_of(tmp_path / "a.parquet", 6)
-    assert peek(str(path), config(), tmp_path / "run") == (6, 8)
-    assert peek(str(path), config(limit=4), tmp_path / "run") == (4, 8)
-    assert peek("emoji64", config(limit=10), tmp_path / "run") == (10, 64)
+    assert peek(str(path), config(), tmp_path / "run")[:2] == (6, 8)
+    assert peek(str(path), config(limit=4), tmp_path / "run")[:2] == (4, 8)
+    assert peek("emoji64", config(limit=10), tmp_path / "run")[:2] == (10, 64)
 
 
 def test_only_some_images_are_opened_and_they_are_spread(
@@ -63,7 +63,7 @@ def test_only_some_images_are_opened_and_they_are_spread(
 
     monkeypatch.setattr(module, "_SAMPLE", 8)
     monkeypatch.setattr(module, "image_size", count)
-    assert peek(str(root), config(), tmp_path / "run") == (40, 5)
+    assert peek(str(root), config(), tmp_path / "run")[:2] == (40, 5)
     assert [path.name for path in seen] == [f"{number:02d}.png" for number in range(0, 40, 5)]
 
 
@@ -82,7 +82,7 @@ def test_missing_data_and_no_file_left(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_run_inside_the_data_is_no_data(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 3)
     folder_of(root / "run", 5)
-    assert peek(str(root), config(), root / "run") == (3, 8)
+    assert peek(str(root), config(), root / "run")[:2] == (3, 8)
 
 
 def test_a_stream_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_stream_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     stream = Stream(rows(), lambda _: pytest.fail("it was read"))
     monkeypatch.setattr(module, "list_images", lambda *_: stream)
-    assert peek("owner/name", config(streaming=True), tmp_path / "run") == (1_000_000, 256)
+    assert peek("owner/name", config(streaming=True), tmp_path / "run")[:2] == (1_000_000, 256)
 
 
 @pytest.mark.parametrize("limit", [500, 100])

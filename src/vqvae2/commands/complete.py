@@ -127,7 +127,7 @@ def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
     data = run.config.data
     if mask is None:
         return run.keep(pixels, None, levels)
-    white = centre(load_mask(mask, data).astype(np.uint8)[None], data.size)[0]
+    white = centre(load_mask(mask, data).astype(np.uint8)[None], data.shape)[0]
     return run.keep(pixels, torch.from_numpy(white) == 1, levels)
 
 

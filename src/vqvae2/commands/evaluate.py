@@ -89,8 +89,8 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
     from vqvae2.data.peek import peek
 
     assert options.samples is not None
-    _, side = (0, options.size) if options.size else peek(str(options.samples), DataConfig(), out)
-    return DataConfig(size=side or 64, flip=False, shift=0, holdout=0.5)
+    side = options.size or peek(str(options.samples), DataConfig(), out).side
+    return DataConfig(size=side, flip=False, shift=0, holdout=0.5)
 
 
 def _is_own(run: Run, data: str) -> bool:

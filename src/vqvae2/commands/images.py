@@ -57,13 +57,15 @@ def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[P
 
 
 def load_images(run: Run, files: Sequence[Path]) -> Tensor:
-    """Image files as the run sees them, resized and cut to the centre square: [B, C, S, S] in [-1, 1].
+    """Image files as the run sees them, resized and cut to the centre: [B, C, H, W] in [-1, 1].
 
     Raises:
         DataError: a file that cannot be used.
     """
     data = run.config.data
-    return to_float(torch.from_numpy(centre(np.stack([load_image(file, data) for file in files]), data.size)))
+    return to_float(
+        torch.from_numpy(centre(np.stack([load_image(file, data) for file in files]), data.shape))
+    )
 
 
 def usable_images(
@@ -78,7 +80,7 @@ def usable_images(
         say: called with one line of text that counts what was skipped, and one for each of the first 20 such files.
 
     Returns:
-        The files, and their images, resized and cut to the centre square: uint8 [n, S, S, C].
+        The files, and their images, resized and cut to the centre: uint8 [n, H, W, C].
 
     Raises:
         UserError: as `image_files`, or no file of the folders can be used.
@@ -101,4 +103,4 @@ def usable_images(
             say(f"  {one_line(*item, ': ')}")
     if not files:
         raise DataError(f"no usable image: {len(skipped)} files were skipped")
-    return files, torch.from_numpy(centre(np.stack(pixels), data.size))
+    return files, torch.from_numpy(centre(np.stack(pixels), data.shape))

@@ -52,7 +52,7 @@ def reconstruct(
     from vqvae2.data.pixels import psnr, to_float, to_pil
     from vqvae2.files.output import make_folder
 
-    name, size = run.decoder_name(decoder), run.config.data.size
+    name, size = run.decoder_name(decoder), max(run.config.data.shape)
     plain, sharp = run.autoencoder, run.decoder("sharp") if name == "sharp" else None
     files, pixels = usable_images(run, paths, say)
     make_folder(out)
@@ -111,4 +111,4 @@ def command(
         decibels = f"PSNR {item['psnr'][-1]:.2f} dB"
         if "psnr_sharp" in item:
             decibels += f" with the plain decoder, {item['psnr_sharp']:.2f} dB with the sharp one,"
-        typer.echo(f"{printable(where)}  {decibels} at {loaded.config.data.size} px")
+        typer.echo(f"{printable(where)}  {decibels} at {loaded.config.data.shape_text} px")

@@ -53,7 +53,7 @@ def score(
     batch, data = run.sampling.batch, run.config.data
     batches = (to_float(images[at : at + batch]) for at in range(0, len(files), batch))
     log_prob = torch.cat([run.log_prob(some, label) for some in batches]).double()
-    dimensions = data.channels * data.size**2
+    dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,8 @@ from vqvae2.files.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from vqvae2.config.models import Config
+
+_LONGEST = 4.0  # the long side of chosen images, in short sides
 
 
 class Stage(StrEnum):
@@ -64,15 +67,43 @@ def choose_config(
         base = read_run(run)[1]
     else:
         if preset is None:
-            count, side = peek(data, DataConfig(split=split, streaming=streaming), run)
-            preset = choose(count, side)
-            reporter.say(
-                f"{count} images, short side about {side} px: preset {preset} (choose another with --preset)"
+            preview = peek(data, DataConfig(split=split, streaming=streaming), run)
+            preset = choose(preview.images, preview.side)
+            base = named(preset)
+            size = (
+                ()
+                if any(text.startswith("data.size=") for text in settings)
+                else fitting(base, preview.aspect)
             )
-        base = named(preset)
+            if size:
+                base = resolve(base, {"data": {"size": list(size)}}, ())
+            images = f"{preview.images} image{'s' * (preview.images != 1)}"
+            shape = f" at {base.data.shape_text} px, height first, like most images" if size else ""
+            reporter.say(
+                f"{images}, short side about {preview.side} px: preset {preset}{shape} "
+                f"(choose others with --preset{' and --size' * bool(size)})"
+            )
+        else:
+            base = named(preset)
     extra = [f"data.split={split}"] if split else []
     extra += ["data.streaming=true"] if streaming else []
     return resolve(base, changes, [*settings, *extra])
+
+
+def fitting(config: Config, aspect: float) -> tuple[int, int] | tuple[()]:
+    """The shape for images of one aspect ratio: the preset's size as the short side, both sides as the strides want them.
+
+    Args:
+        aspect: width / height of most images.
+
+    Returns:
+        Height and width in pixels, at most four to one; () where the square of the preset is as good.
+    """
+    step, short = math.prod(config.autoencoder.strides), min(config.data.shape)
+    long = step * round(short * min(_LONGEST, max(aspect, 1 / aspect)) / step)
+    if long == short:
+        return ()
+    return (short, long) if aspect > 1 else (long, short)
 
 
 def _help_config(wanted: bool) -> None:
@@ -103,6 +134,13 @@ def command(
         Path | None, typer.Option(help="YAML file with settings that replace the preset's")
     ] = None,
     settings: Settings = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HxW",
+            help="image size in pixels, one number or height x width; without --preset it follows the images",
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="split of a Hub data set")] = None,
     streaming: Annotated[bool, typer.Option(help="read a Hub data set as a stream")] = False,
     until: Annotated[
@@ -121,7 +159,8 @@ def command(
     from vqvae2.train import pipeline
 
     reporter = Reporter()
-    resolved = choose_config(data, run, preset, config, settings or (), split, streaming, reporter)
+    assignments = [*(settings or ()), *([f"data.size={size}"] if size else [])]
+    resolved = choose_config(data, run, preset, config, assignments, split, streaming, reporter)
     pipeline.train(data, run, resolved, command=command_line(), reporter=reporter, until=until.value)
     if as_json:
         print_json(summary(load(run, "cpu")))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vqvae2.config.base import Settings
+
+_LARGEST = 8192  # px
 
 
 class DataConfig(Settings):
     """How images are read, decoded, split and augmented."""
 
-    size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
+    size: int | tuple[int, int] = Field(
+        64, description="image height and width in pixels after resizing, as one number or as [height, width]"
+    )
+    fit: Literal["crop", "pad"] = Field(
+        "crop",
+        description="images of another shape: crop = the largest part of that shape in the centre; pad = the whole image "
+        "between bars of the background colour",
+    )
     channels: Literal[1, 3, 4] = Field(
         3, description="channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha"
     )
@@ -22,13 +32,13 @@ class DataConfig(Settings):
     )
     crop: Literal["center", "random"] = Field(
         "center",
-        description="which square of a resized image is used: its centre, or in training a random one",
+        description="which part of a resized image is used: its centre, or in training a random one",
     )
     scale: float = Field(
         1.0,
         ge=1.0,
         le=4.0,
-        description="the short side is resized to size x scale; above 1 a random crop has a margin to choose from",
+        description="images are resized to size x scale; above 1 a random crop has a margin to choose from",
     )
     flip: bool = Field(True, description="mirror training images left to right with probability 1/2")
     shift: int = Field(
@@ -85,3 +95,39 @@ class DataConfig(Settings):
         description="column of a table that holds the classes (default: label, labels, cls, class or fine_label); none = no "
         "classes, from folders neither",
     )
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _shape(cls, value: Any) -> Any:
+        """Accept `64`, `[64, 96]`, and `64x96` as text; equal sides are one number."""
+        given = value
+        if isinstance(value, str):
+            value = [
+                int(part) if part.strip().isdecimal() else part for part in re.split("[x,]", value.lower())
+            ]
+        sides = list(value) if isinstance(value, list | tuple) else [value]
+        if len(sides) == 1:
+            sides *= 2
+        whole = all(
+            isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= _LARGEST for side in sides
+        )
+        if len(sides) != 2 or not whole:
+            raise ValueError(
+                f"expected an integer from 1 to {_LARGEST}, or two as [height, width], found {given!r}"
+            )
+        return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def area(self) -> int:
+        """Pixels of an image."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def shape_text(self) -> str:
+        """The shape in words: `64`, or `64x96` with the height first."""
+        return str(self.size) if isinstance(self.size, int) else "x".join(map(str, self.size))

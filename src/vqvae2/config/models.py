@@ -280,22 +280,22 @@ class Config(Hardware):
             )
         self.sampling.level(0, levels)  # raises unless each setting has one value or one per level
         least = 2 ** (self.sharpen.depth + 1)
-        if self.sharpen.steps and self.data.size < least:
+        if self.sharpen.steps and min(self.data.shape) < least:
             raise ValueError(
-                f"sharpen.depth {self.sharpen.depth} needs images of at least {least} px, found {self.data.size}"
+                f"sharpen.depth {self.sharpen.depth} needs images of at least {least} px, found {self.data.shape_text}"
             )
-        self.autoencoder.geometry(self.data.size, self.data.size)
+        self.autoencoder.geometry(*self.data.shape)
         perceptual = self.train_autoencoder.perceptual_weights or self.sharpen.perceptual_weights
-        if perceptual and self.data.size < 16:
+        if perceptual and min(self.data.shape) < 16:
             raise ValueError(
-                f"a perceptual distance needs pictures of at least 16 px, found {self.data.size}"
+                f"a perceptual distance needs pictures of at least 16 px, found {self.data.shape_text}"
             )
         return self
 
     @property
     def geometry(self) -> Geometry:
         """The grids of one image of `data.size`."""
-        return self.autoencoder.geometry(self.data.size, self.data.size)
+        return self.autoencoder.geometry(*self.data.shape)
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML; `parse` of it gives an equal one."""

@@ -2,7 +2,7 @@
 
     Listing or Stream --decoding, in worker processes where that pays--> pixels-*.npy, index.json, skipped.txt
 
-Shapes: C channels, S the configured size, P = round(S * scale) the stored side in pixels, n images.
+Shapes: C channels, PH PW the stored shape (size times scale, rounded), n images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
-from vqvae2.data.decoding import stored_side
+from vqvae2.data.decoding import stored_shape
 from vqvae2.data.errors import DataError
 from vqvae2.data.index import ImageIndex
 from vqvae2.data.listing import Listing, Payload, Row, Stream
@@ -35,15 +35,14 @@ _WORTHWHILE = 10.0  # seconds of work left from which starting worker processes 
 
 
 def load_pixels(folder: Path, index: ImageIndex, config: DataConfig) -> Pixels:
-    """The decoded images that an index names, memory-mapped, uint8 [n, P, P, C].
+    """The decoded images that an index names, memory-mapped, uint8 [n, PH, PW, C].
 
     Raises:
         ValueError: the file is damaged, or does not fit the index or the settings.
         OSError: it cannot be read.
     """
     stored: Pixels = np.load(folder / index.pixels, mmap_mode="r")
-    side = stored_side(config)
-    if stored.shape != (len(index.names), side, side, config.channels):
+    if stored.shape != (len(index.names), *stored_shape(config), config.channels):
         raise ValueError("the decoded images do not fit their index")
     return stored
 
@@ -61,11 +60,10 @@ def fill_cache(
             is not their own.
         OSError, FileError: the folder cannot be written.
     """
-    side = stored_side(config)
     index.pixels = f"pixels-{index.fingerprint[:16]}.npy"
     total = len(listed) if isinstance(listed, Listing) else None
     remove_stale_files(folder)
-    writer = ArrayWriter(folder / index.pixels, (side, side, config.channels), np.uint8)
+    writer = ArrayWriter(folder / index.pixels, (*stored_shape(config), config.channels), np.uint8)
     decoder = Decoder(config)
     rows: list[Row] = []
     try:

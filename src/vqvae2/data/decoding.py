@@ -1,8 +1,8 @@
-"""Decoding one image file to a square of pixels, whatever its format, colours, orientation, size or damage.
+"""Decoding one image file to pixels of one shape, whatever its format, colours, orientation, size or damage.
 
-    bytes or file --open, check costs--> upright --centre square, resize--> L or RGB or RGBA in sRGB: uint8 [P, P, C]
+    bytes or file --open, check costs--> upright --crop or pad, resize--> L or RGB or RGBA in sRGB: uint8 [PH, PW, C]
 
-Shapes: C channels, S the configured size, P = round(S * scale) the stored side in pixels.
+Shapes: C channels, PH PW = the configured size times scale, rounded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.colours import Depth, deep_grey, has_alpha, is_deep, to_channels
+from vqvae2.data.colours import Depth, background, deep_grey, has_alpha, is_deep, to_channels
 from vqvae2.data.errors import DataError, ImageError, printable, reading_failed
 from vqvae2.data.formats import READ, check_costs, check_memory, formats_for, unread, without_metadata
 from vqvae2.data.listing import Payload
@@ -34,7 +34,7 @@ class Decoded(NamedTuple):
     """Several decoded images.
 
     Attributes:
-        pixels: of the k images that are usable, uint8 [k, P, P, C].
+        pixels: of the k images that are usable, uint8 [k, PH, PW, C].
         reasons: per image None, or the reason why it cannot be used.
         remarks: what was done to images besides, such as a converted colour profile, with the number of images.
     """
@@ -47,15 +47,15 @@ class Decoded(NamedTuple):
 def load_image(
     source: bytes | str | Path, config: DataConfig, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Pixels:
-    """Decode one image: turn it upright, convert its colours to sRGB, crop the centre square and resize it.
+    """Decode one image: turn it upright, convert its colours to sRGB, cut out or pad it to the shape, and resize it.
 
     Args:
         source: a file, or the encoded bytes.
-        config: size, scale, channels, background, max_pixels and max_memory are used.
+        config: size, scale, fit, channels, background, max_pixels and max_memory are used.
         resample: the filter of the resizing; the default suits both larger and smaller sizes.
 
     Returns:
-        uint8 [P, P, C] with P = round(size * scale).
+        uint8 [PH, PW, C].
 
     Raises:
         ImageError: the file is missing, empty, damaged, not an image, or larger than max_pixels; the message says
@@ -75,10 +75,10 @@ def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool
 
     Args:
         source: a file, or the encoded bytes; colours are converted to grey, transparent pixels to black.
-        config: size, scale, max_pixels and max_memory are used.
+        config: size, scale, fit, max_pixels and max_memory are used.
 
     Returns:
-        bool [P, P], True where the mask is white (grey of at least 128 out of 255).
+        bool [PH, PW], True where the mask is white (grey of at least 128 out of 255).
 
     Raises:
         DataError: as `load_image`.
@@ -100,8 +100,8 @@ def decode(
     """
     with _opened(source, config.max_memory) as image:
         check_costs(image, config.max_pixels)
-        side = stored_side(config)
-        image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded at a reduced size, which is faster
+        enough = 2 * max(stored_shape(config))  # in either orientation
+        image.draft(None, (enough, enough))  # a JPEG is decoded at a reduced size, which is faster
         check_memory(image, config.max_memory)
         image.load()
         depth = Depth.of(image)
@@ -110,8 +110,8 @@ def decode(
             whole = deep_grey(whole, depth)
         said: list[str] = [] if remarks is None else remarks
         if has_alpha(whole) or whole.mode in ("1", "P"):  # what cannot be resized as it is
-            return _array(_square(to_channels(whole, config, said), side, resample))
-        return _array(to_channels(_square(whole, side, resample), config, said))
+            return _padded(_array(_resized(to_channels(whole, config, said), config, resample)), config)
+        return _padded(_array(to_channels(_resized(whole, config, resample), config, said)), config)
 
 
 def image_size(source: bytes | str | Path) -> tuple[int, int]:
@@ -179,9 +179,10 @@ def _blame_memory(megabytes: int) -> None:
         ) from None
 
 
-def stored_side(config: DataConfig) -> int:
-    """P: the side in pixels of the square at which images are kept."""
-    return round(config.size * config.scale)
+def stored_shape(config: DataConfig) -> tuple[int, int]:
+    """PH and PW: the height and width in pixels at which images are kept."""
+    height, width = config.shape
+    return round(height * config.scale), round(width * config.scale)
 
 
 @contextmanager
@@ -206,16 +207,42 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _square(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
-    """The centre square, resized to [side, side]; its colour profile is kept."""
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    box = (left, top, left + short, top + short)
-    square = image.resize((side, side), resample, box=box, reducing_gap=3.0)
+def _resized(image: Image.Image, config: DataConfig, resample: Image.Resampling) -> Image.Image:
+    """The image resized to the stored shape, cropped to it before, or to what of that shape it fills; with its profile."""
+    (width, height), (down, across) = image.size, stored_shape(config)
+    wide = width * down >= height * across  # wider than the shape
+    left = top = 0
+    if config.fit == "pad":
+        size = (
+            (across, max(1, round(height * across / width)))
+            if wide
+            else (max(1, round(width * down / height)), down)
+        )
+    else:
+        size, whole = (across, down), (width, height)
+        width, height = (
+            (max(1, height * across // down), height) if wide else (width, max(1, width * down // across))
+        )
+        left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    resized = image.resize(size, resample, box=(left, top, left + width, top + height), reducing_gap=3.0)
     if "icc_profile" in image.info:
-        square.info["icc_profile"] = image.info["icc_profile"]
-    return square
+        resized.info["icc_profile"] = image.info["icc_profile"]
+    return resized
+
+
+def _padded(pixels: Pixels, config: DataConfig) -> Pixels:
+    """The pixels in the middle of the stored shape, between bars of the background colour (with 4 channels transparent)."""
+    shape = (*stored_shape(config), config.channels)
+    if pixels.shape == shape:
+        return pixels
+    colour = np.array([*background(config)[:3], 0], np.uint8)
+    if config.channels == 1:
+        colour = np.asarray(Image.new("RGB", (1, 1), background(config)[:3]).convert("L")).reshape(1)
+    whole = np.empty(shape, np.uint8)
+    whole[:] = colour[: config.channels]
+    top, left = (shape[0] - pixels.shape[0]) // 2, (shape[1] - pixels.shape[1]) // 2
+    whole[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return whole
 
 
 def _array(image: Image.Image) -> Pixels:
@@ -243,6 +270,6 @@ def decode_many(payloads: Sequence[Payload | None], config: DataConfig) -> Decod
             remarks.update(said)
         except ImageError as error:
             reasons.append(str(error))
-    side = stored_side(config)
-    pixels = np.stack(decoded) if decoded else np.empty((0, side, side, config.channels), np.uint8)
+    empty = (0, *stored_shape(config), config.channels)
+    pixels = np.stack(decoded) if decoded else np.empty(empty, np.uint8)
     return Decoded(pixels, reasons, remarks)

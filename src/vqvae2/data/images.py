@@ -2,11 +2,12 @@
 
     data --sources--> encoded images --cache or decoding--> uint8 --> ImageSet
 
-Shapes: B batch, C channels, S the configured size, P = round(S * scale) the stored side in pixels, n images.
+Shapes: B batch, C channels, H W the configured shape, PH PW = that times scale, rounded, n images.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -24,7 +25,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import centre
 from vqvae2.data.cache import WORKERS_FROM, Progress, fill_cache, load_pixels
 from vqvae2.data.colours import background
-from vqvae2.data.decoding import decode_many, stored_side
+from vqvae2.data.decoding import decode_many, stored_shape
 from vqvae2.data.errors import DataError, printable
 from vqvae2.data.holdout import split_images
 from vqvae2.data.index import ImageIndex, index_key
@@ -33,6 +34,7 @@ from vqvae2.data.pixels import Pixels
 from vqvae2.data.skipped import SkippedFile, report_skipped
 from vqvae2.data.sources import list_images, locate
 from vqvae2.data.workers import Decoder
+from vqvae2.errors import UserError
 from vqvae2.files import atomic
 
 
@@ -55,7 +57,7 @@ class ImageSet:
         self.labels = None if index.labels is None else np.array(index.labels, np.int64)
         self.train, self.heldout = split_images(index.names, self.labels, index.held, config.holdout)
         self.skipped = len(index.skipped)
-        self._stored, self._size, self._skipped_file = stored, config.size, skipped
+        self._stored, self._shape, self._skipped_file = stored, config.shape, skipped
         self._decoder = Decoder(config)
         self._broken: set[int] = set()
 
@@ -63,9 +65,9 @@ class ImageSet:
         return len(self.names)
 
     def pixels(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
-        """The centre crops of some images without augmentation, as evaluation uses them: uint8 [B, S, S, C]."""
+        """The centre crops of some images without augmentation, as evaluation uses them: uint8 [B, H, W, C]."""
         raw, _ = next(self.raw([np.asarray(indices, np.int64).reshape(-1)]))
-        return torch.from_numpy(centre(raw, self._size))
+        return torch.from_numpy(centre(raw, self._shape))
 
     def raw(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
         """The stored pixels of several batches of images, decoded ahead of the caller where they are not kept.
@@ -74,7 +76,7 @@ class ImageSet:
             batches: the indices [B] of each batch.
 
         Yields:
-            For each batch the pixels, uint8 [B, P, P, C], and the indices of the images that they show. These
+            For each batch the pixels, uint8 [B, PH, PW, C], and the indices of the images that they show. These
             differ from the requested indices only where an image turns out to be broken when it is decoded:
             the next usable image of the same split is used instead.
         """
@@ -190,11 +192,15 @@ def open_images(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
-    listed = list_images(source, config, folder / "table", seed)
-    index = ImageIndex.new(key, listed.revision)
-    if check is not None:
-        check(index.fingerprint)
-    size = stored_side(config) ** 2 * config.channels
+    try:
+        listed = list_images(source, config, folder / "table", seed)
+        index = ImageIndex.new(key, listed.revision)
+        if check is not None:
+            check(index.fingerprint)
+    except UserError:
+        shutil.rmtree(folder / "table", ignore_errors=True)
+        raise
+    size = math.prod(stored_shape(config)) * config.channels
     if isinstance(listed, Listing) and len(listed) * size > config.cache_gb * 1e9:
         return _open_uncached(listed, index, config, folder, say)
     try:

@@ -22,10 +22,8 @@ _PIXEL_OPTIONS = (
     *("size", "scale", "channels", "background", "crop", "max_pixels"),
     *("limit", "split", "image_column", "label_column"),
 )
-_LATER_OPTIONS = (
-    "max_memory",
-    "image_root",
-)  # they count where they are changed, so that older keys stay valid
+# These count where they are changed, so that older keys stay valid.
+_LATER_OPTIONS = ("max_memory", "image_root", "fit")
 
 
 @dataclass

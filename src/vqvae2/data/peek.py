@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,12 +17,28 @@ from vqvae2.data.skipped import one_line
 from vqvae2.data.sources import list_images, locate
 
 _SAMPLE = 64  # images whose size is read
+_ALIKE = 1.15  # aspect ratios within this factor of the median are alike
+_MOST = 0.75  # the share of images that must be alike for a common aspect ratio
 
 
-def peek(data: str, config: DataConfig, run: Path) -> tuple[int, int]:
-    """The number of images and the median of their short sides in pixels, from the headers of up to 64 of them.
+class Preview(NamedTuple):
+    """What the headers of some images say of all.
 
-    A stream is not read: it counts as a million images of 256 px.
+    Attributes:
+        images: number of images.
+        side: median of their short sides in pixels.
+        aspect: median of width / height; 1 if fewer than three quarters of them have about that ratio.
+    """
+
+    images: int
+    side: int
+    aspect: float = 1.0
+
+
+def peek(data: str, config: DataConfig, run: Path) -> Preview:
+    """The number of images, and their usual size and shape, from the headers of up to 64 of them.
+
+    A stream is not read: it counts as a million square images of 256 px.
 
     Args:
         data: as for `open_images`.
@@ -34,7 +51,7 @@ def peek(data: str, config: DataConfig, run: Path) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as scratch:
         listed = list_images(locate(data, run), config, Path(scratch) / "table", 0)
         if not isinstance(listed, Listing):
-            return 1_000_000, 256
+            return Preview(1_000_000, 256)
         step = max(1, len(listed) // _SAMPLE)
         indices = list(itertools.islice(range(0, len(listed), step), _SAMPLE))
         sizes, reasons = [], []
@@ -47,7 +64,11 @@ def peek(data: str, config: DataConfig, run: Path) -> tuple[int, int]:
             looked = f"of {len(indices)} looked at" if len(indices) < len(listed) else f"of {len(listed)}"
             first = f" (the first: {reasons[0]})" if reasons else ""
             raise DataError(f"no usable image {looked}{first}")
-        return len(listed), int(np.median([min(size) for size in sizes]))
+        aspects = np.array([width / height for height, width in sizes])
+        usual = float(np.median(aspects))
+        alike = np.abs(np.log(aspects / usual)) <= np.log(_ALIKE)
+        side = int(np.median([min(size) for size in sizes]))
+        return Preview(len(listed), side, usual if alike.mean() >= _MOST else 1.0)
 
 
 def _size(payload: Payload | None) -> tuple[int, int]:

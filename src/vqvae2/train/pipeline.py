@@ -130,7 +130,7 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
             check=functools.partial(check_images, folder, data, config),
         )
     reporter.say(
-        f"{len(images)} images of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
+        f"{len(images)} images of {config.data.shape_text} px: {len(images.train)} to train, {len(images.heldout)} held out"
         + (f", {len(images.classes)} classes" if images.classes else ", no classes")
     )
     return images
