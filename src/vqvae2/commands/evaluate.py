@@ -24,6 +24,7 @@ from vqvae2.commands.options import (
 )
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from vqvae2.config.models import DataConfig
@@ -100,6 +101,27 @@ def _is_own(run: Run, data: str) -> bool:
     return run.done()["codes"] and same_source(data, run.record, run.folder)
 
 
+def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
+    """Write the settings that the part `tuning` of a report chose into RUN/config.yaml.
+
+    Args:
+        write: False only says them, as for a model of the package or of the Hub.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    from vqvae2.train.folder import write_config
+
+    chosen = report["parts"]["tuning"]["chosen"]
+    sampling = run.sampling.replace(**{name: chosen[name] for name in run.sampling.about()})
+    text = ", ".join(f"{name} {value}" for name, value in sampling.about().items())
+    if not write:
+        reporter.say(f"chosen: {text}; a model of the package or the Hub keeps its own settings")
+        return
+    write_config(run.folder, run.record, run.config.model_copy(update={"sampling": sampling}))
+    reporter.say(f"chosen, and now the settings of {run.folder}: {text}")
+
+
 def command(
     run: Annotated[
         str | None,
@@ -119,7 +141,7 @@ def command(
         typer.Option(
             metavar="PART,...",
             help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
-            "symmetry, speed, critic",
+            "symmetry, speed, critic, tuning",
         ),
     ] = None,
     samples: Annotated[
@@ -162,6 +184,14 @@ def command(
     top_k: TopK = None,
     top_p: TopP = None,
     guidance: Guidance = None,
+    tune_sampling: Annotated[
+        bool,
+        typer.Option(
+            "--tune-sampling",
+            help="choose temperature, top-p and guidance by kernel distance and recall on half of the held-out images, "
+            "report them on the other half, and write them into the run's settings; only this, unless --only says more",
+        ),
+    ] = False,
     decoder: DecoderOption = None,
     seed: Annotated[
         int, typer.Option(min=0, help="seed of the samples and of the choice of real images")
@@ -191,7 +221,7 @@ def command(
     if loaded is not None:
         sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
     options = EvaluateOptions(
-        only=tuple(_items(only)),
+        only=(*_items(only), *(["tuning"] if tune_sampling else [])),
         n=n,
         reference=reference,
         network=network,
@@ -208,6 +238,8 @@ def command(
         size=size,
     )
     result = evaluate(loaded, data, out, options, Reporter())
+    if tune_sampling and loaded is not None:
+        keep_sampling(loaded, result, Reporter(), write=RunFolder(Path(str(run))).exists())
     if as_json:
         print_json(result)
         return
