@@ -90,9 +90,14 @@ class DataConfig(Settings):
         description="folder to which the paths of images in a table are relative, and which they may not leave "
         "(default: the folder of the table's file)",
     )
+    labels: str | None = Field(
+        None,
+        description="file with the classes of the images of a folder: CSV, JSON or JSON lines (default: metadata.csv, "
+        "metadata.jsonl or metadata.json in the folder)",
+    )
     label_column: str | None = Field(
         None,
-        description="column of a table that holds the classes (default: label, labels, cls, class or fine_label); none = no "
+        description="column of a table or of a file of labels that holds the classes (default: label, labels, cls, class or fine_label); none = no "
         "classes, from folders neither",
     )
 

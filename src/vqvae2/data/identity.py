@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqvae2.data.errors import ImageError, reading_failed
+from vqvae2.data.errors import DataError, ImageError, reading_failed
 from vqvae2.data.folder_files import FolderFiles
 
 _FILES = 4096  # files of a folder whose bytes are sampled
@@ -21,8 +21,12 @@ _BLOCK = 1 << 20  # bytes per sample of a larger file
 _BLOCKS = 16  # samples of a larger file, spread evenly from its beginning to its end
 
 
-def folder_digest(found: FolderFiles) -> str:
+def folder_digest(found: FolderFiles, whole: Sequence[Path] = ()) -> str:
     """sha256 of the paths below the folder and the sizes of all images, and of both ends of up to 4,096 of them.
+
+    Args:
+        found: the files of the folder.
+        whole: further files, whose paths and contents count in full.
 
     Raises:
         DataError: a file cannot be read for a reason that is not its own.
@@ -32,6 +36,11 @@ def folder_digest(found: FolderFiles) -> str:
         total.update(f"{found.name(file)}\0{found.sizes[file]}\n".encode("utf-8", "surrogateescape"))
     for file in _spread(found.images):
         total.update(_ends(file))
+    for file in whole:
+        try:
+            total.update(found.name(file).encode("utf-8", "surrogateescape") + file_digest(file))
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {reading_failed(error)}") from error
     return total.hexdigest()
 
 

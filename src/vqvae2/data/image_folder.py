@@ -12,9 +12,10 @@ import numpy as np
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.folder_files import FolderFiles, list_folder
-from vqvae2.data.folder_layout import understand
+from vqvae2.data.folder_layout import Layout, understand
 from vqvae2.data.formats import TABLE_SUFFIXES
 from vqvae2.data.identity import folder_digest
+from vqvae2.data.label_files import METADATA, FileLabels, held_of, labels_of, metadata_of
 from vqvae2.data.labels import resolve_labels
 from vqvae2.data.listing import Listing
 from vqvae2.data.table_files import TableFiles, files_by_suffix
@@ -30,24 +31,36 @@ class ImageFolder:
         files: the image files below it, in order.
         identity: sha256 of their paths below the folder, their sizes, and bytes of them.
         skipped: (path below the folder, reason) of the other files.
+        metadata: files with the classes of images (`label_files`): their paths below the folder, and the files.
     """
 
     root: Path
     files: tuple[Path, ...]
     identity: str
     skipped: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, Path], ...] = ()
 
     def list_images(self, config: DataConfig, scratch: Path) -> Listing:
         """The images; `folder_layout` says when sub-folders are splits and classes."""
         names = [file.relative_to(self.root).as_posix() for file in self.files]
+        read = config.label_column != "none"
+        beside = self._beside(names, config) if read else FileLabels()
+        own_split = beside.splits is not None
         layout = understand(
             [tuple(name.split("/")) for name in names],
-            config.split,
+            None if own_split else config.split,
             str(self.root),
-            classes=config.label_column != "none",
+            classes=read and beside.labels is None,
         )
+        if beside.splits is not None:
+            held_out = held_of(beside.splits, config.split, str(self.root))
+            layout.keep = [index for index, held in enumerate(held_out) if held is not None]
+            held = [int(held_out[index] or 0) for index in layout.keep]
+            layout.held = held if 1 in held else None
+            layout.skipped = []
         files = [self.files[index] for index in layout.keep]
-        classes, labels = resolve_labels(layout.classes, None) if layout.classes else ((), None)
+        raw = layout.classes if beside.labels is None else [beside.labels[index] for index in layout.keep]
+        classes, labels = resolve_labels(raw, None) if raw else ((), None)
         return Listing(
             [names[index] for index in layout.keep],
             lambda indices: [files[index] for index in indices],
@@ -55,8 +68,30 @@ class ImageFolder:
             labels,
             None if layout.held is None else np.array(layout.held, np.int8),
             skipped=[*self.skipped, *((names[index], reason) for index, reason in layout.skipped)],
-            notes=layout.notes,
+            notes=[*_understood(layout, beside, classes), *beside.notes],
         )
+
+    def _beside(self, names: Sequence[str], config: DataConfig) -> FileLabels:
+        """Classes and splits from the file that the settings name, or from files of metadata in the folder."""
+        if config.labels is not None:
+            return labels_of(Path(config.labels).expanduser(), names, config)
+        if self.metadata:
+            return metadata_of(self.metadata, names, config)
+        if config.label_column is not None:
+            raise DataError(
+                f"data.label_column is {config.label_column!r}, but {self.root} has no file of labels: name one with --labels"
+            )
+        return FileLabels()
+
+
+def _understood(layout: Layout, beside: FileLabels, classes: Sequence[str]) -> list[str]:
+    """The notes about the folders; with classes or splits from a file, the folders do not count."""
+    if beside.labels is None and beside.splits is None:
+        return layout.notes
+    first = f"understood as {len(layout.keep)} images, {len(classes)} classes"
+    if layout.held is None:
+        return [f"{first}, no split"]
+    return [f"{first}, split of the data: {layout.held.count(0)} to train, {layout.held.count(1)} held out"]
 
 
 def recognise_folder(data: str, run: Path) -> ImageFolder | TableFiles | TarFiles | None:
@@ -70,7 +105,12 @@ def recognise_folder(data: str, run: Path) -> ImageFolder | TableFiles | TarFile
         return None
     found = list_folder(root, run)
     if found.images:
-        return ImageFolder(root, tuple(found.images), folder_digest(found), tuple(found.unread()))
+        metadata = tuple(
+            (found.name(file), file) for file, _ in found.others if file.name.lower() in METADATA
+        )
+        skipped = tuple(item for item in found.unread() if item[0] not in dict(metadata))
+        identity = folder_digest(found, [file for _, file in metadata])
+        return ImageFolder(root, tuple(found.images), identity, skipped, metadata)
     tables = [file for file, _ in found.others if file.name.lower().endswith(TABLE_SUFFIXES)]
     if tables:
         return files_by_suffix(str(root), root, tables)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError
+from vqvae2.data.errors import DataError, printable, reading_failed
+from vqvae2.data.identity import file_digest
 from vqvae2.data.listing import Listing, Row, Stream
 from vqvae2.data.skipped import SkippedFile, one_line
 from vqvae2.files import atomic
@@ -110,5 +111,15 @@ def index_key(identity: str, config: DataConfig, seed: int) -> str:
     defaults = DataConfig()
     later = {name: getattr(config, name) for name in _LATER_OPTIONS}
     chosen |= {name: value for name, value in later.items() if value != getattr(defaults, name)}
+    if config.labels is not None:
+        chosen["labels"] = _digest(Path(config.labels).expanduser())
     chosen |= {"seed": seed if config.limit else 0, "format": 1}
     return hashlib.sha256((identity + json.dumps(chosen)).encode()).hexdigest()
+
+
+def _digest(labels: Path) -> str:
+    """sha256 of a file of labels; where it is does not matter."""
+    try:
+        return file_digest(labels).hex()
+    except OSError as error:
+        raise DataError(f"cannot read {printable(str(labels))}: {reading_failed(error)}") from error

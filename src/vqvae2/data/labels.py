@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,6 +50,14 @@ def resolve_labels(
     check_classes(classes)
     numbers_of = {value: index for index, value in enumerate(order)}
     return classes, np.array([numbers_of.get(value, -1) for value in raw], np.int64)
+
+
+def as_numbers(labels: Sequence[Any]) -> list[Any]:
+    """Texts that are all whole numbers, as numbers, so that class 10 comes after class 9."""
+    texts = [label for label in labels if label is not None]
+    if all(isinstance(text, str) and re.fullmatch(r"-?\d{1,18}", text) for text in texts):
+        return [None if label is None else int(label) for label in labels]
+    return list(labels)
 
 
 def check_classes(classes: Sequence[str]) -> None:

@@ -72,6 +72,7 @@ def open_source(
     """
     source = find_source(record, run)
     missing = source is None or ("/" in source and not _there(source))
+    missing |= config.labels is not None and not _there(config.labels)
     if missing and (kept := open_kept(decoded, config, str(record.get("fingerprint")))) is not None:
         say(f"no folder or file {record.get('source')}: the decoded images in {decoded} are used")
         return kept

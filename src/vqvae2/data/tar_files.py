@@ -22,7 +22,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError, printable
 from vqvae2.data.folder_layout import Layout, understand
 from vqvae2.data.formats import IMAGE_SUFFIXES, is_image, unread
-from vqvae2.data.labels import LABEL_COLUMNS, resolve_labels
+from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, resolve_labels
 from vqvae2.data.listing import Listing, Payload, different
 from vqvae2.data.split_names import file_splits, words_of
 
@@ -322,7 +322,7 @@ def _labels_beside(
                 f"no column {wanted!r}: the members beside the images have {', '.join(sorted(seen)) or 'none'}"
             )
         return None
-    return _as_numbers(labels)
+    return as_numbers(labels)
 
 
 def _label(members: Members, beside: Mapping[str, Member], wanted: str | None, seen: set[str]) -> Any:
@@ -347,11 +347,3 @@ def _label(members: Members, beside: Mapping[str, Member], wanted: str | None, s
 
 def _cut(member: Member) -> Member:
     return member._replace(size=min(member.size, _LARGEST_LABEL))
-
-
-def _as_numbers(labels: list[Any]) -> list[Any]:
-    """Texts that are all whole numbers, as numbers, so that class 10 comes after class 9."""
-    texts = [label for label in labels if label is not None]
-    if all(isinstance(text, str) and re.fullmatch(r"-?\d{1,18}", text) for text in texts):
-        return [None if label is None else int(label) for label in labels]
-    return labels
