@@ -79,6 +79,12 @@ class Columns:
         """The columns besides the image that are read for every row."""
         return [name for name in dict.fromkeys((self.label, self.name)) if name is not None]
 
+    def candidates(self, table: Table) -> list[str]:
+        """The other columns of texts or of numbered classes, which could be the classes."""
+        used = {self.image, self.label, self.name, self.split}
+        kinds = {name: _kind(feature) for name, feature in table.features.items() if name not in used}
+        return [name for name, kind in kinds.items() if kind.endswith("string") or kind == "ClassLabel"]
+
     def row(self, number: int, values: dict[str, Any], held: int | None) -> Row:
         """What row `number` says, including its encoded image where that was read."""
         cell = values.get(self.image) or {}

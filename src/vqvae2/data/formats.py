@@ -5,6 +5,8 @@ A file is recognised by its first bytes. The name decides only for TGA, which ha
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 import struct
 import zlib
@@ -92,7 +94,18 @@ def is_image(head: bytes) -> bool:
 
 def recognised(head: bytes) -> str | None:
     """The name of the format, "" for one that is read, None for none that is known."""
-    return next((name for name, pattern in _SIGNATURES if pattern.match(head)), None)
+    name = next((name for name, pattern in _SIGNATURES if pattern.match(head)), None)
+    return "" if name == "HEIC" and _reads_heic() else name
+
+
+@functools.cache
+def _reads_heic() -> bool:
+    """Whether the extra `heic` is installed; Pillow then reads the format, too."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
+    except ImportError:
+        return False
+    return True
 
 
 def unread(head: bytes) -> str:
@@ -111,6 +124,8 @@ def formats_for(data: bytes, name: str) -> tuple[str, ...]:
     tga = Path(name).suffix.lower() == ".tga" or data[-18:] == b"TRUEVISION-XFILE.\0"
     if tga and not is_image(data[:512]):
         return ("TGA",)
+    if _reads_heic():
+        return (*(name for name in FORMATS if name in Image.OPEN), "HEIF")
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF needs Pillow 11.3 or newer
 
 

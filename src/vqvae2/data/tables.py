@@ -21,6 +21,8 @@ from vqvae2.data.errors import DataError
 from vqvae2.data.labels import assign_splits
 from vqvae2.data.listing import Listing, Payload, Row, Stream
 
+_LOOKED = 1000  # rows of a table in which a column of classes is looked for
+
 
 class OpenedTable(NamedTuple):
     """One table.
@@ -125,7 +127,27 @@ def list_rows(opened: Tables, data: str, config: DataConfig) -> Listing:
         return [payload_of({**cell, "path": paths[number]}) for number, cell in found]
 
     listing.payloads, listing.skipped, listing.revision = payloads, skipped, opened.revision
+    listing.notes = _notes(listing, opened.tables[0].table, columns, config)
     return listing
+
+
+def _notes(listing: Listing, table: Table, columns: Columns, config: DataConfig) -> list[str]:
+    """What was understood, and which columns could be the classes if none was found."""
+    first = f"understood as {len(listing)} images, {len(listing.classes) or 'no'} classes"
+    if columns.label:
+        first += f" (column {columns.label!r})"
+    if listing.held is None:
+        first += ", no split"
+    else:
+        held = int(listing.held.sum())
+        first += f", split of the data: {len(listing) - held} to train, {held} held out"
+    if columns.label or config.label_column == "none":
+        return [first]
+    looked = table[:_LOOKED]
+    texts = [
+        name for name in columns.candidates(table) if 1 < len(set(looked[name])) <= len(looked[name]) / 2
+    ]
+    return [first, *(f"the column {name!r} could be the classes: data.label_column={name}" for name in texts)]
 
 
 def _paths(
