@@ -252,10 +252,11 @@ def test_other_settings_of_a_trained_run_are_refused(
         assert said.err.count("\n") == 1
     other = shutil.copytree(pictures, tmp_path / "elsewhere")
     assert command("train", other, "--run", run).code == 0  # the same images, wherever they are
-    (other / "disc" / "01.png").unlink()
-    said = command("train", other, "--run", run)
+    others = shutil.copytree(pictures, tmp_path / "others")
+    (others / "disc" / "01.png").unlink()
+    said = command("train", others, "--run", run)
     assert (said.code, said.err.count("\n")) == (2, 1)
-    assert "found others in" in said.err or "changed" in said.err
+    assert f"found others in {others}" in said.err
     assert digests(run) == before
 
 
@@ -278,7 +279,7 @@ def test_the_preset_fits_the_pictures_when_none_is_given(
     big = tmp_path / "big"
     big.mkdir()
     for number in range(3):
-        Image.new("RGB", (90, 70 + number), (number, 0, 0)).save(big / f"{number}.png")
+        Image.new("RGB", (80, 70 + number), (number, 0, 0)).save(big / f"{number}.png")
     for data, name, text in ((pictures, "small32", "24 images"), (big, "small64", "3 images")):
         said = command("train", data, "--run", tmp_path / "run")
         assert said.code == 0

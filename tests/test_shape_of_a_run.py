@@ -81,7 +81,7 @@ def test_completion_keeps_what_is_outside_the_mask(oblong: Path, pictures: Path,
 
 
 def test_measuring(oblong: Path, tmp_path: Path, command: Command) -> None:
-    parts = "reconstruction,nll,symmetry,memorisation"
+    parts = "reconstruction,nll"
     said = command("evaluate", oblong, "--n", 8, "--only", parts, "--out", tmp_path / "report")
     assert said.code == 0, said.err
     assert np.isfinite(load(oblong, "cpu").figures()["heldout_psnr"])

@@ -148,7 +148,7 @@ def _write(
     import torch
 
     from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.pixels import to_pil
+    from vqvae2.data.pixels import to_pil, viewable
     from vqvae2.files.atomic import write_json
 
     *files, sheet, listing = _files(out, about["n"])
@@ -158,7 +158,7 @@ def _write(
     accepted: list[Tensor] = []
     for part in drawn:
         images = part.images if about["paste"] else part.decoded
-        for number, image in zip(part.numbers, to_pil(images), strict=True):
+        for number, image in zip(part.numbers, to_pil(viewable(images)), strict=True):
             save_picture(image, files[number])
         entries += _entries(part, files, classes)
         shown += images[: _SHEET - len(shown)].cpu()

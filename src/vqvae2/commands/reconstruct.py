@@ -13,6 +13,8 @@ from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vqvae2.files.run_folder import DecoderName
     from vqvae2.run import Run
 
@@ -25,6 +27,8 @@ def reconstruct(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Write NAME.png and NAME-levels.png (the original, the coarsest level alone, ... all levels) of each image.
+
+    Where the run has a `data.range`, NAME.tif holds the values in that range, and NAME.png is for looking at.
 
     With the sharpened decoder, NAME.png is its image, which NAME-levels.png shows after those of the plain one.
 
@@ -48,8 +52,8 @@ def reconstruct(
     import torch
 
     from vqvae2.commands.images import usable_images
-    from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.pixels import psnr, to_float, to_pil
+    from vqvae2.data.grid import save_grid
+    from vqvae2.data.pixels import psnr, to_float
     from vqvae2.files.output import make_folder
 
     name, size = run.decoder_name(decoder), max(run.config.data.shape)
@@ -69,18 +73,29 @@ def reconstruct(
             decoded.append(sharp.decode(codes).cpu())
             figures["psnr_sharp"] = float(psnr(decoded[-1], original)[0])
         stem = _free_name(file.stem, taken)
-        whole, sheet = out / f"{stem}.png", out / f"{stem}-levels.png"
-        save_picture(to_pil(decoded[-1])[0], whole)
+        whole, sheet = _save(decoded[-1], out / stem, run), out / f"{stem}-levels.png"
         save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
         item = {"source": str(file), "file": str(whole), "levels": str(sheet)}
         results.append({**item, "decoder": name, **figures})
     return results
 
 
+def _save(image: Tensor, stem: Path, run: Run) -> Path:
+    """Write an image [1, C, H, W] as a PNG, and where the run has a range also in that range; returns the file to use."""
+    from vqvae2.data.deep import save_values
+    from vqvae2.data.grid import save_picture
+    from vqvae2.data.pixels import to_pil, viewable
+
+    whole = stem.with_name(f"{stem.name}.png")
+    save_picture(to_pil(viewable(image))[0], whole)
+    data = run.config.data
+    return whole if data.range is None else save_values(image[0], stem, data)
+
+
 def _free_name(stem: str, taken: set[str]) -> str:
-    """`stem`, or `stem` with a number, such that neither NAME.png nor NAME-levels.png is in `taken`; both are added."""
+    """`stem`, or `stem` with a number, such that no file written under that name is in `taken`; these are added."""
     for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
-        files = {f"{name}.png".casefold(), f"{name}-levels.png".casefold()}
+        files = {f"{name}{end}".casefold() for end in (".png", "-levels.png", ".tif", ".npy")}
         if not files & taken:
             taken |= files
             return name

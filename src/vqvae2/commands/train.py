@@ -18,6 +18,7 @@ from vqvae2.files.run_folder import RunFolder
 if TYPE_CHECKING:
     from vqvae2.config.models import Config, DataConfig
 
+_SQUARE = 1.25  # ratios of the sides below this keep the square
 _LONGEST = 4.0  # the long side of chosen images, in short sides
 
 
@@ -105,7 +106,7 @@ def fitting(config: Config, aspect: float) -> tuple[int, int] | tuple[()]:
     """
     step, short = math.prod(config.autoencoder.strides), min(config.data.shape)
     long = step * round(short * min(_LONGEST, max(aspect, 1 / aspect)) / step)
-    if long == short:
+    if max(aspect, 1 / aspect) < _SQUARE or long == short:
         return ()
     return (short, long) if aspect > 1 else (long, short)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vqvae2.config.base import Settings
 
@@ -23,8 +24,17 @@ class DataConfig(Settings):
         description="images of another shape: crop = the largest part of that shape in the centre; pad = the whole image "
         "between bars of the background colour",
     )
-    channels: Literal[1, 3, 4] = Field(
-        3, description="channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha"
+    channels: int = Field(
+        3,
+        ge=1,
+        le=16,
+        description="channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha; with `range` any number up to 16",
+    )
+    range: Literal["dtype", "percentiles"] | tuple[float, float] | None = Field(
+        None,
+        description="values that become black and white, for images of more than 8 bits, as [low, high]; dtype = the whole "
+        "range of their type (floating point: 0 to 1), percentiles = 0.1 and 99.9 % of the values of training images "
+        "(default: 8 bits)",
     )
     background: str = Field(
         "white",
@@ -121,6 +131,22 @@ class DataConfig(Settings):
                 f"expected an integer from 1 to {_LARGEST}, or two as [height, width], found {given!r}"
             )
         return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        if isinstance(self.range, tuple) and not (
+            self.range[0] < self.range[1] and all(map(math.isfinite, self.range))
+        ):
+            raise ValueError(f"range: expected [low, high] with low < high, found {list(self.range)}")
+        if self.range is None and self.channels not in (1, 3, 4):
+            raise ValueError(
+                f"channels: expected 1, 3 or 4, found {self.channels}; other numbers need images with `range` set"
+            )
+        return self
+
+    def replace_range(self, bounds: tuple[float, float]) -> DataConfig:
+        """These settings with another range."""
+        return self.model_copy(update={"range": bounds})
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -78,9 +78,9 @@ def _take(raw: Pixels, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> P
     """The pixels at rows [b, H] and columns [b, W] of each image [b, PH, PW, C]: [b, H, W, C]."""
     count, height, width, channels = raw.shape
     # One element per pixel instead of one per channel: 2.5 times faster.
-    flat = np.ascontiguousarray(raw).reshape(-1).view(np.dtype((np.void, channels)))
+    flat = np.ascontiguousarray(raw).reshape(-1).view(np.dtype((np.void, channels * raw.itemsize)))
     positions = ((np.arange(count)[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]
-    taken: Pixels = np.take(flat, positions).view(np.uint8)
+    taken: Pixels = np.take(flat, positions).view(raw.dtype)
     return taken.reshape(*positions.shape, channels)
 
 

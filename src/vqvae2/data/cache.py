@@ -1,4 +1,4 @@
-"""Decoded images kept in the run folder: `pixels-*.npy`, one uint8 array, and the `index.json` that names it.
+"""Decoded images kept in the run folder: `pixels-*.npy`, one array, and the `index.json` that names it.
 
     Listing or Stream --decoding, in worker processes where that pays--> pixels-*.npy, index.json, skipped.txt
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
-from vqvae2.data.decoding import stored_shape
+from vqvae2.data.decoding import stored_shape, stored_type
 from vqvae2.data.errors import DataError
 from vqvae2.data.index import ImageIndex
 from vqvae2.data.listing import Listing, Payload, Row, Stream
@@ -35,14 +35,15 @@ _WORTHWHILE = 10.0  # seconds of work left from which starting worker processes 
 
 
 def load_pixels(folder: Path, index: ImageIndex, config: DataConfig) -> Pixels:
-    """The decoded images that an index names, memory-mapped, uint8 [n, PH, PW, C].
+    """The decoded images that an index names, memory-mapped, [n, PH, PW, C].
 
     Raises:
         ValueError: the file is damaged, or does not fit the index or the settings.
         OSError: it cannot be read.
     """
     stored: Pixels = np.load(folder / index.pixels, mmap_mode="r")
-    if stored.shape != (len(index.names), *stored_shape(config), config.channels):
+    shape = (len(index.names), *stored_shape(config), config.channels)
+    if stored.shape != shape or stored.dtype != stored_type(config):
         raise ValueError("the decoded images do not fit their index")
     return stored
 
@@ -63,7 +64,7 @@ def fill_cache(
     index.pixels = f"pixels-{index.fingerprint[:16]}.npy"
     total = len(listed) if isinstance(listed, Listing) else None
     remove_stale_files(folder)
-    writer = ArrayWriter(folder / index.pixels, (*stored_shape(config), config.channels), np.uint8)
+    writer = ArrayWriter(folder / index.pixels, (*stored_shape(config), config.channels), stored_type(config))
     decoder = Decoder(config)
     rows: list[Row] = []
     try:
@@ -110,7 +111,7 @@ def _decode_all(
         writer.append(pixels)
         outcome += reasons
         remarks += said
-        if writer.count * pixels[:1].size > config.cache_gb * 1e9:
+        if writer.count * pixels[:1].nbytes > config.cache_gb * 1e9:
             raise DataError(
                 f"the stream does not fit in cache_gb = {config.cache_gb:g}: raise it, or set limit"
             )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.colours import Depth, background, deep_grey, has_alpha, is_deep, to_channels
+from vqvae2.data.deep import TIFF, is_array_file, pillow_values, png_16, read_values, scaled, with_channels
 from vqvae2.data.errors import DataError, ImageError, printable, reading_failed
 from vqvae2.data.formats import READ, check_costs, check_memory, formats_for, unread, without_metadata
 from vqvae2.data.listing import Payload
@@ -55,7 +56,7 @@ def load_image(
         resample: the filter of the resizing; the default suits both larger and smaller sizes.
 
     Returns:
-        uint8 [PH, PW, C].
+        uint8 [PH, PW, C]; int16 where `data.range` is set (`deep`).
 
     Raises:
         ImageError: the file is missing, empty, damaged, not an image, or larger than max_pixels; the message says
@@ -83,7 +84,7 @@ def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool
     Raises:
         DataError: as `load_image`.
     """
-    grey = config.model_copy(update={"channels": 1, "background": "black"})
+    grey = config.model_copy(update={"channels": 1, "background": "black", "range": None})
     return load_image(source, grey, Image.Resampling.NEAREST)[..., 0] >= 128
 
 
@@ -98,6 +99,10 @@ def decode(
     Args:
         remarks: what was done with the colour profile is appended.
     """
+    said: list[str] = [] if remarks is None else remarks
+    if config.range is not None:
+        values = with_channels(raw_values(source, config), config.channels)
+        return _padded(scaled(_resized_values(values, config, resample), config, said), config)
     with _opened(source, config.max_memory) as image:
         check_costs(image, config.max_pixels)
         enough = 2 * max(stored_shape(config))  # in either orientation
@@ -108,10 +113,31 @@ def decode(
         whole = _upright(image)
         if is_deep(whole):
             whole = deep_grey(whole, depth)
-        said: list[str] = [] if remarks is None else remarks
         if has_alpha(whole) or whole.mode in ("1", "P"):  # what cannot be resized as it is
             return _padded(_array(_resized(to_channels(whole, config, said), config, resample)), config)
         return _padded(_array(to_channels(_resized(whole, config, resample), config, said)), config)
+
+
+def raw_values(source: bytes | str | Path | None, config: DataConfig) -> NDArray[Any]:
+    """The values of an image as its file stores them, [H, W, C], upright.
+
+    Raises:
+        ImageError, DataError: as `decode`.
+    """
+    if source is None:
+        raise ImageError("the row holds no image")
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    if is_array_file(data) or data.startswith(TIFF):
+        with _blaming(data, config.max_memory):
+            return read_values(data, config.max_pixels, config.max_memory)
+    with _opened(data, config.max_memory, "" if isinstance(source, bytes) else str(source)) as image:
+        check_costs(image, config.max_pixels)
+        check_memory(image, config.max_memory)
+        deep = png_16(data)
+        if deep is not None:
+            return deep
+        image.load()
+        return pillow_values(_upright(image))
 
 
 def image_size(source: bytes | str | Path) -> tuple[int, int]:
@@ -120,30 +146,50 @@ def image_size(source: bytes | str | Path) -> tuple[int, int]:
     Raises:
         ImageError, DataError: as `decode`.
     """
-    with _opened(source, 0) as image:
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    if is_array_file(data):
+        with _blaming(data, 0):
+            values = read_values(data, 2**40, 2**20)
+            return values.shape[0], values.shape[1]
+    with _opened(data, 0, "" if isinstance(source, bytes) else str(source)) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION) in _TURNED if image.format in ("JPEG", "TIFF") else False
         return (width, height) if turned else (height, width)
 
 
 @contextmanager
-def _opened(source: bytes | str | Path, max_memory: int) -> Iterator[Image.Image]:
-    """The image, opened by Pillow; whatever it raises, then or later, becomes an `ImageError` or a `DataError`.
+def _opened(source: bytes | str | Path, max_memory: int, name: str = "") -> Iterator[Image.Image]:
+    """The image, opened by Pillow.
 
     Args:
-        max_memory: MB that decoding may take, to tell a damaged image from too little memory.
+        max_memory: see `_blaming`, which holds for what is done with the image, too.
+        name: of the file, if `source` is its content.
     """
     data = source if isinstance(source, bytes) else _read(Path(source))
-    if not data:
-        raise ImageError("zero bytes")
-    name = "" if isinstance(source, bytes) else str(source)
-    try:
+    name = name if isinstance(source, bytes) else str(source)
+    with _blaming(data, max_memory):
+        if is_array_file(data):
+            raise ImageError("an array of values, which is read with data.range set")
         plain = without_metadata(data)
         with _quiet(), Image.open(BytesIO(plain.data), formats=formats_for(data, name)) as image:
             if plain.profile is not None:
                 image.info["icc_profile"] = plain.profile
             image.info["scans"] = data.count(b"\xff\xda")
             yield image
+
+
+@contextmanager
+def _blaming(data: bytes, max_memory: int) -> Iterator[None]:
+    """Turn whatever is raised while a file is read into an `ImageError`, or a `DataError` where the machine is to blame.
+
+    Args:
+        data: the content of the file.
+        max_memory: MB that decoding may take, to tell a damaged image from too little memory.
+    """
+    if not data:
+        raise ImageError("zero bytes")
+    try:
+        yield
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -152,7 +198,7 @@ def _opened(source: bytes | str | Path, max_memory: int) -> Iterator[Image.Image
     except MemoryError as error:
         _blame_memory(max_memory)
         raise ImageError("broken: it asks for more memory than its size needs") from error
-    except Exception as error:  # Pillow may raise any exception for a damaged file
+    except Exception as error:  # Pillow and others may raise any exception for a damaged file
         raise ImageError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
@@ -177,6 +223,11 @@ def _blame_memory(megabytes: int) -> None:
             f"too little memory to decode images: up to max_memory = {megabytes} (MB) may be needed at a time; "
             "use fewer data.workers, or set data.max_memory lower to skip large images"
         ) from None
+
+
+def stored_type(config: DataConfig) -> np.dtype[Any]:
+    """The type of the pixels that are kept: 8 bits, or 16 where `data.range` is set."""
+    return np.dtype(np.uint8 if config.range is None else np.int16)
 
 
 def stored_shape(config: DataConfig) -> tuple[int, int]:
@@ -205,6 +256,16 @@ def _upright(image: Image.Image) -> Image.Image:
         raise
     except Exception:  # damaged EXIF data does not make the pixels unusable
         return image
+
+
+def _resized_values(values: NDArray[Any], config: DataConfig, resample: Image.Resampling) -> NDArray[Any]:
+    """As `_resized`, channel by channel in floating point; the filter adds no values beyond those of the channel."""
+    planes = []
+    for channel in range(values.shape[2]):
+        plane = np.ascontiguousarray(values[..., channel], np.float32)
+        resized = np.asarray(_resized(Image.fromarray(plane), config, resample))
+        planes.append(resized.clip(plane.min(), plane.max()))
+    return np.stack(planes, -1)
 
 
 def _resized(image: Image.Image, config: DataConfig, resample: Image.Resampling) -> Image.Image:
@@ -238,7 +299,9 @@ def _padded(pixels: Pixels, config: DataConfig) -> Pixels:
     colour = np.array([*background(config)[:3], 0], np.uint8)
     if config.channels == 1:
         colour = np.asarray(Image.new("RGB", (1, 1), background(config)[:3]).convert("L")).reshape(1)
-    whole = np.empty(shape, np.uint8)
+    if config.range is not None:
+        colour = np.full(config.channels, np.iinfo(np.int16).min)  # the lowest value
+    whole = np.empty(shape, pixels.dtype)
     whole[:] = colour[: config.channels]
     top, left = (shape[0] - pixels.shape[0]) // 2, (shape[1] - pixels.shape[1]) // 2
     whole[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
@@ -271,5 +334,5 @@ def decode_many(payloads: Sequence[Payload | None], config: DataConfig) -> Decod
         except ImageError as error:
             reasons.append(str(error))
     empty = (0, *stored_shape(config), config.channels)
-    pixels = np.stack(decoded) if decoded else np.empty(empty, np.uint8)
+    pixels = np.stack(decoded) if decoded else np.empty(empty, stored_type(config))
     return Decoded(pixels, reasons, remarks)

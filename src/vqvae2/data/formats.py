@@ -30,7 +30,7 @@ READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM, QOI, TGA, PSD, SG
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".avif", ".jp2", ".j2k", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".tga"),
-    *(".psd", ".sgi", ".rgb", ".dds"),
+    *(".psd", ".sgi", ".rgb", ".dds", ".npy", ".dcm"),
 )
 
 TABLE_SUFFIXES = (".parquet", ".tar", ".tar.gz", ".tgz")
@@ -54,9 +54,8 @@ _SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
         ("ICO", rb"\0\0[\x01\x02]\0[^\0]\0"),
         ("BigTIFF", rb"II\x2b\0|MM\0\x2b"),
         ("camera raw", rb"FUJIFILMCCD-RAW|IIU\0|....ftypcrx "),
-        ("DICOM", rb".{128}DICM"),
+        ("", rb".{128}DICM|\x93NUMPY"),
         ("NIfTI", rb"\x5c\x01\0\0.{340}n[i+]1\0"),
-        ("NumPy", rb"\x93NUMPY"),
         ("OpenEXR", rb"\x76\x2f\x31\x01"),
         ("video", rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI "),
         ("ZIP", rb"PK\x03\x04"),

@@ -25,7 +25,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import centre
 from vqvae2.data.cache import WORKERS_FROM, Progress, fill_cache, load_pixels
 from vqvae2.data.colours import background
-from vqvae2.data.decoding import decode_many, stored_shape
+from vqvae2.data.decoding import decode_many, stored_shape, stored_type
 from vqvae2.data.errors import DataError, printable
 from vqvae2.data.holdout import split_images
 from vqvae2.data.index import ImageIndex, index_key
@@ -200,7 +200,7 @@ def open_images(
     except UserError:
         shutil.rmtree(folder / "table", ignore_errors=True)
         raise
-    size = math.prod(stored_shape(config)) * config.channels
+    size = math.prod(stored_shape(config)) * config.channels * stored_type(config).itemsize
     if isinstance(listed, Listing) and len(listed) * size > config.cache_gb * 1e9:
         return _open_uncached(listed, index, config, folder, say)
     try:

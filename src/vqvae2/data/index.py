@@ -24,7 +24,7 @@ _PIXEL_OPTIONS = (
     *("limit", "split", "image_column", "label_column"),
 )
 # These count where they are changed, so that older keys stay valid.
-_LATER_OPTIONS = ("max_memory", "image_root", "fit")
+_LATER_OPTIONS = ("max_memory", "image_root", "fit", "range")
 
 
 @dataclass

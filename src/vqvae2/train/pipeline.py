@@ -27,12 +27,14 @@ from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.recorded import same_source
 from vqvae2.data.store import CodeStore, StoreError, open_store
+from vqvae2.data.value_range import with_range
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.extract import extract, image_count
 from vqvae2.train.folder import (
+    begun,
     check_images,
     claim,
     finished,
@@ -84,6 +86,7 @@ def train(
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
+    config = _with_range(data, folder, config, reporter)
     config = claim(folder, data, config, command, accelerator)
     if finished(folder, config) and same_source(data, read_run(folder)[0], folder):
         reporter.say(f"{folder}: all is done; nothing to train")
@@ -111,6 +114,20 @@ def train(
             _draw_level(folder, config, autoencoder, level)
         accelerator.wait_for_everyone()
     _say_sharpened(folder, reporter)
+
+
+def _with_range(data: str, folder: Path, config: Config, reporter: Reporter) -> Config:
+    """The settings with numbers for `data.range`, those of the run where a stage of it is trained."""
+    if not isinstance(config.data.range, str):
+        return config
+    if RunFolder(folder).exists():
+        old = read_run(folder)[1]
+        if begun(folder, old) and old.data.range is not None:
+            return config.model_copy(
+                update={"data": config.data.model_copy(update={"range": old.data.range})}
+            )
+    found = with_range(data, config.data, folder, reporter.say)
+    return config.model_copy(update={"data": found})
 
 
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:

@@ -49,9 +49,10 @@ class ResidentImages:
         """Copy the training images of `images` to the device; None if they take more than `limit` bytes."""
         indices = images.train
         shape = (len(indices), *stored_shape(config), config.channels)
-        if np.prod(shape, dtype=np.int64) > limit:
+        kind = torch.uint8 if config.range is None else torch.int16
+        if np.prod(shape, dtype=np.int64) * kind.itemsize > limit:
             return None
-        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+        pixels = torch.empty(shape, dtype=kind, device=device)
         chunks = [slice(at, at + _CHUNK) for at in range(0, len(indices), _CHUNK)]
         for chunk, (raw, _) in zip(chunks, images.raw(indices[chunk] for chunk in chunks), strict=True):
             pixels[chunk] = torch.from_numpy(np.ascontiguousarray(raw)).to(device)
@@ -87,7 +88,7 @@ class TrainingImages:
     def keep_on(self, device: torch.device, limit: int) -> int:
         """Keep the stored training images on the device, if they take at most `limit` bytes; returns how many they take."""
         self.resident = ResidentImages.of(self.images, self.config, device, limit)
-        return self.resident.pixels.numel() if self.resident else 0
+        return self.resident.pixels.nbytes if self.resident else 0
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
         """This process's batches from step `start` on: uint8 pixels [b, H, W, C] and labels [b].
@@ -106,9 +107,10 @@ class TrainingImages:
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """uint8 [b, H, W, C] to float32 [b, C, H, W] in [-1, 1], the same numbers on every device; on a card channels last."""
+    """uint8 or int16 [b, H, W, C] to float32 [b, C, H, W] in [-1, 1], the same numbers on every device; on a card channels last."""
     if pixels.device.type == "cpu":
         return to_float(pixels)
     # by a tensor: a card would multiply by the rounded inverse of a number
-    half = torch.full((), 127.5, device=pixels.device)
-    return pixels.permute(0, 3, 1, 2).float() / half - 1
+    half = torch.full((), 127.5 if pixels.dtype == torch.uint8 else 32767.5, device=pixels.device)
+    floats = pixels.permute(0, 3, 1, 2).float()
+    return floats / half - 1 if pixels.dtype == torch.uint8 else (floats + 0.5) / half
