@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.decoding import decode
+from vqvae2.data.decoding import decode, stored_type
 from vqvae2.data.errors import ImageError
 from vqvae2.data.images import open_images
 from vqvae2.data.sources import list_images, locate
@@ -84,7 +84,9 @@ def mutate_images(seed: int, count: int) -> Outcomes:
             rng = np.random.default_rng((seed, number))
             name, data = mutant(whole, rng)
             batch.append(data)
-            _count(outcomes, decoder.ask(data), f"seed {seed}, mutant {number} ({name})")
+            _count(
+                outcomes, decoder.ask(data, deep=number % 4 == 3), f"seed {seed}, mutant {number} ({name})"
+            )
             if len(batch) == _FOLDER or number == count - 1:
                 fault = decoder.ask_folder(batch, seed)
                 outcomes.folders += 1
@@ -140,7 +142,9 @@ def originals() -> dict[str, bytes]:
             buffer = BytesIO()
             image.save(buffer, kind, **options)
             made[name] = buffer.getvalue() + (b"TRUEVISION-XFILE.\0" if kind == "TGA" else b"")
-    return made
+    buffer = BytesIO()
+    np.save(buffer, rng.integers(0, 4096, (12, 10, 3)))
+    return {**made, "npy": buffer.getvalue()}
 
 
 def mutant(whole: dict[str, bytes], rng: np.random.Generator) -> tuple[str, bytes]:
@@ -253,9 +257,9 @@ class _Decoder:
         self.process: Any = None
         self.peak_mb = 0.0
 
-    def ask(self, data: bytes) -> str:
-        """ "decoded", "skipped: " and a reason, or a fault."""
-        return self._ask(("decode", data))
+    def ask(self, data: bytes, deep: bool) -> str:
+        """ "decoded", "skipped: " and a reason, or a fault; `deep` decodes with `data.range` set."""
+        return self._ask(("deep" if deep else "decode", data))
 
     def ask_folder(self, batch: list[bytes], seed: int) -> str:
         """ "" or a fault in listing and reading a folder of mutants."""
@@ -291,9 +295,12 @@ class _Decoder:
 def _serve(pipe: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     config = DataConfig(**_CONFIG)  # type: ignore[arg-type]
+    deep = DataConfig(**_CONFIG, range=(0, 4095))  # type: ignore[arg-type]
     while True:
         kind, what = pipe.recv()
-        answer = _decoded(what, config) if kind == "decode" else _folder(*what, config)
+        answer = (
+            _folder(*what, config) if kind == "folder" else _decoded(what, deep if kind == "deep" else config)
+        )
         pipe.send((answer, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000))
 
 
@@ -304,7 +311,7 @@ def _decoded(data: bytes, config: DataConfig) -> str:
         return f"skipped: {error}"
     except BaseException as error:
         return f"fault: {type(error).__name__}: {error}"
-    if pixels.shape != (config.size, config.size, config.channels) or pixels.dtype != np.uint8:
+    if pixels.shape != (*config.shape, config.channels) or pixels.dtype != stored_type(config):
         return f"fault: pixels {pixels.shape} {pixels.dtype}"
     return "decoded"
 

@@ -21,7 +21,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.colours import Depth, background, deep_grey, has_alpha, is_deep, to_channels
-from vqvae2.data.deep import TIFF, is_array_file, pillow_values, png_16, read_values, scaled, with_channels
+from vqvae2.data.deep import (
+    TIFF,
+    is_array_file,
+    pillow_values,
+    png_16,
+    read_values,
+    scaled,
+    tiff_size,
+    with_channels,
+)
 from vqvae2.data.errors import DataError, ImageError, printable, reading_failed
 from vqvae2.data.formats import READ, check_costs, check_memory, formats_for, unread, without_metadata
 from vqvae2.data.listing import Payload
@@ -151,6 +160,8 @@ def image_size(source: bytes | str | Path) -> tuple[int, int]:
         with _blaming(data, 0):
             values = read_values(data, 2**40, 2**20)
             return values.shape[0], values.shape[1]
+    if data.startswith(TIFF) and (size := tiff_size(data)) is not None:
+        return size
     with _opened(data, 0, "" if isinstance(source, bytes) else str(source)) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION) in _TURNED if image.format in ("JPEG", "TIFF") else False

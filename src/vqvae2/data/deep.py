@@ -141,6 +141,20 @@ def _tiff(data: bytes, most_pixels: int, most_megabytes: int) -> NDArray[Any]:
     return values
 
 
+def tiff_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a TIFF of several channels or of deep ones; None without tifffile, and for all others."""
+    library = _optional("tifffile")
+    if library is None:
+        return None
+    try:
+        with library.TiffFile(BytesIO(data)) as file:
+            page = file.pages[0]
+            usual = page.samplesperpixel in (1, 3, 4) and page.bitspersample <= 8
+            return None if usual else (int(page.imagelength), int(page.imagewidth))
+    except Exception:  # damaged: Pillow says how
+        return None
+
+
 def _dicom(data: bytes, most_pixels: int) -> NDArray[Any]:
     library = _optional("pydicom")
     if library is None:

@@ -43,7 +43,7 @@ _SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
     for name, pattern in (
         (
             "",
-            rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|qoif|8BPS|DDS |\x01\xda[\0\x01][\x01\x02]",
+            rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|qoif|8BPS|DDS |\x01\xda[\0\x01][\x01\x02]",
         ),
         ("", rb"BM....\0\0\0\0|\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-7fF]\s|....ftypavi[fs]"),
         ("HEIC", rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)"),
@@ -52,7 +52,6 @@ _SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
         ("PDF", rb"%PDF"),
         ("SVG", rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg"),
         ("ICO", rb"\0\0[\x01\x02]\0[^\0]\0"),
-        ("BigTIFF", rb"II\x2b\0|MM\0\x2b"),
         ("camera raw", rb"FUJIFILMCCD-RAW|IIU\0|....ftypcrx "),
         ("", rb".{128}DICM|\x93NUMPY"),
         ("NIfTI", rb"\x5c\x01\0\0.{340}n[i+]1\0"),
