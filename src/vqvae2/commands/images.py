@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vqvae2.data.augmentation import centre
 from vqvae2.data.decoding import load_image
-from vqvae2.data.errors import DataError, ImageError, printable
+from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.folder_files import list_folder
 from vqvae2.data.pixels import to_float
 from vqvae2.data.skipped import one_line
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 from vqvae2.run import Run
 
 _SHOWN = 20  # skipped files that are named one by one

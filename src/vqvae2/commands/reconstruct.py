@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json
+from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json, say
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -113,7 +111,6 @@ def command(
 
     The sharpened decoder has only learnt to decode all levels, so the plain one shows the coarsest ones alone.
     """
-    from vqvae2.data.errors import printable
     from vqvae2.run import load
 
     loaded = load(run)
@@ -126,4 +123,4 @@ def command(
         decibels = f"PSNR {item['psnr'][-1]:.2f} dB"
         if "psnr_sharp" in item:
             decibels += f" with the plain decoder, {item['psnr_sharp']:.2f} dB with the sharp one,"
-        typer.echo(f"{printable(where)}  {decibels} at {loaded.config.data.shape_text} px")
+        say(f"{where}  {decibels} at {loaded.config.data.shape_text} px")

@@ -85,7 +85,6 @@ def command(
     The least typical come first. Typicality is the share of held-out images whose number of bits is at least as far from
     the usual one, above or below. Images with a typicality of at most 5 % are marked "unlike".
     """
-    from vqvae2.data.errors import printable
     from vqvae2.run import load
 
     say = Reporter().say
@@ -101,4 +100,4 @@ def command(
         if "score" in item:
             text += f", score {item['score']:.2f}, typicality {item['typicality']:.1%}"
             text += "  unlike" if item["unlike"] else ""
-        typer.echo(printable(text))
+        say(text)

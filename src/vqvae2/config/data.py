@@ -69,26 +69,33 @@ class DataConfig(Settings):
         False, description="read a data set of the Hub as a stream, without keeping its files"
     )
     limit: int | None = Field(
-        None, ge=1, description="use at most this many images, chosen by the seed; of a stream the first ones"
+        None,
+        ge=1,
+        le=10**12,
+        description="use at most this many images, chosen by the seed; of a stream the first ones",
     )
     max_pixels: int = Field(
         178_956_970,
         ge=1,
+        le=2**40,
         description="an image of more pixels is skipped, because decoding it could fill the memory",
     )
     max_memory: int = Field(
         1024,
         ge=1,
+        le=2**20,
         description="an image whose decoding would take more than this many MB (1e6 bytes) is skipped",
     )
     workers: int = Field(
         -1,
         ge=-1,
+        le=1024,
         description="processes that decode images; -1 = one per available processor core, 0 = none besides the main process",
     )
     cache_gb: float = Field(
         8.0,
         ge=0,
+        le=1e6,
         description="decoded images are kept in the run folder if they fit in this many GB (1e9 bytes), and are decoded anew "
         "in every epoch otherwise",
     )

@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from vqvae2.config.models import DataConfig
 from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
 from vqvae2.data.decoding import stored_shape, stored_type
@@ -25,6 +23,7 @@ from vqvae2.data.listing import Listing, Payload, Row, Stream
 from vqvae2.data.pixels import Pixels
 from vqvae2.data.skipped import SkippedFile
 from vqvae2.data.workers import Decoder
+from vqvae2.files.arrays import map_array
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of images decoded so far and the number of all images (None = unknown)."""
@@ -38,14 +37,11 @@ def load_pixels(folder: Path, index: ImageIndex, config: DataConfig) -> Pixels:
     """The decoded images that an index names, memory-mapped, [n, PH, PW, C].
 
     Raises:
-        ValueError: the file is damaged, or does not fit the index or the settings.
+        FileError: the file is damaged, or does not fit the index or the settings.
         OSError: it cannot be read.
     """
-    stored: Pixels = np.load(folder / index.pixels, mmap_mode="r")
     shape = (len(index.names), *stored_shape(config), config.channels)
-    if stored.shape != shape or stored.dtype != stored_type(config):
-        raise ValueError("the decoded images do not fit their index")
-    return stored
+    return map_array(folder / index.pixels, shape, stored_type(config))
 
 
 def fill_cache(

@@ -31,10 +31,11 @@ from vqvae2.data.deep import (
     tiff_size,
     with_channels,
 )
-from vqvae2.data.errors import DataError, ImageError, printable, reading_failed
+from vqvae2.data.errors import DataError, ImageError, reading_failed
 from vqvae2.data.formats import READ, check_costs, check_memory, formats_for, unread, without_metadata
 from vqvae2.data.listing import Payload
 from vqvae2.data.pixels import Pixels
+from vqvae2.errors import printable
 
 _ORIENTATION = 0x0112  # tag of the EXIF data
 _TURNED = (5, 6, 7, 8)  # its values for an image that lies on its side

@@ -1,4 +1,4 @@
-"""The errors of data that cannot be used, and names of files as text that a terminal may show."""
+"""The errors of data that cannot be used."""
 
 from __future__ import annotations
 
@@ -32,8 +32,3 @@ def reading_failed(error: OSError) -> DataError:
     if error.errno in _OF_THE_FILE:
         return ImageError(reason)
     return DataError(f"reading failed: {reason} (this is a fault of the machine, so the file is not skipped)")
-
-
-def printable(text: str) -> str:
-    """The text with `?` for every character that a terminal would obey instead of showing it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

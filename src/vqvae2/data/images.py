@@ -26,7 +26,7 @@ from vqvae2.data.augmentation import centre
 from vqvae2.data.cache import WORKERS_FROM, Progress, fill_cache, load_pixels
 from vqvae2.data.colours import background
 from vqvae2.data.decoding import decode_many, stored_shape, stored_type
-from vqvae2.data.errors import DataError, printable
+from vqvae2.data.errors import DataError
 from vqvae2.data.holdout import split_images
 from vqvae2.data.index import ImageIndex, index_key
 from vqvae2.data.listing import Listing, Payload, Stream
@@ -34,7 +34,7 @@ from vqvae2.data.pixels import Pixels
 from vqvae2.data.skipped import SkippedFile, report_skipped
 from vqvae2.data.sources import list_images, locate
 from vqvae2.data.workers import Decoder
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 from vqvae2.files import atomic
 
 

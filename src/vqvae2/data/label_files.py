@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError, printable, reading_failed
+from vqvae2.data.errors import DataError, reading_failed
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, assign_splits
+from vqvae2.errors import printable
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.json")
 NAMES = ("file_name", "filename", "file", "path", "image_path", "image", "img", "name", "image_id", "id")

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.data.errors import DataError, printable
+from vqvae2.data.errors import DataError
 from vqvae2.data.split_names import HELD, TRAIN, first, folder_roles
+from vqvae2.errors import printable
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 """Names of columns that hold classes; the first that exists is taken."""

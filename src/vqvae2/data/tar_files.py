@@ -19,12 +19,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError, printable
+from vqvae2.data.errors import DataError
 from vqvae2.data.folder_layout import Layout, understand
 from vqvae2.data.formats import IMAGE_SUFFIXES, is_image, unread
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, resolve_labels
 from vqvae2.data.listing import Listing, Payload, different
 from vqvae2.data.split_names import file_splits, words_of
+from vqvae2.errors import printable
 
 _BESIDE = ("cls", "json", "txt")  # endings of members that may tell a class
 _LARGEST_LABEL = 1 << 20  # bytes of such a member
