@@ -54,9 +54,9 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
 
 def _geometry(config: Config) -> dict[str, Any]:
     geometry = config.geometry
-    pixels = config.data.size**2 * config.data.channels
+    pixels = config.data.area * config.data.channels
     rows: dict[str, Any] = {
-        "image": f"{config.data.size}x{config.data.size}, {config.data.channels} channels"
+        "image": f"{config.data.shape[0]}x{config.data.shape[1]}, {config.data.channels} channels"
     }
     for level, ((h, w), k) in enumerate(zip(geometry.grids, geometry.vocabulary, strict=True)):
         rows[f"level {level}"] = f"{h}x{w} grid, {k} codes"

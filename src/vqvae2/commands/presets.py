@@ -14,5 +14,5 @@ def command() -> None:
         grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
         steps = ", ".join(str(item.steps) for item in (config.train_autoencoder, *config.train_prior))
         typer.echo(
-            f"{name:12s} {config.data.size} px, grids {grids}, {config.autoencoder.codes[0]} codes, steps {steps}"
+            f"{name:12s} {config.data.shape_text} px, grids {grids}, {config.autoencoder.codes[0]} codes, steps {steps}"
         )
