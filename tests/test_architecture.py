@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("autoencoder",), ("prior",)),
     (("generate",),),
     (("evaluate",), ("train",)),
-    (("run",),),
+    (("run", "stored_run"),),
     (("commands",),),
     (("cli", "__main__"),),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,15 +18,15 @@ from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.critic import Critic, fit_to_run, load_critic
 from vqvae2.evaluate.typicality import Typical
-from vqvae2.files import tensor_file
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import DecoderName, RunError, RunFolder
+from vqvae2.files.run_folder import DecoderName, RunError
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.train.folder import load_autoencoder, load_prior, read_run, sharp_autoencoder
+from vqvae2.stored_run import StoredRun
+from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
 
 _REFERENCE = 1024  # held-out images with which others are compared, at most
 
@@ -44,7 +44,7 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
     return Run(find_run(name), device)
 
 
-class Run:
+class Run(StoredRun):
     """A trained (or partly trained) model and its folder.
 
     Args:
@@ -52,23 +52,14 @@ class Run:
         device: where the models go; None chooses the accelerator if there is one.
 
     Attributes:
-        folder: RUN.
-        paths: the paths of what is in it.
-        config: its settings.
-        record: version, command, source, fingerprint, classes.
-        classes: class names, () without classes.
-        sampling: how this run draws unless a call says otherwise (`sampling` of its configuration).
+        device: where the models are; the other attributes are those of `StoredRun`.
 
     Raises:
         RunError: `folder` is no run folder, or was made by a newer version.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
-        self.folder = Path(folder)
-        self.paths = RunFolder(self.folder)
-        self.record, self.config = read_run(self.folder)
-        self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
-        self.sampling = self.config.sampling
+        super().__init__(folder)
         self.device = torch.device(device) if device is not None else _device()
 
     @property
@@ -342,22 +333,6 @@ class Run:
             batches.append(self.prior.log_prob(codes[own].to(self.device), classes).cpu())
         return torch.cat(batches)
 
-    def done(self) -> dict[str, bool]:
-        """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
-
-        "sharpen" is among them if the configuration asks for it, or if it is done.
-        """
-        networks = self.paths.networks(self.config.autoencoder.levels)
-        done = {name: stage.done() for name, stage in networks.items()}
-        if not (self.config.sharpen.steps or done["sharpen"]):
-            del done["sharpen"]
-        return {"autoencoder": done.pop("autoencoder"), "codes": self.paths.manifest.exists(), **done}
-
-    def digests(self) -> dict[str, str]:
-        """The digest of the weights of each network that is trained, by the names of `done`."""
-        networks = self.paths.networks(self.config.autoencoder.levels).items()
-        return {name: tensor_file.stored_digest(stage.model) for name, stage in networks if stage.done()}
-
     def drawn_by(self, decoder: DecoderName | None = None) -> dict[str, Any]:
         """For records of samples, which networks draw them, JSON-ready.
 
@@ -372,26 +347,11 @@ class Run:
         own = sharp if name == "sharp" else digests.get("autoencoder")
         return {"model": digests, "decoder": {"name": name, "digest": own}}
 
-    def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
-        """The held-out figures of the weights that were kept; {} if not trained.
-
-        Args:
-            level: None for the autoencoder, "sharpen" for the sharpened decoder, else the level of a prior.
-
-        Raises:
-            FileError: the weights are damaged.
-        """
-        stage = self.paths.stage(level)
-        return dict(tensor_file.load_tensors(stage.model)[1].get("figures", {})) if stage.done() else {}
-
     def _classless(self) -> str:
         return f"{self.folder} has no classes, so a critic cannot score its samples"
 
     def _fit_critic(self) -> str:
         return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"
-
-    def _go_on(self, options: str = "", effect: str = "continues") -> str:
-        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
 
 
 def _device() -> torch.device:

@@ -1,0 +1,67 @@
+"""`StoredRun`: what a run folder says of itself, without loading a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from vqvae2.files import tensor_file
+from vqvae2.files.run_folder import RunFolder
+from vqvae2.train.folder import read_run
+
+
+class StoredRun:
+    """The settings of a run, what of it is trained, and its held-out figures.
+
+    Args:
+        folder: RUN.
+
+    Attributes:
+        folder: RUN.
+        paths: the paths of what is in it.
+        config: its settings.
+        record: version, command, source, fingerprint, classes.
+        classes: class names, () without classes.
+        sampling: how this run draws unless a call says otherwise (`sampling` of its configuration).
+
+    Raises:
+        RunError: `folder` is no run folder, or was made by a newer version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.paths = RunFolder(self.folder)
+        self.record, self.config = read_run(self.folder)
+        self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
+        self.sampling = self.config.sampling
+
+    def done(self) -> dict[str, bool]:
+        """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
+
+        "sharpen" is among them if the configuration asks for it, or if it is done.
+        """
+        networks = self.paths.networks(self.config.autoencoder.levels)
+        done = {name: stage.done() for name, stage in networks.items()}
+        if not (self.config.sharpen.steps or done["sharpen"]):
+            del done["sharpen"]
+        return {"autoencoder": done.pop("autoencoder"), "codes": self.paths.manifest.exists(), **done}
+
+    def digests(self) -> dict[str, str]:
+        """The digest of the weights of each network that is trained, by the names of `done`."""
+        networks = self.paths.networks(self.config.autoencoder.levels).items()
+        return {name: tensor_file.stored_digest(stage.model) for name, stage in networks if stage.done()}
+
+    def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
+        """The held-out figures of the weights that were kept; {} if not trained.
+
+        Args:
+            level: None for the autoencoder, "sharpen" for the sharpened decoder, else the level of a prior.
+
+        Raises:
+            FileError: the weights are damaged.
+        """
+        stage = self.paths.stage(level)
+        return dict(tensor_file.load_tensors(stage.model)[1].get("figures", {})) if stage.done() else {}
+
+    def _go_on(self, options: str = "", effect: str = "continues") -> str:
+        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
