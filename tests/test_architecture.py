@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("autoencoder",), ("prior",)),
     (("generate",),),
     (("evaluate",), ("train",)),
-    (("run", "stored_run"),),
+    (("run", "stored_run", "sharing"),),
     (("commands",),),
     (("cli", "__main__"),),
 )

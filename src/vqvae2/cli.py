@@ -19,6 +19,7 @@ from vqvae2.commands import (
     importing,
     inspect,
     presets,
+    push,
     reconstruct,
     sample,
     score,
@@ -46,6 +47,7 @@ app.command("score")(score.command)
 app.command("evaluate")(evaluate.command)
 app.command("inspect")(inspect.command)
 app.command("presets")(presets.command)
+app.command("push")(push.command)
 
 _import = typer.Typer(
     help="Import an autoencoder trained elsewhere into a run folder.", rich_markup_mode=None

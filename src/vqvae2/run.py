@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, kee
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.sharing import Card, push
 from vqvae2.stored_run import StoredRun
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
 
@@ -62,6 +63,33 @@ class Run(StoredRun):
         super().__init__(folder)
         self.device = torch.device(device) if device is not None else _device()
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None, **hub: Any) -> Run:
+        """As `load`, with the Hub's usual arguments.
+
+        Args:
+            hub: revision, token, cache_dir, local_files_only and the like, for `huggingface_hub.snapshot_download`.
+        """
+        return cls(find_run(name, **hub), device)
+
+    def push_to_hub(self, repository: str, license: str, data: str = "", **how: Any) -> str:
+        """Upload weights, settings and a model card to the Hub; see `sharing.push`.
+
+        Args:
+            repository: "owner/name"; created if it does not exist.
+            license: of the weights, as the Hub abbreviates it, such as "apache-2.0".
+            data: a sentence about the training images and their licence, for the card.
+            how: private, message, revision.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RunError: a network is not trained yet.
+            HubError: no such name, no access, no connection.
+        """
+        return push(self, repository, Card(license, data), **how)
+
     @property
     def autoencoder(self) -> VQVAE:
         """The autoencoder with its plain decoder, in eval mode.
@@ -91,21 +119,6 @@ class Run(StoredRun):
         """
         chosen, plain = self.decoder_name(name), self.autoencoder
         return self._sharp if chosen == "sharp" and levels in (None, plain.config.levels) else plain
-
-    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
-        """The decoder that is meant: "plain" or "sharp"; None is the sharpened one if it is trained, else the plain one.
-
-        Raises:
-            RunError: the sharpened decoder is asked for and not trained.
-            UserError: another name.
-        """
-        if name not in (None, *get_args(DecoderName)):
-            raise UserError(f"expected the decoder plain or sharp, found {name!r}")
-        done = self.paths.sharpen.done()
-        if name == "sharp" and not done:
-            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
-            raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
-        return name or ("sharp" if done else "plain")
 
     @cached_property
     def _sharp(self) -> VQVAE:
@@ -332,20 +345,6 @@ class Run(StoredRun):
             classes = None if labels is None else labels[own]
             batches.append(self.prior.log_prob(codes[own].to(self.device), classes).cpu())
         return torch.cat(batches)
-
-    def drawn_by(self, decoder: DecoderName | None = None) -> dict[str, Any]:
-        """For records of samples, which networks draw them, JSON-ready.
-
-        Args:
-            decoder: see `decoder_name`.
-
-        Returns:
-            `model`: the digests of autoencoder and priors, by the names of `done`; `decoder`: its `name` and `digest`.
-        """
-        digests, name = self.digests(), self.decoder_name(decoder)
-        sharp = digests.pop("sharpen", None)
-        own = sharp if name == "sharp" else digests.get("autoencoder")
-        return {"model": digests, "decoder": {"name": name, "digest": own}}
 
     def _classless(self) -> str:
         return f"{self.folder} has no classes, so a critic cannot score its samples"

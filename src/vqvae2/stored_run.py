@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from vqvae2.errors import UserError
 from vqvae2.files import tensor_file
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.run_folder import DecoderName, RunError, RunFolder
 from vqvae2.train.folder import read_run
 
 
@@ -50,6 +51,35 @@ class StoredRun:
         """The digest of the weights of each network that is trained, by the names of `done`."""
         networks = self.paths.networks(self.config.autoencoder.levels).items()
         return {name: tensor_file.stored_digest(stage.model) for name, stage in networks if stage.done()}
+
+    def drawn_by(self, decoder: DecoderName | None = None) -> dict[str, Any]:
+        """For records of samples, which networks draw them, JSON-ready.
+
+        Args:
+            decoder: see `decoder_name`.
+
+        Returns:
+            `model`: the digests of autoencoder and priors, by the names of `done`; `decoder`: its `name` and `digest`.
+        """
+        digests, name = self.digests(), self.decoder_name(decoder)
+        sharp = digests.pop("sharpen", None)
+        own = sharp if name == "sharp" else digests.get("autoencoder")
+        return {"model": digests, "decoder": {"name": name, "digest": own}}
+
+    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
+        """The decoder that is meant: "plain" or "sharp"; None is the sharpened one if it is trained, else the plain one.
+
+        Raises:
+            RunError: the sharpened decoder is asked for and not trained.
+            UserError: another name.
+        """
+        if name not in (None, *get_args(DecoderName)):
+            raise UserError(f"expected the decoder plain or sharp, found {name!r}")
+        done = self.paths.sharpen.done()
+        if name == "sharp" and not done:
+            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
+            raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
+        return name or ("sharp" if done else "plain")
 
     def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
         """The held-out figures of the weights that were kept; {} if not trained.
