@@ -16,7 +16,7 @@ from vqvae2.config.overrides import read_yaml
 from vqvae2.files.run_folder import RunError
 from vqvae2.run import Run
 from vqvae2.sharing import Card, HubError, model_card, push, stage
-from vqvae2.stored_run import StoredRun
+from vqvae2.train.stored_run import StoredRun
 
 sys.path.append(str(Path(__file__).parent))
 

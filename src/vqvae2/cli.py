@@ -16,6 +16,7 @@ from vqvae2.commands import (
     critic,
     demo,
     evaluate,
+    export,
     importing,
     inspect,
     presets,
@@ -23,6 +24,7 @@ from vqvae2.commands import (
     reconstruct,
     sample,
     score,
+    serve,
     train,
 )
 from vqvae2.errors import UserError
@@ -48,6 +50,8 @@ app.command("evaluate")(evaluate.command)
 app.command("inspect")(inspect.command)
 app.command("presets")(presets.command)
 app.command("push")(push.command)
+app.command("export")(export.command)
+app.command("serve")(serve.command)
 
 _import = typer.Typer(
     help="Import an autoencoder trained elsewhere into a run folder.", rich_markup_mode=None

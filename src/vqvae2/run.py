@@ -26,8 +26,8 @@ from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.sharing import Card, push
-from vqvae2.stored_run import StoredRun
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
+from vqvae2.train.stored_run import StoredRun
 
 _REFERENCE = 1024  # held-out images with which others are compared, at most
 

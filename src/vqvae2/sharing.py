@@ -23,8 +23,8 @@ from vqvae2.errors import UserError
 from vqvae2.files.atomic import reason, write_text
 from vqvae2.files.locate import HUB_FILES
 from vqvae2.files.run_folder import RunError
-from vqvae2.stored_run import StoredRun
 from vqvae2.train.folder import write_config
+from vqvae2.train.stored_run import StoredRun
 
 _HTTP: Any = HfHubHTTPError.__mro__[1]  # every error of the HTTP client: its package differs between versions
 _LOCAL = ("start", "perceptual_weights")  # settings that may hold a path

@@ -43,3 +43,13 @@ def load_images(run: Run, files: Sequence[Path]) -> Tensor:
     """
     data = run.config.data
     return to_float(torch.from_numpy(centre(np.stack([load_image(file, data) for file in files]), data.size)))
+
+
+def read_image(run: Run, data: bytes) -> Tensor:
+    """The image in the bytes of a file, as the run sees it: [C, S, S] in [-1, 1].
+
+    Raises:
+        DataError: not an image, damaged, or too large.
+    """
+    config = run.config.data
+    return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.size)))[0]

@@ -41,7 +41,7 @@ def command(
     Images, codes and logs are not uploaded. It needs a token of the Hub: `hf auth login`, or HF_TOKEN.
     """
     from vqvae2.sharing import Card, push, stage
-    from vqvae2.stored_run import StoredRun
+    from vqvae2.train.stored_run import StoredRun
 
     stored = StoredRun(run)
     if license is None:

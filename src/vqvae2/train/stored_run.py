@@ -1,4 +1,4 @@
-"""`StoredRun`: what a run folder says of itself, without loading a network."""
+"""What a run folder says about itself without loading a network: its settings, what is trained, digests and figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vqvae2.train.folder import read_run
 
 
 class StoredRun:
-    """The settings of a run, what of it is trained, and its held-out figures.
+    """The part of `vqvae2.Run` that reads files alone.
 
     Args:
         folder: RUN.
@@ -35,6 +35,21 @@ class StoredRun:
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
         self.sampling = self.config.sampling
+
+    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
+        """The decoder that is meant: "plain" or "sharp"; None is the sharpened one if it is trained, else the plain one.
+
+        Raises:
+            RunError: the sharpened decoder is asked for and not trained.
+            UserError: another name.
+        """
+        if name not in (None, *get_args(DecoderName)):
+            raise UserError(f"expected the decoder plain or sharp, found {name!r}")
+        done = self.paths.sharpen.done()
+        if name == "sharp" and not done:
+            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
+            raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
+        return name or ("sharp" if done else "plain")
 
     def done(self) -> dict[str, bool]:
         """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
@@ -65,21 +80,6 @@ class StoredRun:
         sharp = digests.pop("sharpen", None)
         own = sharp if name == "sharp" else digests.get("autoencoder")
         return {"model": digests, "decoder": {"name": name, "digest": own}}
-
-    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
-        """The decoder that is meant: "plain" or "sharp"; None is the sharpened one if it is trained, else the plain one.
-
-        Raises:
-            RunError: the sharpened decoder is asked for and not trained.
-            UserError: another name.
-        """
-        if name not in (None, *get_args(DecoderName)):
-            raise UserError(f"expected the decoder plain or sharp, found {name!r}")
-        done = self.paths.sharpen.done()
-        if name == "sharp" and not done:
-            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
-            raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
-        return name or ("sharp" if done else "plain")
 
     def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
         """The held-out figures of the weights that were kept; {} if not trained.
