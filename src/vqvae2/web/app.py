@@ -52,56 +52,16 @@ def make_app(run: Run, read: Read, hosts: list[str]) -> Starlette:
     Returns:
         The application; its `state.jobs` runs the jobs.
     """
-    jobs = Jobs()
-    studio = Studio(run, read, jobs)
-
-    async def sample(request: HttpRequest) -> Response:
-        return await _json(studio.sample, checked(Request, await _body_json(request)))
-
-    async def fill(request: HttpRequest) -> Response:
-        return await _json(studio.fill, checked(Fill, await _body_json(request)))
-
-    async def vary(request: HttpRequest) -> Response:
-        return await _json(studio.vary, checked(Vary, await _body_json(request)))
-
-    async def upload(request: HttpRequest) -> Response:
-        return await _json(studio.upload, await _body(request))
-
-    async def compressed(request: HttpRequest) -> Response:
-        data = await run_in_threadpool(studio.compress, request.path_params["name"])
-        headers = {"Content-Disposition": 'attachment; filename="image.vqvae2"'}
-        return Response(data, media_type="application/octet-stream", headers=headers)
-
-    async def decompress(request: HttpRequest) -> Response:
-        return await _json(studio.decompress, await _body(request))
-
-    async def job(request: HttpRequest) -> Response:
-        return JSONResponse(jobs.find(request.path_params["name"]).to_json())
-
-    async def stop(request: HttpRequest) -> Response:
-        jobs.find(request.path_params["name"]).stop = True
-        return JSONResponse({})
-
-    async def about(_: HttpRequest) -> Response:
-        return await _json(studio.about)
+    handlers = _Handlers(Studio(run, read, jobs := Jobs()), jobs)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(jobs.close)
 
-    report = StaticFiles(directory=run.paths.report, check_dir=False)
     routes = [
-        Route("/api/run", about),
-        Route("/api/sample", sample, methods=["POST"]),
-        Route("/api/images", upload, methods=["POST"]),
-        Route("/api/images/{name}/compressed", compressed),
-        Route("/api/decompress", decompress, methods=["POST"]),
-        Route("/api/fill", fill, methods=["POST"]),
-        Route("/api/vary", vary, methods=["POST"]),
-        Route("/api/jobs/{name}", job),
-        Route("/api/jobs/{name}/stop", stop, methods=["POST"]),
-        Mount("/report", report),
+        *handlers.routes(),
+        Mount("/report", StaticFiles(directory=run.paths.report, check_dir=False)),
         Route("/", lambda _: FileResponse(_PAGE / "index.html")),
         Mount("/", StaticFiles(directory=_PAGE)),
     ]
@@ -109,10 +69,57 @@ def make_app(run: Run, read: Read, hosts: list[str]) -> Starlette:
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
         Middleware(BaseHTTPMiddleware, dispatch=_guarded),
     ]
-    handlers: dict[Any, Any] = {UserError: _refused, HTTPException: _not_found}
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
+    errors: dict[Any, Any] = {UserError: _refused, HTTPException: _not_found}
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=errors, lifespan=lifespan)
     app.state.jobs = jobs
     return app
+
+
+class _Handlers:
+    """What answers the requests to /api."""
+
+    def __init__(self, studio: Studio, jobs: Jobs) -> None:
+        self.studio, self.jobs = studio, jobs
+
+    def routes(self) -> list[Route]:
+        """The routes of /api."""
+        posts = {"sample": self.sample, "fill": self.fill, "vary": self.vary, "images": self.upload}
+        posts |= {"decompress": self.decompress, "jobs/{name}/stop": self.stop}
+        gets = {"run": self.about, "jobs/{name}": self.job, "images/{name}/compressed": self.compressed}
+        return [
+            *(Route(f"/api/{path}", handler, methods=["POST"]) for path, handler in posts.items()),
+            *(Route(f"/api/{path}", handler) for path, handler in gets.items()),
+        ]
+
+    async def about(self, _: HttpRequest) -> Response:
+        return await _json(self.studio.about)
+
+    async def sample(self, request: HttpRequest) -> Response:
+        return await _json(self.studio.sample, checked(Request, await _body_json(request)))
+
+    async def fill(self, request: HttpRequest) -> Response:
+        return await _json(self.studio.fill, checked(Fill, await _body_json(request)))
+
+    async def vary(self, request: HttpRequest) -> Response:
+        return await _json(self.studio.vary, checked(Vary, await _body_json(request)))
+
+    async def upload(self, request: HttpRequest) -> Response:
+        return await _json(self.studio.upload, await _body(request))
+
+    async def decompress(self, request: HttpRequest) -> Response:
+        return await _json(self.studio.decompress, await _body(request))
+
+    async def compressed(self, request: HttpRequest) -> Response:
+        data = await run_in_threadpool(self.studio.compress, request.path_params["name"])
+        headers = {"Content-Disposition": 'attachment; filename="image.vqvae2"'}
+        return Response(data, media_type="application/octet-stream", headers=headers)
+
+    async def job(self, request: HttpRequest) -> Response:
+        return JSONResponse(self.jobs.find(request.path_params["name"]).to_json())
+
+    async def stop(self, request: HttpRequest) -> Response:
+        self.jobs.find(request.path_params["name"]).stop = True
+        return JSONResponse({})
 
 
 def serve(run: Run, read: Read, host: str, port: int, say: Callable[[str], None]) -> None:
