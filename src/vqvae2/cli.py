@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from vqvae2 import __version__
 from vqvae2.commands import (
     complete,
     critic,
@@ -19,6 +20,7 @@ from vqvae2.commands import (
     export,
     importing,
     inspect,
+    models,
     presets,
     push,
     reconstruct,
@@ -27,40 +29,59 @@ from vqvae2.commands import (
     serve,
     train,
 )
+from vqvae2.commands.verbs import verb
 from vqvae2.errors import UserError
 
 _INTERRUPTED = 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vqvae2 {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="vqvae2",
-    help="VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo.command)
-app.command("train")(train.command)
-app.command("sample")(sample.command)
-app.command("reconstruct")(reconstruct.command)
-app.command("complete")(complete.command)
-app.command("score")(score.command)
-app.command("evaluate")(evaluate.command)
-app.command("inspect")(inspect.command)
-app.command("presets")(presets.command)
-app.command("push")(push.command)
-app.command("export")(export.command)
-app.command("serve")(serve.command)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    """VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder."""
+
+
+app.command("demo")(verb(demo.command))
+app.command("train")(verb(train.command))
+app.command("sample")(verb(sample.command))
+app.command("reconstruct")(verb(reconstruct.command))
+app.command("complete")(verb(complete.command))
+app.command("score")(verb(score.command))
+app.command("evaluate")(verb(evaluate.command))
+app.command("inspect")(verb(inspect.command, computes=False))
+app.command("models")(verb(models.command, computes=False))
+app.command("presets")(verb(presets.command, computes=False))
+app.command("push")(verb(push.command, computes=False))
+app.command("export")(verb(export.command, computes=False))
+app.command("serve")(verb(serve.command))
 
 _import = typer.Typer(
     help="Import an autoencoder trained elsewhere into a run folder.", rich_markup_mode=None
 )
-_import.command("rosinality")(importing.rosinality_command)
+_import.command("rosinality")(verb(importing.rosinality_command, computes=False))
 app.add_typer(_import, name="import")
 
 _critic = typer.Typer(help="The classifier that `sample --critic` chooses by.", rich_markup_mode=None)
-_critic.command("fit")(critic.fit_command)
+_critic.command("fit")(verb(critic.fit_command))
 app.add_typer(_critic, name="critic")
 
 
@@ -72,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         code = app(
-            args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
+            args=(sys.argv[1:] if arguments is None else arguments) or ["--help"],
+            standalone_mode=False,
+            prog_name="vqvae2",
         )
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
             _fail("interrupted", _INTERRUPTED)

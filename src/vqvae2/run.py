@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -354,5 +355,7 @@ class Run(StoredRun):
 
 
 def _device() -> torch.device:
+    if named := os.environ.get("ACCELERATE_TORCH_DEVICE"):  # which `--device` sets, and accelerate reads too
+        return torch.device(named)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
