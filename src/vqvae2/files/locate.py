@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from vqvae2.files.run_folder import RunError, RunFolder
+from vqvae2.files.run_folder import RunError, RunFolder, run_path
 
 HUB_FILES = ["config.yaml", "README.md", "*/model.safetensors"]
 """What is uploaded to and downloaded from a Hub repository that holds a run; `*` also matches `/`."""
@@ -32,7 +32,7 @@ def find_run(name: str | Path, **hub: Any) -> Path:
     Raises:
         RunError: nothing of that name.
     """
-    path = Path(name)
+    path = run_path(name)
     if RunFolder(path).exists():
         return path
     text = str(name)
