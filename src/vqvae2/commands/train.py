@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqvae2.commands.options import Json, Settings, command_line, print_json, resolve, summary
-from vqvae2.files.progress import Reporter
+from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -27,6 +29,34 @@ class Stage(StrEnum):
 
     autoencoder = "autoencoder"
     prior = "prior"
+
+
+class Tracker(StrEnum):
+    """Where figures can be sent."""
+
+    tensorboard = "tensorboard"
+    trackio = "trackio"
+    wandb = "wandb"
+
+
+def work_of(config: Config, until: str) -> dict[str, tuple[float, float]]:
+    """Of each stage, in order: how much work it is, in FLOPs, and the seconds after which it ends in any case."""
+    import torch
+
+    from vqvae2.commands.costs import measure
+
+    with torch.random.fork_rng(devices=[]):  # it may be called in the midst of a training
+        costs = [cost for cost in measure(config).networks if until == "prior" or cost.name == "autoencoder"]
+    names = {"sharpening": "sharpen"}
+    return {
+        names.get(cost.name, cost.name): (float(cost.total), 60.0 * cost.settings.minutes or float("inf"))
+        for cost in costs
+    }
+
+
+def _first_process() -> bool:
+    """Whether this is the only process, or the first of those that `torchrun` started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def choose_config(
@@ -163,16 +193,34 @@ def command(
             "--help-config", is_eager=True, callback=_help_config, help="list every setting and exit"
         ),
     ] = False,
+    track: Annotated[
+        Tracker | None,
+        typer.Option(
+            help="send figures and pictures to a tracker as well: tensorboard writes to RUN/tracking; trackio and wandb "
+            "have a project vqvae2"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train everything: autoencoder, codes, one prior per level. Resumable."""
+    reporter = Reporter(quiet=None if _first_process() else True)
+    reporter.say(f"training on {data} in {run}")
+
     from vqvae2.run import load
     from vqvae2.train import pipeline
 
-    reporter = Reporter()
     assignments = [*(settings or ()), *([f"data.size={size}"] if size else [])]
     assignments += [f"data.labels={json.dumps(str(labels.absolute()))}"] if labels else []
+    following: AbstractContextManager[None] = nullcontext()
+    if track is not None:
+        from vqvae2.train.trackers import check_tracker, tracked
+
+        check_tracker(track.value)
     resolved = choose_config(data, run, preset, config, assignments, split, streaming, reporter)
-    pipeline.train(data, run, resolved, command=command_line(), reporter=reporter, until=until.value)
+    if track is not None and _first_process():
+        following = tracked(track.value, run, resolved, reporter)
+    reporter.plan = Plan(lambda: work_of(resolved, until.value))
+    with following:
+        pipeline.train(data, run, resolved, command=command_line(), reporter=reporter, until=until.value)
     if as_json:
         print_json(summary(load(run, "cpu")))
