@@ -16,6 +16,7 @@ from vqvae2.commands import (
     critic,
     demo,
     evaluate,
+    explain,
     importing,
     inspect,
     presets,
@@ -44,6 +45,7 @@ app.command("reconstruct")(reconstruct.command)
 app.command("complete")(complete.command)
 app.command("score")(score.command)
 app.command("evaluate")(evaluate.command)
+app.command("explain")(explain.command)
 app.command("inspect")(inspect.command)
 app.command("presets")(presets.command)
 
