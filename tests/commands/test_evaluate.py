@@ -21,6 +21,7 @@ from vqvae2.data.images import open_images
 from vqvae2.evaluate import context, critic
 from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.features import Features
+from vqvae2.evaluate.glossary import FIGURES
 from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.parts.precision import precision_recall
 from vqvae2.evaluate.parts.registry import PARTS
@@ -85,6 +86,18 @@ def numbers(value: Any) -> Iterator[float]:
         yield value
 
 
+def keys(value: Any) -> Iterator[str]:
+    """The name of every figure: keys of values that are no records."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, dict):
+                yield from keys(item) if key != "classifier" else ()
+            elif isinstance(item, list) and item and isinstance(item[0], dict):
+                yield from keys({name: entry for row in item for name, entry in row.items()})
+            else:
+                yield key
+
+
 @pytest.fixture(scope="module")
 def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a whole run."""
@@ -105,6 +118,9 @@ def test_the_whole_report(whole: Path, trained: Path) -> None:
     assert page.count("<svg") >= 5
     assert 'src="data:' in page
     assert "http" not in page.split("</style>")[1]
+    assert all(f">{part.title}</a>" in page for part in PARTS if not part.on_request), "contents"
+    assert 'class="verdict"' in page
+    assert {*keys(found["parts"])} <= {*FIGURES}, "every figure is explained"
     starred = {"reconstructions against reconstructions", "samples against reconstructions"}
     for part in ("distances", "precision"):
         assert starred < set(found["parts"][part]["sets"]), part

@@ -94,7 +94,9 @@ def _add_reconstructions(report: TrainingReport, images: ImageSet, zoom: int) ->
 def _add_samples(report: TrainingReport, samples: Tensor, labels: Tensor, zoom: int) -> None:
     order = labels.argsort(stable=True)
     columns = len(samples) // len(report.run.classes)
-    report.page.heading("Samples of each class", "New images, in the order in which they were drawn; none was selected.")
+    report.page.heading(
+        "Samples of each class", "New images, in the order in which they were drawn; none was selected."
+    )
     caption = f"{columns} samples of each of {len(report.run.classes)} classes"
     picture = grid(samples[order], columns, zoom=zoom)
     report.show(picture, "samples-per-class", caption, report.run.classes)
@@ -131,5 +133,5 @@ def _add_shipped_model(report: TrainingReport) -> None:
         f"Unselected samples of the model `{SHIPPED}`, which is in the package: `vqvae2 sample {SHIPPED} --n 64 --out out`.",
     )
     zoom = max(1, 64 // model.config.data.size)
-    caption = f"{columns} samples of each class of `{SHIPPED}`"
+    caption = f"{columns} samples of each class of the model {SHIPPED}"
     report.show(grid(samples, columns, zoom=zoom), "shipped-model", caption, model.classes)

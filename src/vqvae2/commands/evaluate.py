@@ -51,6 +51,7 @@ def evaluate(
         UserError: nothing to measure, an unknown part, a name that is reserved, a critic whose backbone is the measuring
             network, or too few images; see also `open_images`, `Run` and `feature_network`.
     """
+    from vqvae2.commands.run_facts import collect
     from vqvae2.data.images import open_images
     from vqvae2.evaluate.context import RESERVED_NAMES, Context
     from vqvae2.evaluate.full_report import write_report
@@ -74,7 +75,8 @@ def evaluate(
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
         )
-    return write_report(context, f"vqvae2 evaluate: {run.folder if run else options.samples}", out)
+    measured = run.folder if run else options.samples
+    return write_report(context, f"Evaluation of {measured}", out, collect(run) if run else None)
 
 
 def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:

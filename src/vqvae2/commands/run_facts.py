@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ def _reported(run: Run) -> dict[str, Any]:
     return found
 
 
-def _empty(run: Run) -> dict[str, float]:
+def _empty(run: Run) -> dict[str, Any]:
     """The share of samples, and of held-out images, that have hardly any contrast, counted on sheets of the run."""
     last = run.paths.prior(run.config.autoencoder.levels - 1).samples
     sheets = sorted(run.paths.autoencoder.pictures.glob("step-*.png"))
@@ -145,9 +146,11 @@ def _empty(run: Run) -> dict[str, float]:
     samples = _contrasts(last, size)
     real = _contrasts(sheets[-1], size)
     originals = [row for number, row in enumerate(real) if number % 2 == 0]
-    shares = {"empty": sum(samples, []), "empty_real": sum(originals, [])}
+    shares = {"empty": [*chain(*samples)], "empty_real": [*chain(*originals)]}
     return {
-        name: sum(value < _EMPTY for value in values) / len(values) for name, values in shares.items() if values
+        name: sum(value < _EMPTY for value in values) / len(values)
+        for name, values in shares.items()
+        if values
     }
 
 
@@ -160,6 +163,9 @@ def _contrasts(sheet: Path, size: int) -> list[list[float]]:
         pixels = np.asarray(image.convert("RGB"), np.float64) / 255
     step = size + _MARGIN
     return [
-        [float(pixels[y : y + size, x : x + size].std((0, 1)).max()) for x in range(_MARGIN, pixels.shape[1] - size, step)]
+        [
+            float(pixels[y : y + size, x : x + size].std((0, 1)).max())
+            for x in range(_MARGIN, pixels.shape[1] - size, step)
+        ]
         for y in range(_MARGIN, pixels.shape[0] - size, step)
     ]

@@ -116,12 +116,36 @@ def command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train everything: autoencoder, codes, one prior per level. Resumable."""
-    from vqvae2.run import load
+    """Train everything: autoencoder, codes, one prior per level. Resumable.
+
+    At the end RUN/report/training.html shows the figures, the loss curves and what to change.
+    """
     from vqvae2.train import pipeline
 
     reporter = Reporter()
     resolved = choose_config(data, run, preset, config, settings or (), split, streaming, reporter)
     pipeline.train(data, run, resolved, command=command_line(), reporter=reporter, until=until.value)
+    finish(run, reporter, as_json)
+
+
+def finish(run: Path, reporter: Reporter, as_json: bool) -> None:
+    """Write the report of a training, and say where it is and what can be done next; in the main process alone."""
+    from accelerate import PartialState
+
+    from vqvae2.commands.training_report import write_training_report
+    from vqvae2.run import load
+
+    if not PartialState().is_main_process:
+        return
+    loaded = load(run, "cpu")
+    page = write_training_report(loaded)
     if as_json:
-        print_json(summary(load(run, "cpu")))
+        print_json(summary(loaded))
+        return
+    if page:
+        reporter.say(f"report: {page}")
+    if all(loaded.done().values()):
+        reporter.say(
+            f"next: `vqvae2 sample {run} --n 64 --out DIR` draws images, `vqvae2 evaluate {run}` compares them with real ones, "
+            f"`vqvae2 explain {run}` says what to change"
+        )

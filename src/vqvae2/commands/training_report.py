@@ -65,11 +65,15 @@ class TrainingReport:
             with Image.open(sheets[-1]) as image:
                 rows = max(2, round(image.height / (self.run.config.data.size + 2)))
             names = tuple(("originals", "reconstructions")[row % 2] for row in range(rows))
-            self.page.picture(sheets[-1], "originals, and below each its reconstruction by the plain decoder", names)
+            self.page.picture(
+                sheets[-1], "originals, and below each its reconstruction by the plain decoder", names
+            )
         samples = self.run.paths.prior(self.run.config.autoencoder.levels - 1).samples
         if samples.exists():
             self.page.heading("Samples")
-            order = ", classes in turn, row by row: " + ", ".join(self.run.classes) if self.run.classes else ""
+            order = (
+                ", classes in turn, row by row: " + ", ".join(self.run.classes) if self.run.classes else ""
+            )
             self.page.picture(samples, f"64 samples, unselected{order}")
 
     def add_curves(self) -> None:
@@ -86,7 +90,10 @@ class TrainingReport:
         for level in range(self.run.config.autoencoder.levels):
             lines = read_metrics(paths.prior(level).metrics)
             if lines:
-                curves = {"training": _column(lines, "train_bits"), "held out": _column(lines, "heldout_bits")}
+                curves = {
+                    "training": _column(lines, "train_bits"),
+                    "held out": _column(lines, "heldout_bits"),
+                }
                 caption = f"the prior of level {level}; lower is better"
                 self.page.curves(curves, caption, y_title="bits per code")
 
@@ -122,8 +129,8 @@ class TrainingReport:
         if figures:
             bits, uniform = figures["heldout_bits"], figures["uniform_bits"]
             self.figures |= {f"heldout_bits_{level}": bits, f"uniform_bits_{level}": uniform}
-            about = "What the prior needs for one code; training images in brackets, and what a code costs without a prior."
-            words = f"{bits:.2f} (training {figures['train_bits']:.2f}, without a prior {uniform:.2f})"
+            about = "What the prior needs for one code; in brackets, what a code costs without a prior."
+            words = f"{bits:.2f} (without a prior {uniform:.0f})"
             self.rows.append((Cell(f"{name}: held-out bits per code", about, "lower"), words))
 
     def add_figures(self) -> None:

@@ -148,7 +148,8 @@ def empty(facts: Facts) -> Advice | None:
     return Advice(
         "samples are empty",
         f"{facts.empty:.0%} of the samples have hardly any contrast; of held-out images it is {facts.empty_real or 0:.0%}.",
-        first + "Empty images are likely where many training images have an even background and the coarsest prior has learnt "
+        first
+        + "Empty images are likely where many training images have an even background and the coarsest prior has learnt "
         "little else: train it longer (`--set train_prior.0.steps=...`), give it the classes, or crop the images closer. "
         "Raise `sampling.top_p` if it is below 0.9.",
     )
@@ -241,14 +242,20 @@ def uneven_codes(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
 
 def _fewer(level: int, own: LevelFacts) -> str:
     fewer = max(16, 2 ** (2 * round(own.perplexity or own.codes)).bit_length())
-    return f"fewer codes (`autoencoder.codes`, about {fewer:,} for level {level}), " if fewer < own.codes else ""
+    return (
+        f"fewer codes (`autoencoder.codes`, about {fewer:,} for level {level}), " if fewer < own.codes else ""
+    )
 
 
 def overfits(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
     """Held-out codes cost much more than training codes."""
     if own.excess is None or own.excess < OVERFITS:
         return None
-    few = f"There are only {facts.training:,} training images: more help most. " if facts.training and facts.training < FEW else ""
+    few = (
+        f"There are only {facts.training:,} training images: more help most. "
+        if facts.training and facts.training < FEW
+        else ""
+    )
     return Advice(
         "prior overfits",
         f"The prior of level {level} needs {own.heldout_bits:.2f} bits per code on held-out and {own.train_bits:.2f} on training "
@@ -286,7 +293,11 @@ def still_falling(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
 
 def learnt_little(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
     """A code costs nearly as much as without a prior."""
-    if not own.heldout_bits or not own.uniform_bits or own.heldout_bits <= (1 - LEARNT_LITTLE) * own.uniform_bits:
+    if (
+        not own.heldout_bits
+        or not own.uniform_bits
+        or own.heldout_bits <= (1 - LEARNT_LITTLE) * own.uniform_bits
+    ):
         return None
     if own.excess is not None and own.excess >= OVERFITS:
         return None  # that rule says more

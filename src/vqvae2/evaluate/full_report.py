@@ -40,7 +40,7 @@ def write_report(context: Context, title: str, out: Path, facts: Facts | None = 
         seconds[part.name] = time.perf_counter() - begun
         results.append((part, result))
         context.warnings += [line for line in result.warnings if line not in context.warnings]
-    report = {
+    report: dict[str, Any] = {
         "protocol": context.protocol(),
         "parts": {part.name: result.figures for part, result in results},
         "warnings": context.warnings,
@@ -75,5 +75,7 @@ def _page(title: str, report: dict[str, Any], results: list[tuple[Part, PartResu
     page.definitions([Cell(name, about) for name, about in SETS.items()])
     sets = [(s["name"], f"{s['n']:,}", s["key"][:16]) for s in protocol["sets"]]
     page.table(("set", "images", "digest (sha-256)"), sets)
-    page.table(("setting", "value"), plain({name: value for name, value in protocol.items() if name != "sets"}))
+    page.table(
+        ("setting", "value"), plain({name: value for name, value in protocol.items() if name != "sets"})
+    )
     return page

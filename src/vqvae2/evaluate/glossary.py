@@ -128,6 +128,12 @@ FIGURES: dict[str, Figure] = {
     "sample_images_per_second": Figure("images sampled per second", "Drawing all codes, then decoding them.", "higher"),
     "sample_seconds_per_position": Figure("seconds per code", "Time for one position of a batch of grids.", "lower"),
     "positions": Figure("codes per image", "Positions of all grids together."),
+    # the choice of sampling settings
+    "temperature": Figure("temperature", "Divides the logits; 1 is the model's own distribution."),
+    "top_k": Figure("top-k", "Codes are drawn from the k most likely ones; 0 means all."),
+    "top_p": Figure("top-p", "Codes are drawn from the fewest whose probabilities add up to p."),
+    "guidance": Figure("guidance", "Strength of classifier-free guidance; 1 is off."),
+    "kept_recall": Figure("recall to keep", "Share of the recall of the model's own distribution that a setting must keep.", share=True),
     # the critic
     "rate": Figure("fraction kept", "Share of the candidates that the critic keeps; 1 keeps all."),
     "candidates": Figure("candidates", "How many samples the critic chose among."),
@@ -160,6 +166,7 @@ PARTS: dict[str, str] = {
     "memorisation": "Whether samples are copies. If they were, they would be nearer to training images than held-out images are.",
     "symmetry": "Whether samples are as symmetric as real images, which needs agreement over long distances.",
     "speed": "Times of this machine.",
+    "tuning": "Temperature, top-p and guidance are chosen on half of the held-out images and reported on the other half.",
     "critic": "What a classifier gains by choosing among samples, and what variety that costs.",
 }
 """What each part of a report shows, by its name."""

@@ -45,7 +45,8 @@ def linear_axis(values: Sequence[float], widen: bool = False) -> Axis:
     """
     low, high = min(values), max(values)
     if low == high:
-        return Axis(low, high, ((low, number(low, abs(low) / 100)),))
+        whole = abs(low) >= 1 and low == round(low)
+        return Axis(low, high, ((low, number(low, 1 if whole else abs(low) / 100)),))
     step = _step(high - low)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     if widen:
@@ -56,13 +57,17 @@ def linear_axis(values: Sequence[float], widen: bool = False) -> Axis:
 
 
 def log_axis(logs: Sequence[float]) -> Axis:
-    """The axis of decimal logarithms: ticks at powers of ten, or at even steps where there are fewer than two of these."""
+    """The axis of decimal logarithms: ticks at powers of ten, at 1, 2 and 5 times these, or at even steps where these are few."""
     low, high = min(logs), max(logs)
     first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
-    if last - first >= 1:
+    if last - first >= 2:
         every = -(-(last - first) // 8)  # not more than nine ticks
         powers = range(first, last + 1, every)
         return Axis(low, high, tuple((float(power), _power(power)) for power in powers))
+    if high - low >= 0.9:
+        values = [digit * 10.0**power for power in range(first - 1, last + 1) for digit in (1, 2, 5)]
+        kept = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]
+        return Axis(low, high, tuple((math.log10(value), f"{value:,.12g}") for value in kept))
     plain = linear_axis([10**low, 10**high])
     if low == high:
         return Axis(low, high, ((low, plain.ticks[0][1]),))
@@ -110,7 +115,7 @@ def svg(
     ys = [y for points in kept.values() for _, y in points]
     up = log_axis(ys) if log else linear_axis(ys, widen=True)
     legend, rows = _legend(list(kept))
-    top = 14 + _LINE * (rows + 1)
+    top = 20 + _LINE * (rows + 1)
     left = 18 + _CHARACTER * max(4, *(len(label) for _, label in up.ticks))
     frame = _Frame(left, top, _WIDTH - _RIGHT, top + _HEIGHT - _BOTTOM - 40)
     height = frame.bottom + _BOTTOM
@@ -141,9 +146,7 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
         y = 14 + _LINE * row
         stroke = f'stroke="{_colour(index)}" stroke-width="3"'
         parts.append(f'<line x1="{x:.0f}" y1="{y - 4}" x2="{x + 18:.0f}" y2="{y - 4}" {stroke}/>')
-        parts.append(
-            f'<text x="{x + 24:.0f}" y="{y}" fill="{_colour(index)}">{html.escape(name)}</text>'
-        )
+        parts.append(f'<text x="{x + 24:.0f}" y="{y}" fill="{_colour(index)}">{html.escape(name)}</text>')
         x += width
     return parts, row + 1
 
@@ -186,8 +189,8 @@ class _Frame:
         parts.append(
             f'<line class="axis" x1="{self.left:.1f}" y1="{self.bottom:.1f}" x2="{self.right:.1f}" y2="{self.bottom:.1f}"/>'
             f'<text class="title" x="{middle:.1f}" y="{self.bottom + 38:.1f}" text-anchor="middle">'
-            f'{html.escape(x_title)}</text>'
-            f'<text class="title" x="8" y="{self.top - 10:.1f}">{html.escape(y_title)}</text>'
+            f"{html.escape(x_title)}</text>"
+            f'<text class="title" x="8" y="{self.top - 14:.1f}">{html.escape(y_title)}</text>'
         )
         return parts
 

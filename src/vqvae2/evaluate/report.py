@@ -109,7 +109,9 @@ class Page:
     def definitions(self, items: Sequence[Cell]) -> None:
         """A list of explanations, for the columns of a table."""
         body = "".join(
-            f"<dt>{html.escape(item.text)}</dt><dd>{html.escape(item.about)}</dd>" for item in items if item.about
+            f"<dt>{html.escape(item.text)}</dt><dd>{html.escape(item.about)}</dd>"
+            for item in items
+            if item.about
         )
         if body:
             self.elements.append(f"<dl>{body}</dl>")
@@ -163,7 +165,9 @@ class Page:
             links = "".join(f'<li><a href="#{to}">{html.escape(text)}</a></li>' for to, text in self.sections)
             parts.append(f'<nav aria-label="Contents"><ul>{links}</ul></nav>')
         body = "\n".join([*parts, *self.elements])
-        dialog = '<dialog aria-label="enlarged picture"><button type="button">close</button><img alt=""></dialog>'
+        dialog = (
+            '<dialog aria-label="enlarged picture"><button type="button">close</button><img alt=""></dialog>'
+        )
         write_text(
             path,
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -31,7 +31,7 @@ th.number{text-align:right}
 tbody th{font-weight:600}
 dl{max-width:48rem}dt{font-weight:600}dd{margin:0 0 .5rem;color:var(--soft)}
 figure{margin:1.5rem 0}
-.sheet{display:grid;grid-template-columns:auto minmax(0,max-content);column-gap:.8rem}
+.sheet{display:grid;grid-template-columns:max-content minmax(0,1fr);column-gap:.8rem;justify-items:start}
 .rows{display:grid;grid-auto-rows:1fr;text-align:right;font-size:.85rem;line-height:1.15}
 .rows span{align-self:center;max-width:9rem}
 .zoom{border:0;padding:0;background:none;cursor:zoom-in;display:block;max-width:100%}

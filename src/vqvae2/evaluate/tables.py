@@ -10,6 +10,7 @@ from vqvae2.evaluate.glossary import figure
 from vqvae2.evaluate.report import Cell, Page
 
 _PAIRS = {"most_used", "least_used"}  # lists of a code and its count
+_COLUMNS = 8  # more sets than this are rows instead
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Table:
     """
 
     header: Sequence[object]
-    rows: list[Sequence[object]]
+    rows: Sequence[Sequence[object]]
     explained: list[Cell] = field(default_factory=list)
     title: str = ""
 
@@ -45,6 +46,9 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         columns = {f"level {level}": row for level, row in enumerate(figures["levels"])}
         return [_columns(columns), *_rest({k: v for k, v in figures.items() if k != "levels"})]
     named = figures.get("sets", {name: row for name, row in figures.items() if isinstance(row, dict)})
+    if len(named) > _COLUMNS:
+        listed = [{"": name, **row} for name, row in named.items()]
+        return [_listed(listed), *_rest({k: v for k, v in figures.items() if k not in named and k != "sets"})]
     result = [_columns(named), *_by_class(named)] if named else []
     return result + _rest({k: v for k, v in figures.items() if k not in named and k != "sets"})
 
@@ -65,25 +69,32 @@ def text(value: object, share: bool = False) -> str:
             return ", ".join(text(item, share) for item in value)
         return "" if value is None else str(value)
     if share:
-        return f"{100 * value:.1f}%"
+        return f"{100 * value:.1f}%".replace("-0.0%", "0.0%")
     if isinstance(value, int):
         return f"{value:,}"
     if value != value or abs(value) == float("inf"):
         return str(value)
     digits = f"{value:.4g}"
-    return f"{float(digits):,.0f}" if abs(value) >= 1000 and "e" not in digits else (
-        f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else digits
+    return (
+        f"{float(digits):,.0f}"
+        if abs(value) >= 1000 and "e" not in digits
+        else (f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else digits)
     )
 
 
-def _cell(key: str, suffix: str = "") -> Cell:
+def _cell(key: str, level: int | None = None) -> Cell:
+    """The name of a figure, of one level; the explanation stands at the first level only."""
     words = figure(key)
-    return Cell(words.name + suffix, words.about, words.better)
+    if level is None:
+        return Cell(words.name, words.about, words.better)
+    return Cell(f"{words.name}, level {level}", "" if level else words.about, words.better)
 
 
 def _columns(sets: dict[str, dict[str, Any]]) -> Table:
     """A column for each set, a row for each figure; a list of figures per level makes a row for each level."""
-    keys = dict.fromkeys(key for row in sets.values() for key, value in row.items() if not isinstance(value, dict))
+    keys = dict.fromkeys(
+        key for row in sets.values() for key, value in row.items() if not isinstance(value, dict)
+    )
     rows: list[Sequence[object]] = []
     for key in keys:
         values = [row.get(key) for row in sets.values()]
@@ -94,7 +105,7 @@ def _columns(sets: dict[str, dict[str, Any]]) -> Table:
             longest = max(len(value) for value in values if isinstance(value, list | tuple))
             for level in range(longest):
                 own = [value[level] if isinstance(value, list | tuple) else None for value in values]
-                cell = _cell(key, f", level {level}")
+                cell = _cell(key, level)
                 rows.append((cell, *(text(value, share) for value in own)))
         else:
             rows.append((_cell(key), *(text(value, share) for value in values)))
@@ -112,8 +123,11 @@ def _by_class(sets: dict[str, dict[str, Any]]) -> list[Table]:
     if not own:
         return []
     names = dict.fromkeys(label for classes in own.values() for label in classes)
-    rows = [
-        (Cell(label), *(text(classes[label]["median"]) if label in classes else "" for classes in own.values()))
+    rows: list[Sequence[object]] = [
+        (
+            Cell(label),
+            *(text(classes[label]["median"]) if label in classes else "" for classes in own.values()),
+        )
         for label in names
     ]
     return [Table(("class", *own), rows, title="Median of each class")]
@@ -121,7 +135,9 @@ def _by_class(sets: dict[str, dict[str, Any]]) -> list[Table]:
 
 def _listed(entries: Sequence[dict[str, Any]]) -> Table:
     """A row for each entry of a list."""
-    keys = list(dict.fromkeys(key for row in entries for key, value in row.items() if not isinstance(value, dict)))
+    keys = list(
+        dict.fromkeys(key for row in entries for key, value in row.items() if not isinstance(value, dict))
+    )
     header = [Cell(figure(key).name, "", figure(key).better) for key in keys]
     rows = [[text(row.get(key), figure(key).share) for key in keys] for row in entries]
     return Table(header, list(rows), [_cell(key) for key in keys])
@@ -132,7 +148,7 @@ def _rest(values: dict[str, Any]) -> list[Table]:
     for key, value in values.items():
         share = figure(key).share
         if isinstance(value, list | tuple):
-            rows += [(_cell(key, f", level {level}"), text(item, share)) for level, item in enumerate(value)]
+            rows += [(_cell(key, level), text(item, share)) for level, item in enumerate(value)]
         else:
             rows.append((_cell(key), text(value, share)))
     return [Table(("", "value"), rows)] if rows else []

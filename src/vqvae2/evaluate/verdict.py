@@ -69,7 +69,11 @@ def _weak_priors(facts: Facts) -> list[tuple[int, str]]:
     for number, level in enumerate(facts.levels):
         if level.excess is not None and level.excess >= OVERFITS:
             found.append((number, f"overfits ({level.excess:.0%} more bits on held-out images)"))
-        elif level.heldout_bits and level.uniform_bits and level.heldout_bits > (1 - LEARNT_LITTLE) * level.uniform_bits:
+        elif (
+            level.heldout_bits
+            and level.uniform_bits
+            and level.heldout_bits > (1 - LEARNT_LITTLE) * level.uniform_bits
+        ):
             found.append((number, "has learnt little"))
     return found
 
@@ -77,7 +81,13 @@ def _weak_priors(facts: Facts) -> list[tuple[int, str]]:
 def _codec(facts: Facts) -> str:
     if facts.psnr is None:
         return ""
-    words = "faithful" if facts.psnr >= FAITHFUL else "rough" if facts.psnr < ROUGH else "recognisable, with lost detail"
+    words = (
+        "faithful"
+        if facts.psnr >= FAITHFUL
+        else "rough"
+        if facts.psnr < ROUGH
+        else "recognisable, with lost detail"
+    )
     line = f"Reconstructions are {words}: {facts.psnr:.1f} dB on held-out images"
     if facts.sharpness is not None:
         line += f", {facts.sharpness:.0%} of the sharpness of the originals"
@@ -102,4 +112,6 @@ def _memory(facts: Facts) -> str:
         return ""
     if facts.nearer >= COPIES:
         return f"{facts.nearer:.0%} of the samples are nearer to a training image than any held-out image is: look for copies."
-    return "The samples are not copies: they are about as far from the training images as held-out images are."
+    return (
+        "The samples are not copies: they are about as far from the training images as held-out images are."
+    )

@@ -61,7 +61,9 @@ def in_features(
     order = order[unlike(index[order, 0].tolist(), _COLUMNS)]
     shown = [samples.images(int(i), int(i) + 1) for i in order]
     shown += [training.images(int(index[i, 0]), int(index[i, 0]) + 1) for i in order]
-    caption = "the samples nearest to a training image in features, and below each that image; it is shown once"
+    caption = (
+        "the samples nearest to a training image in features, and below each that image; it is shown once"
+    )
     result.pictures.append(Picture(caption, sheet(torch.cat(shown), len(order)), _ROWS))
     curves = {"samples": distribution(near[:, 0]), "held out": distribution(far[:, 0])}
     caption = "the same in the features of the network"

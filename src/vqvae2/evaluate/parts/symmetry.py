@@ -41,7 +41,9 @@ def symmetry(sets: Sequence[NamedImages], real: NamedImages, classes: Sequence[s
             }
         result.figures["sets"][images.name] = figures
     curves = {name: distribution(own) for name, own in errors.items()}
-    caption = "how symmetric the images of each set are: a curve further to the left means more symmetric images"
+    caption = (
+        "how symmetric the images of each set are: a curve further to the left means more symmetric images"
+    )
     result.plots.append(Plot(caption, curves, "relative mirror error", "share of images below"))
     return result
 
