@@ -22,7 +22,7 @@ from vqvae2.files import tensor_file
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunError, RunFolder
-from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
+from vqvae2.generate.complete import Completed, Kept, Passes, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -69,7 +69,7 @@ class Run:
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
         self.sampling = self.config.sampling
-        self.device = torch.device(device) if device is not None else _device()
+        self.device = torch.device(device) if device is not None else default_device()
 
     @property
     def autoencoder(self) -> VQVAE:
@@ -281,7 +281,7 @@ class Run:
         n: int,
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
-        passes: int = 1,
+        passes: int | Passes = 1,
         sampling: Sampling | None = None,
         decoder: DecoderName | None = None,
     ) -> Iterator[Completed]:
@@ -292,7 +292,7 @@ class Run:
             labels: as in `sample`, but None is "no label".
             seed: completion i of a seed is the same whatever n and the batch size.
             passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept
-                (`generate.complete.fill`) and takes several times as long as the first.
+                (`generate.complete.fill`) and takes several times as long as the first. A `Passes` is told of each.
             sampling: None takes the run's own.
         """
         classes = None if labels is None else sample_labels(labels, n, self.classes)
@@ -394,6 +394,7 @@ class Run:
         return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
 
 
-def _device() -> torch.device:
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from vqvae2.evaluate.glossary import FIGURES
 from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.parts.precision import precision_recall
 from vqvae2.evaluate.parts.registry import PARTS
-from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
+from vqvae2.evaluate.resnet import ClassifierConfig
 from vqvae2.evaluate.sets import drawn_samples
 from vqvae2.files.atomic import read_json
 from vqvae2.files.progress import Reporter
@@ -312,7 +311,7 @@ def test_the_critics_curves(
     """At rate 1 they begin with the samples; the class counts stay; the measuring network is never the critic's."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     small = ClassifierConfig(width=4, stages=1, steps=10, batch=8)
-    monkeypatch.setattr(critic, "train_classifier", partial(train_classifier, config=small))
+    monkeypatch.setattr(critic, "classifier_config", lambda n: small)
     assert command("critic", "fit", run, "--features", "resnet").code == 0
     wanted = ("--only", "distances,precision,critic", "--critic-sweep", "1,0.5,0.25")
     assert command("evaluate", run, "--out", tmp_path / "out", *wanted).code == 0

@@ -20,6 +20,7 @@ from vqvae2.commands.options import (
     TopK,
     TopP,
     changed_sampling,
+    check_guidance,
     print_json,
 )
 from vqvae2.errors import UserError
@@ -55,6 +56,7 @@ def evaluate(
     from vqvae2.data.images import open_images
     from vqvae2.evaluate.context import RESERVED_NAMES, Context
     from vqvae2.evaluate.full_report import write_report
+    from vqvae2.evaluate.own_images import open_own_images
     from vqvae2.evaluate.parts.registry import check_names
     from vqvae2.files.output import make_folder
 
@@ -68,8 +70,10 @@ def evaluate(
     make_folder(out)
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
-    seed = run.config.seed if run else 0
-    images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
+    if run:
+        images = open_own_images(run, data, cache / "data", reporter.say)
+    else:
+        images = open_images(data, config, cache / "data", seed=0, say=reporter.say)
     context = Context(run, images, config, options, cache, reporter)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
@@ -87,12 +91,6 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
     assert options.samples is not None
     _, side = (0, options.size) if options.size else peek(str(options.samples), DataConfig(), out)
     return DataConfig(size=side or 64, flip=False, shift=0, holdout=0.5)
-
-
-def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
-    """Where decoded images are kept: with the run if they are its own, because others must not replace them."""
-    own = run is not None and run.done()["codes"] and data == run.record.get("source")
-    return run.paths.data if run and own else cache / "data"
 
 
 def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
@@ -214,6 +212,7 @@ def command(
         out = loaded.paths.report
     sampling = None
     if loaded is not None:
+        check_guidance(loaded, guidance)
         sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
     options = EvaluateOptions(
         only=(*_items(only), *(["tuning"] if tune_sampling else [])),

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqvae2.commands.options import Json, Settings, command_line, print_json, resolve, summary
+from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from vqvae2.config.models import Config
+
+
+_GENTLE = 0.3  # of the steps and the learning rates, in fine-tuning
 
 
 class Stage(StrEnum):
@@ -27,7 +31,7 @@ class Stage(StrEnum):
 def choose_config(
     data: str,
     run: Path,
-    preset: str | None,
+    preset: str | Config | None,
     file: Path | None,
     settings: Sequence[str],
     split: str | None,
@@ -42,6 +46,7 @@ def choose_config(
     Args:
         data: see `open_images`.
         run: RUN.
+        preset: its name, or a whole configuration to start from.
         file: YAML with settings that are put over the preset's.
         settings: assignments KEY=VALUE.
         split, streaming: which split of a Hub data set, and whether it is read as a stream.
@@ -69,10 +74,52 @@ def choose_config(
             reporter.say(
                 f"{count} images, short side about {side} px: preset {preset} (choose another with --preset)"
             )
-        base = named(preset)
+        base = named(preset) if isinstance(preset, str) else preset
     extra = [f"data.split={split}"] if split else []
     extra += ["data.streaming=true"] if streaming else []
     return resolve(base, changes, [*settings, *extra])
+
+
+def fine_tuning(start: str) -> Config:
+    """The settings of a run, to train its weights further on other images in a new run.
+
+    Kept are the networks, the image size and the recipe. Steps and learning rates are three tenths of the run's (our
+    decision), time limits and what belongs to the machine or to the other data are at their defaults.
+
+    Args:
+        start: a run folder, a model of the package, or a Hub id.
+
+    Raises:
+        RunError: no such run.
+    """
+    from vqvae2.config.hardware import Hardware
+    from vqvae2.config.models import DataConfig, parse
+    from vqvae2.files.locate import find_run
+    from vqvae2.train.folder import read_run
+
+    folder = find_run(start)
+    name = str(folder.resolve()) if RunFolder(Path(start)).exists() else start
+    value = read_run(folder)[1].model_dump(mode="json")
+    value |= Hardware().model_dump(mode="json")
+    data = DataConfig().model_dump(mode="json")
+    for key in (
+        "split",
+        "streaming",
+        "limit",
+        "image_column",
+        "label_column",
+        "workers",
+        "cache_gb",
+        "holdout",
+    ):
+        value["data"][key] = data[key]
+    for training in (value["train_autoencoder"], *value["train_prior"]):
+        steps = max(1, round(_GENTLE * training["steps"]))
+        training |= {"steps": steps, "lr": _GENTLE * training["lr"], "minutes": 0.0, "start": name}
+        training["warmup"] = min(training["warmup"], steps // 10)
+    value["sharpen"]["minutes"] = 0.0
+    value["prior"]["classes"] = 0
+    return parse(value)
 
 
 def _help_config(wanted: bool) -> None:
@@ -105,6 +152,23 @@ def command(
     settings: Settings = None,
     split: Annotated[str | None, typer.Option(help="split of a Hub data set")] = None,
     streaming: Annotated[bool, typer.Option(help="read a Hub data set as a stream")] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="fine-tune: begin with the settings and the weights of a run folder, a model of the package or a Hub id, "
+            "with three tenths of its steps and of its learning rates",
+        ),
+    ] = None,
+    redo_prior: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            metavar="LEVEL",
+            help="replace the prior of this level if its settings changed; the old one is moved aside; repeatable",
+        ),
+    ] = None,
     until: Annotated[
         Stage, typer.Option(help="stop after this stage; the same command without this option continues")
     ] = Stage.prior,
@@ -123,13 +187,43 @@ def command(
     from vqvae2.train import pipeline
 
     reporter = Reporter()
-    resolved = choose_config(data, run, preset, config, settings or (), split, streaming, reporter)
-    pipeline.train(data, run, resolved, command=command_line(), reporter=reporter, until=until.value)
-    finish(run, reporter, as_json)
+    base: str | Config | None = preset
+    if start is not None:
+        if preset is not None:
+            raise UserError("expected --preset or --from, found both: --from brings its own settings")
+        base = fine_tuning(start)
+        reporter.say(f"begins with the settings and the weights of {start}")
+    resolved = choose_config(data, run, base, config, settings or (), split, streaming, reporter)
+    trained = pipeline.train(
+        data,
+        run,
+        resolved,
+        command=command_line(),
+        reporter=reporter,
+        until=until.value,
+        redo=redo_prior or (),
+        begins=lambda config: tell_estimate(config, run, until, reporter),
+    )
+    finish(run, reporter, trained, as_json)
 
 
-def finish(run: Path, reporter: Reporter, as_json: bool) -> None:
-    """Write the report of a training, and say where it is and what can be done next; in the main process alone."""
+def tell_estimate(config: Config, run: Path, until: Stage, reporter: Reporter) -> None:
+    """Say how long it will take, unless everything is done or several processes share the work."""
+    import os
+
+    from vqvae2.commands.estimate import say_estimate
+    from vqvae2.run import default_device
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        say_estimate(config, run, default_device(), reporter, until.value)
+
+
+def finish(run: Path, reporter: Reporter, trained: bool, as_json: bool) -> None:
+    """Write the report of a training, and say where it is and what can be done next; in the main process alone.
+
+    Args:
+        trained: whether anything was trained; if not, the report stays as it is.
+    """
     from accelerate import PartialState
 
     from vqvae2.commands.training_report import write_training_report
@@ -137,14 +231,13 @@ def finish(run: Path, reporter: Reporter, as_json: bool) -> None:
 
     if not PartialState().is_main_process:
         return
-    loaded = load(run, "cpu")
-    page = write_training_report(loaded)
+    page = write_training_report(load(run, "cpu")) if trained else None
     if as_json:
-        print_json(summary(loaded))
+        print_json(summary(load(run, "cpu")))
         return
     if page:
         reporter.say(f"report: {page}")
-    if all(loaded.done().values()):
+    if page and all(load(run, "cpu").done().values()):
         reporter.say(
             f"next: `vqvae2 sample {run} --n 64 --out DIR` draws images, `vqvae2 evaluate {run}` compares them with real ones, "
             f"`vqvae2 explain {run}` says what to change"

@@ -203,6 +203,19 @@ def open_images(
     return images
 
 
+def open_decoded(folder: Path, config: DataConfig) -> ImageSet | None:
+    """The images that `open_images` decoded into a folder, whatever became of the data since; None if they are not there.
+
+    Args:
+        folder: RUN/data.
+        config: with which they were decoded.
+    """
+    try:
+        return _open_cached(folder, ImageIndex.load(folder / "index.json"), config)
+    except (OSError, EOFError, ValueError, TypeError, AttributeError):
+        return None
+
+
 def _reuse(folder: Path, key: str, config: DataConfig) -> ImageSet | None:
     """The images in the cache if it is undamaged and has this key, else None."""
     try:

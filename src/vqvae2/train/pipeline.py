@@ -7,8 +7,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +25,14 @@ from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, open_store
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective
+from vqvae2.train.beginning import begin_prior, check_starts
 from vqvae2.train.extract import extract, image_count
 from vqvae2.train.folder import (
+    Redo,
     claim,
     finished,
     load_autoencoder,
@@ -41,6 +43,7 @@ from vqvae2.train.folder import (
     sharp_file,
     with_classes,
 )
+from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective
 from vqvae2.train.sharpen import SharpenObjective
@@ -56,7 +59,9 @@ def train(
     command: str = "",
     reporter: Reporter | None = None,
     until: Literal["autoencoder", "prior"] = "prior",
-) -> None:
+    redo: Sequence[int] = (),
+    begins: Callable[[Config], None] = lambda config: None,
+) -> bool:
     """Run every stage of the pipeline that is not done yet, or the first stage only.
 
     Args:
@@ -66,6 +71,11 @@ def train(
         command: what the user typed; it is written to config.yaml.
         reporter: where progress and messages are shown.
         until: "autoencoder" stops after stage 1; a later call without it continues.
+        redo: levels whose priors are replaced if their settings changed; the old ones are moved aside.
+        begins: called once before images are read, if the settings are accepted and something is left to train.
+
+    Returns:
+        False if all was done already.
 
     Raises:
         RunError: RUN cannot be written, was made by a newer version, or holds a stage trained with other settings.
@@ -80,13 +90,35 @@ def train(
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
-    config = claim(folder, data, config, command, accelerator)
-    if finished(folder, config):
+    config = claim(folder, data, config, command, accelerator, Redo(redo, reporter.say))
+    further = wanted(folder, config)
+    for name in further:
+        reporter.say(announcement(folder, config, name))
+    if finished(folder, config) and not further:
         reporter.say(f"{folder}: all is done; nothing to train")
-        return
+        return False
+    check_starts(folder, config)
+    begins(config)
+    _stages(data, folder, config, further, until, accelerator, reporter)
+    return True
+
+
+def _stages(
+    data: str,
+    folder: Path,
+    config: Config,
+    further: Sequence[str],
+    until: Literal["autoencoder", "prior"],
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> None:
+    """Every stage that is not done, or that is trained further."""
     # first, so that a wrong path is reported at once
-    inputs = None if model_file(folder).exists() else _stage1_inputs(config)
-    sharpens = config.sharpen.steps > 0 and not sharp_file(folder).exists()
+    first = not model_file(folder).exists() or "autoencoder" in further
+    inputs = _stage1_inputs(config) if first else None
+    sharpens = config.sharpen.steps > 0 and (
+        not sharp_file(folder).exists() or bool({"autoencoder", "sharpen"} & {*further})
+    )
     distance = _distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
     images = _open(data, folder, config, accelerator, reporter)
     try:
@@ -100,12 +132,7 @@ def train(
     finally:
         images.close()
     _health(store, reporter)
-    for level in range(config.autoencoder.levels):
-        if not model_file(folder, level).exists():
-            _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
-        if accelerator.is_main_process and not samples_file(folder, level).exists():
-            _draw_level(folder, config, autoencoder, level)
-        accelerator.wait_for_everyone()
+    _priors(folder, config, store, autoencoder, further, accelerator, reporter)
     _say_sharpened(folder, reporter)
 
 
@@ -131,10 +158,15 @@ def _stage1_inputs(config: Config) -> tuple[PerceptualDistance | None, dict[str,
     settings = config.train_autoencoder
     weights, start = settings.perceptual_weights, settings.start
     distance = _distance(weights)
-    begin = tensor_file.load_tensors(model_file(Path(start)))[0] if start else {}
+    begin = tensor_file.load_tensors(model_file(_find(start)))[0] if start else {}
     if begin:
         tensor_file.load_weights(VQVAE(config.autoencoder), begin, start)  # raises where they do not fit
     return distance, begin
+
+
+def _find(start: str) -> Path:
+    """The folder of a run that is named as a starting point; a folder that is no run folder is looked into all the same."""
+    return find_run(start) if RunFolder(Path(start)).exists() or not Path(start).exists() else Path(start)
 
 
 def _stage1(
@@ -249,6 +281,24 @@ def _health(store: CodeStore, reporter: Reporter) -> None:
             )
 
 
+def _priors(
+    folder: Path,
+    config: Config,
+    store: CodeStore,
+    autoencoder: VQVAE,
+    further: Sequence[str],
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> None:
+    """Stage 2 of every level that is not done or is trained further, and samples of the levels so far after each."""
+    for level in range(config.autoencoder.levels):
+        if not model_file(folder, level).exists() or f"prior level {level}" in further:
+            _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
+        if accelerator.is_main_process and not samples_file(folder, level).exists():
+            _draw_level(folder, config, autoencoder, level)
+        accelerator.wait_for_everyone()
+
+
 def _stage2(
     folder: Path,
     config: Config,
@@ -261,6 +311,10 @@ def _stage2(
     settings = config.train_prior[level]
     codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
+    if settings.start and not RunFolder(folder).prior(level).done():
+        new = begin_prior(objective.model, settings.start, level, list(store.classes))
+        words = f"; {new} of {len(store.classes)} classes are new to it" if new else ""
+        reporter.say(f"{objective.name}: begins with the prior of {settings.start}{words}")
     part = RunFolder(folder).prior(level)
     _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)
 
@@ -275,23 +329,37 @@ def _fit(
     seed: int,
     result: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None,
 ) -> Outcome:
-    """Train one stage, then write its model.safetensors and delete its checkpoints.
+    """Train one stage, or train it further if it is done, then write its model.safetensors and keep its state.
 
     Args:
         result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
     """
-    outcome = fit(objective, settings, part.path, accelerator, reporter, seed, config)
+    again = part.done()
+    folder = part
+    if again:
+        if accelerator.is_main_process:
+            prepare(part, whole=objective.name != "sharpen")
+        accelerator.wait_for_everyone()
+        folder = prepare(part, whole=objective.name != "sharpen")
+    outcome = fit(objective, settings, folder.path, accelerator, reporter, seed, config)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
     if result:
         kept = f"the averaged weights of step {outcome.best_step} are kept"
     reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
     if accelerator.is_main_process:
-        atomic.write_json(part.record, {"outcome": asdict(outcome), "config": config.model_dump(mode="json")})
+        record = {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
         tensors, more = result() if result else (objective.model.state_dict(), {})
         about = {"figures": figures, "step": outcome.best_step, **more}
-        tensor_file.save_tensors(part.model, tensors, about)
-        shutil.rmtree(part.checkpoints, ignore_errors=True)
+        if again:  # the record last, because it says that there is nothing more to train
+            remove(built_on(part, config, objective.name))
+            tensor_file.save_tensors(part.model, tensors, about)
+            atomic.write_json(part.record, record)
+            publish(part, folder)
+        else:
+            atomic.write_json(part.record, record)
+            tensor_file.save_tensors(part.model, tensors, about)
+            keep_state(part, part)
     accelerator.wait_for_everyone()
     return outcome
 

@@ -102,12 +102,13 @@ class State:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         tensor_file.load_weights(step.network, part("model."), file)
-        groups = meta["groups"]["param_groups"]
-        for saved, ours in zip(groups, step.optimizer.param_groups, strict=True):
-            saved |= {name: ours[name] for name in _KERNELS}
-        tensor_file.unpack_optimizer(step.optimizer, part("optimizer."), {"param_groups": groups})
+        if moments := part("optimizer."):  # not kept where a training goes on from its weights alone
+            groups = meta["groups"]["param_groups"]
+            for saved, ours in zip(groups, step.optimizer.param_groups, strict=True):
+                saved |= {name: ours[name] for name in _KERNELS}
+            tensor_file.unpack_optimizer(step.optimizer, moments, {"param_groups": groups})
         if step.average is not None:
-            average = part("average.")
+            average = part("average.") or {"n_averaged": torch.tensor(0), **part("model.")}
             step.average.count = int(average.pop("n_averaged"))
             weights = {name.removeprefix("module."): value for name, value in average.items()}
             tensor_file.load_weights(step.average.module, weights, file)
