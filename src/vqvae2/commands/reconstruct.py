@@ -36,7 +36,7 @@ def reconstruct(
 
     Raises:
         RunError: the sharpened decoder is asked for and not trained.
-        UserError: a missing file, or a folder that cannot be made.
+        UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder.
         DataError: a file that cannot be used.
     """
     import torch
@@ -44,13 +44,14 @@ def reconstruct(
     from vqvae2.commands.images import image_files, load_images
     from vqvae2.data.grid import save_grid, save_picture
     from vqvae2.data.pixels import psnr, to_pil
-    from vqvae2.files.output import make_folder
+    from vqvae2.files.output import claim_results, make_folder
 
     name, size = run.decoder_name(decoder), run.config.data.size
     plain, sharp = run.autoencoder, run.decoder("sharp") if name == "sharp" else None
     files = image_files(paths)
     originals = load_images(run, files)
     make_folder(out)
+    claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
     taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
     results: list[dict[str, Any]] = []
     for file, image in zip(files, originals, strict=True):

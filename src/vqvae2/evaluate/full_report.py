@@ -31,6 +31,8 @@ def write_report(context: Context, title: str, out: Path, facts: Facts | None = 
     Returns:
         The content of report.json: protocol, parts, warnings, seconds.
     """
+    if (out / "report.json").exists():
+        context.reporter.say(f"{out}: the report that is there will be replaced; --out DIR keeps it")
     results: list[tuple[Part, PartResult]] = []
     seconds: dict[str, float] = {}
     for part in wanted_parts(context):

@@ -45,7 +45,7 @@ from vqvae2.train.folder import (
 )
 from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
-from vqvae2.train.prior import PriorObjective
+from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.sharpen import SharpenObjective
 
 _COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
@@ -265,6 +265,11 @@ def _codes(
     if not found:
         if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
             reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
+        if (times := copies(config)) > 1:
+            reporter.say(
+                f"codes: each of {len(images.train):,} training images is encoded {times} times, once as it is and "
+                f"{times - 1} times augmented (train_prior.*.copies), and {len(images.heldout):,} held-out images once"
+            )
         extract(model, images, config, place, digest, accelerator, reporter)
     accelerator.wait_for_everyone()
     return open_store(place, digest=digest)
