@@ -22,6 +22,7 @@ from vqvae2.commands.options import (
     changed_sampling,
     check_guidance,
     print_json,
+    say,
 )
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
@@ -44,29 +45,22 @@ def evaluate(
         data: the real images, see `open_images`; for a run usually those that it was trained on.
 
     Returns:
-        The content of report.json: protocol, parts, warnings, seconds. The same arguments give the same content, except for
+        The content of report.json: protocol, parts, left_out, warnings, seconds. The same arguments give the same content, except for
         the seconds and for the part `speed`.
 
     Raises:
         RunError: the sharpened decoder is asked for and not trained.
-        UserError: nothing to measure, an unknown part, a name that is reserved, a critic whose backbone is the measuring
-            network, or too few images; see also `open_images`, `Run` and `feature_network`.
+        UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
     from vqvae2.commands.run_facts import collect
     from vqvae2.data.images import open_images
-    from vqvae2.evaluate.context import RESERVED_NAMES, Context
+    from vqvae2.evaluate.checks import check_options
+    from vqvae2.evaluate.context import Context
     from vqvae2.evaluate.full_report import write_report
     from vqvae2.evaluate.own_images import open_own_images
-    from vqvae2.evaluate.parts.registry import check_names
     from vqvae2.files.output import make_folder
 
-    check_names(options)
-    if taken := sorted({*options.against} & RESERVED_NAMES):
-        raise UserError(f"the report has a set named {', '.join(taken)}: another name is needed")
-    if run is None and options.samples is None:
-        raise UserError("expected a RUN or --samples DIR, or both")
-    if run is not None:
-        run.decoder_name(options.decoder)  # raises before the folder is made
+    network = check_options(run, options)  # before the folder is made, and before images are read
     make_folder(out)
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
@@ -74,7 +68,7 @@ def evaluate(
         images = open_own_images(run, data, cache / "data", reporter.say)
     else:
         images = open_images(data, config, cache / "data", seed=0, say=reporter.say)
-    context = Context(run, images, config, options, cache, reporter)
+    context = Context(run, images, config, options, cache, reporter, network)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
@@ -202,8 +196,10 @@ def command(
     from vqvae2.evaluate.resnet import ClassifierConfig
     from vqvae2.run import load
 
+    reporter = Reporter()
     loaded = load(run) if run is not None else None
-    data = data or (loaded.record.get("source") if loaded else None)
+    if data is None and loaded is not None and (data := loaded.record.get("source")):
+        reporter.say(f"the real images are those that the run names: {data}")
     if data is None:
         raise UserError("expected --data DATA, the real images")
     if out is None:
@@ -231,15 +227,17 @@ def command(
         seed=seed,
         size=size,
     )
-    result = evaluate(loaded, data, out, options, Reporter())
+    result = evaluate(loaded, data, out, options, reporter)
     if tune_sampling and loaded is not None:
-        keep_sampling(loaded, result, Reporter(), write=RunFolder(Path(str(run))).exists())
+        keep_sampling(loaded, result, reporter, write=RunFolder(Path(str(run))).exists())
     if as_json:
         print_json(result)
         return
     for line in result["warnings"]:
-        typer.echo(f"warning: {line}")
-    typer.echo(f"{', '.join(result['parts'])}: {out / 'report.html'}")
+        say(f"warning: {line}")
+    for name, reason in result["left_out"].items():
+        say(f"left out: {name}: {reason}")
+    say(f"{', '.join(result['parts'])}: {out / 'report.html'}")
 
 
 def _items(text: str | None) -> list[str]:

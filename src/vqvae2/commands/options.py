@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 
 if TYPE_CHECKING:
     from vqvae2.config.models import Config
@@ -148,6 +148,11 @@ def summary(run: Run) -> dict[str, Any]:
 def command_line() -> str:
     """What the user typed."""
     return shlex.join(["vqvae2", *sys.argv[1:]])
+
+
+def say(text: str) -> None:
+    """Print a line of the result on standard output; control characters, as in names of files, are shown as escapes."""
+    typer.echo(printable(text))
 
 
 def print_json(value: Any) -> None:

@@ -107,7 +107,8 @@ def _outcome(record: Path) -> dict[str, Any]:
         value = read_json(record)
     except FileError:
         return {}
-    return dict(value.get("outcome", {})) if isinstance(value, dict) else {}
+    outcome = value.get("outcome") if isinstance(value, dict) else None
+    return outcome if isinstance(outcome, dict) else {}
 
 
 def _ended_by_minutes(run: Run) -> Iterator[str]:

@@ -212,10 +212,10 @@ def tell_estimate(config: Config, run: Path, until: Stage, reporter: Reporter) -
     import os
 
     from vqvae2.commands.estimate import say_estimate
-    from vqvae2.run import default_device
+    from vqvae2.train.device import best_device
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        say_estimate(config, run, default_device(), reporter, until.value)
+        say_estimate(config, run, best_device(), reporter, until.value)
 
 
 def finish(run: Path, reporter: Reporter, trained: bool, as_json: bool) -> None:

@@ -9,15 +9,19 @@ Until then the run can be used as before. What was built on the stage is removed
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vqvae2.config.models import Config
+from pydantic import Field
+
+from vqvae2.config.models import Config, parse
 from vqvae2.config.training import TrainConfig
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, StageFolder
 from vqvae2.train.state import Outcome
 
@@ -84,29 +88,56 @@ def record_ends(folder: Path, old: Config, changed: list[str], write: bool) -> N
             )
 
 
+class _Ended(Record):
+    """How a training ended, see `Outcome`."""
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float = math.inf
+    stale: int = 0
+    seconds: float = 0.0
+    figures: dict[str, Any] = Field(default_factory=dict)
+
+
+class _StageRecord(Record):
+    """STAGE/config.json."""
+
+    outcome: _Ended = Field(default_factory=_Ended)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
 def ended(stage: StageFolder) -> Outcome:
-    """How the training of a finished stage ended, by its record."""
-    record = atomic.read_json(stage.record) if stage.record.exists() else {}
-    return Outcome(**record["outcome"]) if "outcome" in record else Outcome()
+    """How the training of a finished stage ended, by its record; all 0 without one.
+
+    Raises:
+        FileError: the record is damaged.
+    """
+    return (
+        Outcome(**_StageRecord.read(stage.record).outcome.model_dump())
+        if stage.record.exists()
+        else Outcome()
+    )
 
 
 def wanted(folder: Path, config: Config) -> list[str]:
-    """The names of the finished stages whose settings ask for more steps than they were trained with."""
+    """The names of the finished stages whose settings ask for more steps than they were trained with.
+
+    Raises:
+        FileError, ConfigError: the record of a stage is damaged.
+    """
     stages = RunFolder(folder).networks(config.autoencoder.levels)
     names = []
-    for name, (key, training) in settings_of(config).items():
+    for name, (_, training) in settings_of(config).items():
         stage = stages[name]
         if not stage.done() or not stage.record.exists():
             continue
-        record = atomic.read_json(stage.record)
-        trained: Any = record.get("config", {})
-        for part in key.split("."):
-            trained = trained[int(part)] if isinstance(trained, list) else trained.get(part, {})
-        outcome = ended(stage)
-        raised = training.steps > trained.get("steps", training.steps)
-        raised |= training.minutes != trained.get("minutes", training.minutes)
-        in_time = not training.minutes or outcome.seconds < 60 * training.minutes
-        if raised and in_time and outcome.step < training.steps:
+        record = _StageRecord.read(stage.record)
+        if not record.config:
+            continue
+        trained = settings_of(parse(record.config))[name][1]
+        raised = training.steps > trained.steps or training.minutes != trained.minutes
+        in_time = not training.minutes or record.outcome.seconds < 60 * training.minutes
+        if raised and in_time and record.outcome.step < training.steps:
             names.append(name)
     return names
 
