@@ -1,4 +1,4 @@
-"""Where a training begins: the weights of another run, for fine-tuning."""
+"""Where a training begins: the weights of another run, for fine-tuning, and what stage 1 needs beside images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import Config
 from vqvae2.files import tensor_file
 from vqvae2.files.locate import find_run
 from vqvae2.files.run_folder import RunError, RunFolder
-from vqvae2.train.folder import read_run
+from vqvae2.train.folder import model_file, read_run
 
 _LABELS = "label.weight"  # of a prior: an embedding for each class, then one for "no label"
 
@@ -91,3 +93,24 @@ def _rows(own: Tensor, theirs: Tensor, classes: list[str], known: dict[str, int]
             table[index] = theirs[known[name]].to(table.dtype)
     table[-1] = theirs[-1].to(table.dtype)
     return torch.as_tensor(table)
+
+
+def stage1_inputs(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]]:
+    """What stage 1 needs beside images: the perceptual distance or None, and the initial weights ({} means random ones)."""
+    settings = config.train_autoencoder
+    weights, start = settings.perceptual_weights, settings.start
+    distance = read_distance(weights)
+    begin = tensor_file.load_tensors(model_file(_find(start)))[0] if start else {}
+    if begin:
+        tensor_file.load_weights(VQVAE(config.autoencoder), begin, start)  # raises where they do not fit
+    return distance, begin
+
+
+def read_distance(weights: str) -> PerceptualDistance | None:
+    """The perceptual distance with these weights; None without."""
+    return PerceptualDistance.read(weights) if weights else None
+
+
+def _find(start: str) -> Path:
+    """The folder of a run that is named as a starting point; a folder that is no run folder is looked into all the same."""
+    return find_run(start) if RunFolder(Path(start)).exists() or not Path(start).exists() else Path(start)

@@ -7,7 +7,6 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codes import Codes
@@ -26,11 +24,10 @@ from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
 from vqvae2.files import atomic, tensor_file
-from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.beginning import begin_prior, check_starts
+from vqvae2.train.beginning import begin_prior, check_starts, read_distance, stage1_inputs
 from vqvae2.train.extract import extract, image_count
 from vqvae2.train.folder import (
     Redo,
@@ -43,18 +40,13 @@ from vqvae2.train.folder import (
     samples_file,
     sharp_autoencoder,
     sharp_file,
-    stored_figures,
     with_classes,
 )
 from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
-from vqvae2.train.loop import Objective, Outcome, TrainingError, fit, make_accelerator
+from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
 from vqvae2.train.sharpen import SharpenObjective
-
-_WORSE = (
-    1.0  # bits per code by which a prior may be worse than guessing; with few steps some are a little worse
-)
-_COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
 
 
 def train(
@@ -123,11 +115,13 @@ def _stages(
     """Every stage that is not done, or that is trained further."""
     # first, so that a wrong path is reported at once
     first = not model_file(folder).exists() or "autoencoder" in further
-    inputs = _stage1_inputs(config) if first else None
+    inputs = stage1_inputs(config) if first else None
     sharpens = config.sharpen.steps > 0 and (
         not sharp_file(folder).exists() or bool({"autoencoder", "sharpen"} & {*further})
     )
-    distance = _distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
+    distance = (
+        read_distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
+    )
     images = _open(data, folder, config, accelerator, reporter)
     try:
         config = with_classes(folder, config, images, accelerator)
@@ -139,9 +133,9 @@ def _stages(
             _sharpen(folder, config, images, digest, distance, accelerator, reporter)
     finally:
         images.close()
-    _health(store, reporter)
+    say_usage(store, reporter)
     _priors(folder, config, store, autoencoder, further, accelerator, reporter)
-    _say_sharpened(folder, reporter)
+    say_sharpened(folder, reporter)
 
 
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
@@ -161,22 +155,6 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
     return images
 
 
-def _stage1_inputs(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]]:
-    """What stage 1 needs beside images: the perceptual distance or None, and the initial weights ({} means random ones)."""
-    settings = config.train_autoencoder
-    weights, start = settings.perceptual_weights, settings.start
-    distance = _distance(weights)
-    begin = tensor_file.load_tensors(model_file(_find(start)))[0] if start else {}
-    if begin:
-        tensor_file.load_weights(VQVAE(config.autoencoder), begin, start)  # raises where they do not fit
-    return distance, begin
-
-
-def _find(start: str) -> Path:
-    """The folder of a run that is named as a starting point; a folder that is no run folder is looked into all the same."""
-    return find_run(start) if RunFolder(Path(start)).exists() or not Path(start).exists() else Path(start)
-
-
 def _stage1(
     folder: Path,
     config: Config,
@@ -191,10 +169,6 @@ def _stage1(
             tensor_file.load_weights(objective.model, inputs[1], config.train_autoencoder.start)
         _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
     return load_autoencoder(folder, config, accelerator.device)
-
-
-def _distance(weights: str) -> PerceptualDistance | None:
-    return PerceptualDistance.read(weights) if weights else None
 
 
 def _sharpen(
@@ -220,21 +194,6 @@ def _sharpen(
         config,
         config.seed + 5,  # four levels of priors take the numbers before
         lambda: (objective.weights(), {"autoencoder": digest}),
-    )
-
-
-def _say_sharpened(folder: Path, reporter: Reporter) -> None:
-    """If the run has a sharpened decoder, say what it has changed and how to use the other one."""
-    if not sharp_file(folder).exists():
-        return
-    figures = stored_figures(sharp_file(folder))
-    psnr, sharpness = (
-        f"{figures.get(f'heldout_{name}_plain', math.nan):.4g} -> {figures.get(f'heldout_{name}', math.nan):.4g}"
-        for name in ("psnr", "sharpness")
-    )
-    reporter.say(
-        f"the decoder is sharpened: held-out sharpness {sharpness} (originals 1), PSNR {psnr} dB; it is used by default, "
-        f"--decoder plain chooses the other one"
     )
 
 
@@ -297,17 +256,6 @@ def _fits(place: Path, config: Config, images: ImageSet, digest: str, main: bool
         and store.fingerprint == images.fingerprint
         and store.classes == tuple(images.classes)
     )
-
-
-def _health(store: CodeStore, reporter: Reporter) -> None:
-    """Warn of a level that uses few of its codes before stage 2 starts, and say what may help."""
-    for level, usage in enumerate(stored_usage(store)):
-        if usage.used < _COLLAPSED:
-            reporter.say(
-                f"warning: level {level} is collapsed: it uses {usage.used:.1%} of its codes "
-                f"(perplexity {usage.perplexity:.1f}). Its prior will have little to learn and samples will be poor. "
-                f"Try fewer codes (--set autoencoder.codes=...), a larger stride for the finer level, or more training."
-            )
 
 
 def _priors(
@@ -383,7 +331,7 @@ def _fit(
         accelerator.wait_for_everyone()
         folder = prepare(part, whole=objective.name != "sharpen")
     outcome = fit(objective, settings, folder.path, accelerator, reporter, seed, config)
-    _check_learnt(objective.name, outcome.figures, part)
+    check_learnt(objective.name, outcome.figures, part)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
     if objective.name == "sharpen":
@@ -404,20 +352,6 @@ def _fit(
             keep_state(part, part)
     accelerator.wait_for_everyone()
     return outcome
-
-
-def _check_learnt(name: str, figures: dict[str, Any], part: StageFolder) -> None:
-    """Refuse a prior that is worse than no prior; nothing of it is kept as a result.
-
-    Raises:
-        TrainingError: its bits per code exceed those of guessing all codes alike by more than one.
-    """
-    bits, uniform = figures.get("heldout_bits", 0.0), figures.get("uniform_bits", 0.0)
-    if bits > uniform + _WORSE:
-        raise TrainingError(
-            f"{name}: it ended at {bits:.4g} bits per code of held-out images, and guessing all codes alike takes {uniform:.4g}, "
-            f"so it has learnt nothing that holds; delete {part.path}, and train with a smaller learning rate or more warm-up"
-        )
 
 
 def _figures(figures: dict[str, Any]) -> str:
