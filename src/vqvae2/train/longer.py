@@ -158,7 +158,7 @@ def announcement(folder: Path, config: Config, name: str) -> str:
     stage = RunFolder(folder).networks(config.autoencoder.levels)[name]
     training = settings_of(config)[name][1]
     line = f"{name}: trained further, from step {ended(stage).step:,} towards {training.steps:,}"
-    if not _state(stage).exists():
+    if not stage.state.exists():
         line += "; its optimiser's state was not kept, so the optimiser starts anew from the kept weights"
         if name == "sharpen":
             line = f"{name}: its state was not kept, so it is trained anew, for {training.steps:,} steps"
@@ -182,11 +182,11 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
         whole: whether model.safetensors holds all that is trained; the sharpened decoder lacks its discriminator, so without
             its state it is trained anew.
     """
-    further = StageFolder(stage.path / "longer")
+    further = stage.longer
     if further.checkpoint.exists():
         return further
-    if _state(stage).exists():
-        tensors, meta = tensor_file.load_tensors(_state(stage))
+    if stage.state.exists():
+        tensors, meta = tensor_file.load_tensors(stage.state)
         meta["outcome"]["stale"] = 0  # evaluations without a better one are counted anew
     elif whole:
         weights = tensor_file.load_tensors(stage.model)[0]
@@ -217,7 +217,7 @@ def publish(stage: StageFolder, further: StageFolder) -> None:
 def keep_state(stage: StageFolder, trained: StageFolder) -> None:
     """Keep the last state of a training that is done, and remove its checkpoints."""
     if trained.checkpoint.exists():
-        trained.checkpoint.replace(_state(stage))
+        trained.checkpoint.replace(stage.state)
     shutil.rmtree(trained.checkpoints, ignore_errors=True)
 
 
@@ -249,7 +249,3 @@ def set_aside(folder: Path, levels: list[int]) -> list[str]:
 def _run(stage: StageFolder, name: str) -> Path:
     """RUN, of the folder of one of its stages."""
     return stage.path.parents[1 if name.startswith("prior") else 0]
-
-
-def _state(stage: StageFolder) -> Path:
-    return stage.path / "state.safetensors"
