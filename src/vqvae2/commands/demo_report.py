@@ -50,7 +50,7 @@ def write_report(folder: Path, command: str, reporter: Reporter) -> DemoResult:
     images = open_images("emoji64", run.config.data, run.paths.data, seed=run.config.seed, say=reporter.say)
     report = TrainingReport(run, "The demo of vqvae2")
     report.page.text(
-        f"A two-stage model of {len(images.train):,} emoji at {run.config.data.size} px, made by `{command}` on this machine. "
+        f"A two-stage model of {len(images.train):,} emoji at {run.config.data.shape_text} px, made by `{command}` on this machine. "
         f"Stage 1 turned each image into grids of integers (codes); stage 2 learnt the distribution of these grids. The samples "
         f"below are new images drawn from it."
     )
@@ -60,7 +60,7 @@ def write_report(folder: Path, command: str, reporter: Reporter) -> DemoResult:
     about = f"Drawing the codes of an image and decoding them, in a batch of {_SAMPLES}."
     report.rows.append((Cell("seconds per sample", about, "lower"), f"{seconds:.3f}"))
     report.add_figures()
-    zoom = max(1, 64 // run.config.data.size)
+    zoom = max(1, 64 // max(run.config.data.shape))
     _add_reconstructions(report, images, zoom)
     _add_samples(report, samples, labels, zoom)
     _add_neighbours(report, samples, images, zoom)
@@ -132,6 +132,6 @@ def _add_shipped_model(report: TrainingReport) -> None:
         "What longer training gives",
         f"Unselected samples of the model `{SHIPPED}`, which is in the package: `vqvae2 sample {SHIPPED} --n 64 --out out`.",
     )
-    zoom = max(1, 64 // model.config.data.size)
+    zoom = max(1, 64 // max(model.config.data.shape))
     caption = f"{columns} samples of each class of the model {SHIPPED}"
     report.show(grid(samples, columns, zoom=zoom), "shipped-model", caption, model.classes)

@@ -169,7 +169,7 @@ def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:
 def _autoencoder(config: Config, images: int, device: torch.device) -> Callable[[], None]:
     data = config.data
     model = VQVAE(config.autoencoder).to(device).train()
-    pixels = torch.rand(images, data.channels, data.size, data.size, device=device) * 2 - 1
+    pixels = torch.rand(images, data.channels, *data.shape, device=device) * 2 - 1
 
     def step() -> None:
         out = model(pixels)

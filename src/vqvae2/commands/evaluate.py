@@ -7,6 +7,7 @@ all of them --evaluate/parts/--> figures, pictures and curves --> the report
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Run | None, data: str, out: Path, options: EvaluateOptions, reporter: Reporter
+    run: Run | None, data: str | None, out: Path, options: EvaluateOptions, reporter: Reporter
 ) -> dict[str, Any]:
     """Measure, and write OUT/report.json and OUT/report.html; OUT/cache keeps features and samples for the next time.
 
     Args:
         run: None measures `options.samples` alone. Half of the real images then serve as training images, the other half is
             held out.
-        data: the real images, see `open_images`; for a run usually those that it was trained on.
+        data: the real images, see `open_images`; None takes those that the run was trained on.
 
     Returns:
         The content of report.json: protocol, parts, left_out, warnings, seconds. The same arguments give the same content, except for
@@ -54,20 +55,23 @@ def evaluate(
     """
     from vqvae2.commands.run_facts import collect
     from vqvae2.data.images import open_images
+    from vqvae2.data.recorded import open_source
     from vqvae2.evaluate.checks import check_options
     from vqvae2.evaluate.context import Context
     from vqvae2.evaluate.full_report import write_report
-    from vqvae2.evaluate.own_images import open_own_images
     from vqvae2.files.output import make_folder
 
     network = check_options(run, options)  # before the folder is made, and before images are read
     make_folder(out)
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
-    if run:
-        images = open_own_images(run, data, cache / "data", reporter.say)
+    seed = run.config.seed if run else 0
+    if run is not None and (data is None or _is_own(run, data)):
+        images = open_source(run.record, run.folder, config, _decoded(run, cache), seed, reporter.say)
+    elif data is not None:
+        images = open_images(data, config, cache / "data", seed=seed, say=reporter.say)
     else:
-        images = open_images(data, config, cache / "data", seed=0, say=reporter.say)
+        raise UserError("expected --data DATA, the real images")
     context = Context(run, images, config, options, cache, reporter, network)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
@@ -83,8 +87,22 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
     from vqvae2.data.peek import peek
 
     assert options.samples is not None
-    _, side = (0, options.size) if options.size else peek(str(options.samples), DataConfig(), out)
-    return DataConfig(size=side or 64, flip=False, shift=0, holdout=0.5)
+    side = options.size or peek(str(options.samples), DataConfig(), out).side
+    return DataConfig(size=side, flip=False, shift=0, holdout=0.5)
+
+
+def _is_own(run: Run, data: str) -> bool:
+    """Whether these are the run's own images, whose decoded copies are with the run; others must not replace them."""
+    from vqvae2.data.recorded import same_source
+
+    return run.done()["codes"] and same_source(data, run.record, run.folder)
+
+
+def _decoded(run: Run, cache: Path) -> Path:
+    """Where the run's own images are kept: with the run if they are there already, or if it can be written."""
+    kept = (run.paths.data / "index.json").exists()
+    write = run.done()["codes"] and os.access(run.folder, os.W_OK)
+    return run.paths.data if kept or write else cache / "data"
 
 
 def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
@@ -198,9 +216,9 @@ def command(
 
     reporter = Reporter()
     loaded = load(run) if run is not None else None
-    if data is None and loaded is not None and (data := loaded.record.get("source")):
-        reporter.say(f"the real images are those that the run names: {data}")
-    if data is None:
+    if data is None and loaded is not None and "source" in loaded.record:
+        reporter.say(f"the real images are those that the run names: {loaded.record['source']}")
+    elif data is None:
         raise UserError("expected --data DATA, the real images")
     if out is None:
         if loaded is None:

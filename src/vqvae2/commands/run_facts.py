@@ -143,9 +143,9 @@ def _empty(run: Run) -> dict[str, Any]:
     sheets = sorted(run.paths.autoencoder.pictures.glob("step-*.png"))
     if not last.exists() or not sheets:
         return {}
-    size = run.config.data.size
-    samples = _contrasts(last, size)
-    real = _contrasts(sheets[-1], size)
+    shape = run.config.data.shape
+    samples = _contrasts(last, shape)
+    real = _contrasts(sheets[-1], shape)
     originals = [row for number, row in enumerate(real) if number % 2 == 0]
     shares = {"empty": [*chain(*samples)], "empty_real": [*chain(*originals)]}
     return {
@@ -155,18 +155,18 @@ def _empty(run: Run) -> dict[str, Any]:
     }
 
 
-def _contrasts(sheet: Path, size: int) -> list[list[float]]:
+def _contrasts(sheet: Path, shape: tuple[int, int]) -> list[list[float]]:
     """Per row of a sheet, the standard deviation of each image's pixel values."""
     import numpy as np
     from PIL import Image
 
     with Image.open(sheet) as image:
         pixels = np.asarray(image.convert("RGB"), np.float64) / 255
-    step = size + _MARGIN
+    height, width = shape
     return [
         [
-            float(pixels[y : y + size, x : x + size].std((0, 1)).max())
-            for x in range(_MARGIN, pixels.shape[1] - size, step)
+            float(pixels[y : y + height, x : x + width].std((0, 1)).max())
+            for x in range(_MARGIN, pixels.shape[1] - width, width + _MARGIN)
         ]
-        for y in range(_MARGIN, pixels.shape[0] - size, step)
+        for y in range(_MARGIN, pixels.shape[0] - height, height + _MARGIN)
     ]

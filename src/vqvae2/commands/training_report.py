@@ -63,7 +63,7 @@ class TrainingReport:
         if sheets:
             self.page.heading("Reconstructions of held-out images")
             with Image.open(sheets[-1]) as image:
-                rows = max(2, round(image.height / (self.run.config.data.size + 2)))
+                rows = max(2, round(image.height / (self.run.config.data.shape[0] + 2)))
             names = tuple(("originals", "reconstructions")[row % 2] for row in range(rows))
             self.page.picture(
                 sheets[-1], "originals, and below each its reconstruction by the plain decoder", names
@@ -157,10 +157,9 @@ def write_training_report(run: Run) -> Path | None:
     if not run.paths.autoencoder.done() or "heldout_psnr" not in run.figures():
         return None
     report = TrainingReport(run, f"Training of {run.folder.name}")
-    size = run.config.data.size
     data = f" on `{run.record['source']}`" if "source" in run.record else ""
     report.page.text(
-        f"A model of images of {size}x{size} px, trained{data}. Stage 1, the autoencoder, turns each image into grids of "
+        f"A model of images of {run.config.data.shape_text} px, trained{data}. Stage 1, the autoencoder, turns each image into grids of "
         "integers (codes); stage 2, a prior for each level, learns the distribution of these grids, from which new images are drawn."
     )
     report.measure()

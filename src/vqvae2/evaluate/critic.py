@@ -24,13 +24,13 @@ from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
-from vqvae2.data.images import ImageSet
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.recorded import open_source, same_source
 from vqvae2.errors import UserError
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
-from vqvae2.evaluate.own_images import open_own_images
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
 from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
 from vqvae2.evaluate.torchscript import read_torchscript
@@ -131,11 +131,13 @@ def fit_to_run(
     """
     source, config = run.record.get("source"), run.config
     with ExitStack() as stack:
-        own = data in (None, source)  # other images must not replace the run's decoded ones
-        elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
-        if own and not run.done()["codes"]:
-            elsewhere = RunFolder(run.folder).data
-        images = open_own_images(run, str(data or source), elsewhere, reporter.say)
+        own = data is None or same_source(data, run.record, run.folder)
+        if own:
+            decoded = RunFolder(run.folder).data
+            images = open_source(run.record, run.folder, config.data, decoded, config.seed, reporter.say)
+        else:  # other images must not replace the run's decoded ones
+            elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
+            images = open_images(str(data), config.data, elsewhere, seed=config.seed, say=reporter.say)
         stack.callback(images.close)
         if images.fingerprint != run.record.get("fingerprint", images.fingerprint):
             raise RunError(
