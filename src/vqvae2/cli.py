@@ -6,66 +6,87 @@ Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130, 14
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vqvae2 import stopping
+from vqvae2 import __version__, stopping
 from vqvae2.commands import (
     complete,
     critic,
     demo,
     evaluate,
+    explain,
+    export,
     importing,
     inspect,
+    models,
     presets,
+    push,
     reconstruct,
     sample,
     score,
+    serve,
     train,
 )
-from vqvae2.errors import UserError, printable
+from vqvae2.commands.verbs import verb
+from vqvae2.errors import UserError, printable, shortage
 
 _INTERRUPTED = 130
 _UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_OUT_OF_MEMORY = (  # of torch's allocator, of Python's threads, of oneDNN
-    "DefaultCPUAllocator: can't allocate memory",
-    "can't start new thread",
-    "could not create a primitive",
-)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vqvae2 {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="vqvae2",
-    help="VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo.command)
-app.command("train")(train.command)
-app.command("sample")(sample.command)
-app.command("reconstruct")(reconstruct.command)
-app.command("complete")(complete.command)
-app.command("score")(score.command)
-app.command("evaluate")(evaluate.command)
-app.command("inspect")(inspect.command)
-app.command("presets")(presets.command)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    """VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder."""
+
+
+app.command("demo")(verb(demo.command))
+app.command("train")(verb(train.command))
+app.command("sample")(verb(sample.command))
+app.command("reconstruct")(verb(reconstruct.command))
+app.command("complete")(verb(complete.command))
+app.command("score")(verb(score.command))
+app.command("evaluate")(verb(evaluate.command))
+app.command("explain")(verb(explain.command, computes=False))
+app.command("inspect")(verb(inspect.command, computes=False))
+app.command("models")(verb(models.command, computes=False))
+app.command("presets")(verb(presets.command, computes=False))
+app.command("push")(verb(push.command, computes=False))
+app.command("export")(verb(export.command, computes=False))
+app.command("serve")(verb(serve.command))
 
 _import = typer.Typer(
     help="Import an autoencoder trained elsewhere into a run folder.", rich_markup_mode=None
 )
-_import.command("rosinality")(importing.rosinality_command)
+_import.command("rosinality")(verb(importing.rosinality_command, computes=False))
 app.add_typer(_import, name="import")
 
 _critic = typer.Typer(help="The classifier that `sample --critic` chooses by.", rich_markup_mode=None)
-_critic.command("fit")(critic.fit_command)
+_critic.command("fit")(verb(critic.fit_command))
 app.add_typer(_critic, name="critic")
 
 
@@ -81,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     ):  # a path of no characters is the current folder
         _fail("an argument is empty; an unset variable of the shell may be the reason", 2)
     try:
-        code = app(args=given or ["--help"], standalone_mode=False)
+        code = app(args=given or ["--help"], standalone_mode=False, prog_name="vqvae2")
         if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this code and says nothing
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
@@ -97,10 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if number := _interrupted(error):
             _fail(f"interrupted: {error}; the same command continues from there", 128 + number)
-        if _out_of_memory(error):
-            _fail(f"not enough memory: {str(error) or 'Python could get no more'}", 2)
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", 2)
+        if lacking := shortage(error):
+            _fail(lacking, 2)
         raise
 
 
@@ -108,12 +127,6 @@ def _interrupted(error: Exception) -> int:
     """The signal that ended a training, or 0: `Interrupted` is of a module that is loaded only if something was trained."""
     loop = sys.modules.get("vqvae2.train.loop")
     return int(error.number) if loop is not None and isinstance(error, loop.Interrupted) else 0
-
-
-def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, RuntimeError):  # of torch on a CPU, and of Python
-        return any(part in str(error) for part in _OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def _fail(message: str, code: int) -> NoReturn:

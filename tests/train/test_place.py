@@ -147,13 +147,13 @@ def test_a_run_that_vanishes_between_two_stages_ends_with_an_error(
     data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the latest before the next stage is trained, so that hours are not spent on what nobody finds."""
-    folder, usual = tmp_path / "run", pipeline._health
+    folder, usual = tmp_path / "run", pipeline.say_usage
 
     def vanish(*arguments: Any) -> None:
         usual(*arguments)
         shutil.rmtree(folder)
 
-    monkeypatch.setattr(pipeline, "_health", vanish)
+    monkeypatch.setattr(pipeline, "say_usage", vanish)
     with pytest.raises(LockError, match="run was removed or moved"):
         pipeline.train(str(data), folder, config, reporter=Reporter(quiet=True))
     assert not folder.exists()

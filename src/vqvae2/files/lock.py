@@ -132,8 +132,8 @@ def locked(folder: str | Path) -> Iterator[Lock]:
 
 
 def locks(argument: str, below: Sequence[str] = ()) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorator of a function that writes into a folder: it runs with the folder locked, and without the temporary files
-    that a killed process left there.
+    """Decorator of a function that writes into a folder: it runs with the folder locked, without the temporary files
+    that a killed process left there, and ends with an error if the folder vanished meanwhile.
 
     Args:
         argument: name of the function's argument that is the folder, or "name.attribute".
@@ -152,7 +152,9 @@ def locks(argument: str, below: Sequence[str] = ()) -> Callable[[Callable[P, T]]
                 if lock.held:
                     for part in below:
                         sweep(folder / part, below=True)
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                lock.check()
+                return result
 
         return wrapped
 

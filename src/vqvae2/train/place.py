@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from vqvae2.files.output import make_folder
 from vqvae2.files.run_folder import RunFolder
-from vqvae2.files.temporary import sweep
 from vqvae2.train.device import TrainingError
+from vqvae2.train.longer import keep_state
 
 
 class Place:
@@ -49,16 +48,14 @@ class Place:
 
 
 def tidy(folder: Path, levels: int) -> None:
-    """Remove what killed processes left in a run folder that this process has locked.
+    """Finish what killed trainings left undone in a run folder that this process has locked.
 
-    That is temporary files, and the state of a training whose result was written, but which was killed before it could
-    delete its state.
+    The state of a training whose result was written, but which was killed before it could put its state in its place, is put there.
 
     Args:
         folder: RUN.
         levels: of the autoencoder.
     """
-    sweep(folder, below=True)
     for stage in RunFolder(folder).networks(levels).values():
-        if stage.done() and not stage.checkpoints.is_symlink():
-            shutil.rmtree(stage.checkpoints, ignore_errors=True)
+        if stage.done() and stage.checkpoint.exists():
+            keep_state(stage, stage)
