@@ -267,7 +267,7 @@ def forked(function: Callable[[], Row], place: Path) -> Row:
         report.write_text(json.dumps(vars(function())))
         os._exit(0)
 
-    ended: Ended = call([], place, work)
+    ended: Ended = wait(start([], place, work), place, 7200)
     if ended.code:
         return Row("?", 0, 0, faults=[ended.short()])
     row = Row(**json.loads(report.read_text()))

@@ -27,6 +27,14 @@ _waiting: list[float] = []  # when the first signal arrived during an import
 _ending: list[bool] = []
 
 
+class StopSignal(KeyboardInterrupt):
+    """One of `SIGNALS` arrived.
+
+    A plain KeyboardInterrupt that passes through `exec` or `eval` of a string makes CPython end the process with SIGINT
+    even if it was handled (`unhandled_keyboard_interrupt` is set); a subclass does not.
+    """
+
+
 def exit_code() -> int:
     """The exit code of a command that was interrupted: 128 plus the number of the signal, 130 if none was noted."""
     return 128 + (_received[-1] if _received else signal.SIGINT)
@@ -63,7 +71,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
             again.start()
             return
     _received.append(number)
-    raise KeyboardInterrupt
+    raise StopSignal
 
 
 def _send(number: int) -> None:

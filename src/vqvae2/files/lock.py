@@ -226,12 +226,14 @@ def _take_over(folder: Path, file: Path) -> None:
         raise LockError(f"{folder} is in use by {who}{seen}: wait for it, or use another folder")
     # Of several commands that found the same lock, one renames it; the name keeps the others from removing its successor.
     aside = file.with_name(f"{NAME}.{host()}-{os.getpid()}-t{threading.get_ident()}.tmp")
-    with suppress(OSError):
-        file.replace(aside)
-        if _read(aside) != owner:  # already a successor's: give it back
-            with suppress(OSError):
+    try:
+        with suppress(OSError):
+            file.replace(aside)
+            if _read(aside) != owner:  # already a successor's: give it back
                 os.link(aside, file)
-        aside.unlink()
+    finally:
+        with suppress(OSError):
+            aside.unlink()
 
 
 def _age(folder: Path, file: Path) -> float | None:
