@@ -14,7 +14,9 @@ import typer
 from vqvae2.commands import (
     complete,
     critic,
+    decode,
     demo,
+    encode,
     evaluate,
     importing,
     inspect,
@@ -43,6 +45,8 @@ app.command("sample")(sample.command)
 app.command("reconstruct")(reconstruct.command)
 app.command("complete")(complete.command)
 app.command("score")(score.command)
+app.command("encode")(encode.command)
+app.command("decode")(decode.command)
 app.command("evaluate")(evaluate.command)
 app.command("inspect")(inspect.command)
 app.command("presets")(presets.command)

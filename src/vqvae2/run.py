@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,15 @@ from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.critic import Critic, fit_to_run, load_critic
 from vqvae2.evaluate.typicality import Typical
-from vqvae2.files import tensor_file
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import DecoderName, RunError, RunFolder
+from vqvae2.files.run_folder import DecoderName, RunError
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.train.folder import load_autoencoder, load_prior, read_run, sharp_autoencoder
+from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
+from vqvae2.train.stored_run import StoredRun
 
 _REFERENCE = 1024  # held-out images with which others are compared, at most
 
@@ -44,7 +45,7 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
     return Run(find_run(name), device)
 
 
-class Run:
+class Run(StoredRun):
     """A trained (or partly trained) model and its folder.
 
     Args:
@@ -64,11 +65,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
-        self.folder = Path(folder)
-        self.paths = RunFolder(self.folder)
-        self.record, self.config = read_run(self.folder)
-        self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
-        self.sampling = self.config.sampling
+        super().__init__(folder)
         self.device = torch.device(device) if device is not None else _device()
 
     @property
@@ -86,6 +83,16 @@ class Run:
             raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
         return load_autoencoder(self.folder, self.config, self.device)
 
+    @property
+    def codes_digest(self) -> str:
+        """The digest of the autoencoder's weights, by which stored codes name the model that they belong to.
+
+        Raises:
+            RunError: not trained yet.
+        """
+        _ = self.autoencoder
+        return self._autoencoder[1]
+
     def decoder(self, name: DecoderName | None = None, levels: int | None = None) -> VQVAE:
         """The autoencoder that decodes with one of the run's decoders, in eval mode; the codes are the same for both.
 
@@ -100,21 +107,6 @@ class Run:
         """
         chosen, plain = self.decoder_name(name), self.autoencoder
         return self._sharp if chosen == "sharp" and levels in (None, plain.config.levels) else plain
-
-    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
-        """The decoder that is meant: "plain" or "sharp"; None is the sharpened one if it is trained, else the plain one.
-
-        Raises:
-            RunError: the sharpened decoder is asked for and not trained.
-            UserError: another name.
-        """
-        if name not in (None, *get_args(DecoderName)):
-            raise UserError(f"expected the decoder plain or sharp, found {name!r}")
-        done = self.paths.sharpen.done()
-        if name == "sharp" and not done:
-            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
-            raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
-        return name or ("sharp" if done else "plain")
 
     @cached_property
     def _sharp(self) -> VQVAE:
@@ -308,10 +300,26 @@ class Run:
             images: [B, C, H, W] in [-1, 1].
             labels: as in `sample`, but None is "no label".
         """
+        codes, classes = self._scored(images, labels)
+        return self._log_prob(codes, classes)
+
+    def bits_map(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> list[Tensor]:
+        """Where the bits of `log_prob` are: [B, h, w] per level, coarsest first, on the CPU; -log2 p of each code.
+
+        Args:
+            images, labels: as in `log_prob`.
+        """
+        codes, classes = self._scored(images, labels)
+        maps = list(self._log_prob_maps(codes, classes))
+        return [-torch.cat(level) / math.log(2) for level in zip(*maps, strict=True)]
+
+    def _scored(
+        self, images: Tensor, labels: Sequence[str | int] | str | int | None
+    ) -> tuple[Codes, Tensor | None]:
+        """The codes and the class numbers of images."""
         classes = None if labels is None else torch.tensor(sample_labels(labels, len(images), self.classes))
         batches = images.split(self.sampling.batch)
-        codes = Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches])
-        return self._log_prob(codes, classes)
+        return Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches]), classes
 
     def typical(self, labelled: bool = False) -> Typical | None:
         """The distribution of `log_prob` over held-out images (1,024 at most).
@@ -334,64 +342,23 @@ class Run:
         labels = torch.from_numpy(np.array(store.labels[heldout])) if labelled else None
         return Typical(self._log_prob(store.codes(heldout), labels))
 
-    @torch.no_grad()
     def _log_prob(self, codes: Codes, labels: Tensor | None) -> Tensor:
-        size, batches = self.sampling.batch, []
+        maps = self._log_prob_maps(codes, labels)
+        return torch.cat([torch.stack([level.sum((1, 2)) for level in levels], 1) for levels in maps])
+
+    @torch.no_grad()
+    def _log_prob_maps(self, codes: Codes, labels: Tensor | None) -> Iterator[list[Tensor]]:
+        """Batch by batch, the natural log-probability of each code, [b, h, w] per level, on the CPU."""
+        size = self.sampling.batch
         for own in (slice(start, start + size) for start in range(0, len(codes), size)):
             classes = None if labels is None else labels[own]
-            batches.append(self.prior.log_prob(codes[own].to(self.device), classes).cpu())
-        return torch.cat(batches)
-
-    def done(self) -> dict[str, bool]:
-        """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
-
-        "sharpen" is among them if the configuration asks for it, or if it is done.
-        """
-        networks = self.paths.networks(self.config.autoencoder.levels)
-        done = {name: stage.done() for name, stage in networks.items()}
-        if not (self.config.sharpen.steps or done["sharpen"]):
-            del done["sharpen"]
-        return {"autoencoder": done.pop("autoencoder"), "codes": self.paths.manifest.exists(), **done}
-
-    def digests(self) -> dict[str, str]:
-        """The digest of the weights of each network that is trained, by the names of `done`."""
-        networks = self.paths.networks(self.config.autoencoder.levels).items()
-        return {name: tensor_file.stored_digest(stage.model) for name, stage in networks if stage.done()}
-
-    def drawn_by(self, decoder: DecoderName | None = None) -> dict[str, Any]:
-        """For records of samples, which networks draw them, JSON-ready.
-
-        Args:
-            decoder: see `decoder_name`.
-
-        Returns:
-            `model`: the digests of autoencoder and priors, by the names of `done`; `decoder`: its `name` and `digest`.
-        """
-        digests, name = self.digests(), self.decoder_name(decoder)
-        sharp = digests.pop("sharpen", None)
-        own = sharp if name == "sharp" else digests.get("autoencoder")
-        return {"model": digests, "decoder": {"name": name, "digest": own}}
-
-    def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
-        """The held-out figures of the weights that were kept; {} if not trained.
-
-        Args:
-            level: None for the autoencoder, "sharpen" for the sharpened decoder, else the level of a prior.
-
-        Raises:
-            FileError: the weights are damaged.
-        """
-        stage = self.paths.stage(level)
-        return dict(tensor_file.load_tensors(stage.model)[1].get("figures", {})) if stage.done() else {}
+            yield [level.cpu() for level in self.prior.log_prob_map(codes[own].to(self.device), classes)]
 
     def _classless(self) -> str:
         return f"{self.folder} has no classes, so a critic cannot score its samples"
 
     def _fit_critic(self) -> str:
         return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"
-
-    def _go_on(self, options: str = "", effect: str = "continues") -> str:
-        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
 
 
 def _device() -> torch.device:

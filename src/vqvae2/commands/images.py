@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,3 +44,13 @@ def load_images(run: Run, files: Sequence[Path]) -> Tensor:
     """
     data = run.config.data
     return to_float(torch.from_numpy(centre(np.stack([load_image(file, data) for file in files]), data.size)))
+
+
+def free_name(stem: str, suffixes: Sequence[str], taken: set[str], ending: str = ".png") -> str:
+    """`stem`, or `stem` with a number, such that no file STEM + SUFFIX + ENDING is in `taken`; all of them are added."""
+    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
+        files = {f"{name}{suffix}{ending}".casefold() for suffix in suffixes}
+        if not files & taken:
+            taken |= files
+            return name
+    raise AssertionError("the numbers never end")

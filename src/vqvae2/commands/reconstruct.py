@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ def reconstruct(
     """
     import torch
 
-    from vqvae2.commands.images import image_files, load_images
+    from vqvae2.commands.images import free_name, image_files, load_images
     from vqvae2.data.grid import save_grid, save_picture
     from vqvae2.data.pixels import psnr, to_pil
     from vqvae2.files.output import make_folder
@@ -63,23 +62,13 @@ def reconstruct(
         if sharp is not None:
             decoded.append(sharp.decode(codes).cpu())
             figures["psnr_sharp"] = float(psnr(decoded[-1], original)[0])
-        stem = _free_name(file.stem, taken)
+        stem = free_name(file.stem, ["", "-levels"], taken)
         whole, sheet = out / f"{stem}.png", out / f"{stem}-levels.png"
         save_picture(to_pil(decoded[-1])[0], whole)
         save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
         item = {"source": str(file), "file": str(whole), "levels": str(sheet)}
         results.append({**item, "decoder": name, **figures})
     return results
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    """`stem`, or `stem` with a number, such that neither NAME.png nor NAME-levels.png is in `taken`; both are added."""
-    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
-        files = {f"{name}.png".casefold(), f"{name}-levels.png".casefold()}
-        if not files & taken:
-            taken |= files
-            return name
-    raise AssertionError("the numbers never end")
 
 
 def command(

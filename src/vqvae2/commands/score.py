@@ -19,7 +19,11 @@ _UNLIKE = 0.05  # an image of at most this typicality is marked
 
 
 def score(
-    run: Run, paths: Sequence[Path], label: str | None = None, out: Path | None = None
+    run: Run,
+    paths: Sequence[Path],
+    label: str | None = None,
+    out: Path | None = None,
+    bits_map: Path | None = None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
 
@@ -27,11 +31,14 @@ def score(
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
         out: a file for the result as JSON.
+        bits_map: a folder for NAME-bits-L.png of each image and level L: where its bits are, from black for 0 to white for
+            log2 K, the bits of a code that nothing is known about; as large as the image.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
         `bits` (per level), `bits_per_dimension` (bits over C x H x W, per level) and, if the run has held-out images,
-        `score`, `typicality` and `unlike` (see `Typical`). Without held-out images they are in the given order.
+        `score`, `typicality` and `unlike` (see `Typical`), and `maps`, the
+        files in `bits_map`. Without held-out images they are in the given order.
 
     Raises:
         UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
@@ -53,6 +60,9 @@ def score(
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}
         for file, row in zip(files, bits, strict=True)
     ]
+    if bits_map is not None:
+        for item, maps in zip(items, _write_maps(run, files, label, bits_map), strict=True):
+            item["maps"] = maps
     typical = run.typical(label is not None)
     if typical is not None:
         scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
@@ -65,6 +75,38 @@ def score(
     return result
 
 
+def _write_maps(run: Run, files: Sequence[Path], label: str | None, folder: Path) -> list[list[str]]:
+    """Write the maps of each image, one file per level; returns their paths."""
+    import torch
+
+    from vqvae2.commands.images import free_name, load_images
+    from vqvae2.data.grid import save_picture
+    from vqvae2.data.pixels import to_pil
+    from vqvae2.files.output import make_folder
+
+    make_folder(folder)
+    levels = range(run.config.autoencoder.levels)
+    suffixes = [f"-bits-{level}" for level in levels]
+    taken = {file.name.casefold() for file in files if file.resolve().parent == folder.resolve()}
+    white = [math.log2(size) for size in run.config.geometry.vocabulary]
+    size = (run.config.data.size,) * 2
+    written = []
+    for at in range(0, len(files), run.sampling.batch):
+        some = files[at : at + run.sampling.batch]
+        maps = run.bits_map(load_images(run, some), label)
+        sheets = [
+            to_pil(torch.nn.functional.interpolate(2 * bits[:, None] / most - 1, size))
+            for bits, most in zip(maps, white, strict=True)
+        ]
+        for index, file in enumerate(some):
+            stem = free_name(file.stem, suffixes, taken)
+            paths = [folder / f"{stem}{suffix}.png" for suffix in suffixes]
+            for path, sheet in zip(paths, sheets, strict=True):
+                save_picture(sheet[index], path)
+            written.append([str(path) for path in paths])
+    return written
+
+
 def command(
     run: RunName,
     images: ImagePaths,
@@ -72,6 +114,12 @@ def command(
         str | None, typer.Option(help="class of all of them, by name or number; no class if not given")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="a file for the result as JSON")] = None,
+    bits_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="a folder for a map of each image and level: where its bits are, white for the most"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """How likely the codes of images are, in bits per level, and how typical of the run's held-out images.
@@ -81,7 +129,7 @@ def command(
     """
     from vqvae2.run import load
 
-    result = score(load(run), images, label, out)
+    result = score(load(run), images, label, out, bits_map)
     if result["heldout"] is None:
         Reporter().say(
             f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command"
