@@ -13,8 +13,10 @@ import typer
 
 from vqvae2.commands import (
     complete,
+    compress,
     critic,
     decode,
+    decompress,
     demo,
     encode,
     evaluate,
@@ -47,6 +49,8 @@ app.command("complete")(complete.command)
 app.command("score")(score.command)
 app.command("encode")(encode.command)
 app.command("decode")(decode.command)
+app.command("compress")(compress.command)
+app.command("decompress")(decompress.command)
 app.command("evaluate")(evaluate.command)
 app.command("inspect")(inspect.command)
 app.command("presets")(presets.command)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codec.codec import Codec
+from vqvae2.codec.container import Mode
 from vqvae2.codes import Codes
 from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.data.store import open_store
@@ -24,7 +26,7 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunError
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
-from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
+from vqvae2.generate.sample import Drawn, class_number, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
 from vqvae2.train.stored_run import StoredRun
@@ -291,6 +293,43 @@ class Run(StoredRun):
         model, sampling = self.decoder(decoder), sampling or self.sampling
         return complete(model, self.prior, kept, n, classes, seed, sampling, passes)
 
+    @cached_property
+    def codec(self) -> Codec:
+        """What compresses images with this run; with priors that are not trained yet, it can only pack codes."""
+        trained = all(stage for name, stage in self.done().items() if name.startswith("prior"))
+        return Codec(self.autoencoder, self.config.data.size, self.prior if trained else None)
+
+    def compress(self, image: Tensor, label: str | int | None = None, mode: Mode = "prior") -> bytes:
+        """An image [C, H, W] in [-1, 1], of any size, as the content of a small file; `codec.compress` takes several at once.
+
+        Args:
+            label: its class by name or number, if that is known, which saves some bytes; only with the mode "prior".
+            mode: "prior" stores the codes in about as many bits as the prior expects; "packed" stores them in log2 K bits
+                each, which needs no prior and is much faster.
+
+        Raises:
+            CodecError: an image that cannot be compressed, or the priors are not trained yet.
+            UserError: no such class.
+        """
+        number = None if label is None else class_number(label, self.classes)
+        return self.codec.compress([image], [number], mode)[0]
+
+    def decompress(self, data: bytes, decoder: DecoderName | None = None, fill: bool = False) -> Tensor:
+        """The image [C, H, W] in [-1, 1] of what `compress` returned, on the CPU.
+
+        Args:
+            data: may be cut off after any level, coarsest first; the image then shows the levels that are there.
+            decoder: see `decoder_name`.
+            fill: draw levels that are cut off from the prior (seed 0), instead of leaving them out.
+
+        Raises:
+            CodecError: damaged, cut off within the coarsest level, or compressed with another model.
+        """
+        found = self.codec.decompress([data])
+        if fill:
+            found = [self.codec.fill(one) for one in found]
+        return self.codec.decode(found, self.decoder(decoder))[0]
+
     def log_prob(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> Tensor:
         """Natural log-probability of the images' codes, per level given the coarser ones, [B, L], on the CPU.
 
@@ -353,12 +392,6 @@ class Run(StoredRun):
         for own in (slice(start, start + size) for start in range(0, len(codes), size)):
             classes = None if labels is None else labels[own]
             yield [level.cpu() for level in self.prior.log_prob_map(codes[own].to(self.device), classes)]
-
-    def _classless(self) -> str:
-        return f"{self.folder} has no classes, so a critic cannot score its samples"
-
-    def _fit_critic(self) -> str:
-        return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"
 
 
 def _device() -> torch.device:

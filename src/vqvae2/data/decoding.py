@@ -49,6 +49,18 @@ def load_image(
         raise error if isinstance(source, bytes) else DataError(f"{source}: {error}") from error
 
 
+def load_whole_image(source: bytes | str | Path, config: DataConfig) -> Pixels:
+    """As `load_image`, but with its own size and all of it: uint8 [H, W, C]. `channels`, `background` and `max_pixels` are used.
+
+    Raises:
+        DataError: as `load_image`.
+    """
+    try:
+        return _decoded(source, config, whole=True)
+    except DataError as error:
+        raise error if isinstance(source, bytes) else DataError(f"{source}: {error}") from error
+
+
 def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool_]:
     """Decode a mask as `load_image` decodes the image that it belongs to, but with the nearest pixel instead of smoothing.
 
@@ -70,6 +82,16 @@ def decode(
     source: bytes | str | Path, config: DataConfig, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Pixels:
     """As `load_image`, but the message of an error is the reason alone, without the name of the file."""
+    return _decoded(source, config, resample)
+
+
+def _decoded(
+    source: bytes | str | Path,
+    config: DataConfig,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+    whole: bool = False,
+) -> Pixels:
+    """The centre square, resized, uint8 [P, P, C]; or the whole image as it is, uint8 [H, W, C]."""
     try:
         if not (len(source) if isinstance(source, bytes) else Path(source).stat().st_size):
             raise DataError("zero bytes")
@@ -80,6 +102,10 @@ def decode(
             width, height = image.size
             if width * height > config.max_pixels:
                 raise DataError(f"{width}x{height} pixels, more than max_pixels = {config.max_pixels}")
+            if whole:
+                image.load()
+                array = np.array(_channels(_upright(image), config))
+                return array[..., None] if array.ndim == 2 else array
             side = stored_side(config)
             image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded at a reduced size, which is faster
             image.load()
