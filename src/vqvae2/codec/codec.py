@@ -288,6 +288,16 @@ class Codec:
             raise CodecError("it is cut off within its coarsest level")
         return header, layout, streams
 
+    def prefixes(self, data: bytes) -> list[int]:
+        """The bytes up to the end of each level, of a file that is not cut off: where it may be cut.
+
+        Raises:
+            CodecError: as `decompress`.
+        """
+        _, _, streams = self._open(data, MAX_PIXELS)
+        ends = np.cumsum([len(data) - sum(map(len, streams)), *map(len, streams)])
+        return [int(end) for end in ends[1:]]
+
     def fill(self, found: Decompressed, seed: int = 0, sampling: Sampling | None = None) -> Decompressed:
         """Draw the levels that a file that is cut off lacks from the prior, given those that it holds.
 

@@ -111,7 +111,7 @@ def command(
         typer.Option(
             metavar="PART,...",
             help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
-            "symmetry, speed, critic",
+            "symmetry, speed, critic, compression (which has to be asked for)",
         ),
     ] = None,
     samples: Annotated[

@@ -8,6 +8,7 @@ from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.parts import (
     classification,
     codes,
+    compression,
     critic,
     distances,
     likelihood,
@@ -29,6 +30,7 @@ PARTS: tuple[Part, ...] = (
     memorisation.PART,
     symmetry.PART,
     speed.PART,
+    compression.PART,
     critic.PART,
 )
 """In the order of the report."""
