@@ -6,6 +6,7 @@ Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 aft
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from typing import Any
 
@@ -28,9 +29,10 @@ from vqvae2.commands import (
     score,
     train,
 )
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 
 _INTERRUPTED = 130
+_UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
@@ -72,10 +74,13 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: None takes those of the process; none at all print the help.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if any(
+        not text or _UNSET.fullmatch(text) for text in given
+    ):  # a path of no characters is the current folder
+        _fail("an argument is empty; an unset variable of the shell may be the reason", 2)
     try:
-        code = app(
-            args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
-        )
+        code = app(args=given or ["--help"], standalone_mode=False)
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
             _fail("interrupted", _INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)
@@ -102,7 +107,7 @@ def _interrupted(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"vqvae2: {' '.join(message.split())}", err=True)
+    typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,11 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codec.codec import Codec
 from vqvae2.codec.container import Mode
 from vqvae2.codes import Codes
+from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
+from vqvae2.evaluate.code_likelihood import bits_in_batches, log_prob_in_batches
 from vqvae2.evaluate.critic import Critic, fit_to_run, load_critic
 from vqvae2.evaluate.typicality import Typical
 from vqvae2.files.locate import find_run
@@ -28,6 +29,7 @@ from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, kee
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, class_number, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.train.device import best_device
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
 from vqvae2.train.stored_run import StoredRun
 
@@ -68,7 +70,7 @@ class Run(StoredRun):
 
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
         super().__init__(folder)
-        self.device = torch.device(device) if device is not None else _device()
+        self.device = torch.device(device) if device is not None else best_device()
 
     @property
     def autoencoder(self) -> VQVAE:
@@ -126,7 +128,8 @@ class Run(StoredRun):
                 raise RunError(
                     f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
                 )
-        return load_prior(self.folder, self.config, self.device)
+        digest = self._autoencoder[1] if self.paths.autoencoder.done() else None
+        return load_prior(self.folder, self.config, self.device, autoencoder=digest)
 
     @cached_property
     def critic(self) -> Critic:
@@ -142,6 +145,9 @@ class Run(StoredRun):
         critic = load_critic(self.folder, self.device)
         if critic.classes != self.classes:
             raise RunError(f"the critic in {self.folder} is of other classes; {self._fit_critic()}")
+        fitted, own = critic.record.get("fingerprint"), self.record.get("fingerprint")
+        if fitted and own and fitted != own:
+            raise RunError(f"the critic in {self.folder} was fitted to other images; {self._fit_critic()}")
         return critic
 
     def fit_critic(
@@ -242,14 +248,18 @@ class Run(StoredRun):
     def reconstruct(
         self, images: Tensor, levels: int | None = None, decoder: DecoderName | None = None
     ) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1].
+        """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1], in the dtype that they came in.
 
         Args:
             levels: use only this many levels, from the coarsest; None uses all.
             decoder: see `decoder`.
+
+        Raises:
+            ConfigError: no floating-point numbers, or images of another shape.
         """
+        levels = None if levels is None else whole(levels, "the number of levels")
         codes = self.autoencoder.encode(images.to(self.device))
-        return self.decoder(decoder, levels).decode(codes, levels).to(images.device)
+        return self.decoder(decoder, levels).decode(codes, levels).to(images.device, images.dtype)
 
     def keep(self, image: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Kept:
         """What to keep of an image when it is completed. Exactly one of `mask` and `levels` is needed.
@@ -340,7 +350,7 @@ class Run(StoredRun):
             labels: as in `sample`, but None is "no label".
         """
         codes, classes = self._scored(images, labels)
-        return self._log_prob(codes, classes)
+        return log_prob_in_batches(self.prior, codes, classes, self.sampling.batch)
 
     def bits_map(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> list[Tensor]:
         """Where the bits of `log_prob` are: [B, h, w] per level, coarsest first, on the CPU; -log2 p of each code.
@@ -349,14 +359,15 @@ class Run(StoredRun):
             images, labels: as in `log_prob`.
         """
         codes, classes = self._scored(images, labels)
-        maps = list(self._log_prob_maps(codes, classes))
-        return [-torch.cat(level) / math.log(2) for level in zip(*maps, strict=True)]
+        return bits_in_batches(self.prior, codes, classes, self.sampling.batch)
 
     def _scored(
         self, images: Tensor, labels: Sequence[str | int] | str | int | None
     ) -> tuple[Codes, Tensor | None]:
         """The codes and the class numbers of images."""
-        classes = None if labels is None else torch.tensor(sample_labels(labels, len(images), self.classes))
+        classes = None
+        if labels is not None and len(images):
+            classes = torch.tensor(sample_labels(labels, len(images), self.classes))
         batches = images.split(self.sampling.batch)
         return Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches]), classes
 
@@ -379,21 +390,5 @@ class Run(StoredRun):
         if len(heldout) < 2:
             return None
         labels = torch.from_numpy(np.array(store.labels[heldout])) if labelled else None
-        return Typical(self._log_prob(store.codes(heldout), labels))
-
-    def _log_prob(self, codes: Codes, labels: Tensor | None) -> Tensor:
-        maps = self._log_prob_maps(codes, labels)
-        return torch.cat([torch.stack([level.sum((1, 2)) for level in levels], 1) for levels in maps])
-
-    @torch.no_grad()
-    def _log_prob_maps(self, codes: Codes, labels: Tensor | None) -> Iterator[list[Tensor]]:
-        """Batch by batch, the natural log-probability of each code, [b, h, w] per level, on the CPU."""
-        size = self.sampling.batch
-        for own in (slice(start, start + size) for start in range(0, len(codes), size)):
-            classes = None if labels is None else labels[own]
-            yield [level.cpu() for level in self.prior.log_prob_map(codes[own].to(self.device), classes)]
-
-
-def _device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
+        batch = self.sampling.batch
+        return Typical(log_prob_in_batches(self.prior, store.codes(heldout), labels, batch))

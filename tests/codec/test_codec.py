@@ -230,6 +230,14 @@ def test_every_kind_of_model(kind: Any, levels: int) -> None:
     assert len(codec.compress(originals[:1])[0]) <= 1.005 * bits / 8 + 24 + 4 * (levels > 2)
 
 
+def test_the_papers_packed_rate() -> None:
+    """256 px, 32x32 + 64x64 codes of 9 bits: 34 times smaller than the pixels."""
+    config = AutoencoderConfig(strides=(4, 2), codes=(512, 512), code_dim=4, hidden=8, residual=4, blocks=0)
+    data = Codec(VQVAE(config).eval(), 256).compress([noise(256, 256)], mode="packed")[0]
+    assert len(data) == (32 * 32 + 64 * 64) * 9 / 8 + 15
+    assert round(3 * 256 * 256 / len(data)) == 34
+
+
 def test_bad_files_are_one_clear_error(loaded: Run, images: Tensor) -> None:
     data = loaded.compress(images[0])
     other = load("emoji64", "cpu")

@@ -179,14 +179,14 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
 def test_altered_metadata(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, SMALL, {"step": 1})
-    path.write_bytes(path.read_bytes().replace(b'step\\": 1', b'step\\": 2'))
+    path.write_bytes(path.read_bytes().replace(b": 1}", b": 2}"))
     assert "was altered after it was saved" in message(path)
 
 
 def test_a_format_that_is_no_number(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, SMALL)
-    path.write_bytes(path.read_bytes().replace(b'"format":"1"', b'"format":"q"'))
+    path.write_bytes(path.read_bytes().replace(b'format\\": 1', b'format\\": q'))
     message(path)
 
 
@@ -205,6 +205,16 @@ def test_missing_foreign_and_newer_files(tmp_path: Path) -> None:
 
 
 # --- writing ---
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        tensor_file.save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)})
+        write_text(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(old)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.safetensors", "a.txt")] == [0o640, 0o640]
 
 
 def test_text_and_json(tmp_path: Path) -> None:
@@ -414,6 +424,6 @@ def test_the_stored_digest_is_that_of_the_content(tmp_path: Path) -> None:
     digest = tensor_file.save_tensors(tmp_path / "x.safetensors", tensors, {"n": 1})
     assert tensor_file.stored_digest(tmp_path / "x.safetensors") == digest
     (tmp_path / "y.safetensors").write_bytes(b"short")
-    for name in ("y", "none"):
-        with pytest.raises(atomic.FileError, match="is damaged"):
+    for name, said in (("y", "is damaged"), ("none", "no weights at")):
+        with pytest.raises(atomic.FileError, match=said):
             tensor_file.stored_digest(tmp_path / f"{name}.safetensors")

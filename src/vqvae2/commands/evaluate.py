@@ -7,6 +7,7 @@ all of them --evaluate/parts/--> figures, pictures and curves --> the report
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,9 +22,11 @@ from vqvae2.commands.options import (
     TopP,
     changed_sampling,
     print_json,
+    say,
 )
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from vqvae2.config.models import DataConfig
@@ -42,33 +45,26 @@ def evaluate(
         data: the real images, see `open_images`; for a run usually those that it was trained on.
 
     Returns:
-        The content of report.json: protocol, parts, warnings, seconds. The same arguments give the same content, except for
+        The content of report.json: protocol, parts, left_out, warnings, seconds. The same arguments give the same content, except for
         the seconds and for the part `speed`.
 
     Raises:
         RunError: the sharpened decoder is asked for and not trained.
-        UserError: nothing to measure, an unknown part, a name that is reserved, a critic whose backbone is the measuring
-            network, or too few images; see also `open_images`, `Run` and `feature_network`.
+        UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
     from vqvae2.data.images import open_images
-    from vqvae2.evaluate.context import RESERVED_NAMES, Context
+    from vqvae2.evaluate.checks import check_options
+    from vqvae2.evaluate.context import Context
     from vqvae2.evaluate.full_report import write_report
-    from vqvae2.evaluate.parts.registry import check_names
     from vqvae2.files.output import make_folder
 
-    check_names(options)
-    if taken := sorted({*options.against} & RESERVED_NAMES):
-        raise UserError(f"the report has a set named {', '.join(taken)}: another name is needed")
-    if run is None and options.samples is None:
-        raise UserError("expected a RUN or --samples DIR, or both")
-    if run is not None:
-        run.decoder_name(options.decoder)  # raises before the folder is made
+    network = check_options(run, options)  # before the folder is made, and before images are read
     make_folder(out)
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
     images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
-    context = Context(run, images, config, options, cache, reporter)
+    context = Context(run, images, config, options, cache, reporter, network)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
@@ -89,7 +85,31 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
 def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
     """Where decoded images are kept: with the run if they are its own, because others must not replace them."""
     own = run is not None and run.done()["codes"] and data == run.record.get("source")
-    return run.paths.data if run and own else cache / "data"
+    if run is None or not own:
+        return cache / "data"
+    kept = (run.paths.data / "index.json").exists()
+    return run.paths.data if kept or os.access(run.folder, os.W_OK) else cache / "data"
+
+
+def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
+    """Write the settings that the part `tuning` of a report chose into RUN/config.yaml.
+
+    Args:
+        write: False only says them, as for a model of the package or of the Hub.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    from vqvae2.train.folder import write_config
+
+    chosen = report["parts"]["tuning"]["chosen"]
+    sampling = run.sampling.replace(**{name: chosen[name] for name in run.sampling.about()})
+    text = ", ".join(f"{name} {value}" for name, value in sampling.about().items())
+    if not write:
+        reporter.say(f"chosen: {text}; a model of the package or the Hub keeps its own settings")
+        return
+    write_config(run.folder, run.record, run.config.model_copy(update={"sampling": sampling}))
+    reporter.say(f"chosen, and now the settings of {run.folder}: {text}")
 
 
 def command(
@@ -111,7 +131,7 @@ def command(
         typer.Option(
             metavar="PART,...",
             help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
-            "symmetry, speed, critic, compression (which has to be asked for)",
+            "symmetry, speed, critic, tuning, compression (which has to be asked for)",
         ),
     ] = None,
     samples: Annotated[
@@ -154,6 +174,14 @@ def command(
     top_k: TopK = None,
     top_p: TopP = None,
     guidance: Guidance = None,
+    tune_sampling: Annotated[
+        bool,
+        typer.Option(
+            "--tune-sampling",
+            help="choose temperature, top-p and guidance by kernel distance and recall on half of the held-out images, "
+            "report them on the other half, and write them into the run's settings; only this, unless --only says more",
+        ),
+    ] = False,
     decoder: DecoderOption = None,
     seed: Annotated[
         int, typer.Option(min=0, help="seed of the samples and of the choice of real images")
@@ -172,8 +200,10 @@ def command(
     from vqvae2.evaluate.resnet import ClassifierConfig
     from vqvae2.run import load
 
+    reporter = Reporter()
     loaded = load(run) if run is not None else None
-    data = data or (loaded.record.get("source") if loaded else None)
+    if data is None and loaded is not None and (data := loaded.record.get("source")):
+        reporter.say(f"the real images are those that the run names: {data}")
     if data is None:
         raise UserError("expected --data DATA, the real images")
     if out is None:
@@ -184,7 +214,7 @@ def command(
     if loaded is not None:
         sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
     options = EvaluateOptions(
-        only=tuple(_items(only)),
+        only=(*_items(only), *(["tuning"] if tune_sampling else [])),
         n=n,
         reference=reference,
         network=network,
@@ -200,13 +230,17 @@ def command(
         seed=seed,
         size=size,
     )
-    result = evaluate(loaded, data, out, options, Reporter())
+    result = evaluate(loaded, data, out, options, reporter)
+    if tune_sampling and loaded is not None:
+        keep_sampling(loaded, result, reporter, write=RunFolder(Path(str(run))).exists())
     if as_json:
         print_json(result)
         return
     for line in result["warnings"]:
-        typer.echo(f"warning: {line}")
-    typer.echo(f"{', '.join(result['parts'])}: {out / 'report.html'}")
+        say(f"warning: {line}")
+    for name, reason in result["left_out"].items():
+        say(f"left out: {name}: {reason}")
+    say(f"{', '.join(result['parts'])}: {out / 'report.html'}")
 
 
 def _items(text: str | None) -> list[str]:

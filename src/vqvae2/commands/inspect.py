@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vqvae2.commands.options import Json, print_json
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
+from vqvae2.files.atomic import FileError
 
 if TYPE_CHECKING:
     from vqvae2.commands.costs import Costs
@@ -29,6 +30,7 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         run: also what is done of it, and what it has measured; None leaves this out.
     """
     from vqvae2.commands.costs import measure
+    from vqvae2.train.folder import check_derived
 
     costs = measure(config)
     tables = {
@@ -38,12 +40,14 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         "memory, activations per image": _memory(costs),
         "cost of training": _training(costs),
     }
-    if config.sharpen.steps:
-        tables["cost of training"]["not counted"] = (
-            f"sharpening of the decoder, {config.sharpen.steps:,} steps"
-        )
+    if config.sharpen.steps and config.sharpen.perceptual:
+        tables["cost of training"]["not counted"] = "the perceptual network of the sharpening"
     if run is not None:
         tables["done"] = {name: "yes" if done else "no" for name, done in run.done().items()}
+        try:
+            check_derived(run.folder, config)
+        except FileError as error:
+            tables["done"]["cannot be used"] = str(error)
         tables |= _measured(run)
     return tables
 
@@ -75,6 +79,7 @@ def _flops(costs: Costs) -> dict[str, Any]:
         "encode": costs.encode,
         "decode": costs.decode,
         "autoencoder training step": costs.autoencoder.training,
+        **({"sharpening training step": costs.sharpening.training} if costs.sharpening else {}),
     }
     for prior in costs.priors:
         rows[f"{prior.name} training step"] = prior.training
@@ -186,9 +191,9 @@ def command(
     if as_json:
         print_json(value)
         return
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     for title, rows in value.items():
-        table = Table(title, "", title_justify="left")
+        table = Table(printable(title), "", title_justify="left")
         for key, item in rows.items():
-            table.add_row(key, item if isinstance(item, str) else json.dumps(item))
+            table.add_row(printable(key), printable(item if isinstance(item, str) else json.dumps(item)))
         console.print(table)

@@ -49,7 +49,7 @@ _DECODERS: tuple[DecoderName, ...] = ("plain", "sharp")
 _LEAST = 6  # precision and recall need more images than the fifth neighbour
 _PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
 
-Need = Literal["run", "priors", "samples", "classes", "critic"]
+Need = Literal["run", "priors", "samples", "classes", "critic", "sets", "network"]
 
 
 class Context:
@@ -62,6 +62,7 @@ class Context:
         options: what is measured.
         cache: folder for features and decoded images, which the next evaluation reuses.
         reporter: shows the progress.
+        network: the feature network if it is read already; None reads the one that the options name.
 
     Attributes:
         warnings: lines for the reader of the report.
@@ -76,7 +77,9 @@ class Context:
         options: EvaluateOptions,
         cache: Path,
         reporter: Reporter,
+        network: FeatureNetwork | None = None,
     ) -> None:
+        self._given = network
         self.run, self.images, self.data, self.options = run, images, data, options
         self.cache, self.reporter = cache, reporter
         self.warnings: list[str] = []
@@ -95,6 +98,13 @@ class Context:
             return "it needs classes, of the data and of the samples"
         if need == "critic" and self.run and not RunFolder(self.run.folder).critic.exists():
             return f"no critic is fitted; `vqvae2 critic fit {self.run.folder} --data DATA` fits one"
+        try:
+            if need == "sets":
+                _ = self.n
+            if need == "network":
+                _ = self.network
+        except UserError as error:
+            return str(error)
         return None
 
     @property
@@ -219,7 +229,7 @@ class Context:
     @cached_property
     def network(self) -> FeatureNetwork:
         """The network whose features are compared."""
-        return feature_network(self.options.network, self.options.weights, self.device)
+        return self._given or feature_network(self.options.network, self.options.weights, self.device)
 
     def features(self, images: NamedImages) -> Features:
         """The features of a set, from the cache if they are there."""
@@ -263,6 +273,7 @@ class Context:
                 "fingerprint": images.fingerprint,
                 "training": len(images.train),
                 "held_out": len(images.heldout),
+                "classes": list(images.classes),
             },
             "size": self.data.size,
             "seed": self.options.seed,

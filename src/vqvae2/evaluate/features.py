@@ -118,6 +118,7 @@ def _cached(cache: Path, about: dict[str, Any]) -> Features | None:
     with suppress(FileError):
         tensors, metadata = tensor_file.load_tensors(cache)
         seconds = metadata.pop("seconds", 0.0)
-        if metadata == about:
-            return Features(tensors["pooled"], tensors.get("logits"), seconds, cached=True)
+        pooled = tensors.get("pooled")
+        if metadata == about and pooled is not None and pooled.ndim == 2 and isinstance(seconds, float | int):
+            return Features(pooled, tensors.get("logits"), seconds, cached=True)
     return None

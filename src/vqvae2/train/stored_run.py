@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 from vqvae2.errors import UserError
 from vqvae2.files import tensor_file
-from vqvae2.files.run_folder import DecoderName, RunError, RunFolder
-from vqvae2.train.folder import read_run
+from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
+from vqvae2.train.folder import read_run, stored_figures
 
 
 class StoredRun:
@@ -30,7 +30,7 @@ class StoredRun:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = run_path(folder)
         self.paths = RunFolder(self.folder)
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
@@ -91,7 +91,7 @@ class StoredRun:
             FileError: the weights are damaged.
         """
         stage = self.paths.stage(level)
-        return dict(tensor_file.load_tensors(stage.model)[1].get("figures", {})) if stage.done() else {}
+        return stored_figures(stage.model) if stage.done() else {}
 
     def _go_on(self, options: str = "", effect: str = "continues") -> str:
         return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"

@@ -114,6 +114,6 @@ PART = Part(
     "critic",
     "The critic: fidelity against diversity",
     measure,
-    needs=("run", "priors", "critic"),
+    needs=("run", "priors", "critic", "sets", "network"),
     on_request=True,
 )

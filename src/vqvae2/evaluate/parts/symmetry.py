@@ -60,4 +60,4 @@ def measure(context: Context) -> PartResult:
     return symmetry(list(sets.values()), sets["held out"], context.images.classes)
 
 
-PART = Part("symmetry", "Left-right symmetry", measure)
+PART = Part("symmetry", "Left-right symmetry", measure, needs=("sets",))
