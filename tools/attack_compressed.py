@@ -46,7 +46,7 @@ def tiny_codec() -> Codec:
         prior = HierarchicalPrior(PriorConfig(levels=(level, level), classes=3), config.geometry(8, 8)).eval()
         for parameter in prior.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    return Codec(model, 8, prior)
+    return Codec(model, (8, 8), prior)
 
 
 def mutated(data: bytes, others: list[bytes], chance: random.Random) -> tuple[str, bytes]:

@@ -25,10 +25,11 @@ from vqvae2.evaluate.typicality import Typical
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunError
-from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
+from vqvae2.generate.complete import Completed, Kept, Passes, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, class_number, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.sharing import Card, push
 from vqvae2.train.device import best_device
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
 from vqvae2.train.stored_run import StoredRun
@@ -57,12 +58,7 @@ class Run(StoredRun):
         device: where the models go; None chooses the accelerator if there is one.
 
     Attributes:
-        folder: RUN.
-        paths: the paths of what is in it.
-        config: its settings.
-        record: version, command, source, fingerprint, classes.
-        classes: class names, () without classes.
-        sampling: how this run draws unless a call says otherwise (`sampling` of its configuration).
+        device: where the models are; the other attributes are those of `StoredRun`.
 
     Raises:
         RunError: `folder` is no run folder, or was made by a newer version.
@@ -71,6 +67,33 @@ class Run(StoredRun):
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
         super().__init__(folder)
         self.device = torch.device(device) if device is not None else best_device()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None, **hub: Any) -> Run:
+        """As `load`, with the Hub's usual arguments.
+
+        Args:
+            hub: revision, token, cache_dir, local_files_only and the like, for `huggingface_hub.snapshot_download`.
+        """
+        return cls(find_run(name, **hub), device)
+
+    def push_to_hub(self, repository: str, license: str, data: str = "", **how: Any) -> str:
+        """Upload weights, settings and a model card to the Hub; see `sharing.push`.
+
+        Args:
+            repository: "owner/name"; created if it does not exist.
+            license: of the weights, as the Hub abbreviates it, such as "apache-2.0".
+            data: a sentence about the training images and their licence, for the card.
+            how: private, message, revision.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RunError: a network is not trained yet.
+            HubError: no such name, no access, no connection.
+        """
+        return push(self, repository, Card(license, data), **how)
 
     @property
     def autoencoder(self) -> VQVAE:
@@ -89,12 +112,7 @@ class Run(StoredRun):
 
     @property
     def codes_digest(self) -> str:
-        """The digest of the autoencoder's weights, by which stored codes name the model that they belong to.
-
-        Raises:
-            RunError: not trained yet.
-        """
-        _ = self.autoencoder
+        """The digest of the autoencoder's weights, by which stored codes name the model that they belong to."""
         return self._autoencoder[1]
 
     def decoder(self, name: DecoderName | None = None, levels: int | None = None) -> VQVAE:
@@ -285,7 +303,7 @@ class Run(StoredRun):
         n: int,
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
-        passes: int = 1,
+        passes: int | Passes = 1,
         sampling: Sampling | None = None,
         decoder: DecoderName | None = None,
     ) -> Iterator[Completed]:
@@ -296,7 +314,7 @@ class Run(StoredRun):
             labels: as in `sample`, but None is "no label".
             seed: completion i of a seed is the same whatever n and the batch size.
             passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept
-                (`generate.complete.fill`) and takes several times as long as the first.
+                (`generate.complete.fill`) and takes several times as long as the first. A `Passes` is told of each.
             sampling: None takes the run's own.
         """
         classes = None if labels is None else sample_labels(labels, n, self.classes)
@@ -306,39 +324,35 @@ class Run(StoredRun):
     @cached_property
     def codec(self) -> Codec:
         """What compresses images with this run; with priors that are not trained yet, it can only pack codes."""
-        trained = all(stage for name, stage in self.done().items() if name.startswith("prior"))
-        return Codec(self.autoencoder, self.config.data.size, self.prior if trained else None)
+        trained = all(done for name, done in self.done().items() if name.startswith("prior"))
+        return Codec(self.autoencoder, self.config.data.shape, self.prior if trained else None)
 
     def compress(self, image: Tensor, label: str | int | None = None, mode: Mode = "prior") -> bytes:
-        """An image [C, H, W] in [-1, 1], of any size, as the content of a small file; `codec.compress` takes several at once.
+        """An image [C, H, W] in [-1, 1], of any size, as the content of a file; `codec.compress` takes several at once.
 
         Args:
-            label: its class by name or number, if that is known, which saves some bytes; only with the mode "prior".
-            mode: "prior" stores the codes in about as many bits as the prior expects; "packed" stores them in log2 K bits
-                each, which needs no prior and is much faster.
+            label: its class, which saves some bytes; only with the mode "prior".
+            mode: "prior": about -log2 p bits for each code; "packed": log2 K, without the priors, and much faster.
 
         Raises:
-            CodecError: an image that cannot be compressed, or the priors are not trained yet.
-            UserError: no such class.
+            CodecError: an image that cannot be compressed, or the priors are not trained yet; UserError: no such class.
         """
-        number = None if label is None else class_number(label, self.classes)
-        return self.codec.compress([image], [number], mode)[0]
+        return self.codec.compress(
+            [image], [None if label is None else class_number(label, self.classes)], mode
+        )[0]
 
     def decompress(self, data: bytes, decoder: DecoderName | None = None, fill: bool = False) -> Tensor:
         """The image [C, H, W] in [-1, 1] of what `compress` returned, on the CPU.
 
         Args:
             data: may be cut off after any level, coarsest first; the image then shows the levels that are there.
-            decoder: see `decoder_name`.
             fill: draw levels that are cut off from the prior (seed 0), instead of leaving them out.
 
         Raises:
             CodecError: damaged, cut off within the coarsest level, or compressed with another model.
         """
-        found = self.codec.decompress([data])
-        if fill:
-            found = [self.codec.fill(one) for one in found]
-        return self.codec.decode(found, self.decoder(decoder))[0]
+        found = self.codec.decompress([data])[0]
+        return self.codec.decode([self.codec.fill(found) if fill else found], self.decoder(decoder))[0]
 
     def log_prob(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> Tensor:
         """Natural log-probability of the images' codes, per level given the coarser ones, [B, L], on the CPU.
@@ -349,21 +363,13 @@ class Run(StoredRun):
             images: [B, C, H, W] in [-1, 1].
             labels: as in `sample`, but None is "no label".
         """
-        codes, classes = self._scored(images, labels)
-        return log_prob_in_batches(self.prior, codes, classes, self.sampling.batch)
+        return log_prob_in_batches(self.prior, *self._scored(images, labels), self.sampling.batch)
 
     def bits_map(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> list[Tensor]:
-        """Where the bits of `log_prob` are: [B, h, w] per level, coarsest first, on the CPU; -log2 p of each code.
+        """Where the bits of `log_prob` are: -log2 p of each code, [B, h, w] per level, on the CPU; arguments as there."""
+        return bits_in_batches(self.prior, *self._scored(images, labels), self.sampling.batch)
 
-        Args:
-            images, labels: as in `log_prob`.
-        """
-        codes, classes = self._scored(images, labels)
-        return bits_in_batches(self.prior, codes, classes, self.sampling.batch)
-
-    def _scored(
-        self, images: Tensor, labels: Sequence[str | int] | str | int | None
-    ) -> tuple[Codes, Tensor | None]:
+    def _scored(self, images: Tensor, labels: Any) -> tuple[Codes, Tensor | None]:
         """The codes and the class numbers of images."""
         classes = None
         if labels is not None and len(images):

@@ -92,7 +92,7 @@ def test_what_lies_outside_the_image_costs_nothing(loaded: Run) -> None:
 
 
 def test_tiles_are_split_and_joined() -> None:
-    layout = Layout(33, 17, 16, Geometry(((2, 2), (4, 4)), (16, 16)))
+    layout = Layout(33, 17, (16, 16), Geometry(((2, 2), (4, 4)), (16, 16)))
     assert (layout.padded, layout.tiles, layout.count) == ((40, 24), (3, 2), 6)
     for level in (0, 1):
         codes = np.arange(layout.stored(level)).reshape(layout.grid(level))
@@ -171,7 +171,7 @@ def test_positions_near_an_edge_are_listed_and_not_left_to_the_prior(
     torch.manual_seed(0)
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    codec = Codec(loaded.autoencoder, 16, prior)
+    codec = Codec(loaded.autoencoder, (16, 16), prior)
     originals = [*images, noise(20, 40)]
     files = codec.compress(originals)
     assert sum(bool(file[2] & 8) for file in files) > 5
@@ -220,7 +220,7 @@ def test_every_kind_of_model(kind: Any, levels: int) -> None:
     prior = HierarchicalPrior(PriorConfig(levels=(level,) * levels), config.geometry(16, 16)).eval()
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    codec = Codec(model, 16, prior)
+    codec = Codec(model, (16, 16), prior)
     originals = [noise(16, 16, channels=1), noise(21, 9, channels=1)]
     for mode in ("prior", "packed"):
         files = codec.compress(originals, mode=mode)  # type: ignore[arg-type]
@@ -233,7 +233,7 @@ def test_every_kind_of_model(kind: Any, levels: int) -> None:
 def test_the_papers_packed_rate() -> None:
     """256 px, 32x32 + 64x64 codes of 9 bits: 34 times smaller than the pixels."""
     config = AutoencoderConfig(strides=(4, 2), codes=(512, 512), code_dim=4, hidden=8, residual=4, blocks=0)
-    data = Codec(VQVAE(config).eval(), 256).compress([noise(256, 256)], mode="packed")[0]
+    data = Codec(VQVAE(config).eval(), (256, 256)).compress([noise(256, 256)], mode="packed")[0]
     assert len(data) == (32 * 32 + 64 * 64) * 9 / 8 + 15
     assert round(3 * 256 * 256 / len(data)) == 34
 

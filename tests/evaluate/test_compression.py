@@ -80,5 +80,5 @@ def test_the_report(
     assert rows["vqvae2, packed"]["bytes"] == 8 + 2 + 15
     assert rows["vqvae2, 1 of 2 levels"]["bytes"] < rows["vqvae2"]["bytes"]
     assert rows["vqvae2"]["bits_per_pixel"] == 8 * rows["vqvae2"]["bytes"] / 256
-    assert run.config.data.size == part["side"] == 16
+    assert part["shape"] == list(run.config.data.shape) == [16, 16]
     assert "<svg" in (tmp_path / "report.html").read_text()

@@ -75,7 +75,7 @@ class CodeFile:
     Attributes:
         path: the file or folder.
         about: the JSON that stands beside the columns: `format`, `n`, `digest` of the autoencoder's weights, `geometry`,
-            `size` of the images in px, `classes`, `fingerprint` of the data, `vectors`.
+            `shape` of the images in px, `classes`, `fingerprint` of the data, `vectors`.
     """
 
     path: Path

@@ -62,14 +62,16 @@ class Codec:
 
     Args:
         autoencoder: in eval mode.
-        side: height and width in px of the images that it was trained on.
+        shape: height and width in px of the images that it was trained on.
         prior: in eval mode; None can only pack.
     """
 
-    def __init__(self, autoencoder: VQVAE, side: int, prior: HierarchicalPrior | None = None) -> None:
-        self.autoencoder, self.side = autoencoder, side
+    def __init__(
+        self, autoencoder: VQVAE, shape: tuple[int, int], prior: HierarchicalPrior | None = None
+    ) -> None:
+        self.autoencoder, self.shape = autoencoder, shape
         self._prior = prior
-        self.geometry: Geometry = autoencoder.geometry(side, side)
+        self.geometry: Geometry = autoencoder.geometry(*shape)
 
     @property
     def levels(self) -> int:
@@ -109,7 +111,7 @@ class Codec:
         return self._shortened(digest(self.autoencoder.state_dict()), digest(self._prior.state_dict()))
 
     def _shortened(self, *digests: str) -> bytes:
-        return hashlib.sha256(f"{self.side} {' '.join(digests)}".encode()).digest()[:DIGEST]
+        return hashlib.sha256(f"{self.shape} {' '.join(digests)}".encode()).digest()[:DIGEST]
 
     # --- images to bytes -----------------------------------------------------------------------------------------
 
@@ -182,7 +184,7 @@ class Codec:
             header = Header(
                 mode=mode,
                 digest=self.digest(mode),
-                size=None if size == (self.side, self.side) else size,
+                size=None if size == self.shape else size,
                 label=label,
                 lengths=tuple(map(len, own)) if mode == "prior" else (),
                 listed=positions,
@@ -264,7 +266,7 @@ class Codec:
             raise CodecError(
                 f"it was compressed with another model: expected {self.digest(header.mode).hex()}, found {header.digest.hex()}"
             )
-        layout = self.layout(header.size or (self.side, self.side), max_pixels)
+        layout = self.layout(header.size or self.shape, max_pixels)
         if header.mode == "prior":
             classes = self.prior.classes
             if header.label is not None and not header.label < classes:
@@ -362,7 +364,7 @@ class Codec:
         """
         if size[0] * size[1] > max_pixels:
             raise CodecError(f"{size[1]}x{size[0]} pixels are more than the {max_pixels} that are allowed")
-        return Layout(*size, self.side, self.geometry)
+        return Layout(*size, self.shape, self.geometry)
 
 
 def _least(layout: Layout, level: int) -> int:

@@ -3,7 +3,7 @@
     image H x W --edge pixels repeated--> a multiple of the strides --> the grids that are stored
                                                                        --> tiles, each coded by the prior on its own
 
-A prior has positional embeddings and knows one size S only, so the grids are cut into tiles of the grids of an S x S image. The
+A prior has positional embeddings and knows images of one size only, so the grids are cut into tiles of that size. The
 tiles at the right and lower edge reach beyond the image; codes out there are not stored.
 
 Shapes: T tiles, h w the stored grid of a level, N = positions of a tile's grid of a level.
@@ -26,19 +26,19 @@ class Layout:
 
     Attributes:
         height, width: of the image in px.
-        side: S, of the model's own images in px.
-        tile: the geometry of a tile, that is of an image of S x S px.
+        shape: (height, width) of the model's own images in px.
+        tile: the geometry of a tile, that is of an image of this shape.
     """
 
     height: int
     width: int
-    side: int
+    shape: tuple[int, int]
     tile: Geometry
 
     @property
     def stride(self) -> int:
         """Pixels of a cell of the coarsest grid."""
-        return self.side // self.tile.grids[0][0]
+        return self.shape[0] // self.tile.grids[0][0]
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -48,7 +48,7 @@ class Layout:
     @property
     def tiles(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        return -(-self.padded[0] // self.side), -(-self.padded[1] // self.side)
+        return -(-self.padded[0] // self.shape[0]), -(-self.padded[1] // self.shape[1])
 
     @property
     def count(self) -> int:
@@ -57,7 +57,7 @@ class Layout:
 
     def grid(self, level: int) -> tuple[int, int]:
         """(h, w): the stored grid."""
-        pixels = self.side // self.tile.grids[level][0]
+        pixels = self.shape[0] // self.tile.grids[level][0]
         return self.padded[0] // pixels, self.padded[1] // pixels
 
     def stored(self, level: int) -> int:

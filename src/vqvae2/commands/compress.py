@@ -74,7 +74,7 @@ def compress(
             images = [_load(run, file, resize) for file in some]
             contents = run.codec.compress(images, [number] * len(images), mode.value)
             for file, image, content in zip(some, images, contents, strict=True):
-                target = out / f"{free_name(file.stem, [''], taken, SUFFIX)}{SUFFIX}"
+                target = out / f"{free_name(file.stem, [SUFFIX], taken)}{SUFFIX}"
                 write_atomic(target, partial(_write, content=content))
                 _, height, width = image.shape
                 item = {"source": str(file), "file": str(target), "bytes": len(content)}
@@ -93,12 +93,18 @@ def _load(run: Run, file: Path, resize: bool) -> Tensor:
     import torch
 
     from vqvae2.commands.images import load_images
-    from vqvae2.data.decoding import load_whole_image
+    from vqvae2.data.decoding import image_size, load_image
+    from vqvae2.data.errors import DataError
     from vqvae2.data.pixels import to_float
+    from vqvae2.errors import printable
 
     if resize:
         return load_images(run, [file])[0]
-    return to_float(torch.from_numpy(load_whole_image(file, run.config.data))[None])[0]
+    try:
+        own = {"size": image_size(file), "scale": 1.0}
+    except DataError as error:
+        raise DataError(f"{printable(str(file))}: {error}") from error
+    return to_float(torch.from_numpy(load_image(file, run.config.data.model_copy(update=own))[None]))[0]
 
 
 def command(

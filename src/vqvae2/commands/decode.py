@@ -40,8 +40,7 @@ def decode(
         RunError: not trained yet, or no such decoder.
     """
     from vqvae2.codec.code_file import open_codes
-    from vqvae2.data.grid import save_picture
-    from vqvae2.data.pixels import to_pil
+    from vqvae2.commands.images import save_image
     from vqvae2.errors import UserError
     from vqvae2.files.output import claim, make_folder
 
@@ -61,9 +60,9 @@ def decode(
             files = [out / _file_name(text, taken) for text in names]
             missing = [index for index, file in enumerate(files) if not file.exists()]
             if missing:
-                images = to_pil(model.decode(batch[missing].to(run.device)))
+                images = model.decode(batch[missing].to(run.device)).cpu()
                 for index, image in zip(missing, images, strict=True):
-                    save_picture(image, files[index])
+                    save_image(image[None], files[index].with_suffix(""), run)
                 new += len(missing)
             tracker.update(tracker.done + len(names))
     return {"n": codes.n, "new": new, "decoder": name}

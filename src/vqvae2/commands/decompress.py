@@ -47,9 +47,7 @@ def decompress(
         CodecError: a file that is damaged or of another model; the images of the files before it have been written.
     """
     from vqvae2.codec.errors import CodecError
-    from vqvae2.commands.images import free_name
-    from vqvae2.data.grid import save_picture
-    from vqvae2.data.pixels import to_pil
+    from vqvae2.commands.images import free_name, save_image
     from vqvae2.files.output import make_folder
 
     files, model = _files(paths), run.decoder(decoder)
@@ -67,8 +65,8 @@ def decompress(
             whole = [run.codec.fill(one, seed, run.sampling) for one in found] if fill else found
             images = run.codec.decode(whole, model)
             for file, one, other, image in zip(some, found, whole, images, strict=True):
-                target = out / f"{free_name(file.stem, [''], taken)}.png"
-                save_picture(to_pil(image[None])[0], target)
+                stem = free_name(file.stem, (".png", ".tif", ".npy"), taken)
+                target = save_image(image[None], out / stem, run)
                 filled = len(other.grids) - len(one.grids)
                 item = {"source": str(file), "file": str(target)}
                 results.append({**item, "levels": len(one.grids), "filled": filled})

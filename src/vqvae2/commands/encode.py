@@ -104,7 +104,7 @@ def _about(run: Run) -> dict[str, Any]:
     return {
         "digest": run.codes_digest,
         "geometry": run.config.geometry.to_json(),
-        "size": run.config.data.size,
+        "shape": list(run.config.data.shape),
     }
 
 
@@ -168,7 +168,7 @@ def _encoded(own: list[range], run: Run, images: ImageSet, vectors: Vectors) -> 
         for at in range(0, len(numbers), _BATCH):
             raw, actual = next(raws)
             usable = np.flatnonzero(actual == np.array(numbers[at : at + _BATCH]))
-            pixels = to_float(torch.from_numpy(centre(raw[usable], run.config.data.size)))
+            pixels = to_float(torch.from_numpy(centre(raw[usable], run.config.data.shape)))
             codes, before, after = encode_vectors(run.autoencoder, pixels.to(run.device))
             chosen = actual[usable]
             part: Part = {"name": np.array([images.names[index] for index in chosen], dtype=np.str_)}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json, say
+from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vqvae2.run import Run
 
 _UNLIKE = 0.05  # an image of at most this typicality is marked
@@ -23,6 +25,7 @@ def score(
     paths: Sequence[Path],
     label: str | None = None,
     out: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
     bits_map: Path | None = None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
@@ -31,6 +34,7 @@ def score(
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
         out: a file for the result as JSON.
+        say: called with lines of text about files of folders that are skipped.
         bits_map: a folder for NAME-bits-L.png of each image and level L: where its bits are, from black for 0 to white for
             log2 K, the bits of a code that nothing is known about; as large as the image.
 
@@ -45,23 +49,24 @@ def score(
     """
     import torch
 
-    from vqvae2.commands.images import image_files, load_images
+    from vqvae2.commands.images import usable_images
+    from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
 
-    files = image_files(paths)
+    files, images = usable_images(run, paths, say)
     refuse_to_overwrite(files, [out] if out else [])
     batch, data = run.sampling.batch, run.config.data
-    batches = (files[at : at + batch] for at in range(0, len(files), batch))
-    log_prob = torch.cat([run.log_prob(load_images(run, some), label) for some in batches]).double()
-    dimensions = data.channels * data.size**2
+    batches = (to_float(images[at : at + batch]) for at in range(0, len(files), batch))
+    log_prob = torch.cat([run.log_prob(some, label) for some in batches]).double()
+    dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}
         for file, row in zip(files, bits, strict=True)
     ]
     if bits_map is not None:
-        for item, maps in zip(items, _write_maps(run, files, label, bits_map), strict=True):
+        for item, maps in zip(items, _write_maps(run, files, images, label, bits_map), strict=True):
             item["maps"] = maps
     typical = run.typical(label is not None)
     if typical is not None:
@@ -75,32 +80,31 @@ def score(
     return result
 
 
-def _write_maps(run: Run, files: Sequence[Path], label: str | None, folder: Path) -> list[list[str]]:
-    """Write the maps of each image, one file per level; returns their paths."""
+def _write_maps(
+    run: Run, files: Sequence[Path], images: Tensor, label: str | None, folder: Path
+) -> list[list[str]]:
+    """Write the maps of images, uint8 [n, H, W, C], one file per level; returns their paths."""
     import torch
 
-    from vqvae2.commands.images import free_name, load_images
+    from vqvae2.commands.images import free_name
     from vqvae2.data.grid import save_picture
-    from vqvae2.data.pixels import to_pil
+    from vqvae2.data.pixels import to_float, to_pil
     from vqvae2.files.output import make_folder
 
     make_folder(folder)
-    levels = range(run.config.autoencoder.levels)
-    suffixes = [f"-bits-{level}" for level in levels]
+    endings = [f"-bits-{level}.png" for level in range(run.config.autoencoder.levels)]
     taken = {file.name.casefold() for file in files if file.resolve().parent == folder.resolve()}
     white = [math.log2(size) for size in run.config.geometry.vocabulary]
-    size = (run.config.data.size,) * 2
     written = []
     for at in range(0, len(files), run.sampling.batch):
-        some = files[at : at + run.sampling.batch]
-        maps = run.bits_map(load_images(run, some), label)
+        some = slice(at, at + run.sampling.batch)
         sheets = [
-            to_pil(torch.nn.functional.interpolate(2 * bits[:, None] / most - 1, size))
-            for bits, most in zip(maps, white, strict=True)
+            to_pil(torch.nn.functional.interpolate(2 * bits[:, None] / most - 1, run.config.data.shape))
+            for bits, most in zip(run.bits_map(to_float(images[some]), label), white, strict=True)
         ]
-        for index, file in enumerate(some):
-            stem = free_name(file.stem, suffixes, taken)
-            paths = [folder / f"{stem}{suffix}.png" for suffix in suffixes]
+        for index, file in enumerate(files[some]):
+            stem = free_name(file.stem, endings, taken)
+            paths = [folder / f"{stem}{ending}" for ending in endings]
             for path, sheet in zip(paths, sheets, strict=True):
                 save_picture(sheet[index], path)
             written.append([str(path) for path in paths])
@@ -129,11 +133,10 @@ def command(
     """
     from vqvae2.run import load
 
-    result = score(load(run), images, label, out, bits_map)
+    say = Reporter().say
+    result = score(load(run), images, label, out, say, bits_map)
     if result["heldout"] is None:
-        Reporter().say(
-            f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command"
-        )
+        say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:
         print_json(result)
         return

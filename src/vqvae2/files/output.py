@@ -24,6 +24,29 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
 
 
+def claim_results(folder: Path, name: str, about: dict[str, Any], what: str) -> None:
+    """Write OUT/NAME, which says what the results in a folder are of, or check that it says the same.
+
+    Results of the same kind may be added to a folder, and replace their own earlier ones.
+
+    Args:
+        folder: OUT; it exists.
+        name: of the file.
+        about: which networks made the results, JSON-ready.
+        what: the results in words, for the message.
+
+    Raises:
+        UserError: OUT holds results of something else.
+        FileError: the file cannot be read or written.
+    """
+    file = folder / name
+    if file.exists():
+        if read_json(file) != about:
+            raise UserError(f"{folder} holds {what} of another model or decoder; choose another --out")
+        return
+    write_json(file, about)
+
+
 def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path]) -> None:
     """Check that no file that is read (None is skipped) is one of those that will be written.
 

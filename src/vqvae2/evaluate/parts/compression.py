@@ -24,7 +24,7 @@ from vqvae2.data.pixels import psnr, to_float, to_uint8
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.image_metrics import multiscale_similarity
 from vqvae2.evaluate.other_codecs import OtherCodec, other_codecs
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Picture, Plot
 from vqvae2.evaluate.parts.drawing import SHOWN, sheet
 from vqvae2.evaluate.report import Curve
 from vqvae2.files.run_folder import RunFolder
@@ -45,7 +45,7 @@ def measure(context: Context) -> PartResult:
     labels = None if images.labels is None or not run.prior.classes else images.labels.tolist()
     weights = context.options.perceptual
     distance = None if weights is None else PerceptualDistance.read(weights)
-    codec = Codec(run.autoencoder, run.config.data.size, run.prior)
+    codec = Codec(run.autoencoder, run.config.data.shape, run.prior)
     result = PartResult()
     with context.reporter.track("compression", len(originals), unit="images") as tracker:
         rows, aims, shown = _own(context, codec, originals, labels, distance)
@@ -64,12 +64,20 @@ def measure(context: Context) -> PartResult:
     folder = RunFolder(run.folder)
     stages = folder.networks(codec.levels).values()
     model = sum(stage.model.stat().st_size for stage in stages if stage.done())
-    result.figures = {"rows": rows, "n": len(originals), "side": originals.shape[2], "model_bytes": model}
-    result.plots.append(("PSNR in dB over bytes of a file, means over the images", curves))
-    caption = "originals; below them what the files show, the coarsest level alone first, then one level more in each row"
-    result.pictures.append(
-        (caption, sheet(torch.cat([originals[:SHOWN], *shown]), min(SHOWN, len(originals))))
+    result.figures = {
+        "rows": rows,
+        "n": len(originals),
+        "shape": list(originals.shape[2:]),
+        "model_bytes": model,
+    }
+    result.plots.append(
+        Plot(
+            "what files show over their size, means over the images", curves, "bytes of a file", "PSNR in dB"
+        )
     )
+    caption = "originals, and below them what the files show: the coarsest level alone, then one level more in each row"
+    pictures = sheet(torch.cat([originals[:SHOWN], *shown]), min(SHOWN, len(originals)))
+    result.pictures.append(Picture(caption, pictures, ("originals", *aims)))
     return result
 
 
