@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def main() -> int:
             row |= {"compressed per second": batch / compressing}
             row |= {"decompressed per second": batch / decompressing}
             rows.append(row)
-    keep("codec", {"run": options.run, "rows": rows})
+    keep("codec", {"run": Path(options.run).name, "rows": rows})
     return 0
 
 

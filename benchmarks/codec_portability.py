@@ -134,7 +134,7 @@ def main() -> int:
     logits_per_image = int(np.prod(first[1].shape[1:]))
     worst = max(row["mean"] for row in rows)
     result = {
-        "run": options.run,
+        "run": Path(options.run).name,
         "bytes": float(np.mean(sizes)),
         "files with listed positions": listed,
         "logits per image": logits_per_image,

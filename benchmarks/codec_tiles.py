@@ -12,6 +12,7 @@ import argparse
 import io
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def main() -> int:
     names = ["first column of a tile", "second column of a tile", "first half of a tile"]
     keys = [text for name in names for text in (name, f"{name}: the same codes in the middle of one")]
     levels = [dict(zip(keys, np.mean(level, 0).tolist(), strict=True)) for level in found]
-    keep("codec-tiles", {"run": options.run, "images": len(table), "bits per code": levels})
+    keep("codec-tiles", {"run": Path(options.run).name, "images": len(table), "bits per code": levels})
     return 0
 
 
