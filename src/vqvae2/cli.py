@@ -1,16 +1,20 @@
 """The command `vqvae2`: it registers the verbs, each of which is a file of `commands/`, and turns errors into exit codes.
 
-Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 after an interruption that was saved.
+Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 after an interruption that was saved. Under
+`torchrun` the first process that fails writes the line; 1 is the code of those that end because another one did.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from vqvae2 import processes
 from vqvae2.commands import (
     complete,
     critic,
@@ -28,6 +32,7 @@ from vqvae2.errors import UserError
 
 _INTERRUPTED = 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TOGETHER = ("train", "sample", "reconstruct", "score", "evaluate", "critic")
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
 app = typer.Typer(
@@ -64,10 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: None takes those of the process; none at all print the help.
     """
+    given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        code = app(
-            args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
-        )
+        _join(given)
+        code = app(args=given, standalone_mode=False)
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
             _fail("interrupted", _INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)
@@ -84,7 +89,30 @@ def main(arguments: list[str] | None = None) -> None:
             _fail(f"interrupted: {error}; the same command continues from there", 130)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", 2)
+        if processes.another_ended(error):
+            _fail("another process of this command ended; the same command goes on where it stopped", 1)
+        processes.first_to_fail()  # the others need not say that this one ended
         raise
+
+
+def _join(arguments: list[str]) -> None:
+    """Under `torchrun`: join the other processes. Of them only the main one writes to standard output.
+
+    Raises:
+        UserError: the verb runs in one process.
+    """
+    rank, count = processes.launched()
+    if count == 1:
+        return
+    if rank:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    if "--help" in arguments:
+        return
+    if arguments[0] not in _TOGETHER:
+        raise UserError(f"`vqvae2 {arguments[0]}` runs in one process: start it without torchrun")
+    from vqvae2.train.device import make_accelerator
+
+    make_accelerator()
 
 
 def _interrupted(error: Exception) -> bool:
@@ -94,7 +122,12 @@ def _interrupted(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"vqvae2: {' '.join(message.split())}", err=True)
+    if processes.first_to_fail():
+        typer.echo(f"vqvae2: {' '.join(message.split())}", err=True)
+    if processes.launched()[1] > 1:  # without the orderly end of a group whose other processes may not answer
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -26,6 +26,7 @@ from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, kee
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.processes import Group
 from vqvae2.train.folder import load_autoencoder, load_prior, read_run, sharp_autoencoder
 
 _REFERENCE = 1024  # held-out images with which others are compared, at most
@@ -157,15 +158,15 @@ class Run:
         weights: Path | None = None,
         model: Path | None = None,
         reporter: Reporter | None = None,
+        group: Group | None = None,
     ) -> Critic:
         """Fit a critic to this run's training images and keep it in RUN/critic (`evaluate.critic.fit_to_run`).
 
         Args:
             data: the images that the run was trained on, if they are elsewhere now.
-            features: name of the feature network, as for `evaluate.critic.fit_critic`; so are the next two.
-            weights: a file with its weights, or None.
-            model: a classifier of one's own as a TorchScript file, or None.
+            features, weights, model: as for `evaluate.critic.CriticKind`.
             reporter: shows the progress; None shows nothing.
+            group: the processes that share the work, all of which call this; None is this one alone.
 
         Raises:
             RunError: no classes, or these are not the images that the run was trained on.
@@ -173,7 +174,7 @@ class Run:
         if not self.classes:
             raise RunError(self._classless())
         self.__dict__.pop("critic", None)  # the cached property
-        return fit_to_run(self, data, features, weights, model, reporter or Reporter(quiet=True))
+        return fit_to_run(self, data, features, weights, model, reporter or Reporter(quiet=True), group)
 
     def sample(
         self,

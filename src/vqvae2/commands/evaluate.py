@@ -28,21 +28,28 @@ from vqvae2.files.progress import Reporter
 if TYPE_CHECKING:
     from vqvae2.config.models import DataConfig
     from vqvae2.evaluate.options import EvaluateOptions
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 
 def evaluate(
-    run: Run | None, data: str, out: Path, options: EvaluateOptions, reporter: Reporter
-) -> dict[str, Any]:
+    run: Run | None,
+    data: str,
+    out: Path,
+    options: EvaluateOptions,
+    reporter: Reporter,
+    group: Group | None = None,
+) -> dict[str, Any] | None:
     """Measure, and write OUT/report.json and OUT/report.html; OUT/cache keeps features and samples for the next time.
 
     Args:
         run: None measures `options.samples` alone. Half of the real images then serve as training images, the other half is
             held out.
         data: the real images, see `open_images`; for a run usually those that it was trained on.
+        group: the processes that share the work, each of which calls this with a run on its own device; None is this one alone.
 
     Returns:
-        The content of report.json: protocol, parts, warnings, seconds. The same arguments give the same content, except for
+        The content of report.json: protocol, parts, warnings, seconds; None on all processes but the main one. The same arguments give the same content, except for
         the seconds and for the part `speed`.
 
     Raises:
@@ -55,6 +62,7 @@ def evaluate(
     from vqvae2.evaluate.full_report import write_report
     from vqvae2.evaluate.parts.registry import check_names
     from vqvae2.files.output import make_folder
+    from vqvae2.processes import Group
 
     check_names(options)
     if taken := sorted({*options.against} & RESERVED_NAMES):
@@ -67,8 +75,10 @@ def evaluate(
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
-    images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
-    context = Context(run, images, config, options, cache, reporter)
+    group = group or Group()
+    with group.main_first():
+        images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
+    context = Context(run, images, config, options, cache, reporter, group)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
@@ -166,10 +176,12 @@ def command(
     """Measure a run, or any folder of images, beside real images: report.json, and report.html to look at.
 
     Of a run with both decoders, reconstructions are measured with both, and samples with the one that is chosen.
-    The same command again takes features and samples from OUT/cache.
+    The same command again takes features and samples from OUT/cache. `torchrun --nproc-per-node P -m -- vqvae2 evaluate ...`
+    shares samples, features and likelihoods between P processes; the rest is measured by the first of them.
     """
     from vqvae2.evaluate.options import EvaluateOptions
     from vqvae2.evaluate.resnet import ClassifierConfig
+    from vqvae2.processes import joined
     from vqvae2.run import load
 
     loaded = load(run) if run is not None else None
@@ -200,7 +212,10 @@ def command(
         seed=seed,
         size=size,
     )
-    result = evaluate(loaded, data, out, options, Reporter())
+    group = joined()
+    result = evaluate(loaded, data, out, options, Reporter(quiet=not group.main), group)
+    if result is None:
+        return
     if as_json:
         print_json(result)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,19 @@ import typer
 from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vqvae2.files.run_folder import DecoderName
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 
 def reconstruct(
-    run: Run, paths: Sequence[Path], out: Path, decoder: DecoderName | None = None
+    run: Run,
+    paths: Sequence[Path],
+    out: Path,
+    decoder: DecoderName | None = None,
+    group: Group | None = None,
 ) -> list[dict[str, Any]]:
     """Write NAME.png and NAME-levels.png (the original, the coarsest level alone, ... all levels) of each image.
 
@@ -29,6 +36,7 @@ def reconstruct(
         paths: image files, or folders with image files.
         out: folder for the results; created.
         decoder: see `Run.decoder_name`.
+        group: the processes that share the images, all of which call this and get the result; None is this one alone.
 
     Returns:
         Per image: `source`; `file`; `levels` (the sheet); `decoder`, the name of the one that made `file`; `psnr` in dB
@@ -39,21 +47,36 @@ def reconstruct(
         UserError: a missing file, or a folder that cannot be made.
         DataError: a file that cannot be used.
     """
+    from vqvae2.commands.images import image_files, load_images
+    from vqvae2.files.output import make_folder
+    from vqvae2.processes import Group
+
+    group, name = group or Group(), run.decoder_name(decoder)
+    files = image_files(paths)
+    taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
+    stems = [_free_name(file.stem, taken) for file in files]
+    own = group.share(list(zip(files, stems, strict=True)))
+    originals: Iterable[Tensor] = load_images(run, [file for file, _ in own]) if own else ()
+    group.wait()  # no process writes before all have read
+    make_folder(out)
+    results = _write(run, own, originals, out, name)
+    shares = group.gathered(results)
+    return [shares[number % group.count][number // group.count] for number in range(len(files))]
+
+
+def _write(
+    run: Run, own: Sequence[tuple[Path, str]], originals: Iterable[Tensor], out: Path, name: DecoderName
+) -> list[dict[str, Any]]:
+    """Reconstruct some images, each of which has a file and a name for what is written."""
     import torch
 
-    from vqvae2.commands.images import image_files, load_images
     from vqvae2.data.grid import save_grid, save_picture
     from vqvae2.data.pixels import psnr, to_pil
-    from vqvae2.files.output import make_folder
 
-    name, size = run.decoder_name(decoder), run.config.data.size
     plain, sharp = run.autoencoder, run.decoder("sharp") if name == "sharp" else None
-    files = image_files(paths)
-    originals = load_images(run, files)
-    make_folder(out)
-    taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
+    size = run.config.data.size
     results: list[dict[str, Any]] = []
-    for file, image in zip(files, originals, strict=True):
+    for (file, stem), image in zip(own, originals, strict=True):
         original = image[None]
         codes = plain.encode(original.to(run.device))
         counts = range(1, run.config.autoencoder.levels + 1)
@@ -63,7 +86,6 @@ def reconstruct(
         if sharp is not None:
             decoded.append(sharp.decode(codes).cpu())
             figures["psnr_sharp"] = float(psnr(decoded[-1], original)[0])
-        stem = _free_name(file.stem, taken)
         whole, sheet = out / f"{stem}.png", out / f"{stem}-levels.png"
         save_picture(to_pil(decoded[-1])[0], whole)
         save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
@@ -92,11 +114,13 @@ def command(
     """Encode images and decode them: NAME.png, and NAME-levels.png (original, coarsest level alone, ... all levels).
 
     The sharpened decoder has only learnt to decode all levels, so the plain one shows the coarsest ones alone.
+    `torchrun --nproc-per-node P -m -- vqvae2 reconstruct ...` shares the images between P processes.
     """
+    from vqvae2.processes import joined
     from vqvae2.run import load
 
     loaded = load(run)
-    results = reconstruct(loaded, images, out, decoder.value if decoder else None)
+    results = reconstruct(loaded, images, out, decoder.value if decoder else None, joined())
     if as_json:
         print_json(results)
         return

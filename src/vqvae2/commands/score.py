@@ -13,20 +13,29 @@ from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 _UNLIKE = 0.05  # an image of at most this typicality is marked
 
 
 def score(
-    run: Run, paths: Sequence[Path], label: str | None = None, out: Path | None = None
+    run: Run,
+    paths: Sequence[Path],
+    label: str | None = None,
+    out: Path | None = None,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
 
     Args:
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
-        out: a file for the result as JSON.
+        out: a file for the result as JSON. What several processes, or a killed command, have scored is kept beside it
+            until it is written.
+        group: the processes that share the work, all of which call this and get the result; None is this one alone.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
@@ -36,17 +45,14 @@ def score(
     Raises:
         UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
     """
-    import torch
-
-    from vqvae2.commands.images import image_files, load_images
+    from vqvae2.commands.images import image_files
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
+    from vqvae2.processes import Group
 
-    files = image_files(paths)
+    files, group = image_files(paths), group or Group()
     refuse_to_overwrite(files, [out] if out else [])
-    batch, data = run.sampling.batch, run.config.data
-    batches = (files[at : at + batch] for at in range(0, len(files), batch))
-    log_prob = torch.cat([run.log_prob(load_images(run, some), label) for some in batches]).double()
+    data, log_prob = run.config.data, _log_prob(run, files, label, out, group).double()
     dimensions = data.channels * data.size**2
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
@@ -60,9 +66,37 @@ def score(
             item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
         items.sort(key=lambda item: -item["score"])
     result = {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
-    if out is not None:
+    if out is not None and group.main:
         write_json(out, result)
     return result
+
+
+def _log_prob(run: Run, files: Sequence[Path], label: str | None, out: Path | None, group: Group) -> Tensor:
+    """[n, L], by all processes, batch by batch; with `out`, what is done is kept in files until all are."""
+    import torch
+
+    from vqvae2.commands.images import load_images
+    from vqvae2.files.parts import Parts, cut
+    from vqvae2.files.tensor_file import digest
+
+    ranges = cut(len(files), run.sampling.batch)
+
+    def some(rows: range) -> Tensor:
+        return run.log_prob(load_images(run, files[rows.start : rows.stop]), label)
+
+    if out is None:
+        own = [(rows.start, some(rows)) for rows in group.share(ranges)]
+        done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
+        return torch.cat([log_prob for _, log_prob in done])
+    read = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    parts = Parts(
+        out.with_name(f".{out.name}.parts"), digest({}, f"{read} {label} {run.digests()}"), ranges, group
+    )
+    parts.begin()
+    parts.compute(lambda rows: {"log_prob": some(rows)})
+    log_prob = parts.joined()["log_prob"]
+    parts.remove()
+    return log_prob
 
 
 def command(
@@ -78,10 +112,15 @@ def command(
 
     The least typical come first. Typicality is the share of held-out images whose number of bits is at least as far from
     the usual one, above or below. Images with a typicality of at most 5 % are marked "unlike".
+    `torchrun --nproc-per-node P -m -- vqvae2 score ...` shares the images between P processes.
     """
+    from vqvae2.processes import joined
     from vqvae2.run import load
 
-    result = score(load(run), images, label, out)
+    group = joined()
+    result = score(load(run), images, label, out, group)
+    if not group.main:
+        return
     if result["heldout"] is None:
         Reporter().say(
             f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command"

@@ -12,17 +12,32 @@ from vqvae2.evaluate.parts.registry import wanted_parts
 from vqvae2.evaluate.report import Page
 from vqvae2.evaluate.tables import flat, tables
 from vqvae2.files.atomic import write_json
+from vqvae2.processes import Group
 
 
-def write_report(context: Context, title: str, out: Path) -> dict[str, Any]:
+def write_report(context: Context, title: str, out: Path) -> dict[str, Any] | None:
     """Measure the parts that the options ask for, and write OUT/report.json and OUT/report.html.
 
+    Several processes first make samples, features and likelihoods together; then the main one measures. Every process calls
+    this, and all return when the report is written.
+
     Returns:
-        The content of report.json: protocol, parts, warnings, seconds.
+        The content of report.json: protocol, parts, warnings, seconds; None on all processes but the main one.
     """
+    group, parts = context.group, wanted_parts(context)
+    for part in parts if group.count > 1 else ():
+        if part.prepare is not None:
+            part.prepare(context)
+    context.group = Group()  # what the others have made is in the context now
+    report = _measured(context, parts, title, out) if group.main else None
+    group.wait()
+    return report
+
+
+def _measured(context: Context, parts: list[Part], title: str, out: Path) -> dict[str, Any]:
     results: list[tuple[Part, PartResult]] = []
     seconds: dict[str, float] = {}
-    for part in wanted_parts(context):
+    for part in parts:
         context.reporter.say(f"evaluating: {part.name}")
         begun = time.perf_counter()
         result = part.measure(context)

@@ -11,12 +11,19 @@ from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files.progress import Reporter
 from vqvae2.generate.sample import batches
 from vqvae2.generate.sample_folder import SampleFolder
+from vqvae2.processes import Group
 
 
 def own_samples(
-    run: TrainedRun, n: int, images: ImageSet, options: EvaluateOptions, cache: Path, reporter: Reporter
+    run: TrainedRun,
+    n: int,
+    images: ImageSet,
+    options: EvaluateOptions,
+    cache: Path,
+    reporter: Reporter,
+    group: Group,
 ) -> NamedImages:
-    """The first n samples of the run; those that the cache lacks are drawn.
+    """The first n samples of the run; those that the cache lacks are drawn by all processes together.
 
     They take the classes of the training images in the shuffled order of the seed.
     """
@@ -29,8 +36,10 @@ def own_samples(
     about |= drawn_by if drawn_by["decoder"]["name"] == "sharp" else {"model": drawn_by["model"]}
     place = cache / f"samples-{digest(about)[:12]}"  # of the plain decoder where former versions kept them
     folder = SampleFolder(place, about | drawn_by, "npz")
-    folder.claim()
-    missing = batches(folder.missing(n), sampling.batch)
+    with group.main_first():
+        folder.claim()
+    missing = group.share(batches(group.agreed(folder.missing(n)), sampling.batch))
     with reporter.track("samples", sum(map(len, missing)), unit="images") as tracker:
         folder.fill(run.draw(n, labels, options.seed, sampling, missing, options.decoder), tracker)
+    group.wait()
     return drawn_samples("samples", folder.path).first(n)

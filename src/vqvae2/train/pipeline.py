@@ -29,7 +29,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.extract import extract, image_count
+from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
     claim,
     finished,
@@ -234,6 +234,10 @@ def _codes(
         if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
             reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
         extract(model, images, config, place, digest, accelerator, reporter)
+    elif accelerator.is_main_process:
+        shutil.rmtree(
+            parts_folder(place), ignore_errors=True
+        )  # of an extraction that was killed at its very end
     accelerator.wait_for_everyone()
     return open_store(place, digest=digest)
 

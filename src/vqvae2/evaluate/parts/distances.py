@@ -95,4 +95,4 @@ def measure(context: Context) -> PartResult:
     return result
 
 
-PART = Part("distances", "Distances from the training images", measure)
+PART = Part("distances", "Distances from the training images", measure, prepare=Context.compare)

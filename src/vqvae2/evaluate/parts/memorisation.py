@@ -95,4 +95,4 @@ def measure(context: Context) -> PartResult:
     )
 
 
-PART = Part("memorisation", "Nearest training images", measure, needs=("samples",))
+PART = Part("memorisation", "Nearest training images", measure, needs=("samples",), prepare=Context.compare)

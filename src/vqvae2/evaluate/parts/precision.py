@@ -39,4 +39,4 @@ def measure(context: Context) -> PartResult:
     return result
 
 
-PART = Part("precision", "Precision and recall, density and coverage", measure)
+PART = Part("precision", "Precision and recall, density and coverage", measure, prepare=Context.compare)
