@@ -8,6 +8,7 @@ first_to_fail(), another_ended()    one of them fails, all end, and one line is 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_PATIENCE = 5.0  # seconds in which the main process has said what it has to say
 _KEY = "vqvae2/first to fail"
 
 
@@ -103,6 +105,10 @@ def first_to_fail() -> bool:
     from torch.distributed import distributed_c10d
 
     if not (dist.is_available() and dist.is_initialized()):
+        if rank:
+            time.sleep(
+                _PATIENCE
+            )  # torchrun ends the main process when this one has ended, which may be too early
         return rank == 0
     try:
         store = distributed_c10d._get_default_store()
