@@ -215,7 +215,7 @@ class _Trainer:
         with feed, self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
             while outcome.step < config.steps and not self._tired() and not self._late():
                 rate = learning_rate(config, outcome.step, self.seconds)
-                self.step(next(feed), outcome.step, rate, step_seed(seed, outcome.step, rank))
+                self.step(next(feed), outcome.step, rate, step_seed(seed, outcome.step))
                 feed.fetch_ahead()
                 outcome.step += 1
                 outcome.seconds = before + clock() - began

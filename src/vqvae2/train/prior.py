@@ -24,6 +24,7 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import TrainingOrder
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
+from vqvae2.noise import uniform
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
@@ -93,10 +94,7 @@ class PriorObjective:
             batch = tuple(level[batch[0]] for level in levels), labels[batch[0]]
         codes, labels = batch
         if self.classes:
-            hidden = (
-                torch.rand(labels.shape, device=labels.device)
-                < self.config.prior.levels[self.level].label_dropout
-            )
+            hidden = uniform(len(labels), labels.device) < self.config.prior.levels[self.level].label_dropout
             labels = torch.where(hidden, self.classes, labels)
         return self._nll(model, codes, labels).mean(), {}
 

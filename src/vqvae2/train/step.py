@@ -4,7 +4,7 @@
     static:    the same, but batch and learning rate are read from tensors that never move
     captured:  a static step, recorded once as a CUDA graph and replayed: one launch instead of hundreds
 
-Random numbers are those of a generator that is seeded before each step, so a replay draws what an eager step would.
+Random numbers are those of generators that are seeded before each step, so a replay draws what an eager step would.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqvae2.config.training import TrainConfig
-from vqvae2.train.device import Choices
+from vqvae2.train.device import Choices, own_seed
 from vqvae2.train.feed import Batch, mapped, parts, tensors
 
 _NEVER = 2**62  # the step at which the loss was not finite, when there is none
@@ -111,7 +111,7 @@ class TrainingStep:
 
     def __call__(self, batch: Batch, number: int, rate: float, seed: int) -> None:
         """Do step `number` (from 0) on a batch on the device, with this learning rate and this seed."""
-        torch.manual_seed(seed)
+        self._seed(seed)
         self.number.fill_(number)
         for group in self.optimizer.param_groups:
             own = rate * group.get("scale", 1.0)
@@ -157,16 +157,22 @@ class TrainingStep:
                 self.replay = self._captured() if self.choices.captured else lambda: self._work(self.inputs)
             except RuntimeError as error:
                 self._give_up(str(error))
-                torch.manual_seed(seed)
+                self._seed(seed)
                 self._work(batch)
                 return
         else:
             for there, value in zip(tensors(self.inputs), tensors(batch), strict=True):
                 there.copy_(value, non_blocking=True)
-        torch.manual_seed(seed)
+        self._seed(seed)
         self.replay()
         if self.average is not None and self.choices.captured:
             self.average.count += 1  # which is no work of the device
+
+    def _seed(self, seed: int) -> None:
+        """Alike on every process, for what `noise` draws for the global batch; what a CUDA device draws is each process's own."""
+        torch.manual_seed(seed)
+        if self.choices.rank and self.choices.device.type == "cuda":
+            torch.cuda.manual_seed(own_seed(seed, self.choices.rank))
 
     def _captured(self) -> Callable[[], None]:
         """Record the step; nothing is computed meanwhile.
