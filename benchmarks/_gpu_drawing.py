@@ -30,7 +30,7 @@ from vqvae2.prior.kinds import make_level, static_kind
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.precision import without_tf32
 from vqvae2.prior.scan import scan
-from vqvae2.prior.step_ops import Spec
+from vqvae2.prior.step_ops import StepSpec
 
 Report = Callable[[str, Any], None]
 CUDA = torch.cuda.is_available()
@@ -244,7 +244,7 @@ def step_and_grid(
 def static_logits(prior: LevelPrior, codes: Tensor, context: Tensor | None, weights: torch.dtype) -> Tensor:
     """Logits [B, K, H, W] of the static steps over known codes, not recorded."""
     shape = None if context is None else tuple(context.shape)
-    spec = Spec(len(codes), shape, weights, torch.float32, codes.device)
+    spec = StepSpec(len(codes), shape, weights, torch.float32, codes.device)
     kind = static_kind(prior)
     assert kind is not None
     static = kind(prior, spec, ops_for(spec, "fused"))

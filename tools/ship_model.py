@@ -23,7 +23,7 @@ from vqvae2.run import Run
 from vqvae2.train.folder import model_file, sharp_file, write_config
 
 ZOO = Path(__file__).resolve().parents[1] / "src" / "vqvae2" / "zoo"
-LIMIT = 20_000_000  # bytes of one model
+LIMIT = 30_000_000  # bytes of one model
 
 
 def copy_weights(source: Path, target: Path, changes: dict[str, Any] | None = None) -> None:

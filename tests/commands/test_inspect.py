@@ -27,6 +27,7 @@ from vqvae2.config.presets import preset, presets
 from vqvae2.data.store import open_store
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
+from vqvae2.train.sharpen import Sharpening
 
 FLOPS = "FLOPs per image (2 per multiply-add)"
 MEMORY = "memory, activations per image"
@@ -164,6 +165,25 @@ def test_flops_of_training_are_a_direct_count() -> None:
             step(config, level, net, 1).backward()
         assert work.training == counter.get_total_flops()
         assert 2.8 * work.forward < work.training <= 3 * work.forward
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+def test_flops_of_sharpening_are_a_direct_count(penalty: float) -> None:
+    """Without the penalty of real tensors on which torch counts; with it at least one more pass through the discriminator."""
+    options = ("sharpen.steps=2", "sharpen.width=8", "sharpen.depth=2")
+    config = changed(*options, f"sharpen.penalty={penalty}")
+    found = known(config)
+    assert found.sharpening is not None
+    assert found.networks[1] is found.sharpening
+    net = Sharpening(VQVAE(config.autoencoder), changed(*options, "sharpen.penalty=0")).requires_grad_(True)
+    assert found.sharpening.parameters == count(net)
+    vectors = [torch.zeros(1, config.autoencoder.code_dim, h, w) for h, w in config.geometry.grids]
+    with FlopCounterMode(display=False) as counter:
+        net(vectors, torch.zeros(1, 3, 32, 32))[0].backward()
+    plain = found.encode + counter.get_total_flops()
+    judge = counted(lambda: net.discriminator(torch.zeros(1, 3, 32, 32)))
+    assert found.sharpening.training == plain if penalty == 0 else found.sharpening.training > plain + judge
+    assert known(changed()).sharpening is None
 
 
 @pytest.mark.parametrize("side", [32, 64])

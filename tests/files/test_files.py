@@ -207,6 +207,16 @@ def test_missing_foreign_and_newer_files(tmp_path: Path) -> None:
 # --- writing ---
 
 
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        tensor_file.save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)})
+        write_text(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(old)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.safetensors", "a.txt")] == [0o640, 0o640]
+
+
 def test_text_and_json(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "a.json"
     cases: list[Any] = [{"b": [1, 2.5, None, "ü€"], "a": {}}, [], "x", 3]

@@ -20,7 +20,7 @@ from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.scan import scan
 from vqvae2.prior.static import StaticPrior
-from vqvae2.prior.step_ops import Ops, Spec
+from vqvae2.prior.step_ops import StepOps, StepSpec
 
 Net = TypeVar("Net", bound=nn.Module)
 Grids = tuple[tuple[int, int], ...]
@@ -133,15 +133,15 @@ def static_logits(
     codes: Tensor,
     context: Tensor | None,
     weights: torch.dtype | None = None,
-    ops: Ops | None = None,
+    ops: StepOps | None = None,
 ) -> Tensor:
     """Logits [B, K, H, W] of the static step over known codes."""
     stream = prior.embedding.weight.dtype
     shape = None if context is None else tuple(context.shape)
-    spec = Spec(len(codes), shape, weights or stream, stream, codes.device)
+    spec = StepSpec(len(codes), shape, weights or stream, stream, codes.device)
     kind = static_kind(prior)
     assert kind is not None
-    static: StaticPrior = kind(prior, spec, ops or Ops())
+    static: StaticPrior = kind(prior, spec, ops or StepOps())
     known = Chooser(torch.zeros(len(codes), prior.positions, dtype=torch.float64), codes.flatten(1), Rule())
     seen: list[Tensor] = []
 

@@ -12,7 +12,7 @@ from vqvae2.codes import Codes
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.chooser import UNKNOWN, Chooser, Rule
 from vqvae2.prior.kinds import static_kind
-from vqvae2.prior.step_ops import Ops, Spec
+from vqvae2.prior.step_ops import StepOps, StepSpec
 
 KINDS = [
     pytest.param({}, id="pixelcnn"),
@@ -145,10 +145,10 @@ def test_a_static_step_copies_nothing_to_or_from_the_host(kind: dict[str, Any]) 
     """On the meta device a value cannot be looked at, so whatever asks for one fails."""
     prior = level_prior(((2, 3), (4, 6)), None, 2, torch.float32, **kind).to("meta")
     context = torch.zeros(2, 8, 4, 6, device="meta")
-    spec = Spec(2, tuple(context.shape), torch.float32, torch.float32, context.device)
+    spec = StepSpec(2, tuple(context.shape), torch.float32, torch.float32, context.device)
     kind_of = static_kind(prior)
     assert kind_of is not None
-    static = kind_of(prior, spec, Ops())
+    static = kind_of(prior, spec, StepOps())
     chooser = Chooser.__new__(Chooser)
     chooser.rule = Rule(0.9, 3, 0.8, 1.0, False)
     chooser.uniforms = torch.zeros(24, 2, dtype=torch.float64, device="meta")

@@ -12,7 +12,7 @@ from prior_helpers import Grids, inputs, level_prior, noise, static_logits
 
 from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.gated import gate
-from vqvae2.prior.step_ops import Ops
+from vqvae2.prior.step_ops import StepOps
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
@@ -24,11 +24,11 @@ types = pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 batches = pytest.mark.parametrize("batch", [1, 3, 20, 80])
 
 
-def fused() -> Ops:
+def fused() -> StepOps:
     """The kernels."""
-    from vqvae2.prior.step_triton import TritonOps
+    from vqvae2.prior.step_triton import TritonStepOps
 
-    return TritonOps()
+    return TritonStepOps()
 
 
 def some(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_norm_and_gate(batch: int, weights: torch.dtype) -> None:
     wide = [torch.zeros(batch, 3, channels, dtype=weights, device=DEVICE) for _ in range(2)]
     results = [
         ops.norm_gate(h.clone(), weight, before, kept[:, 1])
-        for ops, kept in zip((Ops(), fused()), wide, strict=True)
+        for ops, kept in zip((StepOps(), fused()), wide, strict=True)
     ]
     assert close(results[1], results[0], weights)
     assert close(wide[1], wide[0], weights)
@@ -64,7 +64,7 @@ def test_norm_and_gate(batch: int, weights: torch.dtype) -> None:
 def test_linear_add(batch: int, weights: torch.dtype) -> None:
     h, x = some(batch, 12), some(batch, 150, seed=2, dtype=weights)
     weight, bias = some(12, 150, seed=3, dtype=weights), some(12, seed=4)
-    plain, quick = (ops.linear_add(x, weight, bias, h.clone()) for ops in (Ops(), fused()))
+    plain, quick = (ops.linear_add(x, weight, bias, h.clone()) for ops in (StepOps(), fused()))
     assert close(quick, plain, weights)
 
 
@@ -75,7 +75,7 @@ def test_linear_add(batch: int, weights: torch.dtype) -> None:
 def test_norm_linear(batch: int, weights: torch.dtype, activation: str, biased: bool) -> None:
     h, weight = some(batch, 70), some(9, 70, seed=3, dtype=weights)
     bias = some(9, seed=4) if biased else None
-    plain, quick = (ops.norm_linear(h.clone(), weight, bias, activation) for ops in (Ops(), fused()))
+    plain, quick = (ops.norm_linear(h.clone(), weight, bias, activation) for ops in (StepOps(), fused()))
     assert close(quick, plain, weights)
 
 
@@ -83,11 +83,11 @@ def test_norm_linear(batch: int, weights: torch.dtype, activation: str, biased: 
 def test_norm_and_gate_of_many_rows(weights: torch.dtype) -> None:
     x = some(7, 5, 12)
     plain, quick = (torch.zeros(7, 5, 12, dtype=weights, device=DEVICE) for _ in range(2))
-    Ops().norm(x, plain)
+    StepOps().norm(x, plain)
     fused().norm(x, quick)
     assert close(quick, plain, weights)
     y = some(9, 26, dtype=weights)
-    assert close(fused().gate(y), Ops().gate(y), weights)
+    assert close(fused().gate(y), StepOps().gate(y), weights)
 
 
 @types
@@ -102,7 +102,7 @@ def test_attention(weights: torch.dtype, depth: int) -> None:
         qkv = some(batch, 3 * heads * depth, seed=position, dtype=weights)
         plain, quick = (
             ops.attend(qkv, cache, row, column, width)
-            for ops, cache in zip((Ops(), fused()), caches, strict=True)
+            for ops, cache in zip((StepOps(), fused()), caches, strict=True)
         )
         assert close(quick, plain, weights)
         assert torch.equal(caches[0], caches[1])
@@ -117,7 +117,7 @@ def test_embedding() -> None:
     for row in (0, 1):
         for column in (0, 1):
             arguments = codes, table, rows, columns, torch.tensor([row], device=DEVICE), column
-            assert torch.equal(fused().embed(*arguments), Ops().embed(*arguments))
+            assert torch.equal(fused().embed(*arguments), StepOps().embed(*arguments))
 
 
 @pytest.mark.parametrize("choices", [5, 300])
@@ -150,7 +150,7 @@ def test_the_choice(choices: int, guided: bool, options: dict[str, Any]) -> None
     for row in (0, 1):
         for column in (0, 1):
             place = torch.tensor([row], device=DEVICE), column, width
-            Ops().choose(chooser, logits, plain, *place)
+            StepOps().choose(chooser, logits, plain, *place)
             fused().choose(chooser, logits, quick, *place)
     assert torch.equal(plain, quick)
     assert plain[2:].unique().numel() > 1
@@ -176,7 +176,7 @@ def test_a_whole_grid(kind: dict[str, Any], weights: torch.dtype) -> None:
         assert labels is not None
         context = prior.context(tuple(c.to(DEVICE) for c in coarser), labels.to(DEVICE))
         plain, quick = (
-            static_logits(prior, codes.to(DEVICE), context, weights, ops) for ops in (Ops(), fused())
+            static_logits(prior, codes.to(DEVICE), context, weights, ops) for ops in (StepOps(), fused())
         )
     assert plain.std() > 1e-2
     assert close(quick, plain, weights)

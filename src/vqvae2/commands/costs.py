@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from vqvae2.config.training import TrainConfig
 from vqvae2.prior.attention import attend
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.level import LevelPrior
+from vqvae2.train.sharpen import Sharpening
 
 PEAK = 989e12  # FLOP/s of one H100 (SXM) in bf16 without sparsity, from its data sheet
 UTILISATION = 0.35  # share of the peak that training reaches: an assumption
@@ -42,7 +44,7 @@ class Cost:
     """What one network costs.
 
     Attributes:
-        name: "autoencoder" or "prior level L".
+        name: "autoencoder", "sharpening" or "prior level L".
         parameters: weights that are trained.
         forward: FLOPs of one image: encoding and decoding it, or the logits of the whole grid.
         training: FLOPs of one image in a training step, forward and backward, counted one by one.
@@ -86,12 +88,14 @@ class Costs:
     Attributes:
         encode: FLOPs of encoding one image.
         autoencoder: stage 1.
+        sharpening: decoder and discriminator, encoding of the images included; None if the configuration does not sharpen.
         priors: stage 2, coarsest level first.
         codebooks: numbers in the codebooks, which moving averages train instead of gradients.
     """
 
     encode: int
     autoencoder: Cost
+    sharpening: Cost | None
     priors: tuple[Cost, ...]
     codebooks: int
 
@@ -108,7 +112,7 @@ class Costs:
     @property
     def networks(self) -> tuple[Cost, ...]:
         """Every network, in order of training."""
-        return (self.autoencoder, *self.priors)
+        return (self.autoencoder, *([self.sharpening] if self.sharpening else []), *self.priors)
 
 
 def measure(config: Config) -> Costs:
@@ -123,6 +127,7 @@ def measure(config: Config) -> Costs:
     with torch.device("meta"):
         autoencoder = VQVAE(settings).eval()
         prior = HierarchicalPrior(config.prior, config.geometry).train()
+        sharpened = Sharpening(autoencoder, config).requires_grad_(True) if config.sharpen.steps else None
     with FakeTensorMode():
         _make_fake(autoencoder)
         _make_fake(prior)
@@ -149,10 +154,25 @@ def measure(config: Config) -> Costs:
             _cost(f"prior level {i}", prior.level(i), partial(predict, prior.level(i)), training)
             for i, training in enumerate(config.train_prior)
         )
-        with _Substitutes(), FlopCounterMode(display=False) as counter:
+        with _Substitutes(), _flop_counter() as counter:
             autoencoder.encode(images(1))
+        encode = int(counter.get_total_flops())
+        sharpening = None if sharpened is None else _sharpening(sharpened, config, encode, images)
         codebooks = sum(q.num_embeddings * q.embedding_dim for q in autoencoder.quantizers)
-    return Costs(int(counter.get_total_flops()), whole, levels, codebooks)
+    return Costs(encode, whole, sharpening, levels, codebooks)
+
+
+def _sharpening(net: Sharpening, config: Config, encode: int, images: Callable[[int], Tensor]) -> Cost:
+    """The stage `sharpen`, without a perceptual network; every step also encodes its images."""
+    _make_fake(net)
+
+    def play(batch: int) -> Tensor:
+        grids = config.geometry.grids
+        vectors = [torch.zeros(batch, config.autoencoder.code_dim, h, w) for h, w in grids]
+        return net(vectors, images(batch))[0]  # type: ignore[no-any-return]
+
+    cost = _cost("sharpening", net, play, config.sharpen)
+    return replace(cost, forward=cost.forward + encode, training=cost.training + encode)
 
 
 def _make_fake(net: nn.Module) -> None:
@@ -173,7 +193,7 @@ def _make_fake(net: nn.Module) -> None:
 
 def _cost(name: str, net: nn.Module, loss: Callable[[int], Tensor], settings: TrainConfig) -> Cost:
     kept = _Kept()
-    with kept, _Substitutes(), FlopCounterMode(display=False) as counter:
+    with kept, _Substitutes(), _flop_counter() as counter:
         value = loss(1)
         alone, forward = kept.bytes, counter.get_total_flops()
         # by edges, because with tensors autograd leaves the substitutes, which recomputed layers need as well
@@ -195,6 +215,23 @@ def kept_bytes(loss: Callable[[int], Tensor], batch: int, bf16: bool = False) ->
     with kept, _Substitutes(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss(batch)
     return kept.bytes
+
+
+def _flop_counter() -> FlopCounterMode:
+    """A counter of all FLOPs together.
+
+    It does not ask which module an operation belongs to: that would hook the gradients of inputs, which fails where a
+    network differentiates by its inputs, as the gradient penalty does.
+    """
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Nowhere()  # type: ignore[assignment]
+    return counter
+
+
+class _Nowhere(nullcontext[None]):
+    """In place of torch's record of the modules that are running."""
+
+    parents = frozenset({"Global"})
 
 
 class _Kept(saved_tensors_hooks):

@@ -24,6 +24,7 @@ from vqvae2.commands.options import (
 )
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from vqvae2.config.models import DataConfig
@@ -102,6 +103,27 @@ def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
     return run.paths.data if run and own else cache / "data"
 
 
+def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
+    """Write the settings that the part `tuning` of a report chose into RUN/config.yaml.
+
+    Args:
+        write: False only says them, as for a model of the package or of the Hub.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    from vqvae2.train.folder import write_config
+
+    chosen = report["parts"]["tuning"]["chosen"]
+    sampling = run.sampling.replace(**{name: chosen[name] for name in run.sampling.about()})
+    text = ", ".join(f"{name} {value}" for name, value in sampling.about().items())
+    if not write:
+        reporter.say(f"chosen: {text}; a model of the package or the Hub keeps its own settings")
+        return
+    write_config(run.folder, run.record, run.config.model_copy(update={"sampling": sampling}))
+    reporter.say(f"chosen, and now the settings of {run.folder}: {text}")
+
+
 def command(
     run: Annotated[
         str | None,
@@ -121,7 +143,7 @@ def command(
         typer.Option(
             metavar="PART,...",
             help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
-            "symmetry, speed, critic",
+            "symmetry, speed, critic, tuning",
         ),
     ] = None,
     samples: Annotated[
@@ -164,6 +186,14 @@ def command(
     top_k: TopK = None,
     top_p: TopP = None,
     guidance: Guidance = None,
+    tune_sampling: Annotated[
+        bool,
+        typer.Option(
+            "--tune-sampling",
+            help="choose temperature, top-p and guidance by kernel distance and recall on half of the held-out images, "
+            "report them on the other half, and write them into the run's settings; only this, unless --only says more",
+        ),
+    ] = False,
     decoder: DecoderOption = None,
     seed: Annotated[
         int, typer.Option(min=0, help="seed of the samples and of the choice of real images")
@@ -196,7 +226,7 @@ def command(
     if loaded is not None:
         sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
     options = EvaluateOptions(
-        only=tuple(_items(only)),
+        only=(*_items(only), *(["tuning"] if tune_sampling else [])),
         n=n,
         reference=reference,
         network=network,
@@ -213,9 +243,12 @@ def command(
         size=size,
     )
     group = joined()
-    result = evaluate(loaded, data, out, options, Reporter(quiet=not group.main), group)
+    reporter = Reporter(quiet=not group.main)
+    result = evaluate(loaded, data, out, options, reporter, group)
     if result is None:
         return
+    if tune_sampling and loaded is not None:
+        keep_sampling(loaded, result, reporter, write=RunFolder(Path(str(run))).exists())
     if as_json:
         print_json(result)
         return

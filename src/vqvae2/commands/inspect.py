@@ -38,10 +38,8 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         "memory, activations per image": _memory(costs),
         "cost of training": _training(costs),
     }
-    if config.sharpen.steps:
-        tables["cost of training"]["not counted"] = (
-            f"sharpening of the decoder, {config.sharpen.steps:,} steps"
-        )
+    if config.sharpen.steps and config.sharpen.perceptual:
+        tables["cost of training"]["not counted"] = "the perceptual network of the sharpening"
     if run is not None:
         tables["done"] = {name: "yes" if done else "no" for name, done in run.done().items()}
         tables |= _measured(run)
@@ -75,6 +73,7 @@ def _flops(costs: Costs) -> dict[str, Any]:
         "encode": costs.encode,
         "decode": costs.decode,
         "autoencoder training step": costs.autoencoder.training,
+        **({"sharpening training step": costs.sharpening.training} if costs.sharpening else {}),
     }
     for prior in costs.priors:
         rows[f"{prior.name} training step"] = prior.training

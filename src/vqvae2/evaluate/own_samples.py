@@ -21,13 +21,13 @@ def own_samples(
     options: EvaluateOptions,
     cache: Path,
     reporter: Reporter,
-    group: Group,
+    group: Group | None = None,
 ) -> NamedImages:
     """The first n samples of the run; those that the cache lacks are drawn by all processes together.
 
     They take the classes of the training images in the shuffled order of the seed.
     """
-    labels = None
+    labels, group = None, group or Group()
     if run.config.prior.classes and images.labels is not None:
         labels = images.labels[shuffled(images.train, options.seed)].tolist()
     sampling = options.sampling or run.sampling

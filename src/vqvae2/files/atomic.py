@@ -38,7 +38,12 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode
+        )  # what the umask allows; safetensors makes files that only their owner may read
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

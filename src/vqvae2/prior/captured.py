@@ -22,7 +22,7 @@ from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.precision import Precision, without_tf32
 from vqvae2.prior.static import StaticPrior
-from vqvae2.prior.step_ops import Ops, Spec
+from vqvae2.prior.step_ops import StepOps, StepSpec
 
 LEAST_POSITIONS = 48
 """Recording a row with PyTorch's kernels takes as long as 42 to 104 plain steps (results/gpu-h200.json), and grids have 64 positions or
@@ -67,7 +67,7 @@ class StepGraphs:
     ) -> None:
         self.precision, self.kernels = precision, kernels
         self.devices, self.least_positions = tuple(devices), least_positions
-        self._recordings: WeakKeyDictionary[LevelPrior, dict[tuple[Spec, Rule], _Recording]] = (
+        self._recordings: WeakKeyDictionary[LevelPrior, dict[tuple[StepSpec, Rule], _Recording]] = (
             WeakKeyDictionary()
         )
 
@@ -101,7 +101,9 @@ class StepGraphs:
         weight = prior.embedding.weight
         stream = weight.dtype if weight.dtype == torch.float64 else torch.float32
         weights = torch.bfloat16 if self.precision == "bfloat16" else stream
-        spec = Spec(batch, None if context is None else tuple(context.shape), weights, stream, weight.device)
+        spec = StepSpec(
+            batch, None if context is None else tuple(context.shape), weights, stream, weight.device
+        )
         kept = self._recordings.setdefault(prior, {})
         key = (spec, chooser.rule)
         if key not in kept:
@@ -111,7 +113,7 @@ class StepGraphs:
         return kept[key]
 
     def _record(
-        self, prior: LevelPrior, spec: Spec, context: Tensor | None, chooser: Chooser, ops: Ops
+        self, prior: LevelPrior, spec: StepSpec, context: Tensor | None, chooser: Chooser, ops: StepOps
     ) -> _Recording:
         kind = static_kind(prior)
         assert kind is not None
@@ -137,13 +139,13 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def ops_for(spec: Spec, kernels: str) -> Ops:
+def ops_for(spec: StepSpec, kernels: str) -> StepOps:
     """The operations for a prepared prior: fused Triton kernels on a GPU where Triton is installed, else plain PyTorch."""
     if kernels not in ("auto", "fused", "torch"):
         raise UserError(f"expected kernels auto, fused or torch, found {kernels!r}")
     usable = spec.device.type == "cuda" and spec.stream == torch.float32
     if kernels != "torch" and usable and importlib.util.find_spec("triton") is not None:
-        from vqvae2.prior.step_triton import TritonOps
+        from vqvae2.prior.step_triton import TritonStepOps
 
-        return TritonOps()
-    return Ops()
+        return TritonStepOps()
+    return StepOps()

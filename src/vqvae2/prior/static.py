@@ -21,7 +21,7 @@ from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.chooser import Chooser
 from vqvae2.prior.layers import ChannelNorm, Pointwise, PointwiseBlock
 from vqvae2.prior.level import LevelPrior
-from vqvae2.prior.step_ops import Ops, Spec
+from vqvae2.prior.step_ops import StepOps, StepSpec
 
 
 class StaticPrior(ABC):
@@ -33,7 +33,7 @@ class StaticPrior(ABC):
         row: [1] int64, the current row.
     """
 
-    def __init__(self, prior: LevelPrior, spec: Spec, ops: Ops) -> None:
+    def __init__(self, prior: LevelPrior, spec: StepSpec, ops: StepOps) -> None:
         self.spec, self.ops = spec, ops
         self.height, self.width, self.vocabulary = prior.height, prior.width, prior.vocabulary
         width = prior.config.hidden

@@ -15,7 +15,7 @@ from vqvae2.prior.layers import PointwiseBlock
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.pixelcnn import PixelCNN
 from vqvae2.prior.static import StaticAttention, StaticBlocks, StaticPrior, output_layers
-from vqvae2.prior.step_ops import Ops, Spec
+from vqvae2.prior.step_ops import StepOps, StepSpec
 
 
 class StaticPixelCNN(StaticPrior):
@@ -27,7 +27,7 @@ class StaticPixelCNN(StaticPrior):
         left: [L, B, S + W, C], the normed horizontal stream of the current row, zero left of the grid.
     """
 
-    def __init__(self, prior: LevelPrior, spec: Spec, ops: Ops) -> None:
+    def __init__(self, prior: LevelPrior, spec: StepSpec, ops: StepOps) -> None:
         super().__init__(prior, spec, ops)
         assert isinstance(prior, PixelCNN)
         layers, config = prior.gated_layers(), prior.config

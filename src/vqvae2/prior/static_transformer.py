@@ -7,14 +7,14 @@ from torch import Tensor
 
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.static import StaticAttention, StaticBlocks, StaticPrior
-from vqvae2.prior.step_ops import Ops, Spec
+from vqvae2.prior.step_ops import StepOps, StepSpec
 from vqvae2.prior.transformer import Transformer
 
 
 class StaticTransformer(StaticPrior):
     """See `StaticPrior`."""
 
-    def __init__(self, prior: LevelPrior, spec: Spec, ops: Ops) -> None:
+    def __init__(self, prior: LevelPrior, spec: StepSpec, ops: StepOps) -> None:
         super().__init__(prior, spec, ops)
         assert isinstance(prior, Transformer)
         self.attention = StaticAttention(

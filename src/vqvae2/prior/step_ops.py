@@ -18,7 +18,7 @@ from vqvae2.prior.layers import EPSILON
 
 
 @dataclass(frozen=True)
-class Spec:
+class StepSpec:
     """What decides the shapes and types of a prepared prior, and so whether it can be used again.
 
     Attributes:
@@ -36,7 +36,7 @@ class Spec:
     device: torch.device
 
 
-class Ops:
+class StepOps:
     """Products add up in float32 or wider. The residual stream h [B, C] has its own type, wider than the weights' or the same."""
 
     def norm(self, x: Tensor, out: Tensor) -> None:

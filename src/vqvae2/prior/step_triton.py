@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-not-found, no-untyped-def, untyped-decorator"
 # ruff: noqa: PLR0913 - a kernel takes each pointer and size as an argument of its own
-"""The operations of a static step as fused Triton kernels, for NVIDIA and AMD GPUs: see `step_ops.Ops` for what each computes.
+"""The operations of a static step as fused Triton kernels, for NVIDIA and AMD GPUs: see `step_ops.StepOps` for what each computes.
 
 At small batches a step is bound by the latency of its kernels and by reading the weights, so each kernel does as much as it
 can without waiting for another: a gated layer is two kernels, an attention layer three. Every program holds a few outputs of
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from vqvae2.prior.chooser import Chooser
 from vqvae2.prior.layers import EPSILON
-from vqvae2.prior.step_ops import Ops
+from vqvae2.prior.step_ops import StepOps
 
 LARGE_BATCH = 64
 """Above this many rows, products are the library's."""
@@ -270,14 +270,14 @@ def _power(n: int) -> int:
     return int(triton.next_power_of_2(n))
 
 
-class TritonOps(Ops):
-    """`Ops` for float32 streams. Arguments and results are those of `Ops`; `h` is written in place."""
+class TritonStepOps(StepOps):
+    """`StepOps` for float32 streams. Arguments and results are those of `StepOps`; `h` is written in place."""
 
     def __init__(self, large_batch: int = LARGE_BATCH) -> None:
         self.large_batch = large_batch
 
     def norm(self, x: Tensor, out: Tensor) -> None:
-        """As `Ops.norm`; the rows of `out` may be apart."""
+        """As `StepOps.norm`; the rows of `out` may be apart."""
         channels = x.shape[-1]
         rows = x.numel() // channels
         apart = out.stride(0) if out.ndim == 2 else channels
@@ -286,7 +286,7 @@ class TritonOps(Ops):
         )
 
     def norm_gate(self, h: Tensor, weight: Tensor, before: Tensor, normed: Tensor) -> Tensor:
-        """As `Ops.norm_gate`."""
+        """As `StepOps.norm_gate`."""
         batch, channels = h.shape
         if batch > self.large_batch:
             self.norm(h, normed)
@@ -301,7 +301,7 @@ class TritonOps(Ops):
         return out
 
     def gate(self, x: Tensor) -> Tensor:
-        """As `Ops.gate`."""
+        """As `StepOps.gate`."""
         rows, inner = x.shape[0], x.shape[1] // 2
         out = torch.empty(rows, inner, dtype=x.dtype, device=x.device)
         block = min(_power(inner), 1024)
@@ -309,7 +309,7 @@ class TritonOps(Ops):
         return out
 
     def linear_add(self, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
-        """As `Ops.linear_add`."""
+        """As `StepOps.linear_add`."""
         batch, inputs = x.shape
         outputs = len(weight)
         if batch > self.large_batch:
@@ -321,7 +321,7 @@ class TritonOps(Ops):
         return h
 
     def norm_linear(self, h: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        """As `Ops.norm_linear`."""
+        """As `StepOps.norm_linear`."""
         batch, channels = h.shape
         if batch > self.large_batch:
             return super().norm_linear(h, weight, bias, activation)
@@ -335,7 +335,7 @@ class TritonOps(Ops):
         return out
 
     def attend(self, qkv: Tensor, cache: Tensor, row: Tensor, column: int, width: int) -> Tensor:
-        """As `Ops.attend`, over the positions so far only."""
+        """As `StepOps.attend`, over the positions so far only."""
         _, batch, heads, positions, depth = cache.shape
         out = torch.empty(batch, heads * depth, dtype=qkv.dtype, device=qkv.device)
         _attend[(batch * heads,)](
@@ -346,7 +346,7 @@ class TritonOps(Ops):
     def embed(
         self, codes: Tensor, table: Tensor, rows: Tensor, columns: Tensor, row: Tensor, column: int
     ) -> Tensor:
-        """As `Ops.embed`."""
+        """As `StepOps.embed`."""
         (width, channels), batch = columns.shape, codes.shape[1]
         out = torch.empty(batch, channels, dtype=table.dtype, device=table.device)
         _embed[(batch,)](
@@ -357,7 +357,7 @@ class TritonOps(Ops):
     def choose(
         self, chooser: Chooser, logits: Tensor, codes: Tensor, row: Tensor, column: int, width: int
     ) -> None:
-        """As `Ops.choose`; symbols of exactly equal probability at the edge of top-k or top-p are all kept."""
+        """As `StepOps.choose`; symbols of exactly equal probability at the edge of top-k or top-p are all kept."""
         choices, rule = logits.shape[1], chooser.rule
         if choices > _CHOICES:
             super().choose(chooser, logits, codes, row, column, width)

@@ -89,6 +89,7 @@ class Choices:
         deterministic: whether only deterministic kernels are used.
         resident_bytes: the most bytes of training data to keep on the device.
         rank: number of this process.
+        sharded: whether the weights and the optimiser's state are cut up among the processes.
     """
 
     device: torch.device
@@ -101,6 +102,7 @@ class Choices:
     deterministic: bool = False
     resident_bytes: int = 0
     rank: int = 0
+    sharded: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward pass."""
@@ -129,7 +131,8 @@ class Choices:
             "bfloat16 autocast" if self.bf16 else "float32",
             "TF32 for float32 products" if self.tf32 else "no TF32",
             "deterministic kernels" if self.deterministic else "cuDNN's search for kernels",
-            "fused AdamW, channels last",
+            "cut up among the processes" if self.sharded else "fused AdamW",
+            "channels last",
             step,
             *(["torch.compile"] if self.compiled else []),
             f"training data on the card ({resident / 1e9:.2f} GB)"

@@ -25,7 +25,7 @@ from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 _FREE = re.compile(  # settings that may change at any time
-    r"data\.(workers|cache_gb|streaming)|precision|compile|capture|tf32|resident_gb|deterministic|sampling"
+    r"data\.(workers|cache_gb|streaming)|precision|compile|shard|capture|tf32|resident_gb|deterministic|sampling"
     r"|train_prior\.\d+\.checkpointing"
 )
 

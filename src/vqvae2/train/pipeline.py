@@ -43,6 +43,7 @@ from vqvae2.train.folder import (
 )
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective
+from vqvae2.train.sharded import whole
 from vqvae2.train.sharpen import SharpenObjective
 
 _COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
@@ -290,9 +291,10 @@ def _fit(
     if result:
         kept = f"the averaged weights of step {outcome.best_step} are kept"
     reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
+    weights = whole(objective.model)
     if accelerator.is_main_process:
         atomic.write_json(part.record, {"outcome": asdict(outcome), "config": config.model_dump(mode="json")})
-        tensors, more = result() if result else (objective.model.state_dict(), {})
+        tensors, more = result() if result else (weights, {})
         about = {"figures": figures, "step": outcome.best_step, **more}
         tensor_file.save_tensors(part.model, tensors, about)
         shutil.rmtree(part.checkpoints, ignore_errors=True)

@@ -155,8 +155,16 @@ class PriorObjective:
 
     def _mean_nll(self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator) -> float:
         """Nats per code over these images, by all processes; a collective."""
-        share = indices[accelerator.process_index :: accelerator.num_processes]
+        processes = accelerator.num_processes
+        filled = np.resize(
+            indices, -(-len(indices) // processes) * processes
+        )  # repeats the first ones at the end
+        share = filled[
+            accelerator.process_index :: processes
+        ]  # as many each: sharded weights need all processes at once
+        own = len(indices[accelerator.process_index :: processes])
         each = [nll.mean((1, 2))[None] for nll in self._nlls(model, share)]
+        each = [torch.cat(each, 1)[:, :own]]
         return host_total(each, 1, accelerator)[0] / len(indices)
 
 

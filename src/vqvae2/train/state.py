@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqvae2.files import atomic, tensor_file
-from vqvae2.train.step import TrainingStep
+from vqvae2.train.step import TrainingStep, WeightAverage
 
 _KERNELS = (
     "lr",
@@ -77,12 +77,20 @@ class State:
         tensors = {f"model.{k}": v for k, v in step.network.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
-        if step.average is not None:
+        if isinstance(step.average, WeightAverage):
             tensors |= {f"average.{k}": v for k, v in step.average.state_dict().items()}
         tensors |= {f"sums.{k}": v for k, v in sums.items()}
         tensors |= {f"counts.{k}": v for k, v in enumerate(counts)}
         meta = {"outcome": vars(self.outcome), "summed": step.taken, "groups": groups, "config": settings}
         tensor_file.save_tensors(file, tensors, meta)
+
+    def snapshot(self, model: nn.Module) -> dict[str, Tensor]:
+        """A copy of a model's weights and buffers, in host memory."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+    def put_best(self) -> None:
+        """Put the best weights into the network."""
+        self.step.network.load_state_dict(self.best)
 
     def load(self, file: Path, main: bool) -> None:
         """Go on from a state that `save` wrote.

@@ -16,6 +16,7 @@ from vqvae2.evaluate.parts import (
     reconstruction,
     speed,
     symmetry,
+    tuning,
 )
 from vqvae2.evaluate.parts.base import Part
 
@@ -30,6 +31,7 @@ PARTS: tuple[Part, ...] = (
     symmetry.PART,
     speed.PART,
     critic.PART,
+    tuning.PART,
 )
 """In the order of the report."""
 

@@ -1,0 +1,115 @@
+"""The search over drawing settings finds what is best, keeps recall, and reports on images that it did not choose on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from vqvae2.cli import main
+from vqvae2.config.sampling import Sampling
+from vqvae2.evaluate import context
+from vqvae2.evaluate.parts import tuning
+from vqvae2.evaluate.parts.tuning import KEPT_RECALL, VALUES, Trial, best, search
+from vqvae2.files.atomic import read_json
+
+OPTIMUM = {"guidance": (2.0, 1.5), "top_p": (0.93, 1.0), "temperature": (1.0, 0.9)}
+
+
+def separable(sampling: Sampling, recall: Callable[[Sampling], float] = lambda _: 1.0) -> Trial:
+    """A kernel distance that is 0 at OPTIMUM and in which every setting counts for itself."""
+    offsets = [
+        abs(value - wanted)
+        for name in VALUES
+        for value, wanted in zip(getattr(sampling, name), OPTIMUM[name], strict=True)
+    ]
+    return Trial(sampling, sum(offsets), 1.0, recall(sampling))
+
+
+def test_a_separable_optimum_is_found() -> None:
+    trials = search(separable, 2, True, Sampling(batch=7))
+    assert len(trials) == 1 + 2 * sum(len(values) - 1 for values in VALUES.values())
+    assert trials[0].sampling == Sampling(
+        temperature=(1.0, 1.0), top_p=(1.0, 1.0), guidance=(1.0, 1.0), batch=7
+    )
+    chosen = best(trials, 0).sampling
+    assert {name: getattr(chosen, name) for name in VALUES} == OPTIMUM
+    assert chosen.batch == 7
+
+
+def test_without_classes_guidance_is_not_tried() -> None:
+    trials = search(separable, 2, False, Sampling())
+    assert {trial.sampling.guidance for trial in trials} == {(1.0, 1.0)}
+    assert len(trials) == 1 + 2 * (len(VALUES["top_p"]) + len(VALUES["temperature"]) - 2)
+
+
+def test_settings_that_lose_recall_are_not_chosen() -> None:
+    """With guidance above 1.5 at the coarse level, recall falls below what has to be kept."""
+
+    def recall(sampling: Sampling) -> float:
+        assert isinstance(sampling.guidance, tuple)
+        return 0.4 if sampling.guidance[0] <= 1.5 else 0.4 * KEPT_RECALL - 0.01
+
+    trials = search(lambda sampling: separable(sampling, recall), 2, True, Sampling())
+    chosen = best(trials, KEPT_RECALL * trials[0].recall)
+    assert chosen.sampling.guidance == (1.5, 1.5)
+    assert chosen.recall == 0.4
+
+
+def test_if_nothing_keeps_the_recall_the_highest_is_taken() -> None:
+    trials = [Trial(Sampling(), 0.1, 1.0, 0.2), Trial(Sampling(top_k=3), 0.5, 1.0, 0.3)]
+    assert best(trials, 0.9) is trials[1]
+
+
+class Colours:
+    """A feature network that takes a moment: the mean colours of the quarters."""
+
+    name, digest, dimension, size, resize, score_name = "colours", "0" * 64, 12, 2, "mean", "colour score"
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, None]:
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1), None
+
+
+def test_the_command_chooses_reports_and_writes(
+    pictures: Path,
+    settings: Sequence[str],
+    tmp_path: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(context, "feature_network", lambda *_: Colours())
+    monkeypatch.setattr(tuning, "_LEAST", 6)
+    monkeypatch.setattr(tuning, "VALUES", {name: values[:2] for name, values in VALUES.items()})
+    run = tmp_path / "run"
+    more = ("--set", "data.holdout=0.6")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(pictures), "--run", str(run), "--preset", "tiny", *settings, *more])
+    assert ended.value.code == 0
+    said = command("evaluate", run, "--tune-sampling", "--out", tmp_path / "report")
+    assert said.code == 0, said.err
+    report = read_json(tmp_path / "report" / "report.json")
+    assert list(report["parts"]) == ["tuning"]
+    figures = report["parts"]["tuning"]
+    trials = [row for name, row in figures.items() if name.startswith("trial")]
+    assert len(trials) == 1 + 2 * 3
+    assert figures["chosen"] in trials
+    assert figures["chosen"]["recall"] >= KEPT_RECALL * trials[0]["recall"]
+    assert {f"other half: {name}" for name in ("chosen", "the run's settings")} < figures.keys()
+    written = yaml.safe_load((run / "config.yaml").read_text())["sampling"]
+    for name in ("temperature", "top_p", "guidance"):
+        assert written[name] == figures["chosen"][name]
+    again = command("evaluate", run, "--tune-sampling", "--out", tmp_path / "report")
+    assert again.code == 0
+    assert read_json(tmp_path / "report" / "report.json")["parts"]["tuning"]["chosen"] == figures["chosen"]
+    assert command("train", pictures, "--run", run).code == 0  # the training still recognises its run
+
+
+def test_too_few_held_out_images_are_said(trained: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    said = command("evaluate", trained, "--tune-sampling", "--out", tmp_path)
+    assert said.code == 2
+    assert "tuning needs 40 held-out images, found" in said.err
