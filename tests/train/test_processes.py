@@ -13,20 +13,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_helpers import Spoken, changed, exactly, pictures, tiny
+from train_helpers import Spoken, changed, exactly, pictures, sharded, tiny
 
 from vqvae2.config.models import Config
 from vqvae2.data.store import open_store
 from vqvae2.files.tensor_file import digest, load_tensors
+from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.folder import model_file
 from vqvae2.train.loop import read_metrics
 from vqvae2.train.pipeline import train
+from vqvae2.train.sharded import bytes_per_process
 
 PARTS = ("autoencoder", "prior/level-0", "prior/level-1")
 
 # Five jobs: a whole run; one that rank 1 is asked to stop; one whose loss spoils on rank 1 alone; an uneven batch; float64.
 _WORKER = """
-import json, math, os, signal, sys, warnings
+import json, math, os, shutil, signal, sys, warnings
 from pathlib import Path
 import torch
 from vqvae2.config.models import parse
@@ -95,11 +97,27 @@ for name, config in (("spoilt", "whole"), ("uneven", "uneven")):
         notes[name] = str(error)
 
 sys.path.insert(0, sys.argv[3])
-from train_helpers import exactly
+from train_helpers import exactly, sharded
 from safetensors.torch import save_file
 for kind in ("autoencoder", "prior"):
     made = {k: v.contiguous() for k, v in exactly(place / f"exact-{rank}", kind).items()}
     save_file(made, place / f"exact-{kind}-{rank}.safetensors")
+
+from vqvae2.train import sharded_state as states
+usual_rows = states.rows_of_state
+def rows_of_state(network, *more):
+    rows = usual_rows(network, *more)
+    notes["bytes"] = sum(r.nbytes for key, r in rows.items() if not key.startswith("best."))
+    notes["bytes"] += sum(w.to_local().nbytes for w in network.parameters())  # of the gradients
+    return rows
+states.rows_of_state = rows_of_state
+weights = sharded(place, "sharded", True)
+sharded(place, "parted", True, stop=4)
+if rank == 0:
+    shutil.copytree(place / "parted", place / "joined")
+again = sharded(place, "parted", True)
+if rank == 0:
+    save_file({**{f"whole.{k}": v for k, v in weights.items()}, **{f"again.{k}": v for k, v in again.items()}}, place / "sharded.safetensors")
 (place / f"notes-{rank}.json").write_text(json.dumps(notes))
 """
 
@@ -167,6 +185,23 @@ def test_in_double_precision_they_stay_together(kind: str, place: Path) -> None:
         assert one.keys() == two.keys()
         for name, tensor in one.items():
             assert torch.allclose(two[name].double(), tensor.double(), rtol=0, atol=1e-8), name
+
+
+def test_sharded_weights_are_those_of_one_process(place: Path) -> None:
+    """Whether the training ran through, was continued by two processes, or by one from what two had saved."""
+    found = load_file(place / "sharded.safetensors")
+    one = sharded(place, "unsharded", False)
+    joined = sharded(place, "joined", False)
+    for name, tensor in one.items():
+        for other in (found[f"whole.{name}"], found[f"again.{name}"], joined[name]):
+            assert torch.allclose(other, tensor, rtol=0, atol=1e-5), name
+
+
+def test_the_memory_of_a_sharded_prior_is_what_inspect_counts(place: Path) -> None:
+    """Weights, gradients, moments and averages of the process that has the most of them."""
+    config = tiny(prior={"levels": [{"layers": 2}] * 2})
+    level = make_level(config.prior.levels[1], config.geometry, 1, 3)
+    assert max(note["bytes"] for note in notes(place)) == bytes_per_process(level, 2, average=True)[0]
 
 
 @pytest.mark.parametrize("part", PARTS)

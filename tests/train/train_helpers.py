@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.codes import Codes
+from vqvae2.config.hardware import Hardware
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import merge
 from vqvae2.config.training import TrainConfig
@@ -26,9 +27,10 @@ from vqvae2.data.store import CodeStore, StoreWriter, open_store
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import Outcome, fit, make_accelerator, read_metrics
+from vqvae2.train.loop import Interrupted, Outcome, fit, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
 from vqvae2.train.resident import scaled
+from vqvae2.train.sharded import whole
 
 gc.collect()
 gc.freeze()  # `fit` collects garbage at its end: spare it the walk through all of torch, hundreds of times
@@ -252,3 +254,19 @@ def exactly(place: Path, kind: str, steps: int = 12) -> dict[str, Tensor]:
     settings = config.train_prior[1] if kind == "prior" else config.train_autoencoder
     run(objective, settings, place / kind)
     return model.state_dict()
+
+
+def sharded(place: Path, name: str, shard: bool, stop: int = 0) -> dict[str, Tensor]:
+    """The whole weights of a prior after six steps, cut up among the processes or not; {} when it stopped at step `stop`."""
+    train = {"evaluate_every": 6, "average": 0.5, "warmup": 0, "lr": 1e-3}
+    config = tiny(train=train, prior={"levels": [{"dropout": 0.1, "layers": 2}] * 2})
+    accelerator = make_accelerator("no")
+    codes = place / f"codes-{name}-{accelerator.process_index}"
+    objective = PriorObjective(with_classes(config, 3), code_store(codes, config, classes=3), 1)
+    if stop:
+        signal_at(objective, {stop})
+    try:
+        run(objective, config.train_prior[1], place / name, hardware=Hardware(shard=shard))
+    except Interrupted:
+        return {}
+    return whole(objective.model)

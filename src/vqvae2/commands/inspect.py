@@ -89,6 +89,9 @@ def _memory(costs: Costs) -> dict[str, Any]:
         rows[f"{net.name}, activations, bf16"] = _mebibytes(net.kept_bf16)
         average = ", average included" if net.settings.average else ""
         rows[f"{net.name}, weights, gradients, AdamW"] = _mebibytes(net.state) + average
+        for count, (own, together) in net.sharded.items():
+            whole = f", and {_mebibytes(together)} put together at a time"
+            rows[f"{net.name}, the same with shard on {count} cards, each"] = _mebibytes(own) + whole
     rows["not counted"] = "temporary gradients, workspaces"
     return rows
 

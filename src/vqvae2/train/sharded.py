@@ -11,6 +11,7 @@ ceil(n / world) rows, so any number of processes finds the rows that it needs in
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +34,42 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def shard(network: nn.Module, accelerator: Accelerator) -> None:
     """Cut up the weights of a prior, in place: each layer for itself, and what is outside of the layers."""
+    # torch warns of logits that are a view, for callers that change them in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for name, child in network.named_children():
-        if isinstance(child, nn.ModuleList) and name in ("layers", "attentions"):
-            for layer in child:
-                fully_shard(layer, mesh=mesh)
-    fully_shard(network, mesh=mesh, reshard_after_forward=True)  # so that its rows can be read after an evaluation
+    for layer in _layers(network):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(
+        network, mesh=mesh, reshard_after_forward=True
+    )  # so that its rows can be read after an evaluation
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """What is cut up, and put together, one after the other."""
+    lists = (child for name, child in network.named_children() if name in ("layers", "attentions"))
+    return [layer for several in lists for layer in several.children()]
+
+
+def bytes_per_process(network: nn.Module, processes: int, average: bool) -> tuple[int, int]:
+    """What one of several processes holds of a sharded network in float32.
+
+    Args:
+        network: not sharded; it may be on the meta device.
+        average: whether there are averaged weights.
+
+    Returns:
+        The bytes of its rows of weights, gradients, AdamW's moments and averaged weights, of the process with the most; and
+        the bytes that are put together at a time: weights and gradients of the largest layer and of what is outside of
+        the layers.
+    """
+
+    def rows(weight: Tensor) -> int:
+        return len(pieces(weight.shape[0], processes)[0]) * weight[0].numel()
+
+    sizes = [sum(weight.numel() for weight in layer.parameters()) for layer in _layers(network)]
+    outside = sum(weight.numel() for weight in network.parameters()) - sum(sizes)
+    own_rows = sum(rows(weight) for weight in network.parameters())
+    return 4 * own_rows * (5 if average else 4), 2 * 4 * (outside + max(sizes, default=0))
 
 
 def is_sharded(network: nn.Module) -> bool:
