@@ -80,9 +80,21 @@ class Cost:
 
     @property
     def accumulate(self) -> int | None:
-        """Micro-batches into which a batch is split so that each fits on one H100 in bf16; None if not even one image fits."""
+        """`accumulate_on` one card."""
+        return self.accumulate_on(1)
+
+    def accumulate_on(self, cards: int) -> int | None:
+        """Micro-batches into which a batch is split so that each fits on an H100 in bf16; None if not even one image fits.
+
+        Args:
+            cards: that share the batch, without `shard`.
+        """
         images = int((CAPACITY * USABLE - self.state) // self.kept_bf16)
-        return math.ceil(self.settings.batch / images) if images > 0 else None
+        return math.ceil(self.settings.batch / cards / images) if images > 0 else None
+
+    def step_seconds(self, cards: int) -> float:
+        """Of one step on so many H100s: FLOPs / (peak x utilisation), without the time of their communication."""
+        return self.settings.batch * self.training / (PEAK * UTILISATION * cards)
 
 
 @dataclass(frozen=True)

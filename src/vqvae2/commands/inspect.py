@@ -16,7 +16,7 @@ from vqvae2.commands.options import Json, print_json
 from vqvae2.errors import UserError
 
 if TYPE_CHECKING:
-    from vqvae2.commands.costs import Costs
+    from vqvae2.commands.costs import Cost, Costs
     from vqvae2.config.models import Config
     from vqvae2.run import Run
 
@@ -97,7 +97,7 @@ def _memory(costs: Costs) -> dict[str, Any]:
 
 
 def _training(costs: Costs) -> dict[str, Any]:
-    from vqvae2.commands.costs import CAPACITY, GPUS, PEAK, USABLE, UTILISATION
+    from vqvae2.commands.costs import CAPACITY, GPUS, PEAK, PROCESSES, USABLE, UTILISATION
 
     used = _with_unit(PEAK * UTILISATION, "FLOP/s")
     rows = {
@@ -111,10 +111,16 @@ def _training(costs: Costs) -> dict[str, Any]:
         each, total = _with_unit(net.training, "FLOP"), _with_unit(net.total, "FLOP")
         rows[net.name] = f"{net.settings.steps:,} x {net.settings.batch:,} x {each} = {total}"
         rows |= _hours(net.name, net.gpu_hours)
-        rows[f"{net.name}, on 80 GB"] = (
-            f"accumulate: {net.accumulate}" if net.accumulate else "too small for one image"
-        )
+        rows[f"{net.name}, on 80 GB"] = _micro_batches(net, 1)
+        for cards in PROCESSES:
+            seconds = net.step_seconds(cards)
+            rows[f"{net.name}, a step on {cards} H100s"] = f"{seconds:.3g} s, {_micro_batches(net, cards)}"
     return rows | _hours("everything", sum(net.gpu_hours for net in costs.networks))
+
+
+def _micro_batches(net: Cost, cards: int) -> str:
+    count = net.accumulate_on(cards)
+    return f"accumulate: {count}" if count else "too small for one image"
 
 
 def _hours(name: str, hours: float) -> dict[str, str]:
