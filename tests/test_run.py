@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -312,6 +314,9 @@ def test_what_is_typical_is_of_the_held_out_codes(run: Path, pictures: Path) -> 
     split = np.load(run / "codes" / "split.npy")
     split[:6] = 1
     np.save(run / "codes" / "split.npy", split)
+    manifest = json.loads((run / "codes" / "manifest.json").read_text())
+    manifest["checksums"]["split.npy"] = hashlib.sha256(split.tobytes()).hexdigest()
+    (run / "codes" / "manifest.json").write_text(json.dumps(manifest))
     store = open_store(run / "codes")
     for labelled in (False, True):
         labels = torch.from_numpy(store.labels[store.heldout].copy()) if labelled else None

@@ -47,11 +47,14 @@ def copy_run(run: Run, target: Path) -> None:
     Raises:
         ValueError, FileError: as `copy_weights`.
     """
-    for level in (None, *range(run.config.autoencoder.levels)):
-        copy_weights(model_file(run.folder, level), model_file(target, level))
-    if sharp_file(run.folder).exists():  # it names the autoencoder to which it belongs, here the rounded one
-        tensors, _ = tensor_file.load_tensors(model_file(target))
-        belongs = {"autoencoder": tensor_file.digest(tensors)}
+    copy_weights(model_file(run.folder), model_file(target))
+    tensors, _ = tensor_file.load_tensors(model_file(target))
+    belongs = {
+        "autoencoder": tensor_file.digest(tensors)
+    }  # what was derived from it names it, here the rounded one
+    for level in range(run.config.autoencoder.levels):
+        copy_weights(model_file(run.folder, level), model_file(target, level), belongs)
+    if sharp_file(run.folder).exists():
         copy_weights(sharp_file(run.folder), sharp_file(target), belongs)
     write_config(target, run.record, run.config)
 

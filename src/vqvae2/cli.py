@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from vqvae2.commands import (
     score,
     train,
 )
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 
 _INTERRUPTED = 130
+_UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TOGETHER = ("train", "sample", "reconstruct", "score", "evaluate", "critic")
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
@@ -69,7 +71,12 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: None takes those of the process; none at all print the help.
     """
-    given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given = sys.argv[1:] if arguments is None else arguments
+    if any(
+        not text or _UNSET.fullmatch(text) for text in given
+    ):  # a path of no characters is the current folder
+        _fail("an argument is empty; an unset variable of the shell may be the reason", 2)
+    given = given or ["--help"]
     try:
         _join(given)
         code = app(args=given, standalone_mode=False)
@@ -123,7 +130,7 @@ def _interrupted(error: Exception) -> bool:
 
 def _fail(message: str, code: int) -> None:
     if processes.first_to_fail():
-        typer.echo(f"vqvae2: {' '.join(message.split())}", err=True)
+        typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
     if processes.launched()[1] > 1:  # without the orderly end of a group whose other processes may not answer
         sys.stdout.flush()
         sys.stderr.flush()

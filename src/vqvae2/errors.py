@@ -1,5 +1,30 @@
 """The base class of all errors that the user can correct; the message is one line: what was expected, what was found."""
 
+from __future__ import annotations
+
+import re
+
+_UNSAFE = (
+    re.compile(  # control characters, bidirectional overrides, separators of lines, halves of surrogate pairs
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    )
+)
+
+
+def printable(text: str) -> str:
+    """Text that is safe to print on a terminal: what could steer it is replaced by an escape such as `\\x1b`.
+
+    Names of files and of classes come from strangers, and a terminal obeys the control characters in them. Line ends,
+    tabs and all visible characters stay as they are.
+    """
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class UserError(ValueError):
-    """A mistake of the user; the command prints the message as one line and ends with exit code 2."""
+    """A mistake of the user; the command prints the message as one line and ends with exit code 2.
+
+    The message is made `printable`.
+    """
+
+    def __init__(self, *details: object) -> None:
+        super().__init__(*(printable(item) if isinstance(item, str) else item for item in details))

@@ -13,21 +13,24 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
+from vqvae2.evaluate.code_likelihood import log_prob_in_batches
 from vqvae2.evaluate.critic import Critic, fit_to_run, load_critic
 from vqvae2.evaluate.typicality import Typical
 from vqvae2.files import tensor_file
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import DecoderName, RunError, RunFolder
+from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
 from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.processes import Group
-from vqvae2.train.folder import load_autoencoder, load_prior, read_run, sharp_autoencoder
+from vqvae2.train.device import best_device
+from vqvae2.train.folder import load_autoencoder, load_prior, read_run, sharp_autoencoder, stored_figures
 
 _REFERENCE = 1024  # held-out images with which others are compared, at most
 
@@ -65,12 +68,12 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = run_path(folder)
         self.paths = RunFolder(self.folder)
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
         self.sampling = self.config.sampling
-        self.device = torch.device(device) if device is not None else _device()
+        self.device = torch.device(device) if device is not None else best_device()
 
     @property
     def autoencoder(self) -> VQVAE:
@@ -133,7 +136,8 @@ class Run:
                 raise RunError(
                     f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
                 )
-        return load_prior(self.folder, self.config, self.device)
+        digest = self._autoencoder[1] if self.paths.autoencoder.done() else None
+        return load_prior(self.folder, self.config, self.device, autoencoder=digest)
 
     @cached_property
     def critic(self) -> Critic:
@@ -149,6 +153,9 @@ class Run:
         critic = load_critic(self.folder, self.device)
         if critic.classes != self.classes:
             raise RunError(f"the critic in {self.folder} is of other classes; {self._fit_critic()}")
+        fitted, own = critic.record.get("fingerprint"), self.record.get("fingerprint")
+        if fitted and own and fitted != own:
+            raise RunError(f"the critic in {self.folder} was fitted to other images; {self._fit_critic()}")
         return critic
 
     def fit_critic(
@@ -165,8 +172,7 @@ class Run:
         Args:
             data: the images that the run was trained on, if they are elsewhere now.
             features, weights, model: as for `evaluate.critic.CriticKind`.
-            reporter: shows the progress; None shows nothing.
-            group: the processes that share the work, all of which call this; None is this one alone.
+            reporter, group: show the progress, and share the work (all processes call this); None is nobody else.
 
         Raises:
             RunError: no classes, or these are not the images that the run was trained on.
@@ -249,14 +255,18 @@ class Run:
     def reconstruct(
         self, images: Tensor, levels: int | None = None, decoder: DecoderName | None = None
     ) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1].
+        """Images [B, C, H, W] in [-1, 1] through the codes and back, clipped to [-1, 1], in the dtype that they came in.
 
         Args:
             levels: use only this many levels, from the coarsest; None uses all.
             decoder: see `decoder`.
+
+        Raises:
+            ConfigError: no floating-point numbers, or images of another shape.
         """
+        levels = None if levels is None else whole(levels, "the number of levels")
         codes = self.autoencoder.encode(images.to(self.device))
-        return self.decoder(decoder, levels).decode(codes, levels).to(images.device)
+        return self.decoder(decoder, levels).decode(codes, levels).to(images.device, images.dtype)
 
     def keep(self, image: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Kept:
         """What to keep of an image when it is completed. Exactly one of `mask` and `levels` is needed.
@@ -309,10 +319,12 @@ class Run:
             images: [B, C, H, W] in [-1, 1].
             labels: as in `sample`, but None is "no label".
         """
-        classes = None if labels is None else torch.tensor(sample_labels(labels, len(images), self.classes))
+        classes = None
+        if labels is not None and len(images):
+            classes = torch.tensor(sample_labels(labels, len(images), self.classes))
         batches = images.split(self.sampling.batch)
         codes = Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches])
-        return self._log_prob(codes, classes)
+        return log_prob_in_batches(self.prior, codes, classes, self.sampling.batch)
 
     def typical(self, labelled: bool = False) -> Typical | None:
         """The distribution of `log_prob` over held-out images (1,024 at most).
@@ -333,15 +345,8 @@ class Run:
         if len(heldout) < 2:
             return None
         labels = torch.from_numpy(np.array(store.labels[heldout])) if labelled else None
-        return Typical(self._log_prob(store.codes(heldout), labels))
-
-    @torch.no_grad()
-    def _log_prob(self, codes: Codes, labels: Tensor | None) -> Tensor:
-        size, batches = self.sampling.batch, []
-        for own in (slice(start, start + size) for start in range(0, len(codes), size)):
-            classes = None if labels is None else labels[own]
-            batches.append(self.prior.log_prob(codes[own].to(self.device), classes).cpu())
-        return torch.cat(batches)
+        batch = self.sampling.batch
+        return Typical(log_prob_in_batches(self.prior, store.codes(heldout), labels, batch))
 
     def done(self) -> dict[str, bool]:
         """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
@@ -383,7 +388,7 @@ class Run:
             FileError: the weights are damaged.
         """
         stage = self.paths.stage(level)
-        return dict(tensor_file.load_tensors(stage.model)[1].get("figures", {})) if stage.done() else {}
+        return stored_figures(stage.model) if stage.done() else {}
 
     def _classless(self) -> str:
         return f"{self.folder} has no classes, so a critic cannot score its samples"
@@ -393,8 +398,3 @@ class Run:
 
     def _go_on(self, options: str = "", effect: str = "continues") -> str:
         return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
-
-
-def _device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")

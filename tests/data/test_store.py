@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.data.array_writer import ArrayWriter
-from vqvae2.data.store import CodeStore, StoreError, StoreWriter, open_store
+from vqvae2.data.store import CodeStore, StoreError, StoreWriter, complete_renames, open_store
 from vqvae2.files import atomic
 
 GEOMETRY = Geometry(((2, 3), (4, 6)), (16, 65536))
@@ -227,6 +227,11 @@ def test_renames_that_a_kill_interrupted_are_completed(
     with pytest.raises(KillError):
         write(tmp_path, 7, seed=1, digest=OTHER)
     monkeypatch.undo()
+    store = open_store(tmp_path)
+    assert holds(store, some_codes(7, 1))
+    assert store.digest == OTHER
+    assert (tmp_path / "next.json").exists(), "reading changes nothing"
+    complete_renames(tmp_path)
     store = open_store(tmp_path)
     assert holds(store, some_codes(7, 1))
     assert store.digest == OTHER

@@ -261,6 +261,7 @@ def test_fractions_that_cannot_be(fraction: object, run: Path, tmp_path: Path, c
 def test_a_run_without_classes(run: Path, tmp_path: Path, command: Command) -> None:
     value = read_yaml(run / "config.yaml")
     value["run"]["classes"] = []
+    value["prior"]["classes"] = 0
     (run / "config.yaml").write_text(json.dumps(value))
     for call in (
         lambda: Run(run).critic, lambda: Run(run).fit_critic(), lambda: Run(run).draw_best(1, 0.5),

@@ -179,14 +179,14 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
 def test_altered_metadata(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, SMALL, {"step": 1})
-    path.write_bytes(path.read_bytes().replace(b'step\\": 1', b'step\\": 2'))
+    path.write_bytes(path.read_bytes().replace(b": 1}", b": 2}"))
     assert "was altered after it was saved" in message(path)
 
 
 def test_a_format_that_is_no_number(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, SMALL)
-    path.write_bytes(path.read_bytes().replace(b'"format":"1"', b'"format":"q"'))
+    path.write_bytes(path.read_bytes().replace(b'format\\": 1', b'format\\": q'))
     message(path)
 
 
@@ -424,6 +424,6 @@ def test_the_stored_digest_is_that_of_the_content(tmp_path: Path) -> None:
     digest = tensor_file.save_tensors(tmp_path / "x.safetensors", tensors, {"n": 1})
     assert tensor_file.stored_digest(tmp_path / "x.safetensors") == digest
     (tmp_path / "y.safetensors").write_bytes(b"short")
-    for name in ("y", "none"):
-        with pytest.raises(atomic.FileError, match="is damaged"):
+    for name, said in (("y", "is damaged"), ("none", "no weights at")):
+        with pytest.raises(atomic.FileError, match=said):
             tensor_file.stored_digest(tmp_path / f"{name}.safetensors")

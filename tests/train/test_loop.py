@@ -624,7 +624,7 @@ def test_the_state_file_is_plain_json_and_tensors(tmp_path: Path) -> None:
     """What is asked of it elsewhere: outcome and settings, readable without this package."""
     run(Toy(lambda w, step: w.sum()), toy_config(), tmp_path)
     with safetensors.safe_open(tmp_path / "checkpoints" / "last.safetensors", framework="pt") as file:
-        meta = json.loads(file.metadata()["metadata"])
+        meta = json.loads(json.loads(file.metadata()["vqvae2"])["metadata"])
         names = set(file.keys())
     assert meta["outcome"]["step"] == 6
     assert meta["config"]["steps"] == 6

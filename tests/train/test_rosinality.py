@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,12 +230,14 @@ def test_codes_and_pixels_are_theirs(tmp_path: Path, sizes: dict[str, int]) -> N
 
 @pytest.mark.parametrize("wrap", [
     lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    lambda state: {"state_dict": {f"model._orig_mod.{name}": tensor for name, tensor in state.items()}},
     lambda state: {"model": state},
     lambda state: {"epoch": 3, "optimizer": {"lr": 0.1}, "state_dict": state},
     lambda state: {"net": {f"module.{name}": tensor for name, tensor in state.items()}},
     lambda state: {name: torch.nn.Parameter(tensor) for name, tensor in state.items()},
     lambda state: {name: tensor.double() for name, tensor in state.items()},
-], ids=["module", "model", "state_dict", "net and module", "parameters", "double"])  # fmt: skip
+], ids=["module", "compiled", "wrapped and compiled", "model", "state_dict", "net and module", "parameters", "double"])  # fmt: skip
 def test_prefixes_and_wrappings(tmp_path: Path, theirs: Theirs, wrap: Callable[[State], Any]) -> None:
     torch.save(wrap(theirs.state), tmp_path / "x.pt")
     import_rosinality(tmp_path / "x.pt", tmp_path / "run", size=64)
@@ -281,6 +284,50 @@ def test_going_on_with_their_averages(tmp_path: Path, file: Path, theirs: Theirs
     total = theirs.state["quantize_t.embed_avg"] * 0.99 + (z.T @ hot) * 0.01
     smooth = (size + 1e-5) / (size.sum() + len(size) * 1e-5) * size.sum()
     torch.testing.assert_close(quantizer.embeddings, (total / smooth).T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu])
+def test_eight_bits(tmp_path: Path, theirs: Theirs, kind: torch.dtype) -> None:
+    """They are read as the numbers that they are."""
+    stored = {name: tensor.to(kind) for name, tensor in theirs.state.items()}
+    torch.save(stored, tmp_path / "x.pt")
+    if not all(tensor.float().isfinite().all() for tensor in stored.values()):
+        with pytest.raises(RosinalityError, match="not finite"):
+            import_rosinality(tmp_path / "x.pt", tmp_path / "run", size=64)
+        return
+    theirs.state = {name: tensor.float() for name, tensor in stored.items()}
+    import_rosinality(tmp_path / "x.pt", tmp_path / "run", size=64)
+    found = load(tmp_path / "run", "cpu").autoencoder.quantizers[0].embeddings
+    assert torch.equal(found, theirs.state["quantize_t.embed"].T)
+
+
+def test_a_small_file_cannot_stand_for_many_numbers(tmp_path: Path, theirs: Theirs) -> None:
+    """Expanded, and shared by many names: 16 GB otherwise."""
+    name = "dec.blocks.0.weight"
+    one = torch.zeros(1)
+    for odd in (
+        {name: one.expand(2**16, 2**16)},
+        {f"x.{i}": torch.zeros(2**20) for i in range(1)} | {f"y.{i}": one.expand(2**20) for i in range(99)},
+    ):
+        torch.save({**theirs.state, **odd}, tmp_path / "x.pt")
+        with pytest.raises(RosinalityError, match="stands for more numbers than the file holds"):
+            import_rosinality(tmp_path / "x.pt", tmp_path / "run", size=64)
+    shared = torch.zeros(2**20)
+    torch.save({**theirs.state, **{f"x.{i}": shared for i in range(50)}}, tmp_path / "x.pt")
+    with pytest.raises(RosinalityError, match="stands for more numbers than the file holds"):
+        import_rosinality(tmp_path / "x.pt", tmp_path / "run", size=64)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path, file: Path) -> None:
+    with (
+        zipfile.ZipFile(file) as source,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for member in source.namelist():
+            target.writestr(member, source.read(member))
+    with pytest.raises(RosinalityError, match="is compressed"):
+        import_rosinality(tmp_path / "x.pt", tmp_path / "run", size=64)
 
 
 # --- the run folder ---

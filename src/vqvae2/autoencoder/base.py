@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from vqvae2.config.numbers import whole
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -55,6 +57,8 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self, num_embeddings: int, embedding_dim: int, decay: float = 0.99) -> None:
         super().__init__()
+        num_embeddings = whole(num_embeddings, "num_embeddings")
+        embedding_dim = whole(embedding_dim, "embedding_dim")
         if num_embeddings < 1 or embedding_dim < 1:
             raise ValueError(
                 f"expected at least 1 code of at least 1 dimension, found {num_embeddings} x {embedding_dim}"
@@ -81,8 +85,13 @@ class Quantizer(nn.Module, ABC):
 
         Without statistics (before the first training step) all codes weigh the same.
         """
-        total = self.ema_count.sum()
-        return torch.where(total > 0, self.ema_count / total, 1 / self.num_embeddings) @ self.codebook()
+        codes = self.codebook()
+        count = self.ema_count.to(
+            torch.promote_types(codes.dtype, torch.float32)
+        )  # a sum of float16 may be infinite
+        total = count.sum()
+        share = torch.where(total > 0, count / total, 1 / self.num_embeddings)
+        return (share @ codes.to(share.dtype)).to(codes.dtype)
 
     def result(self, quantize: Tensor, loss: Tensor, indices: Tensor) -> Quantized:
         """The result of `forward`; in training mode the codes are counted in `usage` and `ema_count`.

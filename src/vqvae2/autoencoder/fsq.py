@@ -16,6 +16,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vqvae2.autoencoder.base import Quantized, Quantizer, check_vectors, without_autocast
 from vqvae2.config.models import AutoencoderConfig
@@ -43,6 +44,12 @@ def lattice(size: int) -> tuple[int, ...]:
     if not possible:
         raise ValueError(f"expected a number of codes that is a product of factors of 2 to 8, found {size}")
     return min(possible, key=lambda sides: (len(sides), max(sides) - min(sides)))
+
+
+def _exactly(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A linear map in float32, or in float64 if its weights are; half the digits would move points of the lattice."""
+    dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+    return functional.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -87,10 +94,10 @@ class FiniteScalarQuantizer(Quantizer):
         """
         check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
-            bounded = self._bound(self.inward(z.to(self.inward.weight.dtype)))
+            bounded = self._bound(_exactly(self.inward, z))
             steps = bounded + (bounded.round() - bounded).detach()
             half = self.sides // 2
-            quantized = self.outward(steps / half)
+            quantized = _exactly(self.outward, steps / half)
             indices = ((steps.detach().round().long() + half) * self.basis).sum(-1)
         return self.result(quantized.to(z.dtype), quantized.new_zeros(()), indices)
 
@@ -98,8 +105,7 @@ class FiniteScalarQuantizer(Quantizer):
         """The codes [..., D] of integer `indices` [...]."""
         half = self.sides // 2
         points = (indices.long()[..., None] // self.basis) % self.sides - half
-        codes: Tensor = self.outward(points.to(self.outward.weight.dtype) / half)
-        return codes
+        return _exactly(self.outward, points / half).to(self.outward.weight.dtype)
 
     def _bound(self, x: Tensor) -> Tensor:
         """[..., d] to where rounding gives -(L // 2) ... (L - 1) // 2 in each dimension.

@@ -32,7 +32,7 @@ from vqvae2.autoencoder.layers import (
 )
 from vqvae2.autoencoder.quantizers import make_quantizer
 from vqvae2.codes import Codes, CodesError, Geometry
-from vqvae2.config.models import AutoencoderConfig
+from vqvae2.config.models import AutoencoderConfig, ConfigError
 from vqvae2.noise import integers, uniform
 
 
@@ -146,7 +146,7 @@ class VQVAE(nn.Module):
         """Reconstruct images [B, C, H, W] in [-1, 1]; in training mode the codebooks are updated.
 
         Raises:
-            ConfigError: the strides do not divide the size, or the channels differ.
+            ConfigError: the strides do not divide the size, the channels differ, or the numbers are no floating-point ones.
         """
         quantized = self._quantize(images)
         codes = [_channels_first(level.quantize) for level in quantized]
@@ -163,7 +163,7 @@ class VQVAE(nn.Module):
         """The codes of images [B, C, H, W], float in [-1, 1]. The codebooks do not change, whatever the mode.
 
         Raises:
-            ConfigError: the strides do not divide the size, or the channels differ.
+            ConfigError: the strides do not divide the size, the channels differ, or the numbers are no floating-point ones.
         """
         training = [quantizer for quantizer in self.quantizers if quantizer.training]
         try:
@@ -209,7 +209,10 @@ class VQVAE(nn.Module):
 
     def _quantize(self, images: Tensor) -> list[Quantized]:
         self.config.check_images(tuple(images.shape))
-        features, x = [], images.contiguous(memory_format=torch.channels_last)
+        if not images.is_floating_point():
+            raise ConfigError(f"expected images of floating-point numbers in [-1, 1], found {images.dtype}")
+        dtype = self._levels()[0].projection.weight.dtype
+        features, x = [], images.to(dtype).contiguous(memory_format=torch.channels_last)
         for level in reversed(self._levels()):  # the encoders run from the image down to the coarsest grid
             x = level.encoder(x)
             features.append(x)

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vqvae2.errors import UserError
+from vqvae2.files.atomic import reason
+from vqvae2.files.tensor_file import plain_names
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions between poolings
 _LEAST = 2 ** (len(_STAGES) - 1)
@@ -77,10 +79,10 @@ class PerceptualDistance(nn.Module):
         path = _found(source)
         try:
             with safe_open(path, "pt") as file:
-                held = set(file.keys())
-                tensors = {key: file.get_tensor(key) for key in net.state_dict() if key in held}
-        except (OSError, SafetensorError) as error:
-            raise PerceptualError(f"cannot read the weights {path}: {' '.join(str(error).split())}") from None
+                held = plain_names({key: key for key in file.keys()})  # noqa: SIM118 - not a dict
+                tensors = {key: file.get_tensor(held[key]) for key in net.state_dict() if key in held}
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
+            raise PerceptualError(f"cannot read the weights {path}: {reason(error)}") from None
         state = {k: v for k, v in net.state_dict().items() if k.startswith("heads")}
         state |= tensors
         for name, own in net.state_dict().items():
@@ -138,6 +140,5 @@ def _found(source: str | Path) -> Path:
         try:
             return Path(hf_hub_download(text, "model.safetensors"))
         except (OSError, ValueError, HfHubHTTPError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise PerceptualError(f"no file {text}, and the Hub gave none: {reason}") from None
+            raise PerceptualError(f"no file {text}, and the Hub gave none: {reason(error)}") from None
     raise PerceptualError(f"no weights at {text}: expected a safetensors file or a Hub repository owner/name")

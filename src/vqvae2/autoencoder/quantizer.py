@@ -36,6 +36,7 @@ from vqvae2.autoencoder.base import (
 from vqvae2.autoencoder.nearest import nearest_code
 from vqvae2.autoencoder.revival import draw_by_error, hashed_uniform, spread_rows
 from vqvae2.config.models import AutoencoderConfig
+from vqvae2.config.numbers import real
 
 _PENALTY_RAMP = (
     1000  # updates over which the entropy penalty rises: with all of it at once, few codes stay in use
@@ -127,9 +128,17 @@ class VectorQuantizer(Quantizer):
         ema: bool = True,
         entropy_penalty: float = 0.0,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, decay)
+        super().__init__(num_embeddings, embedding_dim, real(decay, "decay"))
+        num_embeddings, embedding_dim, decay = self.num_embeddings, self.embedding_dim, self.decay
+        entropy_penalty = real(entropy_penalty, "entropy_penalty")
         if not 0 <= decay < 1:
             raise ValueError(f"expected 0 <= decay < 1, found {decay}")
+        commitment_cost = real(commitment_cost, "commitment_cost")
+        if not 0 <= commitment_cost < math.inf:
+            raise ValueError(f"expected a finite commitment_cost of at least 0, found {commitment_cost}")
+        epsilon = real(epsilon, "epsilon")
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"expected a finite epsilon above 0, found {epsilon}")
         if init not in ("data", "sonnet"):
             raise ValueError(f"expected init 'data' or 'sonnet', found {init!r}")
         if not math.isfinite(entropy_penalty) or (entropy_penalty and not ema):

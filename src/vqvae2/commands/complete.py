@@ -23,6 +23,7 @@ from vqvae2.commands.options import (
     changed_sampling,
     per_level,
     print_json,
+    say,
 )
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter, Tracker
@@ -258,7 +259,7 @@ def command(
         print_json({"seconds": seconds, **result})
         return
     shares = ", ".join(f"{share:.0%}" for share in result["redrawn"])
-    typer.echo(f"{n} completions in {seconds:.1f} s, redrawn {shares} of the levels: {result['sheet']}")
+    say(f"{n} completions in {seconds:.1f} s, redrawn {shares} of the levels: {result['sheet']}")
     for number, (bits, own) in enumerate(zip(result["bits"], result["kept_bits"], strict=True), 1):
         moves = f", {result['accepted'][number - 2]:.0%} of the moves accepted" if number > 1 else ""
-        typer.echo(f"pass {number}: {per_level(bits)} bits, {per_level(own)} of them of what is kept{moves}")
+        say(f"pass {number}: {per_level(bits)} bits, {per_level(own)} of them of what is kept{moves}")

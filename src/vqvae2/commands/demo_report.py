@@ -18,14 +18,27 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.store import open_store
 from vqvae2.evaluate.neighbours import nearest_images
 from vqvae2.evaluate.report import Curve, Page
-from vqvae2.files.atomic import read_json, write_json
+from vqvae2.files.atomic import FileError, write_json
 from vqvae2.files.locate import zoo
 from vqvae2.files.progress import Reporter
+from vqvae2.files.records import Record
 from vqvae2.run import Run, load
 from vqvae2.train.loop import read_metrics
 
 SHIPPED = "emoji64"  # the model of the package whose samples are shown for comparison
 _SAMPLES = 72  # about so many: the same number of each class
+
+
+class _Outcome(Record):
+    """How long a training took."""
+
+    seconds: float
+
+
+class _Ended(Record):
+    """The record of a stage."""
+
+    outcome: _Outcome
 
 
 @dataclass
@@ -152,9 +165,9 @@ class _Report:
     def add_figures(self, seconds: float) -> None:
         run, result = self.run, self.result
         stages = run.paths.networks(run.config.autoencoder.levels).values()
-        done = [read_json(stage.record) for stage in stages if stage.done()]
-        trained = sum(float(record["outcome"]["seconds"]) for record in done)
-        psnr = run.figures()["heldout_psnr"]
+        done = [_Ended.read(stage.record) for stage in stages if stage.done()]
+        trained = sum(record.outcome.seconds for record in done)
+        psnr = _figure(run.figures(), "heldout_psnr")
         result.figures |= {"heldout_psnr": psnr, "seconds_per_sample": seconds, "training_seconds": trained}
         rows = [("held-out PSNR (dB, of the mean error)", f"{psnr:.2f}")]
         for level, usage in enumerate(stored_usage(open_store(run.paths.codes))):
@@ -166,8 +179,8 @@ class _Report:
         result.figures["table"] = rows
 
     def _level_rows(self, level: int, usage: CodebookUsage) -> list[tuple[str, str]]:
-        figures, (height, width) = self.run.figures(level), self.run.config.geometry.grids[level]
-        bits, uniform = figures["heldout_bits"], figures["uniform_bits"]
+        height, width = self.run.config.geometry.grids[level]
+        bits, uniform = (_figure(self.run.figures(level), name) for name in ("heldout_bits", "uniform_bits"))
         self.result.figures[f"usage_{level}"] = usage.used
         self.result.figures[f"heldout_bits_{level}"] = bits
         self.result.figures[f"uniform_bits_{level}"] = uniform
@@ -185,5 +198,11 @@ class _Report:
         self.page.picture(picture, caption)
 
 
+def _figure(figures: dict[str, Any], name: str) -> float:
+    if name not in figures:
+        raise FileError(f"the run is damaged: no {name} was measured")
+    return float(figures[name])
+
+
 def _column(lines: list[dict[str, Any]], key: str) -> Curve:
-    return [(line["step"], line[key]) for line in lines if key in line]
+    return [(line["step"], line[key]) for line in lines if type(line.get(key)) in (int, float)]

@@ -7,6 +7,7 @@ all of them --evaluate/parts/--> figures, pictures and curves --> the report
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from vqvae2.commands.options import (
     TopP,
     changed_sampling,
     print_json,
+    say,
 )
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
@@ -50,28 +52,22 @@ def evaluate(
         group: the processes that share the work, each of which calls this with a run on its own device; None is this one alone.
 
     Returns:
-        The content of report.json: protocol, parts, warnings, seconds; None on all processes but the main one. The same arguments give the same content, except for
+        The content of report.json: protocol, parts, left_out, warnings, seconds; None on all processes but the main one. The same
+        arguments give the same content, except for
         the seconds and for the part `speed`.
 
     Raises:
         RunError: the sharpened decoder is asked for and not trained.
-        UserError: nothing to measure, an unknown part, a name that is reserved, a critic whose backbone is the measuring
-            network, or too few images; see also `open_images`, `Run` and `feature_network`.
+        UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
     from vqvae2.data.images import open_images
-    from vqvae2.evaluate.context import RESERVED_NAMES, Context
+    from vqvae2.evaluate.checks import check_options
+    from vqvae2.evaluate.context import Context
     from vqvae2.evaluate.full_report import write_report
-    from vqvae2.evaluate.parts.registry import check_names
     from vqvae2.files.output import make_folder
     from vqvae2.processes import Group
 
-    check_names(options)
-    if taken := sorted({*options.against} & RESERVED_NAMES):
-        raise UserError(f"the report has a set named {', '.join(taken)}: another name is needed")
-    if run is None and options.samples is None:
-        raise UserError("expected a RUN or --samples DIR, or both")
-    if run is not None:
-        run.decoder_name(options.decoder)  # raises before the folder is made
+    network = check_options(run, options)  # before the folder is made, and before images are read
     make_folder(out)
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
@@ -79,7 +75,7 @@ def evaluate(
     group = group or Group()
     with group.main_first():
         images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
-    context = Context(run, images, config, options, cache, reporter, group)
+    context = Context(run, images, config, options, cache, reporter, network, group)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
@@ -100,7 +96,10 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
 def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
     """Where decoded images are kept: with the run if they are its own, because others must not replace them."""
     own = run is not None and run.done()["codes"] and data == run.record.get("source")
-    return run.paths.data if run and own else cache / "data"
+    if run is None or not own:
+        return cache / "data"
+    kept = (run.paths.data / "index.json").exists()
+    return run.paths.data if kept or os.access(run.folder, os.W_OK) else cache / "data"
 
 
 def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
@@ -214,8 +213,11 @@ def command(
     from vqvae2.processes import joined
     from vqvae2.run import load
 
+    group = joined()
+    reporter = Reporter(quiet=not group.main)
     loaded = load(run) if run is not None else None
-    data = data or (loaded.record.get("source") if loaded else None)
+    if data is None and loaded is not None and (data := loaded.record.get("source")):
+        reporter.say(f"the real images are those that the run names: {data}")
     if data is None:
         raise UserError("expected --data DATA, the real images")
     if out is None:
@@ -242,8 +244,6 @@ def command(
         seed=seed,
         size=size,
     )
-    group = joined()
-    reporter = Reporter(quiet=not group.main)
     result = evaluate(loaded, data, out, options, reporter, group)
     if result is None:
         return
@@ -253,8 +253,10 @@ def command(
         print_json(result)
         return
     for line in result["warnings"]:
-        typer.echo(f"warning: {line}")
-    typer.echo(f"{', '.join(result['parts'])}: {out / 'report.html'}")
+        say(f"warning: {line}")
+    for name, reason in result["left_out"].items():
+        say(f"left out: {name}: {reason}")
+    say(f"{', '.join(result['parts'])}: {out / 'report.html'}")
 
 
 def _items(text: str | None) -> list[str]:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vqvae2.commands.options import Json, print_json
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
+from vqvae2.files.atomic import FileError
 
 if TYPE_CHECKING:
     from vqvae2.commands.costs import Cost, Costs
@@ -29,6 +30,7 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         run: also what is done of it, and what it has measured; None leaves this out.
     """
     from vqvae2.commands.costs import measure
+    from vqvae2.train.folder import check_derived
 
     costs = measure(config)
     tables = {
@@ -42,6 +44,10 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         tables["cost of training"]["not counted"] = "the perceptual network of the sharpening"
     if run is not None:
         tables["done"] = {name: "yes" if done else "no" for name, done in run.done().items()}
+        try:
+            check_derived(run.folder, config)
+        except FileError as error:
+            tables["done"]["cannot be used"] = str(error)
         tables |= _measured(run)
     return tables
 
@@ -194,9 +200,9 @@ def command(
     if as_json:
         print_json(value)
         return
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     for title, rows in value.items():
-        table = Table(title, "", title_justify="left")
+        table = Table(printable(title), "", title_justify="left")
         for key, item in rows.items():
-            table.add_row(key, item if isinstance(item, str) else json.dumps(item))
+            table.add_row(printable(key), printable(item if isinstance(item, str) else json.dumps(item)))
         console.print(table)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqvae2.errors import printable
+
 if TYPE_CHECKING:
     from vqvae2.config.models import Config
     from vqvae2.config.sampling import Sampling
@@ -136,6 +138,11 @@ def summary(run: Run) -> dict[str, Any]:
 def command_line() -> str:
     """What the user typed."""
     return shlex.join(["vqvae2", *sys.argv[1:]])
+
+
+def say(text: str) -> None:
+    """Print a line of the result on standard output; control characters, as in names of files, are shown as escapes."""
+    typer.echo(printable(text))
 
 
 def print_json(value: Any) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json
+from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,4 +127,4 @@ def command(
         decibels = f"PSNR {item['psnr'][-1]:.2f} dB"
         if "psnr_sharp" in item:
             decibels += f" with the plain decoder, {item['psnr_sharp']:.2f} dB with the sharp one,"
-        typer.echo(f"{where}  {decibels} at {loaded.config.data.size} px")
+        say(f"{where}  {decibels} at {loaded.config.data.size} px")

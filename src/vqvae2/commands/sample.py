@@ -27,6 +27,7 @@ from vqvae2.commands.options import (
     TopP,
     changed_sampling,
     print_json,
+    say,
 )
 from vqvae2.files.progress import Reporter
 
@@ -272,4 +273,4 @@ def command(
     seconds, new = result.seconds, result.new
     each = f"{new} new in {seconds:.1f} s ({seconds / new:.3f} s each)" if new else "all were there already"
     best = f", the best of {result.candidates} drawn" if result.candidates else ""
-    typer.echo(f"{n} samples{best}, {each}: {result.listing['grid']}")
+    say(f"{n} samples{best}, {each}: {result.listing['grid']}")

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from vqvae2.config.numbers import plain
+
+_NAMED = 8  # wrong settings that an error message names, at most
+_SHOWN = 100  # characters of a wrong value
 
 
 class Settings(BaseModel):
-    """Settings are checked when they are made, unknown names are refused, and nothing changes afterwards."""
+    """Settings are checked when they are made, unknown names are refused, and nothing changes afterwards.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    No number may be infinite or NaN. Scalars of NumPy and PyTorch are accepted as numbers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_numbers(cls, value: Any) -> Any:
+        return plain(value)
+
+
+def one_line(error: ValidationError) -> str:
+    """What is wrong with settings, as one line that names the first of them with what was found."""
+    parts = []
+    for item in error.errors()[:_NAMED]:
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] not in ("value_error", "missing"):
+            found = repr(item.get("input"))
+            message += f", found {found if len(found) <= _SHOWN else found[: _SHOWN - 3] + '...'}"
+        parts.append(f"{where}: {message}" if where else message)
+    more = error.error_count() - _NAMED
+    return "; ".join([*parts, f"and {more} more"] if more > 0 else parts)

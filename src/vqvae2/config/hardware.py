@@ -34,6 +34,7 @@ class Hardware(Settings):
     resident_gb: float = Field(
         2.0,
         ge=0,
+        le=1e6,
         description="keep the training data in the memory of a CUDA card while they take at most this many GB (1e9 bytes) "
         "and half of what is free; 0 = never",
     )

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vqvae2.codes import Geometry, prime_factors
-from vqvae2.config.base import Settings
+from vqvae2.config.base import Settings, one_line
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.sampling import Sampling
 from vqvae2.config.training import AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
@@ -63,7 +63,10 @@ class DataConfig(Settings):
         False, description="read a data set of the Hub as a stream, without keeping its files"
     )
     limit: int | None = Field(
-        None, ge=1, description="use at most this many images, chosen by the seed; of a stream the first ones"
+        None,
+        ge=1,
+        le=10**12,
+        description="use at most this many images, chosen by the seed; of a stream the first ones",
     )
     shuffle_buffer: int = Field(
         0,
@@ -74,16 +77,19 @@ class DataConfig(Settings):
     max_pixels: int = Field(
         178_956_970,
         ge=1,
+        le=2**40,
         description="an image of more pixels is skipped, because decoding it could fill the memory",
     )
     workers: int = Field(
         -1,
         ge=-1,
+        le=1024,
         description="processes that decode images; -1 = one per available processor core, 0 = none besides the main process",
     )
     cache_gb: float = Field(
         8.0,
         ge=0,
+        le=1e6,
         description="decoded images are kept in the run folder if they fit in this many GB (1e9 bytes), and are decoded anew "
         "in every epoch otherwise",
     )
@@ -132,9 +138,9 @@ class AutoencoderConfig(Settings):
     hidden: int = Field(128, ge=2, le=8192, description="hidden units H")
     residual: int = Field(64, ge=1, le=8192, description="residual units R")
     blocks: int = Field(2, ge=0, le=64, description="residual blocks per stack")
-    commitment_cost: float = Field(0.25, ge=0, description="beta, weight of the commitment loss")
+    commitment_cost: float = Field(0.25, ge=0, le=1000, description="beta, weight of the commitment loss")
     decay: float = Field(0.99, ge=0, lt=1, description="gamma of the codebooks' moving averages")
-    epsilon: float = Field(1e-5, gt=0, description="Laplace smoothing of the counts (init sonnet)")
+    epsilon: float = Field(1e-5, gt=0, le=1, description="Laplace smoothing of the counts (init sonnet)")
     init: Literal["data", "sonnet"] = Field(
         "data", description="first codebook: vectors of the first batch, or Sonnet's uniform distribution"
     )
@@ -157,7 +163,8 @@ class AutoencoderConfig(Settings):
     )
     variance: float = Field(
         1.0,
-        gt=0,
+        ge=1e-6,
+        le=1e6,
         description="the squared error is divided by this in the loss; the pixels' variance in [-1, 1] makes it Sonnet's",
     )
     entropy_penalty: float = Field(
@@ -316,7 +323,9 @@ class PriorConfig(Settings):
         (LevelPriorConfig(), LevelPriorConfig()), description="one per level, coarsest first"
     )
     conditional: bool = Field(True, description="learn and sample by class, where the data have classes")
-    classes: int = Field(0, ge=0, description="number of classes; 0 = unconditional (set from the data)")
+    classes: int = Field(
+        0, ge=0, le=10**6, description="number of classes; 0 = unconditional (set from the data)"
+    )
 
 
 class Config(Hardware):
@@ -383,7 +392,7 @@ def parse(value: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(value)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(one_line(error)) from None
 
 
 def _as_list(value: Any) -> Any:
@@ -391,13 +400,3 @@ def _as_list(value: Any) -> Any:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return [value] if isinstance(value, int | float) else value
-
-
-def _one_line(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        found = "" if item["type"] in ("value_error", "missing") else f", found {item.get('input')!r}"
-        parts.append(f"{where}: {message}{found}" if where else message)
-    return "; ".join(parts)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
-import yaml
 from pydantic import BaseModel
 
 from vqvae2.config.models import Config, ConfigError, LevelPriorConfig, with_present_names
 from vqvae2.config.training import PriorTrainConfig
+from vqvae2.config.yaml_text import YamlError, parse_yaml
+
+_SIZE = 2**22  # bytes of a YAML file, at most
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -22,9 +25,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, or holds no mapping.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from None
+        with Path(path).open("rb") as file:
+            text = file.read(_SIZE + 1)
+        if len(text) > _SIZE:
+            raise YamlError(f"expected at most {_SIZE:,} bytes, found more")
+        value = parse_yaml(text.decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except ValueError as error:  # no YAML, or no UTF-8
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"expected a mapping in {path}, found {type(value).__name__}")
     return value
@@ -39,14 +48,14 @@ def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
     Raises:
         ConfigError: an assignment without `=`, a value that is not YAML, or a key that does not exist.
     """
-    result = renamed(yaml.safe_load(yaml.safe_dump(value)))
+    result = renamed(copy.deepcopy(value))
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign:
             raise ConfigError(f"expected KEY=VALUE, found {assignment!r}")
         try:
-            parsed = yaml.safe_load(text)
-        except yaml.YAMLError:
+            parsed = parse_yaml(text)
+        except YamlError:
             raise ConfigError(f"{key}: {text!r} is not a YAML value") from None
         _assign(result, _present(key.strip().split(".")), parsed, key)
     return result
@@ -128,7 +137,7 @@ def _assign(node: Any, keys: list[str], value: Any, full: str) -> None:
     elif isinstance(node, dict) and key in node:
         chosen = [key]
     else:
-        known = ", ".join(map(str, node)) if isinstance(node, dict) else "nothing below it"
+        known = ", ".join(sorted(map(str, node))) if isinstance(node, dict) else "nothing below it"
         raise ConfigError(f"no such setting {full!r}: at {key!r}, expected one of: {known}")
     for item in chosen:
         if rest:

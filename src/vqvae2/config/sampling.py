@@ -9,15 +9,16 @@ of the command are turned into.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from vqvae2.config.numbers import plain
 from vqvae2.errors import UserError
 
 _PER_LEVEL = ("temperature", "top_k", "top_p", "guidance")
+_MOST = {"temperature": 1e4, "top_k": 10**6, "guidance": 1e4}  # and at least 0
 
 
 class Sampling(BaseModel):
@@ -27,7 +28,7 @@ class Sampling(BaseModel):
         UserError: a setting is out of range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     temperature: float | tuple[float, ...] = Field(
         1.0,
@@ -44,17 +45,19 @@ class Sampling(BaseModel):
     )
     batch: int = Field(
         64,
+        ge=1,
+        le=10**6,
         description="images drawn at the same time; changes speed and memory, but not the images",
     )
 
     def __init__(self, **settings: Any) -> None:
         try:
-            super().__init__(**settings)
+            super().__init__(**plain(settings))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(name) for name in first["loc"][:1])
             message = first["msg"].removeprefix("Value error, ")
-            raise UserError(f"sampling {where}: {message}" if where else message) from None
+            raise UserError(f"{where}: {message}" if where else message) from None
 
     @field_validator(*_PER_LEVEL, mode="before")
     @classmethod
@@ -74,8 +77,6 @@ class Sampling(BaseModel):
                 raise ValueError(f"expected at least one {name}, found none")
             for value in values if isinstance(values, tuple) else (values,):
                 self._check(name, value)
-        if self.batch < 1:
-            raise ValueError(f"expected batch >= 1, found {self.batch}")
         return self
 
     @staticmethod
@@ -83,8 +84,8 @@ class Sampling(BaseModel):
         if name == "top_p":
             if not 0 < value <= 1:
                 raise ValueError(f"expected 0 < top_p <= 1, found top_p {value}")
-        elif not 0 <= value < math.inf:
-            raise ValueError(f"expected {name} >= 0, found {name} {value}")
+        elif not 0 <= value <= _MOST[name]:
+            raise ValueError(f"expected {name} >= 0 and at most {_MOST[name]:g}, found {name} {value}")
 
     def replace(self, **changes: Any) -> Sampling:
         """The same settings with some of them changed.

@@ -15,34 +15,42 @@ from vqvae2.config.base import Settings
 class TrainConfig(Settings):
     """One stage's training."""
 
-    steps: int = Field(20_000, ge=1, description="optimiser steps")
-    batch: int = Field(32, ge=1, description="images per step, over all processes")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    warmup: int = Field(200, ge=0, description="steps of linear warm-up")
+    steps: int = Field(20_000, ge=1, le=10**9, description="optimiser steps")
+    batch: int = Field(32, ge=1, le=10**6, description="images per step, over all processes")
+    lr: float = Field(3e-4, gt=0, le=1000, description="peak learning rate")
+    warmup: int = Field(200, ge=0, le=10**9, description="steps of linear warm-up")
     schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="learning rate after the warm-up; cosine ends at 1/50"
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 = no clipping")
+    weight_decay: float = Field(0.0, ge=0, le=1000, description="AdamW weight decay")
+    clip: float = Field(1.0, ge=0, le=1e6, description="largest gradient norm; 0 = no clipping")
     average: float = Field(
         0.0, ge=0, lt=1, description="decay of the averaged weights used for evaluation; 0 = none"
     )
     evaluate_every: int = Field(
-        1000, ge=1, description="steps between held-out evaluations, sheets of pictures and checkpoints"
+        1000,
+        ge=1,
+        le=10**9,
+        description="steps between held-out evaluations, sheets of pictures and checkpoints",
     )
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    log_every: int = Field(50, ge=1, le=10**9, description="steps between lines of metrics.jsonl")
     patience: int = Field(
-        0, ge=0, description="stop after so many held-out evaluations without a better one; 0 = never"
+        0,
+        ge=0,
+        le=10**9,
+        description="stop after so many held-out evaluations without a better one; 0 = never",
     )
     minutes: float = Field(
         0.0,
         ge=0,
+        le=10**7,
         description="end after so many minutes even if steps are left; the learning rate's schedule ends with them; 0 = never. "
         "Where the time runs out first, the result depends on the speed of the machine",
     )
     accumulate: int = Field(
         1,
         ge=1,
+        le=10**6,
         description="gradient accumulation: the number of parts into which a batch is cut to save memory",
     )
 
@@ -58,6 +66,7 @@ class AutoencoderTrainConfig(TrainConfig):
     perceptual: float = Field(
         0.0,
         ge=0,
+        le=1000,
         description="weight of a perceptual distance in the loss (0 = paper): sharper reconstructions, more squared error",
     )
     perceptual_weights: str = Field(
@@ -79,10 +88,10 @@ class SharpenConfig(TrainConfig):
     Encoder, codebooks and codes stay as they are, so priors and stored codes remain valid.
     """
 
-    steps: int = Field(0, ge=0, description="optimiser steps; 0 = no sharpening (paper)")
-    lr: float = Field(2e-4, gt=0, description="peak learning rate of the decoder")
+    steps: int = Field(0, ge=0, le=10**9, description="optimiser steps; 0 = no sharpening (paper)")
+    lr: float = Field(2e-4, gt=0, le=1000, description="peak learning rate of the decoder")
     discriminator_rate: float = Field(
-        2.0, gt=0, description="learning rate of the discriminator, relative to the decoder's"
+        2.0, gt=0, le=1000, description="learning rate of the discriminator, relative to the decoder's"
     )
     average: float = Field(
         0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
@@ -90,24 +99,31 @@ class SharpenConfig(TrainConfig):
     adversarial: float = Field(
         0.75,
         ge=0,
+        le=1000,
         description="strength of the adversarial gradient at the images, relative to that of the squared error; "
         "more makes sharper images with more error",
     )
     begin: int = Field(
-        100, ge=0, description="steps in which only the discriminator learns from the adversarial loss"
+        100,
+        ge=0,
+        le=10**9,
+        description="steps in which only the discriminator learns from the adversarial loss",
     )
     loss: Literal["hinge", "logistic"] = Field(
         "logistic", description="adversarial loss: the non-saturating logistic one, or hinge"
     )
     penalty: float = Field(
-        0.1, ge=0, description="weight of the discriminator's gradient penalty R1 at real images; 0 = none"
+        0.1,
+        ge=0,
+        le=1000,
+        description="weight of the discriminator's gradient penalty R1 at real images; 0 = none",
     )
     width: int = Field(64, ge=4, le=1024, description="channels of the discriminator's first convolution")
     depth: int = Field(
         3, ge=1, le=6, description="strided convolutions of the discriminator; 3 judge patches of 40 px"
     )
     perceptual: float = Field(
-        0.0, ge=0, description="weight of a perceptual distance beside the squared error; 0 = none"
+        0.0, ge=0, le=1000, description="weight of a perceptual distance beside the squared error; 0 = none"
     )
     perceptual_weights: str = Field("", description="its VGG16, as train_autoencoder.perceptual_weights")
 

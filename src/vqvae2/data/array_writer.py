@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from contextlib import suppress
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vqvae2.files import arrays
 
 _STALE = 600  # seconds without a write after which a temporary file belongs to a killed process
 
@@ -31,6 +34,7 @@ class ArrayWriter:
         self.path, self.tail, self.dtype = path, tail, np.dtype(dtype)
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.count = 0
+        self._checksum = hashlib.sha256()
         self._file = self.temporary.open("wb")
         self._write_header()
 
@@ -42,8 +46,16 @@ class ArrayWriter:
         """
         if rows.shape[1:] != self.tail:
             raise ValueError(f"expected rows of shape {self.tail}, found {rows.shape[1:]}")
-        self._file.write(np.ascontiguousarray(rows, self.dtype).data)
+        data = np.ascontiguousarray(rows, self.dtype).data
+        self._file.write(data)
+        if rows.size:
+            self._checksum.update(data)
         self.count += len(rows)
+
+    @property
+    def checksum(self) -> str:
+        """sha256 of the elements written so far, without the header; 64 hexadecimal digits."""
+        return self._checksum.hexdigest()
 
     def finish(self) -> None:
         """Write the final number of rows into the header and flush to the disk; the name is still temporary."""
@@ -55,7 +67,7 @@ class ArrayWriter:
 
     def publish(self) -> None:
         """Rename the finished file to its final name."""
-        self.temporary.replace(self.path)
+        arrays.publish(self.temporary, self.path)
 
     def abandon(self) -> None:
         """Remove the temporary file, if it still exists."""

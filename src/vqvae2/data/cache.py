@@ -24,6 +24,7 @@ from vqvae2.data.listing import Listing, Payload, Row, Stream
 from vqvae2.data.pixels import Pixels
 from vqvae2.data.skipped import SkippedFile
 from vqvae2.data.workers import Decoder
+from vqvae2.files.arrays import map_array
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of images decoded so far and the number of all images (None = unknown)."""
@@ -37,14 +38,11 @@ def load_pixels(folder: Path, index: ImageIndex, config: DataConfig) -> Pixels:
     """The decoded images that an index names, memory-mapped, uint8 [n, P, P, C].
 
     Raises:
-        ValueError: the file is damaged, or does not fit the index or the settings.
+        FileError: the file is damaged, or does not fit the index or the settings.
         OSError: it cannot be read.
     """
-    stored: Pixels = np.load(folder / index.pixels, mmap_mode="r")
     side = stored_side(config)
-    if stored.shape != (len(index.names), side, side, config.channels):
-        raise ValueError("the decoded images do not fit their index")
-    return stored
+    return map_array(folder / index.pixels, (len(index.names), side, side, config.channels), np.uint8)
 
 
 def fill_cache(

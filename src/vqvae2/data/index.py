@@ -8,20 +8,38 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.listing import Listing, Row, Stream
 from vqvae2.data.skipped import SkippedFile, one_line
 from vqvae2.files import atomic
+from vqvae2.files.records import Record
 
 _PIXEL_OPTIONS = (
     *("size", "scale", "channels", "background", "crop", "max_pixels"),
     *("limit", "split", "image_column", "label_column"),
 )
+
+
+_LIMIT = 2**29  # bytes of an index, at most: the names of some million images
+
+
+class _IndexRecord(Record):
+    """The fields of `ImageIndex` as JSON has them."""
+
+    key: str
+    fingerprint: str
+    names: list[str]
+    classes: list[str]
+    labels: list[int] | None
+    held: list[int] | None
+    skipped: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    pixels: Annotated[str, Field(pattern=r"^(pixels-[0-9a-f]{16}\.npy)?$")]
 
 
 @dataclass
@@ -55,10 +73,26 @@ class ImageIndex:
 
     @classmethod
     def load(cls, path: Path) -> ImageIndex:
-        """The index in a file; whatever is wrong with the file is raised as Python raises it."""
-        index = cls(**json.loads(path.read_text(encoding="utf-8")))
-        index.classes = tuple(index.classes)
-        return index
+        """The index in a file.
+
+        Raises:
+            FileError: the file is missing or damaged, or names a file outside of its folder.
+        """
+        record = _IndexRecord.of(atomic.read_json(path, _LIMIT), path)
+        n, classes = len(record.names), len(record.classes)
+        for column in (record.labels, record.held):
+            if column is not None and len(column) != n:
+                raise atomic.FileError(
+                    f"{path} is damaged: expected {n} labels and splits, found {len(column)}"
+                )
+        if record.labels is not None and not all(-1 <= label < classes for label in record.labels):
+            raise atomic.FileError(f"{path} is damaged: a label is no class")
+        if record.held is not None and not all(held in (0, 1) for held in record.held):
+            raise atomic.FileError(f"{path} is damaged: a split is neither 0 nor 1")
+        skipped = [(name, reason) for name, reason in record.skipped]
+        return cls(
+            **{**dict(record), "classes": tuple(record.classes), "skipped": skipped},
+        )
 
     def save(self, path: Path) -> None:
         """Write the index, atomically."""

@@ -75,6 +75,8 @@ def locate(data: str, run: Path) -> DataSource:
     Raises:
         DataError: nothing is there, or it is of no known kind.
     """
+    if not data.strip():  # a path of no characters would be the current folder
+        raise DataError("expected a folder, a file or a data set of the Hub, found an empty text")
     for recognise in _RECOGNISERS:
         source = recognise(data, run)
         if source is not None:

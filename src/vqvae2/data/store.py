@@ -3,39 +3,81 @@
     RUN/codes/level-0.npy ...   uint16 [n, h, w], coarsest level first
     RUN/codes/labels.npy        int64 [n]; zeros without classes
     RUN/codes/split.npy         int8 [n]; 0 training, 1 held out
-    RUN/codes/manifest.json     geometry, digest of the autoencoder's weights, n, classes, fingerprint of the data
+    RUN/codes/manifest.json     geometry, digest of the autoencoder's weights, n, classes, fingerprint of the data, and a
+                                checksum of each array
 
 A new store is first written under temporary names in the same folder. When all its arrays are complete, the file
 `next.json` is written: the new manifest together with the list of renames that are still to be done. From that
-moment the new store counts, even if the process dies: whoever opens the folder next completes the renames.
+moment the new store counts, even if the process dies: readers find the arrays under either name, and the next training
+completes the renames. Reading never changes the folder.
 
 Shapes: n images, b images of a batch, h w the grid of a level.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from contextlib import suppress
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, field_validator
 
 from vqvae2.codes import Codes, Geometry
 from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
 from vqvae2.errors import UserError
-from vqvae2.files import atomic
+from vqvae2.files import arrays, atomic
+from vqvae2.files.records import Record
 
 FORMAT = 1  # a larger number in a manifest was written by a newer version
+_AT_ONCE = 2**24  # bytes that are checked at a time
+_Side = Annotated[int, Field(ge=1, le=65536)]
 
 
 class StoreError(UserError):
     """A code store that is missing or damaged, cannot be written, or was made by another autoencoder."""
+
+
+class _Grids(Record):
+    """A `Geometry` in a manifest."""
+
+    grids: list[Annotated[list[_Side], Field(min_length=2, max_length=2)]]
+    vocabulary: list[_Side]
+
+
+class _Manifest(Record):
+    """The content of manifest.json, and of next.json, which has `renames` besides."""
+
+    format: int
+    version: str = "unknown"
+    geometry: _Grids
+    digest: str
+    fingerprint: str
+    n: Annotated[int, Field(ge=0)]
+    classes: list[str]
+    checksums: dict[str, str] = Field(
+        default_factory=dict
+    )  # sha256 of each file's elements; former versions wrote none
+    renames: dict[str, str] = Field(default_factory=dict)  # temporary names by final ones
+
+    @field_validator("geometry")
+    @classmethod
+    def _one_vocabulary_per_grid(cls, value: _Grids) -> _Grids:
+        if not value.grids or len(value.grids) != len(value.vocabulary):
+            raise ValueError("expected one vocabulary per grid")
+        return value
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the arrays."""
+        return _file_names(len(self.geometry.grids))
 
 
 class CodeStore:
@@ -51,17 +93,18 @@ class CodeStore:
         train, heldout: sorted int64 indices of the training and of the held-out images.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.geometry = Geometry.from_json(manifest["geometry"])
-        self.digest, self.fingerprint = str(manifest["digest"]), str(manifest["fingerprint"])
-        self.classes = tuple(str(name) for name in manifest["classes"])
-        count = int(manifest["n"])
-        grids = enumerate(self.geometry.grids)
+    def __init__(self, manifest: _Manifest, files: Mapping[str, Path]) -> None:
+        grids = tuple((h, w) for h, w in manifest.geometry.grids)
+        self.geometry = Geometry(grids, tuple(manifest.geometry.vocabulary))
+        self.digest, self.fingerprint = manifest.digest, manifest.fingerprint
+        self.classes = tuple(manifest.classes)
+        count, numbered = manifest.n, enumerate(grids)
         self._levels = [
-            _mapped(folder / f"level-{index}.npy", (count, *grid), np.uint16) for index, grid in grids
+            arrays.map_array(files[f"level-{index}.npy"], (count, *grid), np.uint16)
+            for index, grid in numbered
         ]
-        self.labels: NDArray[np.int64] = _mapped(folder / "labels.npy", (count,), np.int64)
-        self.split: NDArray[np.int8] = _mapped(folder / "split.npy", (count,), np.int8)
+        self.labels: NDArray[np.int64] = arrays.map_array(files["labels.npy"], (count,), np.int64)
+        self.split: NDArray[np.int8] = arrays.map_array(files["split.npy"], (count,), np.int8)
         self.train = np.flatnonzero(self.split == 0)
         self.heldout = np.flatnonzero(self.split == 1)
 
@@ -72,6 +115,35 @@ class CodeStore:
         """The codes of the images with these indices: int64 tensors [b, h, w]."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
         return Codes(tuple(torch.from_numpy(level[chosen].astype(np.int64)) for level in self._levels))
+
+    def check(self, files: Mapping[str, Path], checksums: Mapping[str, str]) -> None:
+        """Read everything once: codes, labels and splits are in range, and the checksums are those of the elements.
+
+        Args:
+            files: path of each array by its name, for the message.
+            checksums: sha256 by name; names that are missing are not compared.
+
+        Raises:
+            StoreError: something is not so.
+        """
+        levels = dict(zip(_file_names(self.geometry.levels), self._levels, strict=False))
+        sizes = {f"level-{i}.npy": size for i, size in enumerate(self.geometry.vocabulary)}
+        sizes |= {"labels.npy": max(1, len(self.classes)), "split.npy": 2}
+        for name, array in {**levels, "labels.npy": self.labels, "split.npy": self.split}.items():
+            total = hashlib.sha256()
+            rows = max(1, _AT_ONCE // (array.itemsize * math.prod(array.shape[1:])))
+            for start in range(0, len(array), rows):
+                part = np.ascontiguousarray(array[start : start + rows])
+                total.update(part.data)
+                least, most = int(part.min()), int(part.max())
+                if least < 0 or most >= sizes[name]:
+                    raise StoreError(
+                        f"{files[name]} is damaged: expected values in 0..{sizes[name] - 1}, found {least}..{most}"
+                    )
+            if checksums.get(name, total.hexdigest()) != total.hexdigest():
+                raise StoreError(
+                    f"{files[name]} is damaged: its content does not match the checksum in the manifest"
+                )
 
 
 class StoreWriter:
@@ -122,7 +194,10 @@ class StoreWriter:
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _complete_renames(self.folder)
+            try:
+                complete_renames(self.folder)
+            except StoreError:  # what cannot be read is replaced
+                (self.folder / "next.json").unlink(missing_ok=True)
             remove_stale_files(self.folder)
             for index, grid in enumerate(self.geometry.grids):
                 self._writers.append(ArrayWriter(self.folder / f"level-{index}.npy", grid, np.uint16))
@@ -178,12 +253,13 @@ class StoreWriter:
         for writer in self._writers:
             writer.finish()
         renames = {writer.path.name: writer.temporary.name for writer in self._writers}
+        self._manifest["checksums"] = {writer.path.name: writer.checksum for writer in self._writers}
         try:
             atomic.write_json(self.folder / "next.json", {**self._manifest, "renames": renames})
         except atomic.FileError as error:
             raise StoreError(str(error)) from error
         self._writers = []
-        _complete_renames(self.folder)
+        complete_renames(self.folder)
 
     def _abandon(self) -> None:
         for writer in self._writers:
@@ -196,33 +272,39 @@ class StoreWriter:
         )
 
 
-def open_store(folder: str | Path, *, digest: str | None = None) -> CodeStore:
-    """Open a code store.
+def open_store(folder: str | Path, *, digest: str | None = None, check: bool = True) -> CodeStore:
+    """Open a code store; nothing in the folder is changed.
 
     Args:
         folder: RUN/codes.
         digest: digest of the weights of the autoencoder that must have made the codes; None = any autoencoder.
+        check: read everything once and compare it with the checksums (`CodeStore.check`). Without it codes may be out of
+            range, so leave it out only where another process has just checked the same store.
 
     Raises:
         StoreError: the store is missing, incomplete, damaged, of a newer version, or of another autoencoder.
     """
     folder = Path(folder)
     try:
-        _complete_renames(folder)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if int(manifest["format"]) > FORMAT:
-            raise StoreError(
-                f"{folder} was written by a newer vqvae2 ({manifest['version']}, format {manifest['format']})"
-            )
-        store = CodeStore(folder, manifest)
+        pending = (folder / "next.json").exists()
+        if not pending and not (folder / "manifest.json").exists():
+            raise StoreError(f"no complete code store in {folder}: manifest.json is missing")
+        manifest = _read_manifest(folder / ("next.json" if pending else "manifest.json"))
+        files = {name: folder / name for name in manifest.files}
+        for name, temporary in manifest.renames.items():
+            if (folder / temporary).exists():  # otherwise it was renamed already
+                files[name] = folder / temporary
+        store = CodeStore(manifest, files)
+        if check:
+            store.check(files, manifest.checksums)
     except FileNotFoundError as error:
         raise StoreError(
             f"no complete code store in {folder}: {Path(str(error.filename)).name} is missing"
         ) from error
-    except StoreError:
-        raise
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise StoreError(f"the code store in {folder} is damaged: {' '.join(str(error).split())}") from error
+    except atomic.FileError as error:
+        raise StoreError(f"the code store in {folder} cannot be used: {error}") from error
+    except OSError as error:
+        raise StoreError(f"the code store in {folder} cannot be read: {atomic.reason(error)}") from error
     if digest is not None and store.digest != digest:
         raise StoreError(
             f"the codes in {folder} were made by another autoencoder: expected weights {digest}, found codes of {store.digest}"
@@ -230,30 +312,62 @@ def open_store(folder: str | Path, *, digest: str | None = None) -> CodeStore:
     return store
 
 
-def _complete_renames(folder: Path) -> None:
-    """Complete the renames of a finished store whose writer was stopped in between."""
-    try:
-        manifest = json.loads((folder / "next.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def complete_renames(folder: Path) -> None:
+    """Complete the renames of a finished store whose writer was stopped in between.
+
+    Only names of a code store's own files are touched, whatever next.json says.
+
+    Raises:
+        StoreError: next.json is damaged.
+        OSError: a file cannot be renamed.
+    """
+    pending = folder / "next.json"
+    if not pending.exists():
         return
-    renames = manifest.pop("renames")
-    for name, temporary in renames.items():
-        with suppress(FileNotFoundError):  # was renamed already
+    manifest = _read_manifest(pending)
+    for name, temporary in manifest.renames.items():
+        if (folder / temporary).exists():  # otherwise it was renamed already
             (folder / temporary).replace(folder / name)
     for old in folder.glob("level-*.npy"):
-        if old.name not in renames:
+        if old.name not in manifest.renames:
             old.unlink()
-    atomic.write_json(folder / "manifest.json", manifest)
-    (folder / "next.json").unlink()
+    try:
+        atomic.write_json(folder / "manifest.json", manifest.model_dump(exclude={"renames"}))
+    except atomic.FileError as error:
+        raise StoreError(str(error)) from error
+    pending.unlink()
 
 
-def _mapped(path: Path, shape: tuple[int, ...], dtype: Any) -> Any:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.shape != shape or array.dtype != np.dtype(dtype):
+def _read_manifest(path: Path) -> _Manifest:
+    """The manifest in manifest.json or next.json.
+
+    Raises:
+        StoreError: damaged, of a newer version, or with names that no store has.
+    """
+    try:
+        value = atomic.read_object(path)
+        version = value.get("format")
+        if type(version) is int and version > FORMAT:
+            raise StoreError(
+                f"{path.parent} was written by a newer vqvae2 ({value.get('version')}, format {version})"
+            )
+        manifest = _Manifest.of(value, path)
+    except atomic.FileError as error:
+        raise StoreError(f"the code store in {path.parent} is damaged: {error}") from error
+    pairs = manifest.renames.items()
+    own = all(
+        re.fullmatch(rf"\.{re.escape(name)}\.[0-9]{{1,20}}\.tmp", temporary) for name, temporary in pairs
+    )
+    expected = sorted(manifest.files) if path.name == "next.json" else []
+    if sorted(manifest.renames) != expected or not own:
         raise StoreError(
-            f"{path} is damaged: expected {np.dtype(dtype)} {list(shape)}, found {array.dtype} {list(array.shape)}"
+            f"the code store in {path.parent} is damaged: {path.name} names files that are not its own"
         )
-    return array
+    return manifest
+
+
+def _file_names(levels: int) -> list[str]:
+    return [*(f"level-{index}.npy" for index in range(levels)), "labels.npy", "split.npy"]
 
 
 def _version() -> str:

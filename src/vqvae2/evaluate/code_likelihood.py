@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from vqvae2.codes import Geometry
+from vqvae2.codes import Codes, Geometry
 from vqvae2.evaluate.metrics import MetricError
+from vqvae2.prior.hierarchy import HierarchicalPrior
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,19 @@ def likelihood(log_prob: Tensor, geometry: Geometry, image: tuple[int, int, int]
         bits / (height * width),
         bits / (channels * height * width),
     )
+
+
+@torch.no_grad()
+def log_prob_in_batches(prior: HierarchicalPrior, codes: Codes, labels: Tensor | None, batch: int) -> Tensor:
+    """`HierarchicalPrior.log_prob` of any number of images, none included, [B, L] on the CPU.
+
+    Args:
+        labels: [B], or None for "no label".
+        batch: images that are scored at a time.
+    """
+    device = next(prior.parameters()).device
+    scored = []
+    for start in range(0, len(codes), batch):
+        own = slice(start, start + batch)
+        scored.append(prior.log_prob(codes[own].to(device), None if labels is None else labels[own]).cpu())
+    return torch.cat(scored) if scored else torch.zeros(0, prior.geometry.levels)

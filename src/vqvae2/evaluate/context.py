@@ -52,7 +52,7 @@ _PART = 16 * BATCH  # images of which one process computes the features at a tim
 _LEAST = 6  # precision and recall need more images than the fifth neighbour
 _PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
 
-Need = Literal["run", "priors", "samples", "classes", "critic"]
+Need = Literal["run", "priors", "samples", "classes", "critic", "sets", "network"]
 
 
 class Context:
@@ -65,6 +65,7 @@ class Context:
         options: what is measured.
         cache: folder for features and decoded images, which the next evaluation reuses.
         reporter: shows the progress.
+        network: the feature network if it is read already; None reads the one that the options name.
         group: the processes that make samples, features and likelihoods together. While it has more than this one, all of them
             call the same methods in the same order.
 
@@ -81,9 +82,10 @@ class Context:
         options: EvaluateOptions,
         cache: Path,
         reporter: Reporter,
+        network: FeatureNetwork | None = None,
         group: Group | None = None,
     ) -> None:
-        self.group = group or Group()
+        self._given, self.group = network, group or Group()
         self.run, self.images, self.data, self.options = run, images, data, options
         self.cache, self.reporter = cache, reporter
         self.warnings: list[str] = []
@@ -103,6 +105,13 @@ class Context:
             return "it needs classes, of the data and of the samples"
         if need == "critic" and self.run and not RunFolder(self.run.folder).critic.exists():
             return f"no critic is fitted; `vqvae2 critic fit {self.run.folder} --data DATA` fits one"
+        try:
+            if need == "sets":
+                _ = self.n
+            if need == "network":
+                _ = self.network
+        except UserError as error:
+            return str(error)
         return None
 
     @property
@@ -229,7 +238,7 @@ class Context:
     @cached_property
     def network(self) -> FeatureNetwork:
         """The network whose features are compared."""
-        return feature_network(self.options.network, self.options.weights, self.device)
+        return self._given or feature_network(self.options.network, self.options.weights, self.device)
 
     def features(self, images: NamedImages) -> Features:
         """The features of a set, from the cache if they are there; otherwise the processes compute them together."""
@@ -330,6 +339,7 @@ class Context:
                 "fingerprint": images.fingerprint,
                 "training": len(images.train),
                 "held_out": len(images.heldout),
+                "classes": list(images.classes),
             },
             "size": self.data.size,
             "seed": self.options.seed,

@@ -17,11 +17,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from vqvae2.config.models import DataConfig
@@ -40,6 +41,7 @@ from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.parts import Parts, cut
 from vqvae2.files.progress import Reporter
+from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.processes import Group
 
@@ -50,6 +52,28 @@ RESNET = "resnet"
 
 class CriticError(UserError):
     """A critic that cannot be fitted to these images, or that is damaged."""
+
+
+class _Backbone(Record):
+    """The network of a critic."""
+
+    name: str
+    digest: str
+    weights: str | None = None
+
+
+class CriticRecord(Record):
+    """The content of critic.json. The file of the model is beside it, whatever the name says."""
+
+    kind: Literal["probe", "model"]
+    file: Annotated[str, Field(pattern=r"^model(\.[A-Za-z0-9]{1,20})?$")]
+    digest: str
+    network: _Backbone
+    classes: Annotated[list[str], Field(min_length=1)]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    train: int | None = None
+    heldout: int = 0
+    fingerprint: str | None = None
 
 
 class Critic:
@@ -316,26 +340,42 @@ def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:
     """The critic of a run.
 
     Raises:
-        FileError: none is fitted, or it is damaged.
-        CriticError: its model is missing or was replaced.
+        FileError: its model is damaged.
+        CriticError: none is fitted, its record is damaged, or its model is missing or was replaced.
         FeatureError, ClassifierError: its feature network is missing or was replaced.
     """
-    record = atomic.read_json(critic_file(folder))
-    if not isinstance(record, dict) or not {"file", "digest", "kind"} <= record.keys():
-        raise CriticError(
-            f"{critic_file(folder)} is damaged; `vqvae2 critic fit {folder}` fits a critic again"
-        )
-    file = critic_file(folder).with_name(record["file"])
-    if not file.is_file() or _digest(file) != record["digest"]:
+    record = read_record(folder)
+    file = critic_file(folder).with_name(record.file)
+    if not file.is_file() or _digest(file) != record.digest:
         raise CriticError(
             f"{file} is missing or was replaced; `vqvae2 critic fit {folder}` fits a critic again"
         )
-    if record["kind"] == "model":
-        return Critic(_read(file, device), record)
-    about, probe = record["network"], load_classifier(file, device)
-    assert isinstance(probe, Probe)
-    network = feature_network(about["name"], Path(about["weights"]) if about["weights"] else None, device)
-    return Critic(ProbeClassifier(network, probe), record)
+    if record.kind == "model":
+        classifier = _read(file, device)
+    else:
+        probe, weights = load_classifier(file, device), record.network.weights
+        if not isinstance(probe, Probe):
+            raise CriticError(f"{file} holds no probe; `vqvae2 critic fit {folder}` fits a critic again")
+        network = feature_network(record.network.name, Path(weights) if weights else None, device)
+        classifier = ProbeClassifier(network, probe)
+    if classifier.classes != len(record.classes):
+        raise CriticError(
+            f"{file} is of {classifier.classes} classes, and its record of {len(record.classes)}; "
+            f"`vqvae2 critic fit {folder}` fits a critic again"
+        )
+    return Critic(classifier, record.model_dump())
+
+
+def read_record(folder: Path) -> CriticRecord:
+    """What critic.json of a run folder says.
+
+    Raises:
+        CriticError: it is missing or damaged.
+    """
+    try:
+        return CriticRecord.read(critic_file(folder))
+    except atomic.FileError as error:
+        raise CriticError(f"{error}; `vqvae2 critic fit {folder}` fits a critic again") from error
 
 
 def _read(file: Path, device: torch.device | str) -> ImageClassifier:

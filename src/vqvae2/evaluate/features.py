@@ -129,8 +129,10 @@ def cached(cache: Path, network: FeatureNetwork, key: str) -> Features | None:
     with suppress(FileError):
         tensors, metadata = tensor_file.load_tensors(cache)
         seconds = metadata.pop("seconds", 0.0)
-        if metadata == _about(network, key):
-            return Features(tensors["pooled"], tensors.get("logits"), seconds, cached=True)
+        pooled = tensors.get("pooled")
+        fits = metadata == _about(network, key) and isinstance(seconds, float | int)
+        if fits and pooled is not None and pooled.ndim == 2:
+            return Features(pooled, tensors.get("logits"), seconds, cached=True)
     return None
 
 

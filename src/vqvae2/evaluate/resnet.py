@@ -24,20 +24,22 @@ _GRID = 16  # the residual stages begin on a grid of at most 16 x 16 positions
 class ClassifierConfig(BaseModel):
     """The small ResNet of the classification accuracy score and its training (our decision)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: int = Field(
         32, ge=1, le=1024, description="channels of the first stage; each next has twice as many"
     )
     stages: int = Field(3, ge=1, le=6, description="residual stages, each on half the grid of the one before")
     blocks: int = Field(1, ge=1, le=32, description="residual blocks per stage")
-    steps: int = Field(2000, ge=10, description="optimiser steps")
-    batch: int = Field(128, ge=2, description="images per step")
-    lr: float = Field(4e-3, gt=0, description="peak learning rate of AdamW, one cycle")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")
+    steps: int = Field(2000, ge=10, le=10**9, description="optimiser steps")
+    batch: int = Field(128, ge=2, le=10**6, description="images per step")
+    lr: float = Field(4e-3, gt=0, le=1000, description="peak learning rate of AdamW, one cycle")
+    weight_decay: float = Field(0.05, ge=0, le=1000, description="AdamW weight decay")
     flip: bool = Field(True, description="mirror training images left to right half of the time")
     shift: int = Field(1, ge=0, le=64, description="move training images by up to this many px each way")
-    seed: int = Field(0, ge=0, description="seed of the weights, the order and the augmentation")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="seed of the weights, the order and the augmentation"
+    )
 
 
 class ResNet(nn.Module):

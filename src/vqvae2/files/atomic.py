@@ -1,13 +1,18 @@
-"""Writing files atomically, and reading and writing JSON.
+"""Writing files atomically, and reading and writing text and JSON.
 
-A file is written under a temporary name in the same folder, flushed to the disk and renamed. When the process is
-killed or the disk is full, the last complete file is therefore still there.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed, and then the folder is
+flushed too, so that the new name survives a loss of power. When the process is killed or the disk is full, the last
+complete file is therefore still there.
+
+What is read may come from a stranger. Every reader here takes bounded memory, and raises a `FileError` that names the
+file and the reason, whatever is in the file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +23,8 @@ from safetensors import SafetensorError
 from vqvae2.errors import UserError
 
 FORMAT = 1  # of run folders and weight files; a larger number was written by a newer version
+TEXT_LIMIT = 2**24
+"""Bytes of a text or JSON file that is read, at most, unless a reader says otherwise."""
 
 
 class FileError(UserError):
@@ -26,6 +33,8 @@ class FileError(UserError):
 
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it to `path`.
+
+    A link at `path` is replaced and not followed.
 
     Args:
         path: the file; its folder is created when missing.
@@ -47,6 +56,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -55,6 +65,16 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder to the disk, so that the names in it survive a loss of power; nothing where that is not possible."""
+    with suppress(OSError):  # Windows, and some network file systems
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -67,24 +87,102 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file (UTF-8), which is made when missing.
+
+    Raises:
+        FileError: the path is a link, which may lead to any file of the user, or no regular file.
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise FileError(f"cannot append to {path}: it is a link or no regular file; delete it")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def read_text(path: str | Path, limit: int = TEXT_LIMIT) -> str:
+    """The text in a regular file (UTF-8).
+
+    Args:
+        limit: the largest size that is read, in bytes.
+
+    Raises:
+        FileError: the file is missing, no regular file, larger, or no UTF-8.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise FileError(f"cannot read {path}: expected a regular file")
+            if about.st_size > limit:
+                raise FileError(
+                    f"cannot read {path}: expected at most {limit:,} bytes, found {about.st_size:,}"
+                )
+            text: bytes = file.read(limit)
+            return text.decode("utf-8")
+    except FileError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a null character
+        raise FileError(f"cannot read {path}: {reason(error)}") from error
+
+
+def read_json(path: str | Path, limit: int = TEXT_LIMIT) -> Any:
     """The value in a JSON file.
+
+    Args:
+        limit: see `read_text`.
 
     Raises:
         FileError: the file is missing or damaged.
     """
+    return parse_json(read_text(path, limit), path)
+
+
+def read_object(path: str | Path, limit: int = TEXT_LIMIT) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        limit: see `read_text`.
+
+    Raises:
+        FileError: the file is missing, damaged, or holds another value than an object.
+    """
+    value = read_json(path, limit)
+    if not isinstance(value, dict):
+        raise FileError(f"{path} is damaged: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def parse_json(text: str, source: str | Path) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        source: the file that the text is from, for the message.
+
+    Raises:
+        FileError: the text is no JSON, or nested too deeply.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"cannot read {path}: {reason(error)}") from error
+        return json.loads(text)
+    except RecursionError:
+        raise FileError(f"cannot read {source}: its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise FileError(f"cannot read {source}: {reason(error)}") from error
 
 
 def _plain_write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def reason(error: Exception) -> str:
-    """The message of an exception on one line; of an error of the operating system only its description."""
+def _without_waiting(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def reason(error: BaseException) -> str:
+    """The message of an exception on one line of at most 300 characters; of the operating system only its description."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else words[:297] + "..."

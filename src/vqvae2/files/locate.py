@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from vqvae2.files.run_folder import RunError, RunFolder
+from vqvae2.files.run_folder import RunError, RunFolder, run_path
 
 _HUB_FILES = [  # of a Hub repository that holds a run
     *("config.yaml", "autoencoder/*", "sharpen/*", "prior/*", "README.md"),
@@ -31,7 +31,7 @@ def find_run(name: str | Path) -> Path:
     Raises:
         RunError: nothing of that name.
     """
-    path = Path(name)
+    path = run_path(name)
     if RunFolder(path).exists():
         return path
     text = str(name)

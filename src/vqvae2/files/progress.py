@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vqvae2.errors import printable
+
 _LINE_SECONDS = 20.0  # time between plain lines when the output is no terminal
 
 
@@ -24,9 +26,9 @@ class Reporter:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """Print one line."""
+        """Print one line; control characters are shown as escapes."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text), markup=False)
 
     def track(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Tracker:
         """A context manager that shows the progress of a job.

@@ -29,6 +29,17 @@ class RunError(UserError):
     """A run folder that cannot be used as asked."""
 
 
+def run_path(folder: str | Path) -> Path:
+    """The path of a run folder.
+
+    Raises:
+        RunError: an empty text, which `Path` would take for the current folder.
+    """
+    if not str(folder):
+        raise RunError("expected a run folder, found an empty text")
+    return Path(folder)
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """The folder of one trained network: the autoencoder, the sharpened decoder, or the prior of one level.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
 from vqvae2.prior.draw import check_seed, exact, guided, probabilities, uniforms
@@ -121,7 +122,7 @@ def keep_coarse(autoencoder: VQVAE, image: Tensor, count: int) -> Kept:
         UserError: `count` is out of range.
         ConfigError: as `keep_outside`.
     """
-    levels = autoencoder.config.levels
+    levels, count = autoencoder.config.levels, whole(count, "the number of levels")
     if not 1 <= count < levels:
         expected = f"1..{levels - 1}" if levels > 1 else "a mask, as there is one level only"
         raise UserError(f"number of coarse levels to keep: expected {expected}, found {count}")
@@ -152,7 +153,8 @@ def complete(
     Raises:
         UserError: n, passes or seed out of range; several passes at temperature 0.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
+    n, passes = whole(n, "the number of completions"), whole(passes, "the number of passes")
     if n < 1 or passes < 1:
         raise UserError(
             f"expected at least 1 completion and at least 1 pass, found n = {n} and passes = {passes}"

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.numbers import real
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
 from vqvae2.generate.sample import Drawn, batches, draw_samples
@@ -281,6 +282,7 @@ def _best(scores: Tensor, labels: Tensor, quota: Tensor) -> Tensor:
 
 
 def _exact(fraction: float) -> Fraction:
-    if not 0 < fraction <= 1:
-        raise UserError(f"expected a fraction with 0 < fraction <= 1, found {fraction}")
-    return Fraction(str(float(fraction)))
+    share = real(fraction, "the fraction")
+    if not 0 < share <= 1:
+        raise UserError(f"expected a fraction with 0 < fraction <= 1, found {share}")
+    return Fraction(str(share))

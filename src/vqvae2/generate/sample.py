@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
+from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
 from vqvae2.prior.captured import StepGraphs
@@ -83,6 +84,7 @@ def sample_labels(
     Raises:
         UserError: n is below 1, no label in the list, or no such class.
     """
+    n = whole(n, "the number of samples")
     if n < 1:
         raise UserError(f"expected at least 1 sample, found n = {n}")
     if labels is None:
@@ -123,7 +125,7 @@ def draw_samples(
     Raises:
         UserError: the seed or a setting is out of range.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     graphs = StepGraphs()  # so that a GPU records each level once and not once for each batch
     for numbers in batches([range(n)], sampling.batch) if ranges is None else ranges:
         classes = None if labels is None else torch.tensor([labels[i] for i in numbers])

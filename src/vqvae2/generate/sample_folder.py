@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +35,8 @@ from vqvae2.config.overrides import differences
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.pixels import to_float, to_pil, to_uint8
 from vqvae2.errors import UserError
-from vqvae2.files.atomic import FileError, read_json, write_atomic, write_json
+from vqvae2.files import arrays
+from vqvae2.files.atomic import FileError, read_object, read_text, write_atomic, write_json
 from vqvae2.files.output import make_folder
 from vqvae2.files.progress import Tracker
 from vqvae2.generate.reject import Chosen, Scored
@@ -48,6 +47,7 @@ Form = Literal["png", "npz", "none"]
 
 _SHOWN = 256  # samples in grid.png, at most
 _BATCH = re.compile(r"codes-(\d+)-(\d+)\.npz")  # the first and the last number of a batch
+_LIST_LIMIT = 2**28  # bytes of samples.json that are read, at most
 _PATTERN, _GRID, _ABOUT, _LIST = "codes-*.npz", "grid.png", "sampling.json", "samples.json"
 
 
@@ -59,9 +59,9 @@ def _opened(file: Path) -> Iterator[Any]:
         FileError: it is damaged.
     """
     try:
-        with file.open("rb") as binary, np.load(binary) as arrays:
-            yield arrays
-    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        with arrays.open_members(file) as members:
+            yield members
+    except (IndexError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise FileError(
             f"{file} is damaged ({type(error).__name__}): delete it, and the same command draws its samples again"
         ) from error
@@ -111,13 +111,9 @@ class SampleFolder:
         if self.form == "png":
             for number, image in zip(part.numbers, to_pil(part.images), strict=True):
                 save_picture(image, self.path / f"{number:05d}.png")
-        arrays = self._arrays(part)
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-
-        write_atomic(self.path / f"codes-{part.numbers[0]:05d}-{part.numbers[-1]:05d}.npz", write)
+        own = self._arrays(part)
+        file = self.path / f"codes-{part.numbers[0]:05d}-{part.numbers[-1]:05d}.npz"
+        write_atomic(file, lambda temporary: arrays.write_members(temporary, own))
 
     def scores(self, count: int) -> Tensor:
         """Scores of the samples 0 .. count - 1, float64 [count]; all are there."""
@@ -126,8 +122,8 @@ class SampleFolder:
     def codes(self, numbers: Sequence[int]) -> Codes:
         """Codes of these samples, which are there, in the order of `numbers`."""
         (_, file), *_ = self._batches()
-        with _opened(file) as arrays:
-            names = sorted(name for name in arrays if name.startswith("level_"))
+        with _opened(file) as members:
+            names = sorted(name for name in members if name.startswith("level_"))
         levels = (self.read(name, numbers).astype(np.int64) for name in names)
         return Codes(tuple(torch.from_numpy(level) for level in levels))
 
@@ -139,8 +135,10 @@ class SampleFolder:
             own = np.flatnonzero((wanted >= stored.start) & (wanted < stored.stop))
             if len(own):
                 positions.append(own)
-                with _opened(file) as arrays:
-                    rows.append(arrays[name][wanted[own] - stored.start])
+                with _opened(file) as members:
+                    rows.append(members[name][wanted[own] - stored.start])
+                    if rows[-1].shape[1:] != rows[0].shape[1:]:
+                        raise ValueError("arrays of another shape")
         return np.concatenate(rows)[np.concatenate(positions).argsort()]
 
     def finish(self, n: int, labels: Sequence[int] | None, classes: Sequence[str]) -> dict[str, Any]:
@@ -160,18 +158,18 @@ class SampleFolder:
         return result
 
     def _arrays(self, part: Drawn) -> dict[str, NDArray[Any]]:
-        arrays = {f"level_{i}": level.cpu().numpy() for i, level in enumerate(part.codes.levels)}
-        arrays = {k: v.astype(np.uint16 if v.max() < 2**16 else np.int64) for k, v in arrays.items()}
-        arrays["numbers"] = np.array(part.numbers)
+        own = {f"level_{i}": level.cpu().numpy() for i, level in enumerate(part.codes.levels)}
+        own = {k: v.astype(np.uint16 if v.max() < 2**16 else np.int64) for k, v in own.items()}
+        own["numbers"] = np.array(part.numbers)
         if part.labels is not None:
-            arrays["labels"] = part.labels.numpy()
+            own["labels"] = part.labels.numpy()
         if isinstance(part, Scored):
-            arrays["scores"] = part.scores.numpy()
+            own["scores"] = part.scores.numpy()
         if isinstance(part, Chosen):
-            arrays["candidates"] = part.candidates.numpy()
+            own["candidates"] = part.candidates.numpy()
         if self.form == "npz":
-            arrays["images"] = to_uint8(part.images).cpu().numpy()
-        return arrays
+            own["images"] = to_uint8(part.images).cpu().numpy()
+        return own
 
     def _entries(self, n: int, labels: Sequence[int] | None, classes: Sequence[str]) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
@@ -238,8 +236,10 @@ class StoredSamples:
         at, stop = start, min(stop, self.n)
         for numbers, file in self.batches:
             if at < stop and numbers.start <= at < numbers.stop:
-                with _opened(file) as arrays:
-                    own = arrays["images"][at - numbers.start : stop - numbers.start]
+                with _opened(file) as members:
+                    own = members["images"][at - numbers.start : stop - numbers.start]
+                    if own.ndim != 4 or own.dtype != np.uint8 or not len(own):
+                        raise ValueError("no images")
                 at += len(own)
                 yield to_float(torch.from_numpy(own))
 
@@ -257,9 +257,11 @@ def claim(folder: Path, about: dict[str, Any]) -> None:
     if not file.exists():
         write_json(file, about)
         return
-    stored = read_json(file)
+    stored = read_object(file)
     if "decoder" in about and "decoder" not in stored:  # of a former version, which had the plain one alone
-        stored["decoder"] = {"name": "plain", "digest": stored.get("model", {}).get("autoencoder")}
+        model = stored.get("model")
+        digest = model.get("autoencoder") if isinstance(model, dict) else None
+        stored["decoder"] = {"name": "plain", "digest": digest}
     if changed := differences(stored, json.loads(json.dumps(about))):
         raise UserError(
             f"{folder} holds samples that were drawn differently ({'; '.join(changed)}); use another --out"
@@ -284,10 +286,13 @@ def read_samples(folder: Path) -> StoredSamples:
     """
     batches: list[tuple[range, Path]] = []
     for file in sorted(folder.glob(_PATTERN)):
-        with _opened(file) as arrays:
-            numbers = arrays["numbers"]
-            if "images" in arrays and len(numbers):
-                batches.append((range(int(numbers[0]), int(numbers[-1]) + 1), file))
+        with _opened(file) as members:
+            numbers = members["numbers"]
+            if "images" in members and len(numbers):
+                first, last = int(numbers[0]), int(numbers[-1])
+                if first < 0 or last - first + 1 != len(numbers):
+                    raise ValueError("numbers that do not follow each other")
+                batches.append((range(first, last + 1), file))
     batches.sort(key=lambda item: item[0].start)
     n = 0
     for stored, _ in batches:
@@ -296,11 +301,11 @@ def read_samples(folder: Path) -> StoredSamples:
         raise UserError(f"no samples in {folder}: expected {_PATTERN} with the images in them")
     labels = torch.full((n,), -1)
     for stored, file in batches:
-        with _opened(file) as arrays:
-            if "labels" in arrays:
-                own = torch.from_numpy(arrays["labels"])[: max(0, n - stored.start)]
+        with _opened(file) as members:
+            if "labels" in members:
+                own = torch.from_numpy(members["labels"])[: max(0, n - stored.start)]
                 labels[stored.start : stored.start + len(own)] = own
-    about = (folder / _ABOUT).read_text(encoding="utf-8")
+    about = read_text(folder / _ABOUT)
     return StoredSamples(n, labels if bool((labels >= 0).all()) else None, about, tuple(batches))
 
 
@@ -319,4 +324,7 @@ def listed_classes(folder: Path) -> dict[str, str]:
     file = folder / _LIST
     if not file.is_file():
         return {}
-    return {str(entry["file"]): str(entry.get("class", "")) for entry in read_json(file).get("samples", [])}
+    entries = read_object(file, _LIST_LIMIT).get("samples", [])
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "file" in e for e in entries):
+        raise FileError(f"{file} is damaged: expected an entry with a file for each sample")
+    return {str(entry["file"]): str(entry.get("class", "")) for entry in entries}

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2.config.numbers import Whole, whole
 from vqvae2.errors import UserError
 
 
-def check_seed(seed: int) -> int:
-    """`seed` if it is 0 .. 2^63 - 1, else a ValueError."""
-    if not 0 <= seed < 2**63:
-        raise UserError(f"expected a seed between 0 and 2^63 - 1, found {seed}")
-    return seed
+def check_seed(seed: Whole) -> int:
+    """`seed`, an integer of any library, if it is 0 .. 2^63 - 1, else a ValueError."""
+    number = whole(seed, "the seed")
+    if not 0 <= number < 2**63:
+        raise UserError(f"expected a seed between 0 and 2^63 - 1, found {number}")
+    return number
 
 
 def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Tensor:
     """[B, positions] float64 in [0, 1): row b is the stream of image number images[b]."""
-    low, high = (
-        check_seed(seed) % 2**32,
-        seed >> 32,
-    )  # each in a fixed position, or streams of two seeds could coincide
+    seed = check_seed(seed)
+    low, high = seed % 2**32, seed >> 32  # each in a fixed position, or streams of two seeds could coincide
     rows = [
         np.random.Generator(np.random.Philox(np.random.SeedSequence((low, i, level, high)))).random(positions)
         for i in images

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import PriorConfig
+from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.errors import UserError
 from vqvae2.prior.captured import StepGraphs
@@ -115,7 +116,8 @@ class HierarchicalPrior(nn.Module):
             ValueError: an argument out of range.
             CodesError: `given` does not fit the geometry or the number of images.
         """
-        images = list(range(n)) if isinstance(n, int) else list(n)
+        single = not getattr(n, "ndim", 0) and not isinstance(n, Sequence)
+        images = list(range(whole(n, "n"))) if single else [whole(i, "an image") for i in n]  # type: ignore[union-attr]
         if not images or min(images) < 0:
             raise UserError(f"expected at least one image to sample, found n = {n}")
         known = self.check_labels(labels, len(images))

@@ -254,3 +254,9 @@ def host_total(values: list[Tensor], figures: int, accelerator: Accelerator) -> 
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device), "sum").cpu().numpy()
     return sums.tolist()
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")

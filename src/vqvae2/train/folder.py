@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from pydantic import Field
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Geometry
@@ -21,6 +22,7 @@ from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
@@ -30,6 +32,18 @@ _FREE = re.compile(  # settings that may change at any time
 )
 
 
+class _RunRecord(Record):
+    """What `run` in config.yaml may hold; all of it is text but the format and the names of the classes."""
+
+    version: str = ""
+    format: int = 0
+    command: str = ""
+    source: str | None = None
+    fingerprint: str | None = None
+    imported: str | None = None
+    classes: list[str] = Field(default_factory=list)
+
+
 def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:
     """Check the settings against what RUN already holds, and write RUN/config.yaml.
 
@@ -37,6 +51,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         RunError: see `train`.
     """
     file = RunFolder(folder).config
+    refuse_links(folder, config)
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -71,6 +86,25 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
     return config
 
 
+def refuse_links(folder: Path, config: Config) -> None:
+    """Check that no folder into which a training writes is a link that leads out of the run folder.
+
+    Raises:
+        RunError: one is; a run folder of a stranger could make a training write anywhere.
+    """
+    paths, levels = RunFolder(folder), config.autoencoder.levels
+    stages = paths.networks(levels).values()
+    written = [paths.data, paths.codes, paths.prior(0).path.parent, *(stage.path for stage in stages)]
+    written += [place for stage in stages for place in (stage.pictures, stage.checkpoints)]
+    root = folder.resolve()
+    for place in written:
+        if place.is_symlink() and not place.resolve().is_relative_to(root):
+            raise RunError(
+                f"{place} is a link to {place.resolve()}, outside of the run folder, so nothing is written there; "
+                f"use a real folder, or move the whole run"
+            )
+
+
 def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
     """Write RUN/config.yaml if its content would change: the record under `run`, then the settings."""
     file = RunFolder(folder).config
@@ -91,14 +125,23 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
         raise RunError(f"{folder} is no run folder: it has no config.yaml")
     value = read_yaml(file)
     record = value.pop("run", {})
-    if not isinstance(record, dict) or not isinstance(record.get("format", 0), int):
+    if not isinstance(record, dict):
         raise ConfigError(f"{file} is damaged: it has no record of the run")
+    try:
+        _RunRecord.of(record, file)
+    except atomic.FileError as error:
+        raise ConfigError(str(error)) from None
     if record.get("format", 0) > atomic.FORMAT:
         raise RunError(
             f"{folder} was made by vqvae2 {record.get('version')} (format {record['format']}); "
             f"this is {metadata.version('vqvae2')} (format {atomic.FORMAT}): please upgrade"
         )
-    return record, parse(value)
+    config = parse(value)
+    if "classes" in record and len(record["classes"]) != config.prior.classes:
+        raise ConfigError(
+            f"{file} is damaged: expected the names of {config.prior.classes} classes, found {len(record['classes'])}"
+        )
+    return record, config
 
 
 def model_file(folder: Path, level: int | None = None) -> Path:
@@ -168,9 +211,7 @@ def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -
     Raises:
         FileError: not trained yet, or damaged.
     """
-    tensors, _ = tensor_file.load_tensors(model_file(folder))
-    model = VQVAE(config.autoencoder)
-    tensor_file.load_weights(model, tensors, model_file(folder))
+    model, tensors, _ = tensor_file.load_network(lambda: VQVAE(config.autoencoder), model_file(folder))
     return model.to(device).eval(), tensor_file.digest(tensors)
 
 
@@ -185,27 +226,94 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
     """
     file = sharp_file(folder)
     model, digest = load_autoencoder(folder, config, device)
-    tensors, meta = tensor_file.load_tensors(file)
-    if meta.get("autoencoder") != digest:
-        raise atomic.FileError(f"{file} belongs to another autoencoder than {model_file(folder)}")
+    check_origin(file, digest, required=True)
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    tensor_file.compare_shapes(own, own | tensor_file.read_header(file).shapes, file)
+    tensors, _ = tensor_file.load_tensors(file)
     tensor_file.load_weights(model, {**model.state_dict(), **tensors}, file)
     return model
 
 
+def stored_figures(file: Path) -> dict[str, float]:
+    """The held-out figures that a file of weights names.
+
+    Raises:
+        FileError: missing or damaged.
+    """
+    figures = tensor_file.load_tensors(file)[1].get("figures", {})
+    if not isinstance(figures, dict):
+        raise atomic.FileError(f"{file} is damaged: its figures are no JSON object")
+    return {name: value for name, value in figures.items() if type(value) in (int, float)}
+
+
+def check_origin(file: Path, digest: str, required: bool = False) -> None:
+    """Check that what a file holds was derived from the run's autoencoder.
+
+    Args:
+        file: weights, or the state of a training; their metadata name the autoencoder's digest as `autoencoder`.
+        digest: of the weights of the run's autoencoder.
+        required: refuse a file that names none. Priors of former versions named none.
+
+    Raises:
+        FileError: it was derived from another one, or is damaged.
+    """
+    found = tensor_file.read_header(file).metadata.get("autoencoder")
+    if found != digest and (required or found is not None):
+        part = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+        raise atomic.FileError(
+            f"{file} belongs to another autoencoder than the one in this run; delete {part}, and `vqvae2 train` makes it anew"
+        )
+
+
+def check_derived(folder: Path, config: Config) -> None:
+    """Check that what is trained of a run was derived from its autoencoder, finished or not.
+
+    Raises:
+        FileError: it was derived from another one, or the autoencoder is gone and will be trained anew.
+    """
+    paths = RunFolder(folder)
+    digest = None
+    if paths.autoencoder.done():
+        digest = tensor_file.digest(tensor_file.load_tensors(paths.autoencoder.model)[0])
+    for name, stage in paths.networks(config.autoencoder.levels).items():
+        files = [] if name == "autoencoder" else [stage.model, stage.checkpoint]
+        for file in filter(Path.exists, files):
+            if digest is None:
+                raise atomic.FileError(
+                    f"{file} was derived from an autoencoder that {folder} no longer holds; delete {stage.path}, or restore "
+                    f"{paths.autoencoder.model}"
+                )
+            check_origin(file, digest)
+
+
 def load_prior(
-    folder: Path, config: Config, device: torch.device | str, levels: int | None = None
+    folder: Path,
+    config: Config,
+    device: torch.device | str,
+    levels: int | None = None,
+    autoencoder: str | None = None,
 ) -> HierarchicalPrior:
     """The trained priors of a run in eval mode, of its coarsest `levels` levels (None: all).
 
+    Args:
+        autoencoder: the digest of the run's autoencoder, if the priors are used with it; None does not compare.
+
     Raises:
-        FileError: not trained yet, or damaged.
+        FileError: not trained yet, damaged, or trained on the codes of another autoencoder.
     """
     count = config.autoencoder.levels if levels is None else levels
     whole = config.geometry
     geometry = Geometry(whole.grids[:count], whole.vocabulary[:count])
-    prior = HierarchicalPrior(
-        config.prior.model_copy(update={"levels": config.prior.levels[:count]}), geometry
-    )
+    settings = config.prior.model_copy(update={"levels": config.prior.levels[:count]})
+    with torch.device("meta"):
+        prior = HierarchicalPrior(settings, geometry)
+    for level in range(count):
+        file = model_file(folder, level)
+        if autoencoder is not None:
+            check_origin(file, autoencoder)
+        own = {name: tuple(value.shape) for name, value in prior.level(level).state_dict().items()}
+        tensor_file.compare_shapes(own, tensor_file.read_header(file).shapes, file)
+    prior = HierarchicalPrior(settings, geometry)
     for level in range(count):
         tensors, _ = tensor_file.load_tensors(model_file(folder, level))
         tensor_file.load_weights(prior.level(level), tensors, model_file(folder, level))

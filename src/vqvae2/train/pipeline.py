@@ -7,6 +7,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,13 +25,14 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.store import CodeStore, StoreError, open_store
+from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunFolder, StageFolder
+from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
+    check_derived,
     claim,
     finished,
     load_autoencoder,
@@ -39,13 +41,17 @@ from vqvae2.train.folder import (
     samples_file,
     sharp_autoencoder,
     sharp_file,
+    stored_figures,
     with_classes,
 )
-from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
+from vqvae2.train.loop import Objective, Outcome, TrainingError, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective
 from vqvae2.train.sharded import whole
 from vqvae2.train.sharpen import SharpenObjective
 
+_WORSE = (
+    1.0  # bits per code by which a prior may be worse than guessing; with few steps some are a little worse
+)
 _COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
 
 
@@ -73,15 +79,17 @@ def train(
         DataError: the images cannot be read, or are too few.
         PerceptualError: the weights of the perceptual distance cannot be read.
         TrainingError: a training cannot go on, for example because the loss is not finite.
-        FileError, StoreError: a file of the run is damaged or cannot be written.
+        FileError, StoreError: a file of the run is damaged, cannot be written, or was derived from another autoencoder than
+            the run's.
         Interrupted: Ctrl-C was pressed; the state is saved.
     """
-    folder = Path(folder)
+    folder = run_path(folder)
     accelerator = make_accelerator(config.precision)
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
     config = claim(folder, data, config, command, accelerator)
+    check_derived(folder, config)
     if finished(folder, config):
         reporter.say(f"{folder}: all is done; nothing to train")
         return
@@ -101,12 +109,7 @@ def train(
     finally:
         images.close()
     _health(store, reporter)
-    for level in range(config.autoencoder.levels):
-        if not model_file(folder, level).exists():
-            _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
-        if accelerator.is_main_process and not samples_file(folder, level).exists():
-            _draw_level(folder, config, autoencoder, level)
-        accelerator.wait_for_everyone()
+    _priors(folder, config, store, autoencoder, accelerator, reporter)
     _say_sharpened(folder, reporter)
 
 
@@ -171,6 +174,7 @@ def _sharpen(
     settings = config.sharpen
     plain, _ = load_autoencoder(folder, config, accelerator.device)  # its own copy, which it freezes
     objective = SharpenObjective(config, images, plain, distance)
+    objective.autoencoder = digest
     _fit(
         objective,
         settings,
@@ -187,9 +191,9 @@ def _say_sharpened(folder: Path, reporter: Reporter) -> None:
     """If the run has a sharpened decoder, say what it has changed and how to use the other one."""
     if not sharp_file(folder).exists():
         return
-    figures = tensor_file.load_tensors(sharp_file(folder))[1]["figures"]
+    figures = stored_figures(sharp_file(folder))
     psnr, sharpness = (
-        f"{figures[f'heldout_{name}_plain']:.4g} -> {figures[f'heldout_{name}']:.4g}"
+        f"{figures.get(f'heldout_{name}_plain', math.nan):.4g} -> {figures.get(f'heldout_{name}', math.nan):.4g}"
         for name in ("psnr", "sharpness")
     )
     reporter.say(
@@ -198,7 +202,7 @@ def _say_sharpened(folder: Path, reporter: Reporter) -> None:
     )
 
 
-def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) -> None:
+def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, level: int) -> None:
     """Draw prior/level-L/samples.png: samples of the levels trained so far; finer levels are set to their mean code.
 
     With all levels trained, the sharpened decoder is used if there is one.
@@ -207,7 +211,7 @@ def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, level: int) ->
     if level == config.autoencoder.levels - 1 and sharp_file(folder).exists():
         autoencoder = sharp_autoencoder(folder, config, device)
     count, classes = 64, config.prior.classes
-    prior = load_prior(folder, config, device, level + 1)
+    prior = load_prior(folder, config, device, level + 1, digest)
     labels = torch.arange(count) % classes if classes else None
     drawn = prior.sample(count, labels, config.sampling.coarsest(level + 1), seed=config.seed)
     finer = config.geometry.grids[level + 1 :]
@@ -226,11 +230,10 @@ def _codes(
     reporter: Reporter,
 ) -> CodeStore:
     place = RunFolder(folder).codes
-    with accelerator.main_process_first():  # which may have to finish the renames of a store
-        try:
-            found = len(open_store(place, digest=digest)) == image_count(images, config)
-        except StoreError:
-            found = False
+    with (
+        accelerator.main_process_first()
+    ):  # the main process finishes renames, and checks the content for all
+        found = _fits(place, config, images, digest, accelerator.is_main_process)
     if not found:
         if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
             reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
@@ -240,7 +243,23 @@ def _codes(
             parts_folder(place), ignore_errors=True
         )  # of an extraction that was killed at its very end
     accelerator.wait_for_everyone()
-    return open_store(place, digest=digest)
+    return open_store(place, digest=digest, check=False)
+
+
+def _fits(place: Path, config: Config, images: ImageSet, digest: str, main: bool) -> bool:
+    """Whether the code store holds the codes of these images by this autoencoder, undamaged."""
+    try:
+        if main:
+            complete_renames(place)
+        store = open_store(place, digest=digest, check=main)
+    except (StoreError, OSError):
+        return False
+    return (
+        len(store) == image_count(images, config)
+        and store.geometry == config.geometry
+        and store.fingerprint == images.fingerprint
+        and store.classes == tuple(images.classes)
+    )
 
 
 def _health(store: CodeStore, reporter: Reporter) -> None:
@@ -252,6 +271,23 @@ def _health(store: CodeStore, reporter: Reporter) -> None:
                 f"(perplexity {usage.perplexity:.1f}). Its prior will have little to learn and samples will be poor. "
                 f"Try fewer codes (--set autoencoder.codes=...), a larger stride for the finer level, or more training."
             )
+
+
+def _priors(
+    folder: Path,
+    config: Config,
+    store: CodeStore,
+    autoencoder: VQVAE,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> None:
+    """Stage 2 of every level, and samples of the levels so far after each."""
+    for level in range(config.autoencoder.levels):
+        if not model_file(folder, level).exists():
+            _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
+        if accelerator.is_main_process and not samples_file(folder, level).exists():
+            _draw_level(folder, config, autoencoder, store.digest, level)
+        accelerator.wait_for_everyone()
 
 
 def _stage2(
@@ -267,7 +303,19 @@ def _stage2(
     codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
     part = RunFolder(folder).prior(level)
-    _fit(objective, settings, part, accelerator, reporter, config, config.seed + 1 + level)
+    if accelerator.is_main_process:  # samples of these levels are of an earlier prior
+        for later in range(level, config.autoencoder.levels):
+            samples_file(folder, later).unlink(missing_ok=True)
+    _fit(
+        objective,
+        settings,
+        part,
+        accelerator,
+        reporter,
+        config,
+        config.seed + 1 + level,
+        lambda: (objective.model.state_dict(), {"autoencoder": store.digest}),
+    )
 
 
 def _fit(
@@ -286,9 +334,10 @@ def _fit(
         result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
     """
     outcome = fit(objective, settings, part.path, accelerator, reporter, seed, config)
+    _check_learnt(objective.name, outcome.figures, part)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
-    if result:
+    if objective.name == "sharpen":
         kept = f"the averaged weights of step {outcome.best_step} are kept"
     reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
     weights = whole(objective.model)
@@ -300,6 +349,20 @@ def _fit(
         shutil.rmtree(part.checkpoints, ignore_errors=True)
     accelerator.wait_for_everyone()
     return outcome
+
+
+def _check_learnt(name: str, figures: dict[str, Any], part: StageFolder) -> None:
+    """Refuse a prior that is worse than no prior; nothing of it is kept as a result.
+
+    Raises:
+        TrainingError: its bits per code exceed those of guessing all codes alike by more than one.
+    """
+    bits, uniform = figures.get("heldout_bits", 0.0), figures.get("uniform_bits", 0.0)
+    if bits > uniform + _WORSE:
+        raise TrainingError(
+            f"{name}: it ended at {bits:.4g} bits per code of held-out images, and guessing all codes alike takes {uniform:.4g}, "
+            f"so it has learnt nothing that holds; delete {part.path}, and train with a smaller learning rate or more warm-up"
+        )
 
 
 def _figures(figures: dict[str, Any]) -> str:

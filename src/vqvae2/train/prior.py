@@ -51,6 +51,7 @@ class PriorObjective:
         self.config, self.store, self.level = config, store, level
         self.name = f"prior level {level}"
         self.settings = config.train_prior[level]
+        self.autoencoder = store.digest  # which made the codes; the state of the training names it
         self.classes = config.prior.classes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1 + level)

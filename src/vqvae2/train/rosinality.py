@@ -19,7 +19,6 @@ Shapes: D code dimension, K codes.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +32,10 @@ from vqvae2.config.models import AutoencoderConfig, Config, parse
 from vqvae2.config.presets import choose, preset
 from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.atomic import FileError
+from vqvae2.files.run_folder import RunFolder, run_path
+from vqvae2.files.tensor_file import plain_names
+from vqvae2.files.torch_file import plain_tensors, read_torch_file
 from vqvae2.train.folder import begun, model_file, read_run, write_config
 
 _WHAT = "stage-1 checkpoint of rosinality/vq-vae-2-pytorch"
@@ -55,7 +57,8 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
     The model file is written last, so an import that was interrupted can be repeated.
 
     Args:
-        path: the checkpoint, a state dict or a dictionary that contains one; with or without `module.` before the names.
+        path: the checkpoint, a state dict or a dictionary that contains one; with or without `module.`, `_orig_mod.` or
+            `model.` before the names.
         folder: RUN; created.
         size: height and width of the images in pixels, a multiple of 8.
         command: what the user typed, for the record.
@@ -70,7 +73,7 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
         RunError: RUN was made by a newer version.
         FileError: RUN cannot be written.
     """
-    folder = Path(folder)
+    folder = run_path(folder)
     tensors = read_state_dict(path)
     config = _config(path, tensors, size)
     weights = convert(path, tensors, config.autoencoder)
@@ -100,23 +103,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise RosinalityError(f"no checkpoint {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old formats; a real problem is an error
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise almost anything in the reader
-        named = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
-        if named is not None:
-            raise RosinalityError(
-                f"{path} holds more than tensors ({named[1]}); this could run code, so it is not opened: "
-                "save only the model's state_dict"
-            ) from None
-        raise RosinalityError(
-            f"{path} is damaged, or not written by torch.save ({type(error).__name__})"
-        ) from None
-    for candidate in _candidates(value):
-        names = {str(name).removeprefix("module."): tensor for name, tensor in candidate.items()}
-        if _FIRST in names:
-            return {name: _plain(path, name, tensor) for name, tensor in names.items()}
+        for candidate in _candidates(read_torch_file(path)):
+            names = plain_names({str(name): tensor for name, tensor in candidate.items()})
+            if _FIRST in names:
+                return plain_tensors(names, path)
+    except FileError as error:
+        raise RosinalityError(str(error)) from None
     raise RosinalityError(f"{path} is no {_WHAT}: it has no tensor {_FIRST}")
 
 
@@ -169,24 +161,6 @@ def _candidates(value: Any) -> Iterator[Mapping[Any, Any]]:
     inner = {name: item for name, item in value.items() if isinstance(item, Mapping)}
     for name in sorted(inner, key=lambda name: name not in ("model", "state_dict")):
         yield inner[name]
-
-
-def _plain(path: Path, name: str, value: Any) -> Tensor:
-    """A tensor as float32, dense, on the CPU.
-
-    Raises:
-        RosinalityError: it is no such tensor, or holds numbers that are not finite.
-    """
-    if (
-        not isinstance(value, Tensor)
-        or not value.is_floating_point()
-        or value.layout != torch.strided
-        or value.device.type != "cpu"
-    ):
-        raise RosinalityError(f"{path} is no {_WHAT}: {name} is no tensor of floating-point numbers")
-    if value.numel() and not value.detach().isfinite().all():
-        raise RosinalityError(f"{path}: {name} holds numbers that are not finite")
-    return value.detach().float()
 
 
 def _config(path: str | Path, tensors: Mapping[str, Tensor], size: int) -> Config:

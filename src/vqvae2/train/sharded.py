@@ -204,7 +204,10 @@ def load_shards(
                     here = pieces(shape[0], accelerator.num_processes)[accelerator.process_index]
                     first, last = max(there.start, here.start), min(there.stop, here.stop)
                     begin = first - there.start
-                    rows = opened.get_slice(key)[begin : begin + max(0, last - first)]
+                    stored = opened.get_slice(key)
+                    if stored.get_shape() != [len(there), *shape[1:]]:
+                        raise FileError(f"{file} does not fit the configuration: at {key}")
+                    rows = stored[begin : begin + max(0, last - first)]
                     found.setdefault(key, []).append(cast(Tensor, rows))
         except (OSError, KeyError, safetensors.SafetensorError) as error:
             raise FileError(f"{file} is damaged: {reason(error)}") from error

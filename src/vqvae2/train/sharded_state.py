@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqvae2.files import tensor_file
+from vqvae2.files.atomic import FileError, reason
 from vqvae2.train.sharded import (
     load_shards,
     own,
@@ -26,7 +27,7 @@ from vqvae2.train.sharded import (
     rows_of_state,
     save_shards,
 )
-from vqvae2.train.state import Outcome, State
+from vqvae2.train.state import Outcome, Saved, State
 from vqvae2.train.step import TrainingStep
 
 
@@ -60,35 +61,38 @@ class ShardedState(State):
                 "shards": folder,
                 "averaged": averaged,
             }
+            if (autoencoder := getattr(step.objective, "autoencoder", None)) is not None:
+                meta["autoencoder"] = autoencoder
             tensor_file.save_tensors(file, small, {**meta, "config": settings})
             remove_other_states(file.parent, folder)
 
     def load(self, file: Path, main: bool) -> None:
         """As `State.load`, of a state that any number of processes saved, sharded or one alone."""
         assert self.accelerator is not None
-        tensors, meta = tensor_file.load_tensors(file)
-        if "shards" in meta:
+        if holds_shards(file):
             load_sharded(self, file, main, self.accelerator)
             return
-        self.outcome = Outcome(**meta["outcome"])
-        names = [name for name, _ in self.step.network.named_parameters()]
-        rows: dict[str, Tensor] = {}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            if part == "optimizer":
-                index, _, moment = name.partition(".")
-                part, name = moment, names[int(index)]
-            elif part == "average":
-                name = name.removeprefix("module.")
-            rows[f"{part}.{name}"] = value
-        here = self.accelerator.process_index, self.accelerator.num_processes
-        cut = {
-            key: value[pieces(len(value), here[1])[here[0]].start : pieces(len(value), here[1])[here[0]].stop]
-            for key, value in rows.items()
-            if key.partition(".")[2] in names and value.ndim
-        }
-        self.best = restore(self.step, cut, self.outcome.step)
-        _small(self, tensors, meta, main, int(tensors.get("average.n_averaged", torch.tensor(0))))
+        tensors, meta = tensor_file.load_tensors(file)
+        record = Saved.of(meta, file)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        shapes = {name: weight.shape for name, weight in self.step.network.named_parameters()}
+        names, rows = list(shapes), {}
+        try:
+            for key, value in tensors.items():
+                part, _, name = key.partition(".")
+                if part == "optimizer":
+                    index, _, part = name.partition(".")
+                    name = names[int(index)]
+                elif part == "average":
+                    name = name.removeprefix("module.")
+                if value.ndim and value.shape == shapes.get(name):
+                    own_rows = pieces(len(value), world)[rank]
+                    rows[f"{part}.{name}"] = value[own_rows.start : own_rows.stop]
+            self.best = restore(self.step, rows, record.outcome.step)
+            averaged = tensors.get("average.n_averaged")
+            _small(self, tensors, record, main, 0 if averaged is None else int(averaged))
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise FileError(f"{file} is damaged, or of another model: {reason(error)}") from error
 
     def snapshot(self, model: nn.Module) -> dict[str, Tensor]:
         """This process's rows, in host memory."""
@@ -101,7 +105,7 @@ class ShardedState(State):
 
 def holds_shards(file: Path) -> bool:
     """Whether a state was saved in parts."""
-    return "shards" in tensor_file.load_tensors(file)[1]
+    return Saved.of(tensor_file.read_header(file).metadata, file).shards is not None
 
 
 def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator) -> None:
@@ -113,22 +117,26 @@ def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator)
         main: whether this is the main process, which takes the counts of all processes.
 
     Raises:
-        FileError: a file is missing or damaged.
+        FileError: a file is missing or damaged, or of a training on the codes of another autoencoder.
     """
     small, meta = tensor_file.load_tensors(file)
-    state.outcome = Outcome(**meta["outcome"])
+    record = Saved.of(meta, file)
+    if record.autoencoder not in (None, getattr(state.step.objective, "autoencoder", None)):
+        raise FileError(f"{file} belongs to a training with another autoencoder")
     shapes = {name: weight.shape for name, weight in state.step.network.named_parameters()}
-    folder = file.parent / Path(str(meta["shards"])).name  # inside, whatever the file says
+    folder = file.parent / Path(str(record.shards)).name  # inside, whatever the file says
     rows = load_shards(folder, shapes, accelerator)
-    state.best = restore(state.step, rows, state.outcome.step)
-    _small(state, small, meta, main, int(meta.get("averaged", 0)))
+    try:
+        state.best = restore(state.step, rows, record.outcome.step)
+        _small(state, small, record, main, record.averaged)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise FileError(f"the state in {folder} is damaged: {reason(error)}") from error
 
 
-def _small(
-    state: State, tensors: Mapping[str, Tensor], meta: dict[str, Any], main: bool, averaged: int
-) -> None:
-    """What is not cut up: sums, counts, and how many weights are in the average."""
+def _small(state: State, tensors: Mapping[str, Tensor], record: Saved, main: bool, averaged: int) -> None:
+    """What is not cut up: how far it has come, sums, counts, and how many weights are in the average."""
     step: TrainingStep = state.step
+    state.outcome = Outcome(**record.outcome.model_dump())
     if step.average is not None:
         step.average.count = averaged
     for key, value in tensors.items():
@@ -137,4 +145,4 @@ def _small(
             step.sums[name] = value.to(step.bad.device, torch.float32)
         elif part == "counts" and main:
             state.counts[int(name)].copy_(value)
-    step.taken = int(meta.get("summed", 0))
+    step.taken = record.summed

@@ -154,6 +154,9 @@ class SharpenObjective:
         self, config: Config, images: ImageSet, plain: VQVAE, distance: nn.Module | None = None
     ) -> None:
         self.config, self.images = config, images
+        self.autoencoder: str | None = (
+            None  # digest of `plain`'s weights, which the state of the training names
+        )
         self.plain = plain.eval().requires_grad_(False)
         if distance is not None:
             distance = distance.to(next(plain.parameters()).device)

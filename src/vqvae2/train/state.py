@@ -7,20 +7,40 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.records import Record
 from vqvae2.train.step import TrainingStep, WeightAverage
 
-_KERNELS = (
-    "lr",
-    "fused",
-    "foreach",
-    "capturable",
-)  # of the machine and the step, not of the training's state
+_LINE = 2**20  # bytes of a line of metrics, at most
+
+
+class _SavedOutcome(Record):
+    """An `Outcome` in a checkpoint."""
+
+    step: Annotated[int, Field(ge=0)]
+    best_step: Annotated[int, Field(ge=0)]
+    best_score: float
+    stale: Annotated[int, Field(ge=0)]
+    seconds: float
+    figures: dict[str, Any]
+
+
+class Saved(Record):
+    """The metadata of a checkpoint."""
+
+    outcome: _SavedOutcome
+    summed: Annotated[int, Field(ge=0)] = 0
+    shards: str | None = None  # the folder beside it in which the processes have written their parts
+    averaged: Annotated[int, Field(ge=0)] = 0  # weights in the average of such a state
+    autoencoder: str | None = (
+        None  # digest of the autoencoder whose codes are learnt, or whose decoder is sharpened
+    )
 
 
 @dataclass
@@ -71,9 +91,7 @@ class State:
             settings: of the training, for the record.
         """
         step = self.step
-        optimizer, groups = tensor_file.pack_optimizer(step.optimizer)
-        for group in groups["param_groups"]:
-            group["lr"] = float(group["lr"])
+        optimizer, _ = tensor_file.pack_optimizer(step.optimizer)
         tensors = {f"model.{k}": v for k, v in step.network.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
@@ -81,7 +99,9 @@ class State:
             tensors |= {f"average.{k}": v for k, v in step.average.state_dict().items()}
         tensors |= {f"sums.{k}": v for k, v in sums.items()}
         tensors |= {f"counts.{k}": v for k, v in enumerate(counts)}
-        meta = {"outcome": vars(self.outcome), "summed": step.taken, "groups": groups, "config": settings}
+        meta = {"outcome": vars(self.outcome), "summed": step.taken, "config": settings}
+        if (autoencoder := getattr(step.objective, "autoencoder", None)) is not None:
+            meta["autoencoder"] = autoencoder
         tensor_file.save_tensors(file, tensors, meta)
 
     def snapshot(self, model: nn.Module) -> dict[str, Tensor]:
@@ -100,53 +120,95 @@ class State:
             main: whether this is the main process, which takes the counts of all processes.
 
         Raises:
-            FileError: damaged, or of another model.
+            FileError: damaged, of another model, or of a training on the codes of another autoencoder. The message says
+                what deleting the file leads to.
         """
         step = self.step
-        tensors, meta = tensor_file.load_tensors(file)
-        self.outcome = Outcome(**meta["outcome"])
+        try:
+            header = tensor_file.read_header(file)
+            self._check_shapes(header, file)
+            tensors, meta = tensor_file.load_tensors(file)
+            record = Saved.of(meta, file)
+            origin = getattr(step.objective, "autoencoder", None)
+            if record.autoencoder not in (None, origin):
+                raise atomic.FileError(f"{file} belongs to a training with another autoencoder")
+            self._load(file, tensors, record, main)
+        except atomic.FileError as error:
+            raise atomic.FileError(
+                f"{error}; no earlier state is kept: delete it, and the same command trains this stage again from step 0"
+            ) from error
+
+    def _check_shapes(self, header: tensor_file.TensorHeader, file: Path) -> None:
+        """Compare the shapes in the file with those of the networks, before tensors are read."""
+        own = {name: tuple(value.shape) for name, value in self.step.network.state_dict().items()}
+        for prefix in ("model.", "best.", "average.module."):
+            found = {k.removeprefix(prefix): v for k, v in header.shapes.items() if k.startswith(prefix)}
+            if found or prefix == "model.":
+                tensor_file.compare_shapes(own, found, file)
+
+    def _load(self, file: Path, tensors: dict[str, Tensor], record: Saved, main: bool) -> None:
+        step = self.step
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         tensor_file.load_weights(step.network, part("model."), file)
-        groups = meta["groups"]["param_groups"]
-        for saved, ours in zip(groups, step.optimizer.param_groups, strict=True):
-            saved |= {name: ours[name] for name in _KERNELS}
-        tensor_file.unpack_optimizer(step.optimizer, part("optimizer."), {"param_groups": groups})
-        if step.average is not None:
-            average = part("average.")
-            step.average.count = int(average.pop("n_averaged"))
-            weights = {name.removeprefix("module."): value for name, value in average.items()}
-            tensor_file.load_weights(step.average.module, weights, file)
+        try:
+            self._load_optimizer(part("optimizer."))
+            if step.average is not None:
+                average = part("average.")
+                step.average.count = int(average.pop("n_averaged"))
+                weights = {name.removeprefix("module."): value for name, value in average.items()}
+                tensor_file.load_weights(step.average.module, weights, file)
+            step.sums = {k: v.to(step.bad.device, torch.float32) for k, v in part("sums.").items()}
+            if main:
+                for index, count in part("counts.").items():
+                    self.counts[int(index)].copy_(count)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            if isinstance(error, atomic.FileError):
+                raise
+            raise atomic.FileError(f"{file} is damaged: {atomic.reason(error)}") from error
         self.best = part("best.")
-        step.sums = {k: v.to(step.bad.device, torch.float32) for k, v in part("sums.").items()}
-        step.taken = int(meta.get("summed", 0))
-        if main:
-            for index, count in part("counts.").items():
-                self.counts[int(index)].copy_(count)
+        step.taken = record.summed
+        self.outcome = Outcome(**record.outcome.model_dump())
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the moments; the settings of the optimiser are those of this training, which may not have changed."""
+        optimizer = self.step.optimizer
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for name, value in tensors.items():
+            if value.ndim and value.shape != weights[int(name.partition(".")[0])].shape:
+                raise ValueError(f"the optimiser's {name} has the shape {list(value.shape)}")
+        tensor_file.unpack_optimizer(optimizer, tensors, optimizer.state_dict())
 
 
 def saved_step(file: Path) -> int:
     """After how many steps the state in this file was saved."""
-    return int(tensor_file.load_tensors(file)[1]["outcome"]["step"])
+    return Saved.of(tensor_file.read_header(file).metadata, file).outcome.step
 
 
 def write_metrics(path: Path, step: int, values: Mapping[str, Any]) -> None:
     """Append one line to a metrics.jsonl."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
+    atomic.append_text(path, json.dumps({"step": step, **values}) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut short is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+    """The lines of a metrics.jsonl, up to the first that is damaged or was cut short.
+
+    Each line is an object whose `step` is an integer.
+    """
+    lines: list[dict[str, Any]] = []
+    if not path.is_file():
+        return lines
+    with path.open("rb") as file:
+        while text := file.readline(_LINE):
+            try:
+                line = atomic.parse_json(text.decode("utf-8"), path)
+                if not isinstance(line, dict) or type(line.get("step")) is not int:
+                    break
+            except ValueError:  # no UTF-8, or no JSON
+                break
+            lines.append(line)
     return lines
 
 

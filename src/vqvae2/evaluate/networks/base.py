@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from vqvae2.data.pixels import to_uint8
 from vqvae2.evaluate.features import FeatureError
+from vqvae2.files.tensor_file import plain_names
+from vqvae2.files.torch_file import read_torch_file
 
 _AT_ONCE = 16  # images in one pass, whatever the batch, which bounds the memory
 
@@ -65,15 +67,15 @@ def resized(colours: Tensor, size: int) -> Tensor:
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a state dict of `torch.save`; nothing but tensors is unpickled.
 
+    Prefixes that wrappers put before all names are removed (`plain_names`).
+
     Raises:
         FeatureError: the file is missing, damaged, or holds something else.
     """
+    if not path.is_file():
+        raise FeatureError(f"no weights at {path}")
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FeatureError(f"no weights at {path}") from None
+        state = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except Exception as error:  # a damaged file, or one with more than tensors, raises many kinds of errors
         raise FeatureError(
             f"cannot read {path} as weights: expected safetensors or a state dict of torch.save, of tensors alone "
@@ -81,7 +83,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FeatureError(f"expected a state dict of tensors in {path}, found {type(state).__name__}")
-    return dict(state)
+    return plain_names({str(name): value for name, value in state.items()})
 
 
 def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -134,7 +134,7 @@ PART = Part(
     "critic",
     "The critic: fidelity against diversity",
     measure,
-    needs=("run", "priors", "critic"),
+    needs=("run", "priors", "critic", "sets", "network"),
     on_request=True,
     prepare=prepare,
 )

@@ -95,4 +95,10 @@ def measure(context: Context) -> PartResult:
     return result
 
 
-PART = Part("distances", "Distances from the training images", measure, prepare=Context.compare)
+PART = Part(
+    "distances",
+    "Distances from the training images",
+    measure,
+    needs=("sets", "network"),
+    prepare=Context.compare,
+)

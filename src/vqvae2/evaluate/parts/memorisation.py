@@ -95,4 +95,10 @@ def measure(context: Context) -> PartResult:
     )
 
 
-PART = Part("memorisation", "Nearest training images", measure, needs=("samples",), prepare=Context.compare)
+PART = Part(
+    "memorisation",
+    "Nearest training images",
+    measure,
+    needs=("samples", "sets", "network"),
+    prepare=Context.compare,
+)

@@ -43,21 +43,27 @@ def check_names(options: EvaluateOptions) -> None:
         raise UserError(f"no part {', '.join(unknown)}: expected some of {', '.join(names)}")
 
 
-def wanted_parts(context: Context) -> list[Part]:
-    """The parts that the options ask for; without any, all that can be measured and do not have to be asked for.
+def wanted_parts(context: Context) -> tuple[list[Part], dict[str, str]]:
+    """The parts that the options ask for, without any all that do not have to be asked for: those that can be measured, and
+    the reasons why others cannot, by name.
 
     Raises:
         UserError: a part was asked for that cannot be measured.
     """
-    options = context.options
-    asked = {*options.only, *(["critic"] if options.critic_fractions else [])}
-    wanted = []
+    asked, wanted, left_out = asked_parts(context.options), [], {}
     for part in PARTS:
-        if part.name not in asked and (options.only or part.on_request):
+        if part.name not in asked and (context.options.only or part.on_request):
             continue
         obstacle = part.obstacle(context)
         if obstacle is None:
             wanted.append(part)
         elif part.name in asked:
             raise UserError(f"cannot measure {part.name}: {obstacle}")
-    return wanted
+        else:
+            left_out[part.name] = obstacle
+    return wanted, left_out
+
+
+def asked_parts(options: EvaluateOptions) -> set[str]:
+    """Names of the parts that are asked for by name, or by an option of their own."""
+    return {*options.only, *(["critic"] if options.critic_fractions else [])}

@@ -65,4 +65,4 @@ def prepare(context: Context) -> None:
     context.compared  # noqa: B018 - makes them
 
 
-PART = Part("symmetry", "Left-right symmetry", measure, prepare=prepare)
+PART = Part("symmetry", "Left-right symmetry", measure, needs=("sets",), prepare=prepare)

@@ -166,6 +166,6 @@ PART = Part(
     "tuning",
     "Drawing settings chosen by measure",
     measure,
-    needs=("run", "priors", "samples"),
+    needs=("run", "priors", "samples", "network"),
     on_request=True,
 )

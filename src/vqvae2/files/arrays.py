@@ -1,0 +1,165 @@
+"""NumPy arrays in files that may come from a stranger: a .npy file that is mapped, and the members of an .npz file.
+
+NumPy's own reader evaluates the header as a Python literal, also opens archives, and takes as much memory as the
+header says. Here the header is compared with what is expected before anything is allocated, and whatever is wrong with
+a file is a `FileError` that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqvae2.files.atomic import FileError, flush_folder, reason
+
+_HEADER = 10_000  # characters of a header, at most; those that are written here have fewer than 200
+
+
+def map_array(path: Path, shape: tuple[int | None, ...], dtype: Any) -> NDArray[Any]:
+    """The array in a .npy file, mapped read-only and not yet read.
+
+    Args:
+        path: the file.
+        shape: of the array; None accepts any length of an axis.
+        dtype: of its elements.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it is damaged, or holds an array of another shape or type.
+    """
+    try:
+        with path.open("rb") as file:
+            found, kind = _header(file)
+            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # NumPy's reader of headers raises almost anything
+        raise FileError(f"{path} is damaged: {reason(error)}") from error
+    fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=False))
+    if not fits or kind != np.dtype(dtype):
+        expected = ["any" if length is None else length for length in shape]
+        raise FileError(
+            f"{path} is damaged: expected {np.dtype(dtype)} {expected}, found {kind} {list(found)}"
+        )
+    needed = offset + kind.itemsize * _product(found)
+    if size != needed:
+        raise FileError(f"{path} is damaged: expected {needed} bytes, found {size}")
+    if not _product(found):
+        return np.empty(found, kind)  # an empty range of a file cannot be mapped
+    try:
+        return np.memmap(path, kind, "r", offset, found)
+    except (OSError, ValueError, OverflowError) as error:
+        raise FileError(f"{path} cannot be read: {reason(error)}") from error
+
+
+class Members:
+    """The arrays in an .npz file that is open, each read when it is asked for; `in` and `for` give their names."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, size: int) -> None:
+        self._path, self._archive = path, archive
+        total = 0
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            total += member.file_size  # together they cannot be larger than the file
+            if member.compress_type != zipfile.ZIP_STORED or total > size:
+                raise FileError(f"{path} is damaged: the array {name!r} is not stored as it is")
+            self._members[name] = member
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """The array of this name.
+
+        Raises:
+            FileError: it is missing or damaged.
+        """
+        if name not in self._members:
+            raise FileError(f"{self._path} is damaged: it has no array {name!r}")
+        member = self._members[name]
+        try:
+            with self._archive.open(member) as opened:
+                return _read(opened, member.file_size)
+        except Exception as error:  # readers of archives and of headers raise almost anything
+            raise FileError(f"{self._path} is damaged: {name!r}: {reason(error)}") from error
+
+
+@contextmanager
+def open_members(path: Path) -> Iterator[Members]:
+    """Open an .npz file that `write_members` (or `numpy.savez`) wrote.
+
+    Raises:
+        FileError: the file is missing or damaged, or its arrays are compressed, which could take any amount of memory.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {reason(error)}") from error
+    with file:
+        try:
+            archive = zipfile.ZipFile(file)
+            members = Members(path, archive, os.fstat(file.fileno()).st_size)
+        except FileError:
+            raise
+        except Exception as error:  # see `Members`
+            raise FileError(f"{path} is damaged: {reason(error)}") from error
+        with archive:
+            yield members
+
+
+def write_members(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays to an .npz file, without compression; not atomically."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished and flushed file to its final name, and flush the folder."""
+    temporary.replace(path)
+    flush_folder(path.parent)
+
+
+def _read(opened: IO[bytes], size: int) -> NDArray[Any]:
+    shape, kind = _header(opened)
+    count = _product(shape)
+    if count * kind.itemsize > size:
+        raise ValueError(f"expected {count * kind.itemsize} bytes of data, found less than {size}")
+    return np.frombuffer(opened.read(count * kind.itemsize), kind).reshape(shape).copy()
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array whose header begins here, in C order; then the file is at its data.
+
+    Raises:
+        Exception: it is no such header.
+    """
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, fortran, kind = read(file, max_header_size=_HEADER)
+    plain = all(type(length) is int and 0 <= length < 2**62 for length in shape)
+    if not plain or kind.hasobject or kind.fields is not None or not kind.itemsize:
+        raise ValueError("expected an array of numbers")
+    if fortran and len(shape) > 1:
+        raise ValueError("expected an array in C order")
+    return shape, kind
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total
