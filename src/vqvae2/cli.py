@@ -7,61 +7,85 @@ Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 aft
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from vqvae2 import processes
+from vqvae2 import __version__, processes
 from vqvae2.commands import (
     complete,
     critic,
     demo,
     evaluate,
+    export,
     importing,
     inspect,
+    models,
     presets,
+    push,
     reconstruct,
     sample,
     score,
+    serve,
+    together,
     train,
 )
+from vqvae2.commands.verbs import verb
 from vqvae2.errors import UserError, printable
 
 _INTERRUPTED = 130
 _UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_TOGETHER = ("train", "sample", "reconstruct", "score", "evaluate", "critic")
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vqvae2 {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="vqvae2",
-    help="VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo.command)
-app.command("train")(train.command)
-app.command("sample")(sample.command)
-app.command("reconstruct")(reconstruct.command)
-app.command("complete")(complete.command)
-app.command("score")(score.command)
-app.command("evaluate")(evaluate.command)
-app.command("inspect")(inspect.command)
-app.command("presets")(presets.command)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    """VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder."""
+
+
+app.command("demo")(verb(demo.command))
+app.command("train")(verb(train.command))
+app.command("sample")(verb(sample.command))
+app.command("reconstruct")(verb(reconstruct.command))
+app.command("complete")(verb(complete.command))
+app.command("score")(verb(score.command))
+app.command("evaluate")(verb(evaluate.command))
+app.command("inspect")(verb(inspect.command, computes=False))
+app.command("models")(verb(models.command, computes=False))
+app.command("presets")(verb(presets.command, computes=False))
+app.command("push")(verb(push.command, computes=False))
+app.command("export")(verb(export.command, computes=False))
+app.command("serve")(verb(serve.command))
 
 _import = typer.Typer(
     help="Import an autoencoder trained elsewhere into a run folder.", rich_markup_mode=None
 )
-_import.command("rosinality")(importing.rosinality_command)
+_import.command("rosinality")(verb(importing.rosinality_command, computes=False))
 app.add_typer(_import, name="import")
 
 _critic = typer.Typer(help="The classifier that `sample --critic` chooses by.", rich_markup_mode=None)
-_critic.command("fit")(critic.fit_command)
+_critic.command("fit")(verb(critic.fit_command))
 app.add_typer(_critic, name="critic")
 
 
@@ -78,8 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("an argument is empty; an unset variable of the shell may be the reason", 2)
     given = given or ["--help"]
     try:
-        _join(given)
-        code = app(args=given, standalone_mode=False)
+        together.join(given)
+        code = app(args=given, standalone_mode=False, prog_name="vqvae2")
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
             _fail("interrupted", _INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)
@@ -102,26 +126,6 @@ def main(arguments: list[str] | None = None) -> None:
         raise
 
 
-def _join(arguments: list[str]) -> None:
-    """Under `torchrun`: join the other processes. Of them only the main one writes to standard output.
-
-    Raises:
-        UserError: the verb runs in one process.
-    """
-    rank, count = processes.launched()
-    if count == 1:
-        return
-    if rank:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
-    if "--help" in arguments:
-        return
-    if arguments[0] not in _TOGETHER:
-        raise UserError(f"`vqvae2 {arguments[0]}` runs in one process: start it without torchrun")
-    from vqvae2.train.device import make_accelerator
-
-    make_accelerator()
-
-
 def _interrupted(error: Exception) -> bool:
     """Whether it is the training's `Interrupted`, whose module is loaded only if something was trained."""
     loop = sys.modules.get("vqvae2.train.loop")
@@ -131,10 +135,7 @@ def _interrupted(error: Exception) -> bool:
 def _fail(message: str, code: int) -> None:
     if processes.first_to_fail():
         typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
-    if processes.launched()[1] > 1:  # without the orderly end of a group whose other processes may not answer
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    together.leave(code)
     sys.exit(code)
 
 

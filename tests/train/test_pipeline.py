@@ -559,9 +559,7 @@ def test_settings_of_a_trained_stage_are_kept(
 
 def test_every_difference_is_shown(copied: Path, data: Path, config: Config) -> None:
     patch = {"seed": 5, "data": {"shift": 2, "workers": 3}}
-    with pytest.raises(
-        RunError, match=r"\(data: .*pictures -> elsewhere; seed: 0 -> 5; data\.shift: 1 -> 2\)"
-    ):
+    with pytest.raises(RunError, match=r"\(seed: 0 -> 5; data\.shift: 1 -> 2\)"):
         ask(copied, Path("elsewhere"), changed(config, **patch))
 
 
@@ -641,7 +639,7 @@ def test_copies_may_change_until_a_prior_is_begun(copied: Path, data: Path, conf
 
 def test_other_data_is_refused(copied: Path, data: Path, config: Config) -> None:
     before = snapshot(copied)
-    with pytest.raises(RunError, match=r"other settings \(data: .*pictures -> emoji64\)"):
+    with pytest.raises(RunError, match=r"trained on the images in .*pictures, and found others in emoji64"):
         go(Path("emoji64"), copied, config)
     assert snapshot(copied) == before
 

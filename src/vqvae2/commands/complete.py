@@ -128,7 +128,7 @@ def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
     data = run.config.data
     if mask is None:
         return run.keep(pixels, None, levels)
-    white = centre(load_mask(mask, data).astype(np.uint8)[None], data.size)[0]
+    white = centre(load_mask(mask, data).astype(np.uint8)[None], data.shape)[0]
     return run.keep(pixels, torch.from_numpy(white) == 1, levels)
 
 
@@ -149,7 +149,7 @@ def _write(
     import torch
 
     from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.pixels import to_pil
+    from vqvae2.data.pixels import to_pil, viewable
     from vqvae2.files.atomic import write_json
 
     *files, sheet, listing = _files(out, about["n"])
@@ -159,7 +159,7 @@ def _write(
     accepted: list[Tensor] = []
     for part in drawn:
         images = part.images if about["paste"] else part.decoded
-        for number, image in zip(part.numbers, to_pil(images), strict=True):
+        for number, image in zip(part.numbers, to_pil(viewable(images)), strict=True):
             save_picture(image, files[number])
         entries += _entries(part, files, classes)
         shown += images[: _SHEET - len(shown)].cpu()

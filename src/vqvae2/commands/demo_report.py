@@ -66,7 +66,7 @@ def write_report(folder: Path, command: str, reporter: Reporter) -> DemoResult:
     images = open_images("emoji64", run.config.data, run.paths.data, seed=run.config.seed, say=reporter.say)
     report = _Report(run, images)
     report.page.text(
-        f"A two-stage model of {len(images.train)} emoji at {run.config.data.size} px, made by `{command}` on this machine. "
+        f"A two-stage model of {len(images.train)} emoji at {run.config.data.shape_text} px, made by `{command}` on this machine. "
         f"Stage 1 turned each image into grids of integers; stage 2 learnt the distribution of these grids. The samples "
         f"below are new images drawn from it."
     )
@@ -105,7 +105,7 @@ class _Report:
     def __init__(self, run: Run, images: ImageSet) -> None:
         self.run, self.images = run, images
         self.page, self.result = Page("vqvae2 demo"), DemoResult()
-        self.zoom = max(1, 64 // run.config.data.size)
+        self.zoom = max(1, 64 // max(run.config.data.shape))
 
     def add_reconstructions(self) -> None:
         heldout = self.images.heldout
@@ -148,7 +148,7 @@ class _Report:
         samples = model.sample(64, seed=0)
         self.page.heading("What longer training gives: the model shipped in the package")
         caption = f"64 unselected samples of `{SHIPPED}`, classes in turn: `vqvae2 sample {SHIPPED} --n 64 --out out`"
-        zoom = max(1, 64 // model.config.data.size)
+        zoom = max(1, 64 // max(model.config.data.shape))
         self._show(grid(samples, 8, zoom=zoom), "shipped-model", caption)
 
     def add_curves(self) -> None:

@@ -182,7 +182,9 @@ def _jobs(
     from vqvae2.generate.sample_folder import SampleFolder
 
     sampling, decoder = request.sampling or run.sampling, run.decoder(request.decoder)
-    folder = SampleFolder(out, about, request.form.value)
+    folder = SampleFolder(
+        out, about, request.form.value, run.config.data if run.config.data.range is not None else None
+    )
     pool = SampleFolder(out / "candidates", about, "none")
 
     def draw(ranges: Iterable[range]) -> Iterable[Drawn]:

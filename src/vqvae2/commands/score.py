@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json, say
+from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vqvae2.processes import Group
     from vqvae2.run import Run
 
@@ -26,6 +24,7 @@ def score(
     paths: Sequence[Path],
     label: str | None = None,
     out: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
     group: Group | None = None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
@@ -33,9 +32,9 @@ def score(
     Args:
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
-        out: a file for the result as JSON. What several processes, or a killed command, have scored is kept beside it
-            until it is written.
-        group: the processes that share the work, all of which call this and get the result; None is this one alone.
+        out: a file for the result as JSON.
+        say: called with lines of text about files of folders that are skipped.
+        group: the processes that share the images, all of which call this and get the result; None is this one alone.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
@@ -45,15 +44,22 @@ def score(
     Raises:
         UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
     """
-    from vqvae2.commands.images import image_files
+    import torch
+
+    from vqvae2.commands.images import shared_images
+    from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
     from vqvae2.processes import Group
 
-    files, group = image_files(paths), group or Group()
+    group, data = group or Group(), run.config.data
+    shared = shared_images(run, paths, run.sampling.batch, group, say)
+    files = shared.files
     refuse_to_overwrite(files, [out] if out else [])
-    data, log_prob = run.config.data, _log_prob(run, files, label, out, group).double()
-    dimensions = data.channels * data.size**2
+    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
+    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
+    log_prob = torch.cat([values for _, values in done]).double()
+    dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}
@@ -69,34 +75,6 @@ def score(
     if out is not None and group.main:
         write_json(out, result)
     return result
-
-
-def _log_prob(run: Run, files: Sequence[Path], label: str | None, out: Path | None, group: Group) -> Tensor:
-    """[n, L], by all processes, batch by batch; with `out`, what is done is kept in files until all are."""
-    import torch
-
-    from vqvae2.commands.images import load_images
-    from vqvae2.files.parts import Parts, cut
-    from vqvae2.files.tensor_file import digest
-
-    ranges = cut(len(files), run.sampling.batch)
-
-    def some(rows: range) -> Tensor:
-        return run.log_prob(load_images(run, files[rows.start : rows.stop]), label)
-
-    if out is None:
-        own = [(rows.start, some(rows)) for rows in group.share(ranges)]
-        done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
-        return torch.cat([log_prob for _, log_prob in done])
-    read = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    parts = Parts(
-        out.with_name(f".{out.name}.parts"), digest({}, f"{read} {label} {run.digests()}"), ranges, group
-    )
-    parts.begin()
-    parts.compute(lambda rows: {"log_prob": some(rows)})
-    log_prob = parts.joined()["log_prob"]
-    parts.remove()
-    return log_prob
 
 
 def command(
@@ -118,13 +96,10 @@ def command(
     from vqvae2.run import load
 
     group = joined()
-    result = score(load(run), images, label, out, group)
-    if not group.main:
-        return
+    say = Reporter(quiet=not group.main).say
+    result = score(load(run), images, label, out, say, group)
     if result["heldout"] is None:
-        Reporter().say(
-            f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command"
-        )
+        say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:
         print_json(result)
         return

@@ -27,9 +27,11 @@ import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.labels import HELD, TRAIN, resolve_labels
+from vqvae2.data.formats import IMAGE_SUFFIXES
+from vqvae2.data.labels import resolve_labels
 from vqvae2.data.listing import Listing, Payload
-from vqvae2.data.table_files import IMAGE_SUFFIXES, expand_braces
+from vqvae2.data.split_names import HELD, TRAIN
+from vqvae2.data.table_files import expand_braces
 from vqvae2.files import atomic
 
 _READERS = 16  # shards whose headers are read at a time

@@ -28,6 +28,7 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.recorded import open_source, same_source
 from vqvae2.errors import UserError
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
@@ -134,13 +135,14 @@ def fit_to_run(
     """
     source, config, group = run.record.get("source"), run.config, group or Group()
     with ExitStack() as stack:
-        own = data in (None, source)  # other images must not replace the run's decoded ones
+        own = data is None or same_source(data, run.record, run.folder)
         elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
-        decoded = RunFolder(run.folder).data if own else elsewhere
+        decoded = RunFolder(run.folder).data
         with group.main_first():
-            images = open_images(
-                str(data or source), config.data, decoded, seed=config.seed, say=reporter.say
-            )
+            if own:
+                images = open_source(run.record, run.folder, config.data, decoded, config.seed, reporter.say)
+            else:  # other images must not replace the run's decoded ones
+                images = open_images(str(data), config.data, elsewhere, seed=config.seed, say=reporter.say)
         stack.callback(images.close)
         if images.fingerprint != run.record.get("fingerprint", images.fingerprint):
             raise RunError(

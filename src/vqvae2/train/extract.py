@@ -68,7 +68,7 @@ def extract(
     """
     autoencoder.eval()
     device, group = accelerator.device, Group(accelerator.process_index, accelerator.num_processes)
-    size = _BATCH if device.type == "cpu" else max(_BATCH, _PIXELS // config.data.size**2)
+    size = _BATCH if device.type == "cpu" else max(_BATCH, _PIXELS // config.data.area)
     ranges: list[range] = []
     for indices, _, _ in passes(images, config):
         ranges += cut(len(indices), size * _PART, ranges[-1].stop if ranges else 0)

@@ -21,13 +21,15 @@ from vqvae2.codes import Geometry
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
+from vqvae2.data.recorded import same_source, source_record
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 _FREE = re.compile(  # settings that may change at any time
-    r"data\.(workers|cache_gb|streaming)|precision|compile|shard|capture|tf32|resident_gb|deterministic|sampling"
+    r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
+    r"|sampling"
     r"|train_prior\.\d+\.checkpointing"
 )
 
@@ -56,7 +58,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
         "command": command,
-        "source": data,
+        **source_record(data, folder),
     }
     if file.exists():
         old_record, old = read_run(folder)
@@ -65,18 +67,17 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
         refused = [line for line in changed if any(line.startswith(prefix) for prefix in fixed)]
-        if (
-            fixed and "fingerprint" in old_record and old_record.get("source") != data
-        ):  # an imported run has none
-            refused.insert(0, f"data: {old_record.get('source')} -> {data}")
         if refused:
             raise RunError(
                 f"{folder} was trained with other settings ({'; '.join(refused)}); "
                 f"use the old settings, or another --run"
             )
         config = parse(new_value)
-        asked_anew = changed or old_record.get("source") != data
-        record = {**old_record, **({"command": command} if asked_anew else {}), "source": data}
+        own = same_source(data, old_record, folder)
+        record = {**old_record, **({"command": command} if changed else {})}
+        # where a stage was trained, `check_images` compares the images themselves
+        if not own and not (fixed and "fingerprint" in old_record):
+            record |= {"command": command, **source_record(data, folder)}
     if accelerator.is_main_process:
         try:
             write_config(folder, record, config)
@@ -188,14 +189,36 @@ def begun(folder: Path, config: Config) -> list[str]:
     return prefixes
 
 
-def with_classes(folder: Path, config: Config, images: ImageSet, accelerator: Accelerator) -> Config:
-    """Record the fingerprint and the classes of the data; refuse data that changed since a stage was trained."""
+def check_images(folder: Path, data: str, config: Config, fingerprint: str) -> None:
+    """Refuse images that are not those on which a stage of the run was trained. Where they are does not matter.
+
+    Raises:
+        RunError: their fingerprint is another one.
+    """
     record, _ = read_run(folder)
-    known = record.get("fingerprint")
-    if known and known != images.fingerprint and begun(folder, config):
+    known, source = record.get("fingerprint"), record.get("source")
+    if not known or known == fingerprint or not begun(folder, config):
+        return
+    if same_source(data, record, folder):
         raise RunError(
-            f"the images in {record['source']} changed since the training of {folder} began; use another --run, or restore them"
+            f"the images in {source} changed since the training of {folder} began; use another --run, or restore them"
         )
+    raise RunError(
+        f"{folder} was trained on the images in {source}, and found others in {data}; use those, or another --run"
+    )
+
+
+def with_classes(
+    folder: Path, data: str, config: Config, images: ImageSet, accelerator: Accelerator
+) -> Config:
+    """Record where the data is, its fingerprint and its classes.
+
+    Raises:
+        RunError: see `check_images`.
+    """
+    check_images(folder, data, config, images.fingerprint)
+    record, _ = read_run(folder)
+    record |= source_record(data, folder)
     classes = list(images.classes) if config.prior.conditional else []
     record |= {"fingerprint": images.fingerprint, "classes": classes}
     config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(classes)})})

@@ -226,6 +226,7 @@ class _Trainer:
                 feed.fetch_ahead()
                 outcome.step += 1
                 outcome.seconds = before + clock() - began
+                tracker.tick(outcome.step, config.batch, "images")
                 figures = self.objective.after_step(outcome.step, self.accelerator)
                 if figures:
                     self.pending.append((outcome.step, figures))

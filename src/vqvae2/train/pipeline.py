@@ -7,6 +7,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from collections.abc import Callable
@@ -25,19 +26,24 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.recorded import same_source
 from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
+from vqvae2.data.value_range import with_range
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
+    begun,
     check_derived,
+    check_images,
     claim,
     finished,
     load_autoencoder,
     load_prior,
     model_file,
+    read_run,
     samples_file,
     sharp_autoencoder,
     sharp_file,
@@ -88,9 +94,10 @@ def train(
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
+    config = _with_range(data, folder, config, reporter)
     config = claim(folder, data, config, command, accelerator)
     check_derived(folder, config)
-    if finished(folder, config):
+    if finished(folder, config) and same_source(data, read_run(folder)[0], folder):
         reporter.say(f"{folder}: all is done; nothing to train")
         return
     # first, so that a wrong path is reported at once
@@ -99,7 +106,7 @@ def train(
     distance = _distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
     images = _open(data, folder, config, accelerator, reporter)
     try:
-        config = with_classes(folder, config, images, accelerator)
+        config = with_classes(folder, data, config, images, accelerator)
         autoencoder, digest = _stage1(folder, config, images, inputs, accelerator, reporter)
         if until == "autoencoder":
             return
@@ -113,6 +120,20 @@ def train(
     _say_sharpened(folder, reporter)
 
 
+def _with_range(data: str, folder: Path, config: Config, reporter: Reporter) -> Config:
+    """The settings with numbers for `data.range`, those of the run where a stage of it is trained."""
+    if not isinstance(config.data.range, str):
+        return config
+    if RunFolder(folder).exists():
+        old = read_run(folder)[1]
+        if begun(folder, old) and old.data.range is not None:
+            return config.model_copy(
+                update={"data": config.data.model_copy(update={"range": old.data.range})}
+            )
+    found = with_range(data, config.data, folder, reporter.say)
+    return config.model_copy(update={"data": found})
+
+
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
     with accelerator.main_process_first(), reporter.track("reading images", 1, unit="images") as tracker:
 
@@ -121,10 +142,16 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
             tracker.update(done)
 
         images = open_images(
-            data, config.data, RunFolder(folder).data, seed=config.seed, say=reporter.say, progress=progress
+            data,
+            config.data,
+            RunFolder(folder).data,
+            seed=config.seed,
+            say=reporter.say,
+            progress=progress,
+            check=functools.partial(check_images, folder, data, config),
         )
     reporter.say(
-        f"{len(images)} images of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
+        f"{len(images)} images of {config.data.shape_text} px: {len(images.train)} to train, {len(images.heldout)} held out"
         + (f", {len(images.classes)} classes" if images.classes else ", no classes")
     )
     return images

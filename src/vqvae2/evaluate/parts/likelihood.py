@@ -51,7 +51,7 @@ def prepare(context: Context) -> None:
 def measure(context: Context) -> PartResult:
     """Of `_sets`."""
     assert context.run is not None
-    image = (context.data.channels, context.data.size, context.data.size)
+    image = (context.data.channels, *context.data.shape)
     log_probs = {images.name: context.log_prob(images) for images in _sets(context)}
     return likelihoods(log_probs, context.run.prior.geometry, image)
 

@@ -43,17 +43,17 @@ def reconstruction(
     first, *_ = encoders.values()
     for images in sets:
         totals: dict[str, dict[str, float]] = {suffix: {} for suffix in encoders}
-        side = 0
+        sides = (0, 0)
         for originals, codes in first.with_images(images):
             for suffix, sums in totals.items():
                 decoded = encoders[suffix].autoencoder.decode(codes).cpu()
                 for name, values in _measures(decoded, originals, distance).items():
                     sums[name] = sums.get(name, 0.0) + float(values.double().sum())
-            side = originals.shape[2]
+            sides = (originals.shape[2], originals.shape[3])
         for suffix, sums in totals.items():
             figures = {name: total / len(images) for name, total in sums.items()}
             figures["psnr_of_mean"] = -10 * math.log10(max(figures["mse_unit_range"], 1e-12))
-            figures |= {"n": len(images), "ms_ssim_scales": scales(side, side)}
+            figures |= {"n": len(images), "ms_ssim_scales": scales(*sides)}
             result.figures[images.name + suffix] = figures
     result.pictures.append(_levels(encoders, plain, sets[-1]))
     return result
