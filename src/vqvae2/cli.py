@@ -19,6 +19,7 @@ from vqvae2.commands import (
     critic,
     demo,
     evaluate,
+    explain,
     export,
     importing,
     inspect,
@@ -71,6 +72,7 @@ app.command("reconstruct")(verb(reconstruct.command))
 app.command("complete")(verb(complete.command))
 app.command("score")(verb(score.command))
 app.command("evaluate")(verb(evaluate.command))
+app.command("explain")(verb(explain.command, computes=False))
 app.command("inspect")(verb(inspect.command, computes=False))
 app.command("models")(verb(models.command, computes=False))
 app.command("presets")(verb(presets.command, computes=False))

@@ -23,7 +23,7 @@ from vqvae2.evaluate.typicality import Typical
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunError
-from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
+from vqvae2.generate.complete import Completed, Kept, Passes, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -296,7 +296,7 @@ class Run(StoredRun):
         n: int,
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
-        passes: int = 1,
+        passes: int | Passes = 1,
         sampling: Sampling | None = None,
         decoder: DecoderName | None = None,
     ) -> Iterator[Completed]:
@@ -307,7 +307,7 @@ class Run(StoredRun):
             labels: as in `sample`, but None is "no label".
             seed: completion i of a seed is the same whatever n and the batch size.
             passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept
-                (`generate.complete.fill`) and takes several times as long as the first.
+                (`generate.complete.fill`) and takes several times as long as the first. A `Passes` is told of each.
             sampling: None takes the run's own.
         """
         classes = None if labels is None else sample_labels(labels, n, self.classes)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from vqvae2.files.tensor_file import stored_digest
 # Each job is a list of arguments. Parts are small, so that there are some for each process.
 _WORKER = """
 import json, os, signal, sys
-from functools import partial
 import torch
 from vqvae2.cli import main
 from vqvae2.errors import UserError
@@ -43,7 +41,7 @@ class Colours:
 
 torch.set_num_threads(1)
 context._PART = critic._PART = 8
-critic.train_classifier = partial(critic.train_classifier, config=ClassifierConfig(width=4, stages=1, steps=10))
+critic.classifier_config = lambda n: ClassifierConfig(width=4, stages=1, steps=10)
 context.feature_network = lambda *_: Colours()
 rank, fault = int(os.environ["RANK"]), sys.argv[2]
 if fault == "killed" and rank == 1:
@@ -144,7 +142,7 @@ def place(
     patch.setattr(critic, "_PART", 8)
     patch.setattr(context, "feature_network", lambda *_: Colours())
     small = ClassifierConfig(width=4, stages=1, steps=10)
-    patch.setattr(critic, "train_classifier", partial(critic.train_classifier, config=small))
+    patch.setattr(critic, "classifier_config", lambda n: small)
     torch.set_num_threads(1)
     try:
         for arguments in jobs(Path("run"), pictures):

@@ -51,12 +51,14 @@ def reconstruct(
         DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import shared_images
-    from vqvae2.files.output import make_folder
+    from vqvae2.files.output import claim_results, make_folder
     from vqvae2.processes import Group
 
     group, name = group or Group(), run.decoder_name(decoder)
     shared = shared_images(run, paths, 1, group, say)
     make_folder(out)
+    with group.main_first():
+        claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
     taken = {file.name.casefold() for file in shared.files if file.resolve().parent == out.resolve()}
     stems = [out / _free_name(file.stem, taken) for file in shared.files]
     own = {

@@ -35,8 +35,8 @@ from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
-from vqvae2.evaluate.resnet import ResNet, train_classifier
-from vqvae2.evaluate.sets import BATCH, digest
+from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
+from vqvae2.evaluate.sets import digest
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
@@ -46,9 +46,14 @@ from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.processes import Group
 
-_PART = 16 * BATCH  # images of which one process computes the features at a time
+_PART = 1024  # images of which one process computes the features at a time
 RESNET = "resnet"
 """Given instead of the name of a feature network: a classifier that is trained from random weights."""
+_BATCH = 16  # images read at a time, after each of which the progress is told
+_EPOCHS, _LEAST_STEPS = (
+    100,
+    200,
+)  # of the classifier that is trained from random weights
 
 
 class CriticError(UserError):
@@ -243,6 +248,13 @@ def _record(
     }
 
 
+def classifier_config(n: int) -> ClassifierConfig:
+    """The settings of the classifier that is trained from random weights on n images: fewer steps for fewer images."""
+    config = ClassifierConfig()
+    steps = max(_LEAST_STEPS, round(_EPOCHS * n / config.batch))
+    return config.model_copy(update={"steps": min(config.steps, steps)})
+
+
 class _Reader:
     """Reads images in order, with the labels of those that are really read: a broken one is replaced by another of the data set."""
 
@@ -275,7 +287,7 @@ class _Reader:
 
     def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
         self._labels = []
-        for pixels, labels in sequential(self.images, indices, self.data, batch=BATCH):
+        for pixels, labels in sequential(self.images, indices, self.data, batch=_BATCH):
             self._labels.append(labels)
             yield pixels
             self._count += len(labels)
@@ -301,8 +313,8 @@ def _trained(
         net: ResNet | None = None
         if group.main:
             labels = images.labels_of(images.train)
-            net = train_classifier(read(images.train), labels, len(images.classes), device=device)
-            net = net.cpu()
+            config = classifier_config(len(labels))
+            net = train_classifier(read(images.train), labels, len(images.classes), config, device).cpu()
         net = group.agreed(net)
         assert net is not None
         net = net.to(device)
