@@ -21,6 +21,7 @@ from vqvae2.commands.options import (
     TopK,
     TopP,
     changed_sampling,
+    check_guidance,
     print_json,
     say,
 )
@@ -52,6 +53,7 @@ def evaluate(
         RunError: the sharpened decoder is asked for and not trained.
         UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
+    from vqvae2.commands.run_facts import collect
     from vqvae2.data.images import open_images
     from vqvae2.data.recorded import open_source
     from vqvae2.evaluate.checks import check_options
@@ -75,7 +77,8 @@ def evaluate(
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
         )
-    return write_report(context, f"vqvae2 evaluate: {run.folder if run else options.samples}", out)
+    measured = run.folder if run else options.samples
+    return write_report(context, f"Evaluation of {measured}", out, collect(run) if run else None)
 
 
 def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
@@ -223,6 +226,7 @@ def command(
         out = loaded.paths.report
     sampling = None
     if loaded is not None:
+        check_guidance(loaded, guidance)
         sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
     options = EvaluateOptions(
         only=(*_items(only), *(["tuning"] if tune_sampling else [])),

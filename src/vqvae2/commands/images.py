@@ -104,3 +104,13 @@ def usable_images(
     if not files:
         raise DataError(f"no usable image: {len(skipped)} files were skipped")
     return files, torch.from_numpy(centre(np.stack(pixels), data.shape))
+
+
+def read_image(run: Run, data: bytes) -> Tensor:
+    """The image in the bytes of a file, as the run sees it: [C, H, W] in [-1, 1].
+
+    Raises:
+        DataError: not an image, damaged, or too large.
+    """
+    config = run.config.data
+    return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.shape)))[0]

@@ -178,6 +178,12 @@ def command(
         str | None, typer.Argument(metavar="[RUN]", help="a run folder, a model of the package, or a Hub id")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="inspect a preset instead of a run")] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="show the curves of a training that is going on, until it is done or Ctrl-C"
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Geometry, parameters, FLOPs, codebook usage, losses, what is done and what is not."""
@@ -186,6 +192,14 @@ def command(
 
     if (run is None) == (preset is None):
         raise UserError("expected either a RUN or --preset NAME")
+    if watch:
+        from vqvae2.commands.watch import watch as show
+        from vqvae2.files.locate import find_run
+
+        if run is None:
+            raise UserError("--watch shows a RUN")
+        show(find_run(run), Console())
+        return
     loaded = load(run, "cpu") if run is not None else None
     value = describe(loaded.config if loaded else named(str(preset)), loaded)
     if as_json:

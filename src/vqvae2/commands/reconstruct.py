@@ -44,7 +44,7 @@ def reconstruct(
 
     Raises:
         RunError: the sharpened decoder is asked for and not trained.
-        UserError: a missing file, or a folder that cannot be made.
+        UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder.
         DataError: a file that cannot be used.
     """
     import torch
@@ -52,12 +52,13 @@ def reconstruct(
     from vqvae2.commands.images import usable_images
     from vqvae2.data.grid import save_grid
     from vqvae2.data.pixels import psnr, to_float
-    from vqvae2.files.output import make_folder
+    from vqvae2.files.output import claim_results, make_folder
 
     name, size = run.decoder_name(decoder), max(run.config.data.shape)
     plain, sharp = run.autoencoder, run.decoder("sharp") if name == "sharp" else None
     files, pixels = usable_images(run, paths, say)
     make_folder(out)
+    claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
     taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
     results: list[dict[str, Any]] = []
     for number, file in enumerate(files):

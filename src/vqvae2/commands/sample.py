@@ -26,6 +26,7 @@ from vqvae2.commands.options import (
     TopK,
     TopP,
     changed_sampling,
+    check_guidance,
     print_json,
     say,
 )
@@ -262,6 +263,7 @@ def command(
 
     accelerator = make_accelerator()
     loaded = load(run, accelerator.device)
+    check_guidance(loaded, guidance)
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance, batch)
     request = SampleRequest(
         n, label or None, seed, sampling, critic, pictures, decoder.value if decoder else None

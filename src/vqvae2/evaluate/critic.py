@@ -32,7 +32,7 @@ from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
-from vqvae2.evaluate.resnet import ResNet, train_classifier
+from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
@@ -42,6 +42,11 @@ from vqvae2.files.run_folder import RunError, RunFolder
 
 RESNET = "resnet"
 """Given instead of the name of a feature network: a classifier that is trained from random weights."""
+_BATCH = 16  # images read at a time, after each of which the progress is told
+_EPOCHS, _LEAST_STEPS = (
+    100,
+    200,
+)  # of the classifier that is trained from random weights
 
 
 class CriticError(UserError):
@@ -204,6 +209,13 @@ def fit_critic(
     return Critic(classifier, record)
 
 
+def classifier_config(n: int) -> ClassifierConfig:
+    """The settings of the classifier that is trained from random weights on n images: fewer steps for fewer images."""
+    config = ClassifierConfig()
+    steps = max(_LEAST_STEPS, round(_EPOCHS * n / config.batch))
+    return config.model_copy(update={"steps": min(config.steps, steps)})
+
+
 class _Reader:
     """Reads images in order, and keeps the labels of those that the last call read.
 
@@ -217,7 +229,7 @@ class _Reader:
 
     def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
         self._labels = []
-        for pixels, labels in sequential(self.images, indices, self.data, batch=64):
+        for pixels, labels in sequential(self.images, indices, self.data, batch=_BATCH):
             self._labels.append(labels)
             yield pixels
             self._count += len(labels)
@@ -236,7 +248,8 @@ def _trained(
     images = read.images
     if features == RESNET:
         labels = images.labels_of(images.train)
-        net = train_classifier(read(images.train), labels, len(images.classes), device=device)
+        config = classifier_config(len(labels))
+        net = train_classifier(read(images.train), labels, len(images.classes), config, device)
         return net, net, {"name": RESNET}
     network = feature_network(features, weights, device)
     pooled = extract(network, read(images.train)).pooled

@@ -7,6 +7,8 @@ trained with is refused, and the error shows both values.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.train.longer import may_change, record_ends, set_aside
+
+REDO = "--redo-prior"
 
 _FREE = re.compile(  # settings that may change at any time
     r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|capture|tf32|resident_gb|deterministic|sampling"
@@ -45,8 +50,26 @@ class _RunRecord(Record):
     classes: list[str] = Field(default_factory=list)
 
 
-def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:
+@dataclass(frozen=True)
+class Redo:
+    """Priors that may be replaced.
+
+    Attributes:
+        levels: whose settings may change although their prior is trained; it is then moved aside.
+        say: called with a line for each.
+    """
+
+    levels: Sequence[int] = ()
+    say: Callable[[str], None] = print
+
+
+def claim(
+    folder: Path, data: str, config: Config, command: str, accelerator: Accelerator, redo: Redo | None = None
+) -> Config:
     """Check the settings against what RUN already holds, and write RUN/config.yaml.
+
+    Args:
+        redo: priors that may be replaced.
 
     Raises:
         RunError: see `train`.
@@ -65,12 +88,23 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
-        refused = [line for line in changed if any(line.startswith(prefix) for prefix in fixed)]
+        anew = _anew(changed, redo)
+        refused = [
+            line
+            for line in changed
+            if any(line.startswith(prefix) for prefix in fixed) and not (may_change(line) or _of(line, anew))
+        ]
         if refused:
             raise RunError(
                 f"{folder} was trained with other settings ({'; '.join(refused)}); "
                 f"use the old settings, or another --run"
+                + (f"; {REDO} LEVEL trains the prior of a level anew" if _only_priors(refused) else "")
             )
+        record_ends(folder, old, changed, write=accelerator.is_main_process)
+        if accelerator.is_main_process:
+            replaced = [level for level in anew if RunFolder(folder).prior(level).begun()]
+            for line in set_aside(folder, replaced):
+                (redo or Redo()).say(line)
         config = parse(new_value)
         own = same_source(data, old_record, folder)
         record = {**old_record, **({"command": command} if changed else {})}
@@ -84,6 +118,21 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
             raise RunError(f"cannot use {folder} as a run folder: {error}") from error
     accelerator.wait_for_everyone()
     return config
+
+
+def _anew(changed: list[str], redo: Redo | None) -> list[int]:
+    """The levels whose priors may be replaced and are to have other settings than they were trained with."""
+    levels = redo.levels if redo else ()
+    return [level for level in levels if any(_of(line, [level]) and not may_change(line) for line in changed)]
+
+
+def _of(line: str, levels: Sequence[int]) -> bool:
+    """Whether a changed setting belongs to the prior of one of the levels."""
+    return any(line.startswith((f"prior.levels.{level}.", f"train_prior.{level}.")) for level in levels)
+
+
+def _only_priors(refused: list[str]) -> bool:
+    return all(re.match(r"(prior\.levels|train_prior)\.\d+\.", line) for line in refused)
 
 
 def refuse_links(folder: Path, config: Config) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
@@ -20,7 +19,7 @@ from vqvae2.evaluate.image_metrics import (
     scales,
     structural_similarity,
 )
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Picture
 from vqvae2.evaluate.parts.drawing import SHOWN, sheet
 from vqvae2.evaluate.sets import NamedImages
 
@@ -72,18 +71,15 @@ def _measures(decoded: Tensor, originals: Tensor, distance: PerceptualDistance |
     return {name: values for name, values in measures.items() if values is not None}
 
 
-def _levels(encoders: Mapping[str, Encoder], plain: VQVAE, images: NamedImages) -> tuple[str, Image.Image]:
+def _levels(encoders: Mapping[str, Encoder], plain: VQVAE, images: NamedImages) -> Picture:
     shown = images.images(0, SHOWN // 2)
     codes = plain.encode(shown.to(next(plain.parameters()).device))
     steps = [plain.decode(codes, levels).cpu() for levels in range(1, len(codes.levels))]
     steps += [encoder.autoencoder.decode(codes).cpu() for encoder in encoders.values()]
-    caption = (
-        f"{images.name}: originals in the first row; below them decoded from the coarsest level alone, then with one "
-        "more level in each row"
-    )
-    others = [suffix.removeprefix(", ") for suffix in encoders if suffix]
-    caption += "".join(f"; last all levels with the {other}" for other in others)
-    return caption, sheet(torch.cat([shown, *steps]), len(shown))
+    kinds = [suffix.removeprefix(", ") or "all levels" for suffix in encoders]
+    coarse = [f"{n} coarsest level{'s' * (n > 1)}" for n in range(1, len(codes.levels))]
+    caption = f"{images.name}: originals, and decoded from more and more levels"
+    return Picture(caption, sheet(torch.cat([shown, *steps]), len(shown)), ("originals", *coarse, *kinds))
 
 
 def measure(context: Context) -> PartResult:
