@@ -60,6 +60,8 @@ def evaluate(
 
     network = check_options(run, options)  # before the folder is made, and before images are read
     make_folder(out)
+    if run is not None and data == run.record.get("source"):
+        reporter.say(f"the real images are those that the run names: {data}")
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
@@ -202,8 +204,7 @@ def command(
 
     reporter = Reporter()
     loaded = load(run) if run is not None else None
-    if data is None and loaded is not None and (data := loaded.record.get("source")):
-        reporter.say(f"the real images are those that the run names: {data}")
+    data = data or (loaded.record.get("source") if loaded else None)
     if data is None:
         raise UserError("expected --data DATA, the real images")
     if out is None:

@@ -7,6 +7,7 @@ trained with is refused, and the error shows both values.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,41 @@ def check_derived(folder: Path, config: Config) -> None:
             check_origin(file, digest)
 
 
+def check_shapes(folder: Path, config: Config) -> None:
+    """Compare the settings with the headers of the weights that are there; neither the networks nor the weights are made.
+
+    Raises:
+        FileError: they do not fit, or a file is damaged.
+    """
+    stages = RunFolder(folder)
+    if stages.autoencoder.done():
+        with torch.device("meta"):
+            own = VQVAE(config.autoencoder).state_dict()
+        shapes = tensor_file.read_header(stages.autoencoder.model).shapes
+        expected = {name: tuple(value.shape) for name, value in own.items()}
+        tensor_file.compare_shapes(expected, shapes, stages.autoencoder.model)
+    levels = range(config.autoencoder.levels)
+    _check_priors(folder, config, [level for level in levels if stages.prior(level).done()])
+
+
+def _check_priors(folder: Path, config: Config, levels: Iterable[int]) -> None:
+    wanted = list(levels)
+    with torch.device("meta"):
+        prior = _prior(config, max(wanted) + 1) if wanted else None
+    for level in wanted:
+        assert prior is not None
+        own = {name: tuple(value.shape) for name, value in prior.level(level).state_dict().items()}
+        file = model_file(folder, level)
+        tensor_file.compare_shapes(own, tensor_file.read_header(file).shapes, file)
+
+
+def _prior(config: Config, levels: int) -> HierarchicalPrior:
+    """The priors of the coarsest levels, with any weights."""
+    geometry = Geometry(config.geometry.grids[:levels], config.geometry.vocabulary[:levels])
+    settings = config.prior.model_copy(update={"levels": config.prior.levels[:levels]})
+    return HierarchicalPrior(settings, geometry)
+
+
 def load_prior(
     folder: Path,
     config: Config,
@@ -302,18 +338,11 @@ def load_prior(
         FileError: not trained yet, damaged, or trained on the codes of another autoencoder.
     """
     count = config.autoencoder.levels if levels is None else levels
-    whole = config.geometry
-    geometry = Geometry(whole.grids[:count], whole.vocabulary[:count])
-    settings = config.prior.model_copy(update={"levels": config.prior.levels[:count]})
-    with torch.device("meta"):
-        prior = HierarchicalPrior(settings, geometry)
     for level in range(count):
-        file = model_file(folder, level)
         if autoencoder is not None:
-            check_origin(file, autoencoder)
-        own = {name: tuple(value.shape) for name, value in prior.level(level).state_dict().items()}
-        tensor_file.compare_shapes(own, tensor_file.read_header(file).shapes, file)
-    prior = HierarchicalPrior(settings, geometry)
+            check_origin(model_file(folder, level), autoencoder)
+    _check_priors(folder, config, range(count))
+    prior = _prior(config, count)
     for level in range(count):
         tensors, _ = tensor_file.load_tensors(model_file(folder, level))
         tensor_file.load_weights(prior.level(level), tensors, model_file(folder, level))
