@@ -64,7 +64,7 @@ SECONDS, MEBIBYTES = (
     1024,
 )  # that the readers of one mutated folder may take, beyond what the process has
 _STEPS = 4
-_AT_ONCE = 400  # mutations of one process
+_AT_ONCE = 200  # mutations of one process
 _READING = (
     "run",
     "half",
