@@ -12,7 +12,7 @@ BASELINES := .venv-baselines
 NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-inception test-baselines check bench experiments docs clean
+.PHONY: help setup demo test test-inception test-web test-baselines check bench experiments docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,10 @@ $(INCEPTION)/.ready: pyproject.toml constraints.txt constraints-inception.txt
 	@grep -v '^torch==' constraints.txt | cat - constraints-inception.txt > $(INCEPTION)/constraints.txt
 	@$(INCEPTION)/bin/python -m pip install --disable-pip-version-check --quiet -c $(INCEPTION)/constraints.txt -e '.[evaluate,inception]' pytest
 	@touch $@
+
+test-web: $(READY) ## run the tests of the web page in a real browser: installs playwright, takes the system's Chromium
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt playwright
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/web
 
 test-baselines: $(BASELINES)/.ready ## run the tests of the paper's baseline, whose package needs an older library than ours
 	$(BASELINES)/bin/python -m pytest tests/experiments/test_baselines.py

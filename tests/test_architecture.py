@@ -24,7 +24,8 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("autoencoder",), ("prior",)),
     (("generate",),),
     (("evaluate",), ("train",)),
-    (("run",),),
+    (("run", "sharing"),),
+    (("export",), ("web",)),
     (("commands",),),
     (("cli", "__main__"),),
 )

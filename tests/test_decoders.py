@@ -31,6 +31,7 @@ from vqvae2.files import locate, tensor_file
 from vqvae2.files.atomic import FileError, read_json, write_json
 from vqvae2.files.run_folder import RunError
 from vqvae2.run import Run, load
+from vqvae2.sharing import figure_table
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
@@ -212,7 +213,7 @@ def test_a_shipped_model_has_both(both: Run, images: Tensor, tmp_path: Path) -> 
         assert shipped.decoder_name(name) == name
         difference = shipped.reconstruct(images, decoder=name) - both.reconstruct(images, decoder=name)
         assert difference.abs().mean() < 0.02
-    card = ship_model.figures(both)
+    card = figure_table(both)
     assert f"sharpened decoder | {both.figures('sharpen')['heldout_psnr']:.2f} dB" in card
 
 

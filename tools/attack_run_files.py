@@ -112,20 +112,20 @@ def build(root: Path) -> None:
         (Run(run, "cpu").paths.stage(level).pictures / "step-0000004.png").unlink(missing_ok=True)
     shutil.copytree(run, root / "half")
     shutil.rmtree(root / "half" / "prior" / "level-1")
-    checked = pipeline._check_learnt
+    checked = pipeline.check_learnt
 
     def stopped(name: str, *rest: Any) -> None:
         if name == "prior level 1":  # when its checkpoint is written, and its weights are not yet
             raise TrainingError("stopped")
         checked(name, *rest)
 
-    pipeline._check_learnt = stopped
+    pipeline.check_learnt = stopped
     try:
         _train(root, root / "half")
     except TrainingError:
         pass
     finally:
-        pipeline._check_learnt = checked
+        pipeline.check_learnt = checked
     _add_critic(run)
     _add_samples(run)
     extract(_Network(), [torch.zeros(6, 3, 16, 16)], run / "report" / "cache" / "features.safetensors", "key")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vqvae2.files import tensor_file
 from vqvae2.run import Run
+from vqvae2.sharing import figure_table
 from vqvae2.train.folder import model_file, sharp_file, write_config
 
 ZOO = Path(__file__).resolve().parents[1] / "src" / "vqvae2" / "zoo"
@@ -68,27 +69,6 @@ def _rounded(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def figures(run: Run) -> str:
-    """A Markdown table of the figures that the run measured on held-out images."""
-    rows = ["| figure | value |", "| --- | --- |"]
-    stage1 = run.figures()
-    rows.append(f"| held-out PSNR (of the mean squared error, peak 2) | {stage1['heldout_psnr']:.2f} dB |")
-    if sharp := run.figures("sharpen"):
-        rows += [
-            f"| the same with the sharpened decoder | {sharp['heldout_psnr']:.2f} dB |",
-            f"| sharpness of held-out reconstructions (originals 1), sharpened | {sharp['heldout_sharpness']:.3f} |",
-            f"| the same with the plain decoder | {sharp['heldout_sharpness_plain']:.3f} |",
-        ]
-    for level, (height, width) in enumerate(run.config.geometry.grids):
-        prior = run.figures(level)
-        rows += [
-            f"| level {level} ({height}x{width}): codes used by held-out images | {stage1[f'heldout_usage_{level}']:.1%} |",
-            f"| level {level}: bits per code, held out (uniform {prior['uniform_bits']:.0f}) | {prior['heldout_bits']:.3f} |",
-            f"| level {level}: bits per code, training images | {prior['train_bits']:.3f} |",
-        ]
-    return "\n".join(rows)
-
-
 def main() -> None:
     """Copy the model, write its card and print its size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -103,7 +83,7 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     copy_run(run, target)
     text = options.card.read_text(encoding="utf-8").rstrip()
-    (target / "README.md").write_text(f"{text}\n\n## Measured\n\n{figures(run)}\n", encoding="utf-8")
+    (target / "README.md").write_text(f"{text}\n\n## Measured\n\n{figure_table(run)}\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
     if size > LIMIT:

@@ -8,23 +8,30 @@ from __future__ import annotations
 import errno
 import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from vqvae2 import __version__
 from vqvae2.commands import (
     complete,
     critic,
     demo,
     evaluate,
+    explain,
+    export,
     importing,
     inspect,
+    models,
     presets,
+    push,
     reconstruct,
     sample,
     score,
+    serve,
     train,
 )
+from vqvae2.commands.verbs import verb
 from vqvae2.errors import UserError, printable
 
 _INTERRUPTED = 130
@@ -32,31 +39,53 @@ _UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vqvae2 {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="vqvae2",
-    help="VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo.command)
-app.command("train")(train.command)
-app.command("sample")(sample.command)
-app.command("reconstruct")(reconstruct.command)
-app.command("complete")(complete.command)
-app.command("score")(score.command)
-app.command("evaluate")(evaluate.command)
-app.command("inspect")(inspect.command)
-app.command("presets")(presets.command)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    """VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder."""
+
+
+app.command("demo")(verb(demo.command))
+app.command("train")(verb(train.command))
+app.command("sample")(verb(sample.command))
+app.command("reconstruct")(verb(reconstruct.command))
+app.command("complete")(verb(complete.command))
+app.command("score")(verb(score.command))
+app.command("evaluate")(verb(evaluate.command))
+app.command("explain")(verb(explain.command, computes=False))
+app.command("inspect")(verb(inspect.command, computes=False))
+app.command("models")(verb(models.command, computes=False))
+app.command("presets")(verb(presets.command, computes=False))
+app.command("push")(verb(push.command, computes=False))
+app.command("export")(verb(export.command, computes=False))
+app.command("serve")(verb(serve.command))
 
 _import = typer.Typer(
     help="Import an autoencoder trained elsewhere into a run folder.", rich_markup_mode=None
 )
-_import.command("rosinality")(importing.rosinality_command)
+_import.command("rosinality")(verb(importing.rosinality_command, computes=False))
 app.add_typer(_import, name="import")
 
 _critic = typer.Typer(help="The classifier that `sample --critic` chooses by.", rich_markup_mode=None)
-_critic.command("fit")(critic.fit_command)
+_critic.command("fit")(verb(critic.fit_command))
 app.add_typer(_critic, name="critic")
 
 
@@ -72,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     ):  # a path of no characters is the current folder
         _fail("an argument is empty; an unset variable of the shell may be the reason", 2)
     try:
-        code = app(args=given or ["--help"], standalone_mode=False)
+        code = app(args=given or ["--help"], standalone_mode=False, prog_name="vqvae2")
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
             _fail("interrupted", _INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)

@@ -111,7 +111,7 @@ class Codes:
                     f"level {index}: expected an integer tensor [B, H, W], "
                     f"found {level.dtype} {tuple(level.shape)}"
                 )
-        if len({level.shape[0] for level in self.levels}) != 1:
+        if any(level.shape[0] != self.levels[0].shape[0] for level in self.levels):
             raise CodesError(f"levels differ in batch size: {[level.shape[0] for level in self.levels]}")
 
     def __len__(self) -> int:

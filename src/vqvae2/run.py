@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +20,17 @@ from vqvae2.errors import UserError
 from vqvae2.evaluate.code_likelihood import log_prob_in_batches
 from vqvae2.evaluate.critic import Critic, fit_to_run, load_critic
 from vqvae2.evaluate.typicality import Typical
-from vqvae2.files import tensor_file
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
-from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
+from vqvae2.files.run_folder import DecoderName, RunError
+from vqvae2.generate.complete import Completed, Kept, Passes, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.sharing import Card, push
 from vqvae2.train.device import best_device
-from vqvae2.train.folder import load_autoencoder, load_prior, read_run, sharp_autoencoder, stored_figures
+from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
+from vqvae2.train.stored_run import StoredRun
 
 _REFERENCE = 1024  # held-out images with which others are compared, at most
 
@@ -47,7 +48,7 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
     return Run(find_run(name), device)
 
 
-class Run:
+class Run(StoredRun):
     """A trained (or partly trained) model and its folder.
 
     Args:
@@ -55,24 +56,42 @@ class Run:
         device: where the models go; None chooses the accelerator if there is one.
 
     Attributes:
-        folder: RUN.
-        paths: the paths of what is in it.
-        config: its settings.
-        record: version, command, source, fingerprint, classes.
-        classes: class names, () without classes.
-        sampling: how this run draws unless a call says otherwise (`sampling` of its configuration).
+        device: where the models are; the other attributes are those of `StoredRun`.
 
     Raises:
         RunError: `folder` is no run folder, or was made by a newer version.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
-        self.folder = run_path(folder)
-        self.paths = RunFolder(self.folder)
-        self.record, self.config = read_run(self.folder)
-        self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
-        self.sampling = self.config.sampling
+        super().__init__(folder)
         self.device = torch.device(device) if device is not None else best_device()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None, **hub: Any) -> Run:
+        """As `load`, with the Hub's usual arguments.
+
+        Args:
+            hub: revision, token, cache_dir, local_files_only and the like, for `huggingface_hub.snapshot_download`.
+        """
+        return cls(find_run(name, **hub), device)
+
+    def push_to_hub(self, repository: str, license: str, data: str = "", **how: Any) -> str:
+        """Upload weights, settings and a model card to the Hub; see `sharing.push`.
+
+        Args:
+            repository: "owner/name"; created if it does not exist.
+            license: of the weights, as the Hub abbreviates it, such as "apache-2.0".
+            data: a sentence about the training images and their licence, for the card.
+            how: private, message, revision.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RunError: a network is not trained yet.
+            HubError: no such name, no access, no connection.
+        """
+        return push(self, repository, Card(license, data), **how)
 
     @property
     def autoencoder(self) -> VQVAE:
@@ -103,21 +122,6 @@ class Run:
         """
         chosen, plain = self.decoder_name(name), self.autoencoder
         return self._sharp if chosen == "sharp" and levels in (None, plain.config.levels) else plain
-
-    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
-        """The decoder that is meant: "plain" or "sharp"; None is the sharpened one if it is trained, else the plain one.
-
-        Raises:
-            RunError: the sharpened decoder is asked for and not trained.
-            UserError: another name.
-        """
-        if name not in (None, *get_args(DecoderName)):
-            raise UserError(f"expected the decoder plain or sharp, found {name!r}")
-        done = self.paths.sharpen.done()
-        if name == "sharp" and not done:
-            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
-            raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
-        return name or ("sharp" if done else "plain")
 
     @cached_property
     def _sharp(self) -> VQVAE:
@@ -292,7 +296,7 @@ class Run:
         n: int,
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
-        passes: int = 1,
+        passes: int | Passes = 1,
         sampling: Sampling | None = None,
         decoder: DecoderName | None = None,
     ) -> Iterator[Completed]:
@@ -303,7 +307,7 @@ class Run:
             labels: as in `sample`, but None is "no label".
             seed: completion i of a seed is the same whatever n and the batch size.
             passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept
-                (`generate.complete.fill`) and takes several times as long as the first.
+                (`generate.complete.fill`) and takes several times as long as the first. A `Passes` is told of each.
             sampling: None takes the run's own.
         """
         classes = None if labels is None else sample_labels(labels, n, self.classes)
@@ -348,53 +352,8 @@ class Run:
         batch = self.sampling.batch
         return Typical(log_prob_in_batches(self.prior, store.codes(heldout), labels, batch))
 
-    def done(self) -> dict[str, bool]:
-        """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
-
-        "sharpen" is among them if the configuration asks for it, or if it is done.
-        """
-        networks = self.paths.networks(self.config.autoencoder.levels)
-        done = {name: stage.done() for name, stage in networks.items()}
-        if not (self.config.sharpen.steps or done["sharpen"]):
-            del done["sharpen"]
-        return {"autoencoder": done.pop("autoencoder"), "codes": self.paths.manifest.exists(), **done}
-
-    def digests(self) -> dict[str, str]:
-        """The digest of the weights of each network that is trained, by the names of `done`."""
-        networks = self.paths.networks(self.config.autoencoder.levels).items()
-        return {name: tensor_file.stored_digest(stage.model) for name, stage in networks if stage.done()}
-
-    def drawn_by(self, decoder: DecoderName | None = None) -> dict[str, Any]:
-        """For records of samples, which networks draw them, JSON-ready.
-
-        Args:
-            decoder: see `decoder_name`.
-
-        Returns:
-            `model`: the digests of autoencoder and priors, by the names of `done`; `decoder`: its `name` and `digest`.
-        """
-        digests, name = self.digests(), self.decoder_name(decoder)
-        sharp = digests.pop("sharpen", None)
-        own = sharp if name == "sharp" else digests.get("autoencoder")
-        return {"model": digests, "decoder": {"name": name, "digest": own}}
-
-    def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
-        """The held-out figures of the weights that were kept; {} if not trained.
-
-        Args:
-            level: None for the autoencoder, "sharpen" for the sharpened decoder, else the level of a prior.
-
-        Raises:
-            FileError: the weights are damaged.
-        """
-        stage = self.paths.stage(level)
-        return stored_figures(stage.model) if stage.done() else {}
-
     def _classless(self) -> str:
         return f"{self.folder} has no classes, so a critic cannot score its samples"
 
     def _fit_critic(self) -> str:
         return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"
-
-    def _go_on(self, options: str = "", effect: str = "continues") -> str:
-        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"

@@ -6,7 +6,6 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +141,7 @@ def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: P
 def test_a_network_of_its_own(run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """It learns from the training images, can be loaded again, and has no feature network as its backbone."""
     config = ClassifierConfig(width=8, stages=1, steps=60, batch=8, flip=False, shift=0)
-    monkeypatch.setattr(critic, "train_classifier", partial(train_classifier, config=config))
+    monkeypatch.setattr(critic, "classifier_config", lambda n: config)
     made = fit_critic(run, images, load(run, "cpu").config.data, features="resnet")
     found = load_critic(run)
     pixels, labels = batch(images, images.train)

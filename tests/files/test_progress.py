@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from vqvae2.files import progress
-from vqvae2.files.progress import Reporter
+from vqvae2.files.progress import Plan, Reporter, duration
 
 
 class Clock:
@@ -58,7 +58,7 @@ def test_lines_go_to_standard_error_unchanged(capsys: pytest.CaptureFixture[str]
     assert err == text + "\n"
 
 
-def test_a_line_every_twenty_seconds_and_one_at_the_end(
+def test_a_first_line_soon_then_one_every_twenty_seconds_and_one_at_the_end(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Reporter().track("codes", 100, unit="images") as tracker:
@@ -68,9 +68,9 @@ def test_a_line_every_twenty_seconds_and_one_at_the_end(
     out, err = capsys.readouterr()
     assert out == ""
     assert [line.split(",")[0] for line in err.splitlines()] == [
-        f"codes: {done}/100 images" for done in (20, 40, 60, 80, 100)
+        f"codes: {done}/100 images" for done in (4, 24, 44, 64, 84, 100)
     ]
-    assert err.splitlines()[1] == "codes: 40/100 images, 1.0 images/s, 1.0 min left  text 40"
+    assert err.splitlines()[1] == "codes: 24/100 images, 1.0 images/s, 1.3 min left  text 24"
     assert "0.0 min left" in err.splitlines()[-1]
     assert "\x1b" not in err
 
@@ -130,6 +130,71 @@ def test_quiet_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
         tracker.update(2)
     assert tracker.bar is None
     assert capsys.readouterr() == ("", "")
+
+
+# --- signs of life between the figures, and the time until everything is done ---
+
+
+def test_ticks_keep_the_last_text_and_do_little_between(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Reporter().track("t", 1000)
+    for step in range(1, 241):  # four steps in a second
+        clock.now += 0.25
+        tracker.tick(step, 32, "images")
+        if step == 80:
+            tracker.update(step, "loss 1.5", 32, "images")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ")[1] for line in lines] == ["16/1000", "96/1000", "176/1000"]
+    assert [line.rstrip().endswith("loss 1.5") for line in lines] == [False, True, True]
+    assert "128.0 images/s" in lines[0]
+
+
+def test_the_time_for_all_jobs_follows_from_their_work_and_the_rate_so_far(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """100 units of work in 1000 s; 50 and 10 units follow, of which the last takes no more than 60 s."""
+    asked = []
+
+    def measure() -> dict[str, tuple[float, float]]:
+        asked.append(1)
+        return {"first": (100, float("inf")), "second": (50, float("inf")), "third": (10, 60)}
+
+    reporter = Reporter()
+    reporter.plan = Plan(measure)
+    with reporter.track("reading", 10, unit="images") as tracker:
+        tracker.update(1)
+        assert asked == []
+        clock.now += 100
+        tracker.update(10)
+    with reporter.track("first", 1000) as tracker:
+        clock.now += 600
+        tracker.update(600)  # 400 s left, then 500 s, then 60 s
+        clock.now += 400
+        tracker.update(1000)
+    with reporter.track("second", 100, done=50) as tracker:  # its first half was done before
+        clock.now += 125
+        tracker.update(75)  # 25 more take as long; in all 112.5 units took 1125 s; then 60 s
+    lines = capsys.readouterr().err.splitlines()
+    assert "for all" not in lines[0]
+    assert "6.7 min left (16.0 min for all)" in lines[1]
+    assert "0.0 min left (9.3 min for all)" in lines[2]
+    assert "2.1 min left (3.1 min for all)" in lines[3]
+    assert asked == [1]
+
+
+def test_a_job_that_ends_by_the_clock(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter()
+    reporter.plan = Plan(lambda: {"t": (1.0, 120.0)})
+    tracker = reporter.track("t", 1000)
+    clock.now += 60
+    tracker.update(10)
+    assert "1.0 min left (1.0 min for all)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (100, "2 min"), (7200, "2.0 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 # --- a terminal ---

@@ -27,7 +27,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = Non
 
     Distances are computed in the dtype of the inputs; on a GPU float32 products never use TF32, whatever
     `torch.backends.cuda.matmul` allows, because its 10 bits would choose wrong codes. `torch.compile` sees the search
-    as one operator.
+    as one operator; `torch.export` sees plain operators, which other programs know too.
 
     Args:
         vectors: [N, D].
@@ -37,9 +37,19 @@ def nearest_code(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = Non
     Returns:
         [N] int64. A vector that is not finite gets some code of the codebook.
     """
+    if _exporting():
+        norms = codebook.square().sum(1)
+        norms = norms if penalty is None else norms + penalty
+        return torch.addmm(norms, vectors, codebook.T, alpha=-2).argmin(1)
     if torch.compiler.is_compiling():
         return torch.ops.vqvae2.nearest_code(vectors, codebook, penalty)  # type: ignore[no-any-return]
     return _search(vectors, codebook, penalty)
+
+
+def _exporting() -> bool:
+    """Whether `torch.export` is tracing; before torch 2.7 it could not be asked."""
+    asked = getattr(torch.compiler, "is_exporting", None)
+    return bool(asked and asked())
 
 
 @torch.library.custom_op(

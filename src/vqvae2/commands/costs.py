@@ -121,7 +121,7 @@ def measure(config: Config) -> Costs:
     The autoencoder is measured in eval mode, without the update of its codebooks, which is small compared with the
     convolutions. Attention counts as N x N scores, without the half that causality saves.
     """
-    size, channels, classes = config.data.size, config.data.channels, config.prior.classes
+    shape, channels, classes = config.data.shape, config.data.channels, config.prior.classes
     # neither setting changes the count, and both need the values of tensors, which fake tensors do not have
     settings = config.autoencoder.model_copy(update={"entropy_penalty": 0.0, "nested_dropout": 0.0})
     with torch.device("meta"):
@@ -135,7 +135,7 @@ def measure(config: Config) -> Costs:
             prior.level(i).checkpointing = training.checkpointing
 
         def images(batch: int) -> Tensor:
-            return torch.zeros(batch, channels, size, size)
+            return torch.zeros(batch, channels, *shape)
 
         def reconstruct(batch: int) -> Tensor:
             x = images(batch)

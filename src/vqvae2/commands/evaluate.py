@@ -21,6 +21,7 @@ from vqvae2.commands.options import (
     TopK,
     TopP,
     changed_sampling,
+    check_guidance,
     print_json,
     say,
 )
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Run | None, data: str, out: Path, options: EvaluateOptions, reporter: Reporter
+    run: Run | None, data: str | None, out: Path, options: EvaluateOptions, reporter: Reporter
 ) -> dict[str, Any]:
     """Measure, and write OUT/report.json and OUT/report.html; OUT/cache keeps features and samples for the next time.
 
     Args:
         run: None measures `options.samples` alone. Half of the real images then serve as training images, the other half is
             held out.
-        data: the real images, see `open_images`; for a run usually those that it was trained on.
+        data: the real images, see `open_images`; None takes those that the run was trained on.
 
     Returns:
         The content of report.json: protocol, parts, left_out, warnings, seconds. The same arguments give the same content, except for
@@ -52,7 +53,9 @@ def evaluate(
         RunError: the sharpened decoder is asked for and not trained.
         UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
+    from vqvae2.commands.run_facts import collect
     from vqvae2.data.images import open_images
+    from vqvae2.data.recorded import open_source
     from vqvae2.evaluate.checks import check_options
     from vqvae2.evaluate.context import Context
     from vqvae2.evaluate.full_report import write_report
@@ -60,18 +63,24 @@ def evaluate(
 
     network = check_options(run, options)  # before the folder is made, and before images are read
     make_folder(out)
-    if run is not None and data == run.record.get("source"):
-        reporter.say(f"the real images are those that the run names: {data}")
+    if run is not None and data is None:
+        reporter.say(f"the real images are those that the run names: {run.record.get('source')}")
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
-    images = open_images(data, config, _data_folder(run, data, cache), seed=seed, say=reporter.say)
+    if run is not None and (data is None or _is_own(run, data)):
+        images = open_source(run.record, run.folder, config, _decoded(run, cache), seed, reporter.say)
+    elif data is not None:
+        images = open_images(data, config, cache / "data", seed=seed, say=reporter.say)
+    else:
+        raise UserError("expected --data DATA, the real images")
     context = Context(run, images, config, options, cache, reporter, network)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
         )
-    return write_report(context, f"vqvae2 evaluate: {run.folder if run else options.samples}", out)
+    measured = run.folder if run else options.samples
+    return write_report(context, f"Evaluation of {measured}", out, collect(run) if run else None)
 
 
 def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
@@ -80,17 +89,22 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
     from vqvae2.data.peek import peek
 
     assert options.samples is not None
-    _, side = (0, options.size) if options.size else peek(str(options.samples), DataConfig(), out)
-    return DataConfig(size=side or 64, flip=False, shift=0, holdout=0.5)
+    side = options.size or peek(str(options.samples), DataConfig(), out).side
+    return DataConfig(size=side, flip=False, shift=0, holdout=0.5)
 
 
-def _data_folder(run: Run | None, data: str, cache: Path) -> Path:
-    """Where decoded images are kept: with the run if they are its own, because others must not replace them."""
-    own = run is not None and run.done()["codes"] and data == run.record.get("source")
-    if run is None or not own:
-        return cache / "data"
+def _is_own(run: Run, data: str) -> bool:
+    """Whether these are the run's own images, whose decoded copies are with the run; others must not replace them."""
+    from vqvae2.data.recorded import same_source
+
+    return run.done()["codes"] and same_source(data, run.record, run.folder)
+
+
+def _decoded(run: Run, cache: Path) -> Path:
+    """Where the run's own images are kept: with the run if they are there already, or if it can be written."""
     kept = (run.paths.data / "index.json").exists()
-    return run.paths.data if kept or os.access(run.folder, os.W_OK) else cache / "data"
+    write = run.done()["codes"] and os.access(run.folder, os.W_OK)
+    return run.paths.data if kept or write else cache / "data"
 
 
 def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
@@ -204,8 +218,7 @@ def command(
 
     reporter = Reporter()
     loaded = load(run) if run is not None else None
-    data = data or (loaded.record.get("source") if loaded else None)
-    if data is None:
+    if data is None and (loaded is None or "source" not in loaded.record):
         raise UserError("expected --data DATA, the real images")
     if out is None:
         if loaded is None:
@@ -213,6 +226,7 @@ def command(
         out = loaded.paths.report
     sampling = None
     if loaded is not None:
+        check_guidance(loaded, guidance)
         sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
     options = EvaluateOptions(
         only=(*_items(only), *(["tuning"] if tune_sampling else [])),

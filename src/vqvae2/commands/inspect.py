@@ -30,7 +30,7 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         run: also what is done of it, and what it has measured; None leaves this out.
     """
     from vqvae2.commands.costs import measure
-    from vqvae2.train.folder import check_derived, check_shapes
+    from vqvae2.train.derived import check_derived, check_shapes
 
     if run is not None:  # settings of a stranger may ask for any size, whose costs take long to count
         check_shapes(run.folder, config)
@@ -56,9 +56,9 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
 
 def _geometry(config: Config) -> dict[str, Any]:
     geometry = config.geometry
-    pixels = config.data.size**2 * config.data.channels
+    pixels = config.data.area * config.data.channels
     rows: dict[str, Any] = {
-        "image": f"{config.data.size}x{config.data.size}, {config.data.channels} channels"
+        "image": f"{config.data.shape[0]}x{config.data.shape[1]}, {config.data.channels} channels"
     }
     for level, ((h, w), k) in enumerate(zip(geometry.grids, geometry.vocabulary, strict=True)):
         rows[f"level {level}"] = f"{h}x{w} grid, {k} codes"
@@ -180,6 +180,12 @@ def command(
         str | None, typer.Argument(metavar="[RUN]", help="a run folder, a model of the package, or a Hub id")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="inspect a preset instead of a run")] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="show the curves of a training that is going on, until it is done or Ctrl-C"
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Geometry, parameters, FLOPs, codebook usage, losses, what is done and what is not."""
@@ -188,6 +194,14 @@ def command(
 
     if (run is None) == (preset is None):
         raise UserError("expected either a RUN or --preset NAME")
+    if watch:
+        from vqvae2.commands.watch import watch as show
+        from vqvae2.files.locate import find_run
+
+        if run is None:
+            raise UserError("--watch shows a RUN")
+        show(find_run(run), Console())
+        return
     loaded = load(run, "cpu") if run is not None else None
     value = describe(loaded.config if loaded else named(str(preset)), loaded)
     if as_json:

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
+from vqvae2.commands.options import Json, print_json
 
-def command() -> None:
-    """List the presets with their sizes."""
-    from vqvae2.config.presets import preset, presets
 
-    for name in presets():
+def presets() -> list[dict[str, Any]]:
+    """Of each preset: name, grids, codes, classes of networks, and the steps of each stage."""
+    from vqvae2.config.presets import preset
+    from vqvae2.config.presets import presets as names
+
+    found = []
+    for name in names():
         config = preset(name)
-        grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
-        steps = ", ".join(str(item.steps) for item in (config.train_autoencoder, *config.train_prior))
-        typer.echo(
-            f"{name:12s} {config.data.size} px, grids {grids}, {config.autoencoder.codes[0]} codes, steps {steps}"
+        found.append(
+            {
+                "name": name,
+                "image": list(config.data.shape),
+                "grids": [list(grid) for grid in config.geometry.grids],
+                "codes": list(config.geometry.vocabulary),
+                "priors": [level.kind for level in config.prior.levels],
+                "steps": [item.steps for item in (config.train_autoencoder, *config.train_prior)],
+            }
         )
+    return found
+
+
+def command(as_json: Json = False) -> None:
+    """List the presets with their sizes."""
+    found = presets()
+    if as_json:
+        print_json(found)
+        return
+    for item in found:
+        grids = " + ".join(f"{h}x{w}" for h, w in item["grids"])
+        height, width = item["image"]
+        size = str(height) if height == width else f"{height}x{width}"
+        steps = ", ".join(map(str, item["steps"]))
+        typer.echo(f"{item['name']:12s} {size} px, grids {grids}, {item['codes'][0]} codes, steps {steps}")

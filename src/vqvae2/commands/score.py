@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json, say
+from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ _UNLIKE = 0.05  # an image of at most this typicality is marked
 
 
 def score(
-    run: Run, paths: Sequence[Path], label: str | None = None, out: Path | None = None
+    run: Run,
+    paths: Sequence[Path],
+    label: str | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
 
@@ -27,6 +31,7 @@ def score(
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
         out: a file for the result as JSON.
+        say: called with lines of text about files of folders that are skipped.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
@@ -38,16 +43,17 @@ def score(
     """
     import torch
 
-    from vqvae2.commands.images import image_files, load_images
+    from vqvae2.commands.images import usable_images
+    from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
 
-    files = image_files(paths)
+    files, images = usable_images(run, paths, say)
     refuse_to_overwrite(files, [out] if out else [])
     batch, data = run.sampling.batch, run.config.data
-    batches = (files[at : at + batch] for at in range(0, len(files), batch))
-    log_prob = torch.cat([run.log_prob(load_images(run, some), label) for some in batches]).double()
-    dimensions = data.channels * data.size**2
+    batches = (to_float(images[at : at + batch]) for at in range(0, len(files), batch))
+    log_prob = torch.cat([run.log_prob(some, label) for some in batches]).double()
+    dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}
@@ -81,11 +87,10 @@ def command(
     """
     from vqvae2.run import load
 
-    result = score(load(run), images, label, out)
+    say = Reporter().say
+    result = score(load(run), images, label, out, say)
     if result["heldout"] is None:
-        Reporter().say(
-            f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command"
-        )
+        say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:
         print_json(result)
         return

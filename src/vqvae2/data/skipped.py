@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vqvae2.errors import printable
 from vqvae2.files import atomic
 
 
@@ -48,6 +50,6 @@ def report_skipped(skipped: Sequence[tuple[str, str]], path: Path, say: Callable
 
 
 def one_line(name: str, reason: str, separator: str = "\t") -> str:
-    """Name and reason as one printable line; characters of the name that cannot be printed become `?`."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return f"{printable}{separator}{reason}".encode("utf-8", "replace").decode()
+    """Name and reason as one printable line; characters that cannot be printed become `?`."""
+    shown = (printable(re.sub(r"[\t\n\r]", "?", text)) for text in (name, reason))
+    return separator.join(shown)

@@ -25,13 +25,14 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.recorded import open_source, same_source
 from vqvae2.errors import UserError
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
-from vqvae2.evaluate.resnet import ResNet, train_classifier
+from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
@@ -41,6 +42,11 @@ from vqvae2.files.run_folder import RunError, RunFolder
 
 RESNET = "resnet"
 """Given instead of the name of a feature network: a classifier that is trained from random weights."""
+_BATCH = 16  # images read at a time, after each of which the progress is told
+_EPOCHS, _LEAST_STEPS = (
+    100,
+    200,
+)  # of the classifier that is trained from random weights
 
 
 class CriticError(UserError):
@@ -125,10 +131,13 @@ def fit_to_run(
     """
     source, config = run.record.get("source"), run.config
     with ExitStack() as stack:
-        own = data in (None, source)  # other images must not replace the run's decoded ones
-        elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
-        decoded = RunFolder(run.folder).data if own else elsewhere
-        images = open_images(str(data or source), config.data, decoded, seed=config.seed, say=reporter.say)
+        own = data is None or same_source(data, run.record, run.folder)
+        if own:
+            decoded = RunFolder(run.folder).data
+            images = open_source(run.record, run.folder, config.data, decoded, config.seed, reporter.say)
+        else:  # other images must not replace the run's decoded ones
+            elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
+            images = open_images(str(data), config.data, elsewhere, seed=config.seed, say=reporter.say)
         stack.callback(images.close)
         if images.fingerprint != run.record.get("fingerprint", images.fingerprint):
             raise RunError(
@@ -200,6 +209,13 @@ def fit_critic(
     return Critic(classifier, record)
 
 
+def classifier_config(n: int) -> ClassifierConfig:
+    """The settings of the classifier that is trained from random weights on n images: fewer steps for fewer images."""
+    config = ClassifierConfig()
+    steps = max(_LEAST_STEPS, round(_EPOCHS * n / config.batch))
+    return config.model_copy(update={"steps": min(config.steps, steps)})
+
+
 class _Reader:
     """Reads images in order, and keeps the labels of those that the last call read.
 
@@ -213,7 +229,7 @@ class _Reader:
 
     def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
         self._labels = []
-        for pixels, labels in sequential(self.images, indices, self.data, batch=64):
+        for pixels, labels in sequential(self.images, indices, self.data, batch=_BATCH):
             self._labels.append(labels)
             yield pixels
             self._count += len(labels)
@@ -232,7 +248,8 @@ def _trained(
     images = read.images
     if features == RESNET:
         labels = images.labels_of(images.train)
-        net = train_classifier(read(images.train), labels, len(images.classes), device=device)
+        config = classifier_config(len(labels))
+        net = train_classifier(read(images.train), labels, len(images.classes), config, device)
         return net, net, {"name": RESNET}
     network = feature_network(features, weights, device)
     pooled = extract(network, read(images.train)).pooled

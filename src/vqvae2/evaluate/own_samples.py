@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
 
 from vqvae2.data.images import ImageSet
@@ -31,6 +33,17 @@ def own_samples(
     folder = SampleFolder(place, about | drawn_by, "npz")
     folder.claim()
     missing = batches(folder.missing(n), sampling.batch)
-    with reporter.track("samples", sum(map(len, missing)), unit="images") as tracker:
-        folder.fill(run.draw(n, labels, options.seed, sampling, missing, options.decoder), tracker)
+    total = sum(map(len, missing))
+    begun = time.monotonic()
+    with reporter.track("samples", total, unit="images") as tracker:
+        drawn = run.draw(n, labels, options.seed, sampling, missing, options.decoder)
+        folder.fill(itertools.islice(drawn, 1), tracker)
+        left = total - tracker.done
+        if left:
+            minutes = (time.monotonic() - begun) / tracker.done * left / 60
+            reporter.say(
+                f"samples: {total:,} are drawn for the report, about {minutes:,.1f} more minutes at the speed of the first "
+                f"{tracker.done}; --n and --classifier-n ask for fewer, and what is drawn is kept for the next time"
+            )
+        folder.fill(drawn, tracker)
     return drawn_samples("samples", folder.path).first(n)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from vqvae2.files.run_folder import RunError, RunFolder, run_path
 
-_HUB_FILES = [  # of a Hub repository that holds a run
-    *("config.yaml", "autoencoder/*", "sharpen/*", "prior/*", "README.md"),
-]
+HUB_FILES = ["config.yaml", "README.md", "*/model.safetensors"]
+"""What is uploaded to and downloaded from a Hub repository that holds a run; `*` also matches `/`."""
 
 
 def zoo() -> list[str]:
@@ -22,11 +22,12 @@ def zoo() -> list[str]:
     return sorted(item.name for item in models if (item / "config.yaml").is_file())
 
 
-def find_run(name: str | Path) -> Path:
-    """The folder of a run; one on the Hub is downloaded first.
+def find_run(name: str | Path, **hub: Any) -> Path:
+    """The folder of a run; one on the Hub is downloaded first, into the Hub's cache.
 
     Args:
         name: a run folder, the name of a model of the zoo, or a Hub repository `owner/name` that holds a run folder.
+        hub: further arguments of `huggingface_hub.snapshot_download`, such as revision and token.
 
     Raises:
         RunError: nothing of that name.
@@ -41,7 +42,7 @@ def find_run(name: str | Path) -> Path:
         raise RunError(f"{path} is no run folder: it has no config.yaml")
     if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
         try:
-            return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
+            return Path(snapshot_download(text, allow_patterns=HUB_FILES, **hub))
         except (OSError, ValueError, HfHubHTTPError) as error:
             raise RunError(
                 f"no folder {text}, and it cannot be fetched from the Hub: {' '.join(str(error).split())[:200]}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
+from functools import cached_property
 from types import TracebackType
 
 from rich.console import Console
@@ -12,17 +15,57 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from vqvae2.errors import printable
 
 _LINE_SECONDS = 20.0  # time between plain lines when the output is no terminal
+_FIRST_SECONDS = 4.0  # time to the first of them
+_TICK_SECONDS = 1.0  # time between two signs of life of `Tracker.tick`
+
+
+class Plan:
+    """How long all jobs of a command will take, from the work that each is and from how long the first ones took.
+
+    Args:
+        measure: returns, by title and in order, the work that each job is (in any unit that all of them share) and the
+            seconds after which it ends in any case. Called once, when a job has run for some seconds.
+    """
+
+    def __init__(self, measure: Callable[[], dict[str, tuple[float, float]]]) -> None:
+        self._measure = measure
+        self.spent: dict[str, tuple[float, float]] = {}  # by title: seconds, and the work done in them
+
+    @cached_property
+    def jobs(self) -> dict[str, tuple[float, float]]:
+        """By title: the work and the limit."""
+        return self._measure()
+
+    def left(self, title: str, seconds: float, share: float, rest: float) -> tuple[float, float]:
+        """Seconds until this job ends, and until all of the plan do.
+
+        Args:
+            title: of the job.
+            seconds: since it was begun or resumed.
+            share: of it that was done in these seconds.
+            rest: share of it that is still to be done.
+        """
+        work, limit = self.jobs[title]
+        self.spent[title] = seconds, share * work
+        own = min(seconds * rest / share if share else float("inf"), max(0.0, limit - seconds))
+        total, done = (sum(values) for values in zip(*self.spent.values(), strict=True))
+        rate = total / done if done else float("inf")
+        later = list(self.jobs.values())[list(self.jobs).index(title) + 1 :]
+        return own, own + sum(min(work * rate, limit) for work, limit in later)
 
 
 class Reporter:
     """Prints messages and progress to standard error, which leaves standard output free for results.
 
     Args:
-        quiet: print nothing, for all processes but the first of a group and for callers that want no output.
+        quiet: print nothing, for all processes but the first of a group and for callers that want no output. None is
+            quiet if the environment variable VQVAE2_QUIET is set and not empty.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool | None = None) -> None:
+        quiet = bool(os.environ.get("VQVAE2_QUIET")) if quiet is None else quiet
         self.quiet = quiet
+        self.plan: Plan | None = None
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -53,7 +96,9 @@ class Tracker:
     def __init__(self, reporter: Reporter, title: str, total: int, done: int, unit: str) -> None:
         self.reporter, self.title, self.total, self.unit = reporter, title, total, unit
         self.begin, self.done = done, done
-        self.started = self.last_line = time.monotonic()
+        self.started = self.ticked = time.monotonic()
+        self.last_line = self.started - _LINE_SECONDS + _FIRST_SECONDS
+        self.text = ""
         self.bar: Progress | None = None
         if reporter.console.is_terminal and not reporter.quiet:
             self.bar = Progress(
@@ -90,15 +135,38 @@ class Tracker:
             scale, scaled_unit: the rate is shown in another unit, of which `scale` make one unit of progress: with
                 32 and "images", steps of 32 images each are shown in images per second.
         """
-        self.done = done
-        now = time.monotonic()
+        self.done, self.text = done, text
+        now = self.ticked = time.monotonic()
         rate = (done - self.begin) / max(now - self.started, 1e-9)
         shown = f"{rate * scale:.1f} {scaled_unit or self.unit}/s"
+        left = 0.0 if done >= self.total else (self.total - done) / rate if rate else float("inf")
+        whole = ""
+        plan = self.reporter.plan
+        if (
+            plan is not None
+            and now - self.started >= _FIRST_SECONDS
+            and self.title in plan.jobs
+            and self.total
+        ):
+            share, rest = (done - self.begin) / self.total, max(0.0, 1 - done / self.total)
+            left, everything = plan.left(self.title, now - self.started, share, rest)
+            whole = f"{everything / 60:.1f} min for all"
         if self.bar:
-            self.bar.update(self.task, completed=done, total=self.total, rate=shown, text=text)
+            shown_text = f"{text}  {whole}".strip()
+            self.bar.update(self.task, completed=done, total=self.total, rate=shown, text=shown_text)
         elif now - self.last_line >= _LINE_SECONDS or done >= self.total:
             self.last_line = now
-            left = 0.0 if done >= self.total else (self.total - done) / rate if rate else float("inf")
-            self.reporter.say(
-                f"{self.title}: {done}/{self.total} {self.unit}, {shown}, {left / 60:.1f} min left  {text}"
-            )
+            ahead = f"{left / 60:.1f} min left" + (f" ({whole})" if whole else "")
+            self.reporter.say(f"{self.title}: {done}/{self.total} {self.unit}, {shown}, {ahead}  {text}")
+
+    def tick(self, done: int, scale: float = 1.0, scaled_unit: str | None = None) -> None:
+        """As `update` with the text of the last one, at most once a second; cheap enough for every step."""
+        if time.monotonic() - self.ticked >= _TICK_SECONDS:
+            self.update(done, self.text, scale, scaled_unit)
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

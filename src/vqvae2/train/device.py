@@ -246,6 +246,8 @@ def host_total(values: list[Tensor], figures: int, accelerator: Accelerator) -> 
 
 
 def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The device that ACCELERATE_TORCH_DEVICE names (`--device` sets it), else the accelerator if there is one, else the CPU."""
+    if named := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        return torch.device(named)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")

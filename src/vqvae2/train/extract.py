@@ -67,7 +67,7 @@ def extract(
         folder, config.geometry, digest, total, classes=images.classes, fingerprint=images.fingerprint
     )
     device = accelerator.device
-    size = _BATCH if device.type == "cpu" else max(_BATCH, _PIXELS // config.data.size**2)
+    size = _BATCH if device.type == "cpu" else max(_BATCH, _PIXELS // config.data.area)
     done = 0
     with writer if main else nullcontext(), reporter.track("codes", total, unit="images") as tracker:
         for indices, split, seed in passes(images, config):

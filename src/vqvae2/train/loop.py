@@ -211,6 +211,10 @@ class _Trainer:
         )
         if self.choices.device.type == "cuda":
             self.reporter.say(f"{self.objective.name}: {self.choices.line(resident)}")
+        if outcome.step:
+            self.reporter.say(
+                f"{self.objective.name}: going on from step {outcome.step:,} of {config.steps:,}"
+            )
         feed = Feed(self.objective.batches(outcome.step, rank, world), self.choices.device)
         with feed, self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
             while outcome.step < config.steps and not self._tired() and not self._late():
@@ -219,6 +223,7 @@ class _Trainer:
                 feed.fetch_ahead()
                 outcome.step += 1
                 outcome.seconds = before + clock() - began
+                tracker.tick(outcome.step, config.batch, "images")
                 figures = self.objective.after_step(outcome.step, self.accelerator)
                 if figures:
                     self.pending.append((outcome.step, figures))
@@ -241,6 +246,12 @@ class _Trainer:
         self._agree(stop)  # a stop requested during the last evaluation must end the run here too
         if self.asked:
             raise Interrupted(f"{self.objective.name}: saved at step {outcome.step} of {config.steps}")
+        if outcome.step < config.steps:
+            cause = f"its {config.minutes:g} minutes are over" if self._late() else ""
+            cause = cause or f"{config.patience} evaluations in a row brought no better result"
+            self.reporter.say(
+                f"{self.objective.name}: ended at step {outcome.step:,} of {config.steps:,}, because {cause}"
+            )
         if self.state.best:
             self.network.load_state_dict(self.state.best)
         return outcome

@@ -144,9 +144,10 @@ class State:
 
         tensor_file.load_weights(step.network, part("model."), file)
         try:
-            self._load_optimizer(part("optimizer."))
+            if moments := part("optimizer."):  # not kept where a training goes on from its weights alone
+                self._load_optimizer(moments)
             if step.average is not None:
-                average = part("average.")
+                average = part("average.") or {"n_averaged": torch.tensor(0), **part("model.")}
                 step.average.count = int(average.pop("n_averaged"))
                 weights = {name.removeprefix("module."): value for name, value in average.items()}
                 tensor_file.load_weights(step.average.module, weights, file)

@@ -13,7 +13,7 @@ from vqvae2.errors import UserError
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.critic import Critic, load_critic
 from vqvae2.evaluate.features import FeatureNetwork, Features
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Plot
 from vqvae2.evaluate.parts.distances import distances
 from vqvae2.evaluate.parts.precision import precision_recall
 from vqvae2.evaluate.sets import NamedImages
@@ -72,9 +72,11 @@ def critic_curves(
     for label, (x, y) in plotted.items():
         if y in table[0]:
             curve = [(row[x], row[y]) for row in points]
-            result.plots.append((f"{label} against the fraction that the critic keeps", {"samples": curve}))
+            caption = f"{label} against the fraction that the critic keeps"
+            result.plots.append(Plot(caption, {"samples": curve}, "fraction kept", label))
     curve = [(row["recall"], row["precision"]) for row in points]
-    result.plots.append(("precision against recall, one point for each fraction", {"samples": curve}))
+    caption = "precision against recall, one point for each fraction"
+    result.plots.append(Plot(caption, {"samples": curve}, "recall", "precision"))
     return result
 
 

@@ -61,7 +61,7 @@ def measure(context: Context) -> PartResult:
     limit = max(len(context.heldout), context.options.n)
     sets = [context.training.first(limit), context.heldout]
     labelled = bool(context.run.config.prior.classes)
-    image = (context.data.channels, context.data.size, context.data.size)
+    image = (context.data.channels, *context.data.shape)
     return likelihoods(context.encoder, context.run.prior, sets, labelled, image)
 
 

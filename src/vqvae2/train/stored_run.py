@@ -1,0 +1,97 @@
+"""What a run folder says about itself without loading a network: its settings, what is trained, digests and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vqvae2.errors import UserError
+from vqvae2.files import tensor_file
+from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
+from vqvae2.train.folder import read_run, stored_figures
+
+
+class StoredRun:
+    """The part of `vqvae2.Run` that reads files alone.
+
+    Args:
+        folder: RUN.
+
+    Attributes:
+        folder: RUN.
+        paths: the paths of what is in it.
+        config: its settings.
+        record: version, command, source, fingerprint, classes.
+        classes: class names, () without classes.
+        sampling: how this run draws unless a call says otherwise (`sampling` of its configuration).
+
+    Raises:
+        RunError: `folder` is no run folder, or was made by a newer version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = run_path(folder)
+        self.paths = RunFolder(self.folder)
+        self.record, self.config = read_run(self.folder)
+        self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
+        self.sampling = self.config.sampling
+
+    def decoder_name(self, name: DecoderName | None = None) -> DecoderName:
+        """The decoder that is meant: "plain" or "sharp"; None is the sharpened one if it is trained, else the plain one.
+
+        Raises:
+            RunError: the sharpened decoder is asked for and not trained.
+            UserError: another name.
+        """
+        if name not in (None, *get_args(DecoderName)):
+            raise UserError(f"expected the decoder plain or sharp, found {name!r}")
+        done = self.paths.sharpen.done()
+        if name == "sharp" and not done:
+            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
+            raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
+        return name or ("sharp" if done else "plain")
+
+    def done(self) -> dict[str, bool]:
+        """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
+
+        "sharpen" is among them if the configuration asks for it, or if it is done.
+        """
+        networks = self.paths.networks(self.config.autoencoder.levels)
+        done = {name: stage.done() for name, stage in networks.items()}
+        if not (self.config.sharpen.steps or done["sharpen"]):
+            del done["sharpen"]
+        return {"autoencoder": done.pop("autoencoder"), "codes": self.paths.manifest.exists(), **done}
+
+    def digests(self) -> dict[str, str]:
+        """The digest of the weights of each network that is trained, by the names of `done`."""
+        networks = self.paths.networks(self.config.autoencoder.levels).items()
+        return {name: tensor_file.stored_digest(stage.model) for name, stage in networks if stage.done()}
+
+    def drawn_by(self, decoder: DecoderName | None = None) -> dict[str, Any]:
+        """For records of samples, which networks draw them, JSON-ready.
+
+        Args:
+            decoder: see `decoder_name`.
+
+        Returns:
+            `model`: the digests of autoencoder and priors, by the names of `done`; `decoder`: its `name` and `digest`.
+        """
+        digests, name = self.digests(), self.decoder_name(decoder)
+        sharp = digests.pop("sharpen", None)
+        own = sharp if name == "sharp" else digests.get("autoencoder")
+        return {"model": digests, "decoder": {"name": name, "digest": own}}
+
+    def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
+        """The held-out figures of the weights that were kept; {} if not trained.
+
+        Args:
+            level: None for the autoencoder, "sharpen" for the sharpened decoder, else the level of a prior.
+
+        Raises:
+            FileError: the weights are damaged.
+        """
+        stage = self.paths.stage(level)
+        return stored_figures(stage.model) if stage.done() else {}
+
+    def _go_on(self, options: str = "", effect: str = "continues") -> str:
+        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"

@@ -1,0 +1,226 @@
+"""What the page does with a run: it draws, takes images apart into codes and bits, completes them, and compresses.
+
+Every result is JSON-ready; images are PNG in data URLs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae2.codes import Codes
+from vqvae2.data.pixels import psnr
+from vqvae2.errors import UserError
+from vqvae2.generate.complete import Kept
+from vqvae2.prior.hierarchy import UNKNOWN
+from vqvae2.run import Run
+from vqvae2.web.jobs import Jobs, Step
+from vqvae2.web.pictures import bits_url, codes_url, image_urls, palette, read_mask
+from vqvae2.web.requests import Completion, Fill, Request, Vary
+
+_KEPT = 16  # uploaded images that are kept
+
+Read = Callable[[bytes], Tensor]
+"""The image in the bytes of a file, as the run sees it: [C, H, W] in [-1, 1]; raises DataError."""
+
+
+@dataclass(frozen=True)
+class _Upload:
+    image: Tensor
+    codes: Codes
+
+
+class Studio:
+    """A run with the images that were uploaded.
+
+    Args:
+        run: its autoencoder is trained.
+        read: decodes an uploaded file.
+        jobs: runs what takes long.
+    """
+
+    def __init__(self, run: Run, read: Read, jobs: Jobs) -> None:
+        self.run, self.read, self.jobs = run, read, jobs
+        self.can_draw = all(done for name, done in run.done().items() if name.startswith("prior"))
+        self.can_compress = self.can_draw and hasattr(run, "compress") and hasattr(run, "decompress")
+        self.palettes = [palette(quantizer.codebook()) for quantizer in run.autoencoder.quantizers]
+        self._uploads: OrderedDict[str, _Upload] = OrderedDict()
+
+    def about(self) -> dict[str, Any]:
+        """What the page needs to know of the run."""
+        run, geometry = self.run, self.run.config.geometry
+        strides = run.config.autoencoder.strides
+        return {
+            "name": run.folder.resolve().name,
+            "classes": list(run.classes),
+            "channels": run.config.autoencoder.channels,
+            "size": [side * strides[0] for side in geometry.grids[-1]],
+            "grids": [list(grid) for grid in geometry.grids],
+            "vocabulary": list(geometry.vocabulary),
+            "bytes": geometry.bits / 8,
+            "sampling": run.sampling.model_dump(mode="json"),
+            "decoders": ["plain", "sharp"] if run.paths.sharpen.done() else ["plain"],
+            "figures": {key: value for key, value in run.figures().items() if key.startswith("heldout_psnr")},
+            "draws": self.can_draw,
+            "compresses": self.can_compress,
+            "report": report_file(run),
+        }
+
+    def sample(self, request: Request) -> str:
+        """Draw new images; the name of the job."""
+        self._needs_priors()
+        batch = max(1, -(-request.n // 4))  # four steps, so that the first images are soon there
+        drawn = self.run.draw(
+            request.n,
+            request.label,
+            request.seed,
+            request.sampling(self.run.sampling, batch),
+            None,
+            request.decoder,
+        )
+
+        def steps() -> Iterator[Step]:
+            for part in drawn:
+                labels = part.labels.tolist() if part.labels is not None else [None] * len(part.images)
+                names = [None if label is None else self.run.classes[label] for label in labels]
+                pairs = zip(image_urls(part.images), names, strict=True)
+                yield part.numbers.stop, [{"image": url, "label": name} for url, name in pairs]
+
+        return self.jobs.start(request.n, steps)
+
+    def upload(self, data: bytes) -> dict[str, Any]:
+        """An image file taken apart.
+
+        Returns:
+            `id`; `image`, as the run sees it; `levels`: of each level the picture of its codes, how many different ones
+            there are, the image decoded from the levels up to it with its PSNR in dB, and, if the priors are trained,
+            the picture of its bits and their sum; `most`: bits per code at the light end of these pictures.
+
+        Raises:
+            DataError: a file that cannot be used.
+        """
+        image = self.read(data)
+        with self.jobs.lock, torch.no_grad():
+            model, batch = self.run.autoencoder, image[None].to(self.run.device)
+            codes = model.encode(batch)
+            bits = []
+            if self.can_draw:
+                bits = [
+                    -level[0].cpu() / torch.log(torch.tensor(2.0))
+                    for level in self.run.prior.log_prob_map(codes)
+                ]
+            count = len(codes.levels)
+            decoded = [self.run.decoder(None, levels).decode(codes, levels) for levels in range(1, count + 1)]
+        name = secrets.token_urlsafe(8)
+        self._uploads[name] = _Upload(image, codes)
+        while len(self._uploads) > _KEPT:
+            self._uploads.popitem(last=False)
+        most = max((float(level.max()) for level in bits), default=0.0)
+        levels = []
+        for index, level in enumerate(codes.levels):
+            entry = {
+                "codes": codes_url(level[0], self.palettes[index]),
+                "different": len(set(level.flatten().tolist())),
+                "image": image_urls(decoded[index])[0],
+                "psnr": float(psnr(decoded[index].cpu(), image[None])[0]),
+            }
+            if bits:
+                entry |= {"bits": bits_url(bits[index], most), "sum": float(bits[index].sum())}
+            levels.append(entry)
+        return {"id": name, "image": image_urls(image[None])[0], "levels": levels, "most": most}
+
+    def fill(self, request: Fill) -> str:
+        """Fill in the masked area of an uploaded image; the name of the job."""
+        image = self._find(request.image).image
+        try:
+            mask = read_mask(request.mask, *image.shape[1:])
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if not bool(mask.any()):
+            raise UserError("nothing is painted: paint over the part that is to be filled in")
+        self._needs_priors()
+        with self.jobs.lock:
+            kept = self.run.keep(image, mask)
+        return self._complete(request, kept)
+
+    def vary(self, request: Vary) -> str:
+        """Draw a level of an uploaded image again; the name of the job.
+
+        Raises:
+            UserError: no such level.
+        """
+        found, count = self._find(request.image), self.run.config.autoencoder.levels
+        if request.level >= count:
+            raise UserError(f"expected a level 0..{count - 1}, found {request.level}")
+        self._needs_priors()
+        again = range(request.level, request.level + 1 if request.keep_finer else count)
+        levels = (
+            torch.full_like(level, UNKNOWN) if index in again else level
+            for index, level in enumerate(found.codes.levels)
+        )
+        image = found.image.to(self.run.device)
+        return self._complete(request, Kept(image, None, image, Codes(tuple(levels))))
+
+    def compress(self, name: str) -> bytes:
+        """An uploaded image as a compressed file.
+
+        Raises:
+            UserError: there is no such image, or this run cannot compress.
+        """
+        found = self._find(name)
+        if not self.can_compress:
+            raise UserError("this run cannot compress")
+        run: Any = self.run
+        with self.jobs.lock:
+            return bytes(run.compress(found.image))
+
+    def decompress(self, data: bytes) -> dict[str, Any]:
+        """The image of a file that `compress` made.
+
+        Raises:
+            UserError: a file of another model or a damaged one, or this run cannot compress.
+        """
+        if not self.can_compress:
+            raise UserError("this run cannot compress")
+        run: Any = self.run
+        with self.jobs.lock:
+            image: Tensor = run.decompress(data)
+        return {"image": image_urls(image if image.ndim == 4 else image[None])[0], "bytes": len(data)}
+
+    def _complete(self, request: Completion, kept: Kept) -> str:
+        batch = max(1, -(-request.n // 4))
+        sampling = request.sampling(self.run.sampling, batch)
+        drawn = self.run.complete(
+            kept, request.n, request.label, request.seed, request.passes, sampling, request.decoder
+        )
+
+        def steps() -> Iterator[Step]:
+            for part in drawn:
+                sums = part.bits[-1, :, 0].sum(1).tolist()
+                pairs = zip(image_urls(part.images), sums, strict=True)
+                yield part.numbers.stop, [{"image": url, "bits": bits} for url, bits in pairs]
+
+        return self.jobs.start(request.n, steps)
+
+    def _find(self, name: str) -> _Upload:
+        if name not in self._uploads:
+            raise UserError("the image is no longer here; choose it again")
+        return self._uploads[name]
+
+    def _needs_priors(self) -> None:
+        if not self.can_draw:
+            raise UserError("the priors of this run are not trained yet, so nothing can be drawn")
+
+
+def report_file(run: Run) -> str | None:
+    """The page of the run's report, relative to RUN/report; None without one."""
+    for name in ("report.html", "index.html"):
+        if (run.paths.report / name).is_file():
+            return name
+    return None

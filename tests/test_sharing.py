@@ -1,0 +1,176 @@
+"""Runs on the Hub: what is uploaded, what the card says, what is loaded, and what happens without access or network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vqvae2.config.overrides import read_yaml
+from vqvae2.files.run_folder import RunError
+from vqvae2.run import Run
+from vqvae2.sharing import Card, HubError, model_card, push, stage
+from vqvae2.train.stored_run import StoredRun
+
+sys.path.append(str(Path(__file__).parent))
+
+from hub_server import TOKEN, Hub, serving
+
+WEIGHTS = [f"{name}/model.safetensors" for name in ("autoencoder", "prior/level-0", "prior/level-1")]
+SHARED = ["README.md", *WEIGHTS[:1], "config.yaml", *WEIGHTS[1:]]
+
+
+def client(hub: Hub, home: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which takes `hub` for the Hub and keeps its cache in `home`."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
+    command = [sys.executable, "-W", "ignore", "-m", "vqvae2", *map(str, arguments)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def drawn(folder: Path) -> list[bytes]:
+    """The samples in a folder."""
+    return [file.read_bytes() for file in sorted(folder.glob("[0-9]*.png"))]
+
+
+def test_a_private_run_is_pushed_and_drawn_from_elsewhere_and_then_without_a_network(
+    trained: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    home, name = tmp_path / "home", "me/pictures"
+    upload = ("push", trained, name, "--license", "mit", "--private")
+    assert command("sample", trained, "--n", 2, "--out", tmp_path / "own").code == 0
+    with serving() as hub:
+        done = client(hub, home, *upload, HF_TOKEN=TOKEN)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{hub.url}/{name}/commit/")
+        assert hub.repositories[name].private
+        assert sorted(hub.repositories[name].files) == SHARED
+
+        stranger = client(hub, tmp_path / "other", "sample", name, "--n", 2, "--out", tmp_path / "no")
+        assert stranger.returncode == 2
+        assert f"no folder {name}" in stranger.stderr
+        assert len(stranger.stderr.splitlines()) == 1
+        assert not (tmp_path / "no").exists()
+
+        done = client(hub, home, "sample", name, "--n", 2, "--out", tmp_path / "there", HF_TOKEN=TOKEN)
+        assert done.returncode == 0, done.stderr
+    done = client(hub, home, "sample", name, "--n", 2, "--out", tmp_path / "cached")  # the server is gone
+    assert done.returncode == 0, done.stderr
+    assert drawn(tmp_path / "own") == drawn(tmp_path / "there") == drawn(tmp_path / "cached") != []
+
+
+def test_without_a_token_the_error_says_how_to_get_one(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
+        with pytest.raises(HubError, match="hf auth login") as error:
+            push(StoredRun(trained), "me/pictures", Card("mit"))
+        assert "\n" not in str(error.value)
+        assert hub.repositories == {}
+
+
+def test_what_is_shared_is_a_run_without_images_and_without_paths_of_this_machine(
+    trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    run = StoredRun(trained)
+    run.config = run.config.model_copy(
+        update={
+            "sharpen": run.config.sharpen.model_copy(update={"perceptual_weights": str(tmp_path / "vgg.st")})
+        }
+    )
+    stage(run, tmp_path / "shared", Card("mit"), "me/pictures")
+    files = [file for file in (tmp_path / "shared").rglob("*") if file.is_file()]
+    assert sorted(file.relative_to(tmp_path / "shared").as_posix() for file in files) == SHARED
+    for file in files:
+        assert str(pictures.parent).encode() not in file.read_bytes(), file
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    record = read_yaml(tmp_path / "shared" / "config.yaml")["run"]
+    assert record["source"] == pictures.name
+    assert "command" not in record
+    assert Run(tmp_path / "shared", "cpu").digests() == Run(trained, "cpu").digests()
+
+
+def test_the_sharpened_decoder_is_shared_too(sharpened: Path, tmp_path: Path) -> None:
+    stage(StoredRun(sharpened), tmp_path / "shared", Card("mit"), "me/pictures")
+    own, shared = Run(sharpened, "cpu"), Run(tmp_path / "shared", "cpu")
+    assert shared.decoder_name() == "sharp"
+    assert own.sample(2).equal(shared.sample(2))
+
+
+def test_the_card_is_made_from_the_run(trained: Path) -> None:
+    run = StoredRun(trained)
+    card = model_card(run, Card("cc-by-4.0", "Drawn by a program, CC0."), "me/pictures")
+    _, meta, text = card.split("---\n", 2)
+    assert yaml.safe_load(meta)["license"] == "cc-by-4.0"
+    assert yaml.safe_load(meta)["library_name"] == "vqvae2"
+    for part in (
+        *(
+            "# pictures",
+            'vqvae2.load("me/pictures")',
+            "16x16 px",
+            "Blue sky, disc, stripes",
+            "Drawn by a program, CC0.",
+        ),
+        *(
+            "60 steps of 8 images",
+            "level 0: pixelcnn",
+            f"{run.figures()['heldout_psnr']:.2f} dB",
+            "cc-by-4.0",
+        ),
+    ):
+        assert part in text
+    assert f"{run.figures(1)['heldout_bits']:.3f}" in text
+
+
+def test_the_licence_is_asked_for(trained: Path, command: Callable[..., Any], tmp_path: Path) -> None:
+    said = command("push", trained, "me/pictures", "--dry-run", tmp_path / "out")
+    assert said.code == 2
+    assert "--license" in said.err
+    said = command("push", trained, "me/pictures", "--dry-run", tmp_path / "out", "--license", "mit")
+    assert said.code == 0
+    assert (tmp_path / "out" / "README.md").is_file()
+    assert command("push", trained, "me/x", "--dry-run", tmp_path / "out", "--license", "mit").code == 2
+
+
+@pytest.mark.parametrize("name", ["pictures", "a/b/c", "me/", "me/with space", ""])
+def test_names_that_no_repository_has(name: str, trained: Path) -> None:
+    with pytest.raises(HubError) as error:
+        push(StoredRun(trained), name, Card("mit"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_half_trained_run_is_not_shared(half: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="prior level 1 is not trained"):
+        stage(StoredRun(half), tmp_path / "shared", Card("mit"), "me/pictures")
+    assert not (tmp_path / "shared").exists()
+
+
+def test_from_pretrained_takes_the_arguments_of_the_hub(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(name: str, **arguments: Any) -> str:
+        asked.update(arguments, name=name)
+        return str(trained)
+
+    monkeypatch.setattr("vqvae2.files.locate.snapshot_download", snapshot_download)
+    run = Run.from_pretrained("me/pictures", "cpu", revision="v2", token="t", local_files_only=True)
+    assert run.folder == trained
+    assert (asked["name"], asked["revision"], asked["token"], asked["local_files_only"]) == (
+        *("me/pictures", "v2", "t", True),
+    )
+    assert Run.from_pretrained(trained).folder == trained
+
+
+def test_push_to_hub(trained: Path) -> None:
+    with pytest.raises(HubError, match="owner/name"):
+        Run(trained, "cpu").push_to_hub("pictures", license="mit")
