@@ -113,12 +113,15 @@ def say_estimate(
 
 
 def duration(seconds: float) -> str:
-    """Words for a time: 40 s, 12 min, 3.5 h, 4 days."""
+    """Words for a time: 40 s, 12 min, 3.5 h, 4 days, 3 years."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.0f} days" if days < 1000 else f"{days / 365:,.0f} years"
 
 
 def free_memory(device: torch.device) -> int | None:
