@@ -27,6 +27,7 @@ from vqvae2.generate.complete import Completed, Kept, Passes, complete, keep_coa
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.processes import Group
 from vqvae2.sharing import Card, push
 from vqvae2.train.device import best_device
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
@@ -168,15 +169,14 @@ class Run(StoredRun):
         weights: Path | None = None,
         model: Path | None = None,
         reporter: Reporter | None = None,
+        group: Group | None = None,
     ) -> Critic:
         """Fit a critic to this run's training images and keep it in RUN/critic (`evaluate.critic.fit_to_run`).
 
         Args:
             data: the images that the run was trained on, if they are elsewhere now.
-            features: name of the feature network, as for `evaluate.critic.fit_critic`; so are the next two.
-            weights: a file with its weights, or None.
-            model: a classifier of one's own as a TorchScript file, or None.
-            reporter: shows the progress; None shows nothing.
+            features, weights, model: as for `evaluate.critic.CriticKind`.
+            reporter, group: show the progress, and share the work (all processes call this); None is nobody else.
 
         Raises:
             RunError: no classes, or these are not the images that the run was trained on.
@@ -184,7 +184,7 @@ class Run(StoredRun):
         if not self.classes:
             raise RunError(self._classless())
         self.__dict__.pop("critic", None)  # the cached property
-        return fit_to_run(self, data, features, weights, model, reporter or Reporter(quiet=True))
+        return fit_to_run(self, data, features, weights, model, reporter or Reporter(quiet=True), group)
 
     def sample(
         self,

@@ -13,6 +13,7 @@ from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 _UNLIKE = 0.05  # an image of at most this typicality is marked
@@ -24,6 +25,7 @@ def score(
     label: str | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
 
@@ -32,6 +34,7 @@ def score(
         label: the class of all of them; None for "no label".
         out: a file for the result as JSON.
         say: called with lines of text about files of folders that are skipped.
+        group: the processes that share the images, all of which call this and get the result; None is this one alone.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
@@ -43,16 +46,19 @@ def score(
     """
     import torch
 
-    from vqvae2.commands.images import usable_images
+    from vqvae2.commands.images import shared_images
     from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
+    from vqvae2.processes import Group
 
-    files, images = usable_images(run, paths, say)
+    group, data = group or Group(), run.config.data
+    shared = shared_images(run, paths, run.sampling.batch, group, say)
+    files = shared.files
     refuse_to_overwrite(files, [out] if out else [])
-    batch, data = run.sampling.batch, run.config.data
-    batches = (to_float(images[at : at + batch]) for at in range(0, len(files), batch))
-    log_prob = torch.cat([run.log_prob(some, label) for some in batches]).double()
+    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
+    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
+    log_prob = torch.cat([values for _, values in done]).double()
     dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
@@ -66,7 +72,7 @@ def score(
             item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
         items.sort(key=lambda item: -item["score"])
     result = {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
-    if out is not None:
+    if out is not None and group.main:
         write_json(out, result)
     return result
 
@@ -84,11 +90,14 @@ def command(
 
     The least typical come first. Typicality is the share of held-out images whose number of bits is at least as far from
     the usual one, above or below. Images with a typicality of at most 5 % are marked "unlike".
+    `torchrun --nproc-per-node P -m -- vqvae2 score ...` shares the images between P processes.
     """
+    from vqvae2.processes import joined
     from vqvae2.run import load
 
-    say = Reporter().say
-    result = score(load(run), images, label, out, say)
+    group = joined()
+    say = Reporter(quiet=not group.main).say
+    result = score(load(run), images, label, out, say, group)
     if result["heldout"] is None:
         say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:
