@@ -168,7 +168,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "file in place of the run": (lambda w: w.train(run=w.file("file")), r"cannot use .*file as a run folder"),
     "run below a file": (lambda w: w.train(run=w.file("file") / "run"), r"cannot use .*run as a run folder"),
     "demo in place of a file": (lambda w: ["demo", "--out", w.file("file")], r"cannot use .*file as a run"),
-    "other data": (lambda w: ["train", w.some("a.png"), "--run", w.run], r"other settings \(data: "),
+    "other data": (lambda w: ["train", w.some("a.png"), "--run", w.run], r"and found others in "),
     "other preset": (lambda w: w.train(run=w.run), r"trained with other settings.*another --run"),
     "no config.yaml": (bare, r"no run folder: it has no config\.yaml"),
     "no such run": (lambda w: ["inspect", w.folder / "runn"], r"no run .*runn: expected"),

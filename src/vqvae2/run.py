@@ -23,10 +23,11 @@ from vqvae2.evaluate.typicality import Typical
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunError
-from vqvae2.generate.complete import Completed, Kept, complete, keep_coarse, keep_outside
+from vqvae2.generate.complete import Completed, Kept, Passes, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
 from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.processes import Group
 from vqvae2.sharing import Card, push
 from vqvae2.train.device import best_device
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
@@ -168,15 +169,14 @@ class Run(StoredRun):
         weights: Path | None = None,
         model: Path | None = None,
         reporter: Reporter | None = None,
+        group: Group | None = None,
     ) -> Critic:
         """Fit a critic to this run's training images and keep it in RUN/critic (`evaluate.critic.fit_to_run`).
 
         Args:
             data: the images that the run was trained on, if they are elsewhere now.
-            features: name of the feature network, as for `evaluate.critic.fit_critic`; so are the next two.
-            weights: a file with its weights, or None.
-            model: a classifier of one's own as a TorchScript file, or None.
-            reporter: shows the progress; None shows nothing.
+            features, weights, model: as for `evaluate.critic.CriticKind`.
+            reporter, group: show the progress, and share the work (all processes call this); None is nobody else.
 
         Raises:
             RunError: no classes, or these are not the images that the run was trained on.
@@ -184,7 +184,7 @@ class Run(StoredRun):
         if not self.classes:
             raise RunError(self._classless())
         self.__dict__.pop("critic", None)  # the cached property
-        return fit_to_run(self, data, features, weights, model, reporter or Reporter(quiet=True))
+        return fit_to_run(self, data, features, weights, model, reporter or Reporter(quiet=True), group)
 
     def sample(
         self,
@@ -296,7 +296,7 @@ class Run(StoredRun):
         n: int,
         labels: Sequence[str | int] | str | int | None = None,
         seed: int = 0,
-        passes: int = 1,
+        passes: int | Passes = 1,
         sampling: Sampling | None = None,
         decoder: DecoderName | None = None,
     ) -> Iterator[Completed]:
@@ -307,7 +307,7 @@ class Run(StoredRun):
             labels: as in `sample`, but None is "no label".
             seed: completion i of a seed is the same whatever n and the batch size.
             passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept
-                (`generate.complete.fill`) and takes several times as long as the first.
+                (`generate.complete.fill`) and takes several times as long as the first. A `Passes` is told of each.
             sampling: None takes the run's own.
         """
         classes = None if labels is None else sample_labels(labels, n, self.classes)

@@ -60,7 +60,7 @@ def test_the_demo_shows_what_it_made(folder: Path) -> None:
         with Image.open(file) as image:
             image.load()
             assert min(image.size) >= 16
-    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    page = (folder / "report" / "demo.html").read_text(encoding="utf-8")
     assert page.count("data:image/") >= 3
     assert page.rstrip().endswith("</html>")
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -69,7 +69,7 @@ def test_the_demo_shows_what_it_made(folder: Path) -> None:
 
 
 def test_the_demo_measures(folder: Path) -> None:
-    figures = json.loads((folder / "report" / "report.json").read_text())
+    figures = json.loads((folder / "report" / "demo.json").read_text())
     numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
     assert all(math.isfinite(value) for value in numbers.values())
     run = load(folder, "cpu")
@@ -91,7 +91,7 @@ def test_the_demo_typed_again_trains_nothing(
     shown = [line.partition(": ")[2] for line in said.out.splitlines() if line.endswith((".png", ".html"))]
     assert len(shown) >= 3
     assert [path for path in shown if not Path(path).is_file()] == []
-    assert str(folder / "report" / "index.html") in shown
+    assert str(folder / "report" / "demo.html") in shown
 
 
 def test_a_setting_that_cannot_work(tmp_path: Path, command: Callable[..., Any]) -> None:

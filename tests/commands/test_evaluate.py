@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from vqvae2.data.images import open_images
 from vqvae2.evaluate import context, critic
 from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.features import Features
+from vqvae2.evaluate.glossary import FIGURES
 from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.parts.precision import precision_recall
 from vqvae2.evaluate.parts.registry import PARTS
-from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
+from vqvae2.evaluate.resnet import ClassifierConfig
 from vqvae2.evaluate.sets import drawn_samples
 from vqvae2.files.atomic import read_json
 from vqvae2.files.progress import Reporter
@@ -85,6 +85,18 @@ def numbers(value: Any) -> Iterator[float]:
         yield value
 
 
+def keys(value: Any) -> Iterator[str]:
+    """The name of every figure: keys of values that are no records."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, dict):
+                yield from keys(item) if key != "classifier" else ()
+            elif isinstance(item, list) and item and isinstance(item[0], dict):
+                yield from keys({name: entry for row in item for name, entry in row.items()})
+            else:
+                yield key
+
+
 @pytest.fixture(scope="module")
 def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a whole run."""
@@ -105,6 +117,9 @@ def test_the_whole_report(whole: Path, trained: Path) -> None:
     assert page.count("<svg") >= 5
     assert 'src="data:' in page
     assert "http" not in page.split("</style>")[1]
+    assert all(f">{part.title}</a>" in page for part in PARTS if not part.on_request), "contents"
+    assert 'class="verdict"' in page
+    assert {*keys(found["parts"])} <= {*FIGURES}, "every figure is explained"
     starred = {"reconstructions against reconstructions", "samples against reconstructions"}
     for part in ("distances", "precision"):
         assert starred < set(found["parts"][part]["sets"]), part
@@ -296,7 +311,7 @@ def test_the_critics_curves(
     """At rate 1 they begin with the samples; the class counts stay; the measuring network is never the critic's."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     small = ClassifierConfig(width=4, stages=1, steps=10, batch=8)
-    monkeypatch.setattr(critic, "train_classifier", partial(train_classifier, config=small))
+    monkeypatch.setattr(critic, "classifier_config", lambda n: small)
     assert command("critic", "fit", run, "--features", "resnet").code == 0
     wanted = ("--only", "distances,precision,critic", "--critic-sweep", "1,0.5,0.25")
     assert command("evaluate", run, "--out", tmp_path / "out", *wanted).code == 0

@@ -12,7 +12,7 @@ from data_helpers import config
 
 from vqvae2.data import augmentation
 from vqvae2.data.augmentation import augmented, centre, windows
-from vqvae2.data.decoding import stored_side
+from vqvae2.data.decoding import stored_shape
 
 
 def counting(side: int) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_random_crop_reaches_every_corner(seed: int) -> None:
     corners = {(int(image[0, 0, 0]), int(image[0, 0, 1])) for image in result}
     assert corners == set(itertools.product(range(3), repeat=2))
     still = augmented(raw, np.arange(300), seed, config(scale=1.25))
-    assert (still == centre(raw, 8)).all()
+    assert (still == centre(raw, (8, 8))).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -69,14 +69,21 @@ def test_taking_pixels_is_plain_indexing(channels: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"flip": True}, {"flip": True, "shift": 2}, {"crop": "random", "scale": 1.25}]
+    "options",
+    [
+        {},
+        {"flip": True},
+        {"flip": True, "shift": 2},
+        {"crop": "random", "scale": 1.25},
+        {"size": (6, 10), "flip": True, "shift": 1, "crop": "random", "scale": 1.5},
+    ],
 )
 def test_windows_say_which_pixels_are_taken(options: dict[str, Any]) -> None:
     settings = config(**options)
-    side = stored_side(settings)
-    raw = np.random.default_rng(0).integers(0, 256, (40, side, side, 3), np.uint8)
-    rows, columns = windows(side, np.arange(40), 1, settings)
-    assert rows.shape == columns.shape == (40, settings.size)
+    stored = stored_shape(settings)
+    raw = np.random.default_rng(0).integers(0, 256, (40, *stored, 3), np.uint8)
+    rows, columns = windows(stored, np.arange(40), 1, settings)
+    assert (rows.shape, columns.shape) == ((40, settings.shape[0]), (40, settings.shape[1]))
     taken = raw[np.arange(40)[:, None, None], rows[:, :, None], columns[:, None, :]]
     assert np.array_equal(taken, augmented(raw, np.arange(40), 1, settings))
 

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vqvae2.data import formats
 from vqvae2.data.decoding import load_image, load_mask
 from vqvae2.data.errors import DataError
+from vqvae2.data.folder_files import list_folder
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
@@ -280,11 +282,10 @@ def test_reasons(tmp_path: Path) -> None:
 
 
 def test_other_formats_are_not_opened() -> None:
-    """Pillow reads much more, some of it by starting other programs."""
-    with pytest.raises(DataError, match="not an image"):
-        load_image(encoded(plain(RED), "EPS"), config())
-    with pytest.raises(DataError, match="not an image"):
-        load_image(encoded(plain(RED), "ICO"), config())
+    """Pillow reads much more, some of it by starting other programs. What is known is named as what it is."""
+    for kind in ("EPS", "ICO", "PDF"):
+        with pytest.raises(DataError, match=f"{kind}: a known format that is not read"):
+            load_image(encoded(plain(RED), kind), config())
 
 
 def test_bomb_is_refused_from_its_header() -> None:
@@ -346,3 +347,54 @@ def test_transparent_pixels_of_a_mask_are_black() -> None:
 def test_a_mask_that_is_no_image() -> None:
     with pytest.raises(DataError, match="not an image"):
         load_mask(b"hello", config())
+
+
+# --- formats beyond the usual ones ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("AVIF", {"quality": 95}),
+        ("JPEG2000", {"quality_mode": "rates", "quality_layers": [1]}),
+        ("PPM", {}),
+        ("QOI", {}),
+        ("SGI", {}),
+        ("DDS", {}),
+    ],
+)
+def test_further_formats(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    image = Image.new("RGB", (24, 16), RED)
+    if kind not in Image.SAVE and kind == "AVIF":
+        pytest.skip("this Pillow writes no AVIF")
+    data = encoded(image, kind, **options)
+    assert np.abs(np.subtract(middle(data), RED)).max() <= 6
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dat").write_bytes(data)
+    assert [file.name for file in list_folder(tmp_path / "in").images] == ["a.dat"]
+
+
+def test_tga_is_known_by_its_name_or_its_end(tmp_path: Path) -> None:
+    data = encoded(plain(GREEN), "TGA")
+    (tmp_path / "a.tga").write_bytes(data)
+    assert load_image(tmp_path / "a.tga", config())[4, 4].tolist() == list(GREEN)
+    assert middle(data + b"TRUEVISION-XFILE.\0") == list(GREEN)
+    (tmp_path / "b.tga").write_bytes(b"hello, world")
+    with pytest.raises(DataError):
+        load_image(tmp_path / "b.tga", config())
+
+
+def test_heic(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    image = heif.from_pillow(plain(RED, size=(64, 64)))
+    image.save(tmp_path / "a.heic", quality=95)
+    assert np.abs(np.subtract(load_image(tmp_path / "a.heic", config())[4, 4], RED)).max() <= 6
+    assert len(list_folder(tmp_path).images) == 1
+
+
+def test_heic_without_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_reads_heic", lambda: False)
+    with pytest.raises(
+        DataError, match=r"HEIC: read with the extra heic alone \(pip install 'vqvae2\[heic\]'\)"
+    ):
+        load_image(b"\0\0\0\x18ftypheic" + bytes(40), config())

@@ -57,7 +57,7 @@ def test_what_is_true_of_every_source_is_true_of_it(table: Path, tmp_path: Path)
     late = opened(table, tmp_path / "late", cache_gb=0)
     assert late.fingerprint == first.fingerprint
     assert all(shows(late, number, number) for number in range(7))
-    assert peek(str(table), config(), tmp_path / "run") == (7, 8)
+    assert peek(str(table), config(), tmp_path / "run")[:2] == (7, 8)
     table.write_text(table.read_text().replace("cat", "ape"))
     changed = opened(table, tmp_path / "run")
     assert changed.fingerprint != first.fingerprint

@@ -72,10 +72,11 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cache_is_reused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     says: list[str] = []
     first = opened(folder, tmp_path, says)
-    assert "images/s" in says[0]
+    assert "understood as 30 images, 3 classes" in says[0]
+    assert "images/s" in says[1]
     forbid(monkeypatch)
     second = opened(folder, tmp_path, says)
-    assert len(says) == 1
+    assert len(says) == 2
     assert first.fingerprint == second.fingerprint
     assert len(first.fingerprint) == 64
     assert first.names == second.names

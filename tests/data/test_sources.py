@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from data_helpers import encoded, folder_of, noise, opened, parquet_of, shows
 
-from vqvae2.data import table_files
+from vqvae2.data import identity
 from vqvae2.data.errors import DataError
 from vqvae2.data.table_files import expand_braces
 
@@ -146,11 +146,11 @@ def test_limit(tmp_path: Path, seed: int) -> None:
     assert (len(images.train), len(images.heldout)) == (3, 1)
 
 
-def test_large_files_are_known_by_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_known_by_samples_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet_of(tmp_path / "a.parquet", 3)
     whole = opened(path, tmp_path).fingerprint
-    monkeypatch.setattr(table_files, "_HASHED_WHOLE", 10)
-    monkeypatch.setattr(table_files, "_END", 100)
+    monkeypatch.setattr(identity, "_HASHED_WHOLE", 10)
+    monkeypatch.setattr(identity, "_BLOCK", 100)
     ends = opened(path, tmp_path).fingerprint
     assert ends not in (whole, opened(parquet_of(path, 3, 1), tmp_path).fingerprint)
 

@@ -261,3 +261,20 @@ def test_hub_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="cannot read 'owner/name': FileNotFoundError: not in the cache"):
         opened("owner/name", tmp_path)
+
+
+# --- what is said ---
+
+
+def test_a_column_that_could_be_the_classes_is_mentioned(tmp_path: Path) -> None:
+    path = parquet_of(
+        tmp_path / "a.parquet", 6, breed=list("xyxyxy"), caption=[f"text {n}" for n in range(6)]
+    )
+    says: list[str] = []
+    assert opened(path, tmp_path, says).classes == ()
+    assert says[0] == "understood as 6 images, no classes, no split"
+    assert "the column 'breed' could be the classes: data.label_column=breed" in says
+    assert not any("caption" in line for line in says)
+    says.clear()
+    assert opened(path, tmp_path / "2", says, label_column="breed").classes == ("x", "y")
+    assert says[0] == "understood as 6 images, 2 classes (column 'breed'), no split"

@@ -11,7 +11,7 @@ import pytest
 
 from vqvae2.data.store import open_store
 from vqvae2.files import tensor_file
-from vqvae2.train import pipeline
+from vqvae2.train import remarks
 
 Command = Callable[..., Any]
 
@@ -88,7 +88,7 @@ def test_samples_of_finer_levels_are_drawn_again_when_a_coarser_prior_is(
 def test_a_prior_that_is_worse_than_guessing_is_no_success(
     half: Path, pictures: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_WORSE", -4.0)  # so that an honest prior seems to be one
+    monkeypatch.setattr(remarks, "_WORSE", -4.0)  # so that an honest prior seems to be one
     said = command("train", pictures, "--run", half)
     assert said.code == 2
     assert "bits per code" in said.err.splitlines()[-1]

@@ -112,6 +112,8 @@ def content(folder: Path) -> dict[str, Any]:
         elif name.endswith("config.json"):
             found[name] = json.loads(data)
             del found[name]["outcome"]["seconds"]
+        elif name.endswith("state.safetensors"):
+            continue  # for a longer training; compared in test_longer.py
         elif name.endswith(".safetensors"):
             tensors, meta = load_tensors(folder / name)
             found[name] = tensor_file.digest(tensors), meta
@@ -236,9 +238,9 @@ def test_stage_1_begins_with_the_weights_of_another_run(tmp_path: Path, data: Pa
     other = changed(config, train_autoencoder=begin, autoencoder={"hidden": 16})
     for wrong, told in (
         (other, "first"),
-        (changed(config, train_autoencoder={"start": "nowhere"}), "no weights at nowhere"),
+        (changed(config, train_autoencoder={"start": "nowhere"}), "no run nowhere"),
     ):
-        with pytest.raises(FileError, match=told):
+        with pytest.raises(UserError, match=told):
             train("no pictures either", tmp_path / "third", wrong, reporter=Spoken())
 
 
@@ -527,7 +529,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data": {"flip": False}}, "data.flip: True -> False"),
     ({"data": {"holdout": 0.5}}, "data.holdout: 0.3 -> 0.5"),
     ({"autoencoder": {"codes": [8, 16]}}, r"autoencoder.codes: \[8, 10\] -> \[8, 16\]"),
-    ({"train_autoencoder": {"steps": 7}}, "train_autoencoder.steps: 6 -> 7"),
+    ({"train_autoencoder": {"steps": 5}}, "train_autoencoder.steps: 6 -> 5"),
+    ({"train_autoencoder": {"minutes": 1}}, "train_autoencoder.minutes: 0.0 -> 1.0"),
 ]
 FREE: list[dict[str, Any]] = [
     {"data": {"workers": 2}},
@@ -559,9 +562,7 @@ def test_settings_of_a_trained_stage_are_kept(
 
 def test_every_difference_is_shown(copied: Path, data: Path, config: Config) -> None:
     patch = {"seed": 5, "data": {"shift": 2, "workers": 3}}
-    with pytest.raises(
-        RunError, match=r"\(data: .*pictures -> elsewhere; seed: 0 -> 5; data\.shift: 1 -> 2\)"
-    ):
+    with pytest.raises(RunError, match=r"\(seed: 0 -> 5; data\.shift: 1 -> 2\)"):
         ask(copied, Path("elsewhere"), changed(config, **patch))
 
 
@@ -591,7 +592,7 @@ def test_settings_of_stages_not_begun_may_change(copied: Path, data: Path, confi
     assert read_json(copied / "prior" / "level-1" / "config.json")["outcome"]["step"] == 4
     with pytest.raises(RunError, match=r"\(train_prior\.0\.lr: 0\.003 -> 0\.1\)"):
         ask(copied, data, changed(wanted, **prior_patch(wanted, 0, lr=0.1)))
-    with pytest.raises(RunError, match=r"prior\.levels\.1\.hidden: 12 -> 8; train_prior\.1\.steps: 4 -> 6"):
+    with pytest.raises(RunError, match=r"\(prior\.levels\.1\.hidden: 12 -> 8\)"):
         ask(copied, data, config)
 
 
@@ -641,7 +642,7 @@ def test_copies_may_change_until_a_prior_is_begun(copied: Path, data: Path, conf
 
 def test_other_data_is_refused(copied: Path, data: Path, config: Config) -> None:
     before = snapshot(copied)
-    with pytest.raises(RunError, match=r"other settings \(data: .*pictures -> emoji64\)"):
+    with pytest.raises(RunError, match=r"trained on the images in .*pictures, and found others in emoji64"):
         go(Path("emoji64"), copied, config)
     assert snapshot(copied) == before
 

@@ -21,12 +21,13 @@ from vqvae2.commands.options import (
     TopK,
     TopP,
     changed_sampling,
+    check_guidance,
     per_level,
     print_json,
     say,
 )
 from vqvae2.errors import UserError
-from vqvae2.files.progress import Reporter, Tracker
+from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,18 +85,17 @@ def complete(
 
     Raises:
         RunError: not trained yet.
-        UserError: neither or both of mask and keep_levels, an argument out of range, or `image` or the mask is one of the
-            files to be written; DataError: a file that cannot be used.
+        UserError: neither or both of mask and keep_levels, an argument out of range, a mask without a white pixel, `image` or
+            the mask is one of the files to be written, or OUT holds results of something else; DataError: a file that
+            cannot be used.
     """
     from vqvae2.files.output import make_folder, refuse_to_overwrite
+    from vqvae2.generate.complete import Passes
 
     refuse_to_overwrite([image, request.mask], _files(out, request.n))
     sampling = request.sampling or run.sampling
     kept = keep(run, image, request.mask, request.keep_levels)
-    drawn = run.complete(
-        kept, request.n, request.labels, request.seed, request.passes, sampling, request.decoder
-    )
-    make_folder(out)
+    reporter = reporter or Reporter()
     about = {
         "image": str(image),
         "mask": str(request.mask) if request.mask else None,
@@ -105,10 +105,51 @@ def complete(
         "passes": request.passes,
         "paste": request.paste,
         "decoder": run.drawn_by(request.decoder)["decoder"],
+        "labels": None if request.labels is None else [str(label) for label in request.labels],
+        "model": run.drawn_by(request.decoder)["model"],
         **sampling.model_dump(mode="json"),
     }
-    with (reporter or Reporter()).track("completions", request.n, unit="images") as tracker:
-        return _write(run.classes, kept, drawn, out, about, tracker)
+    batches = -(-request.n // sampling.batch)
+    tracker = reporter.track("completions", request.passes * batches, unit="passes")
+    passes = Passes(request.passes, lambda: tracker.update(tracker.done + 1))
+    drawn = run.complete(kept, request.n, request.labels, request.seed, passes, sampling, request.decoder)
+    _claim(out, about, reporter)
+    make_folder(out)
+    with tracker:
+        return _write(run.classes, kept, drawn, out, about)
+
+
+def _claim(out: Path, about: dict[str, Any], reporter: Reporter) -> None:
+    """Check that a folder holds no results of something else; those of the same request are removed and drawn again.
+
+    Raises:
+        UserError: OUT holds completions of another request, or files that would be overwritten.
+    """
+    from vqvae2.files.atomic import FileError, read_json
+
+    *_, listing = _files(out, 0)
+    if not listing.exists():
+        if taken := next((file for file in _files(out, about["n"]) if file.exists()), None):
+            raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
+        return
+    try:
+        before = read_json(listing)
+    except FileError:
+        before = {}
+    changed = [
+        key
+        for key in about
+        if key not in ("n", "batch") and (not isinstance(before, dict) or before.get(key) != about[key])
+    ]
+    if changed:
+        raise UserError(
+            f"{out} holds completions of another request (it differs in {', '.join(changed)}); choose another --out"
+        )
+    entries = before.get("completions", ())
+    reporter.say(f"{out}: the {len(entries)} completions that it holds are of the same request and replaced")
+    listing.unlink()
+    for number in range(len(entries)):
+        (out / f"{number:03d}.png").unlink(missing_ok=True)
 
 
 def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
@@ -128,7 +169,12 @@ def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
     data = run.config.data
     if mask is None:
         return run.keep(pixels, None, levels)
-    white = centre(load_mask(mask, data).astype(np.uint8)[None], data.size)[0]
+    white = centre(load_mask(mask, data).astype(np.uint8)[None], data.shape)[0]
+    if not white.any():
+        raise UserError(
+            f"{mask} has no white pixel in its centre square, so nothing would be filled in; white (128 and more) marks what is "
+            "filled in, black and transparent pixels are kept"
+        )
     return run.keep(pixels, torch.from_numpy(white) == 1, levels)
 
 
@@ -143,13 +189,12 @@ def _write(
     drawn: Iterable[Completed],
     out: Path,
     about: dict[str, Any],
-    tracker: Tracker,
 ) -> dict[str, Any]:
     """Write the batches, the sheet and the list, which is returned."""
     import torch
 
     from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.pixels import to_pil
+    from vqvae2.data.pixels import to_pil, viewable
     from vqvae2.files.atomic import write_json
 
     *files, sheet, listing = _files(out, about["n"])
@@ -159,13 +204,12 @@ def _write(
     accepted: list[Tensor] = []
     for part in drawn:
         images = part.images if about["paste"] else part.decoded
-        for number, image in zip(part.numbers, to_pil(images), strict=True):
+        for number, image in zip(part.numbers, to_pil(viewable(images)), strict=True):
             save_picture(image, files[number])
         entries += _entries(part, files, classes)
         shown += images[: _SHEET - len(shown)].cpu()
         bits.append(part.bits)
         accepted.append(part.accepted)
-        tracker.update(part.numbers.stop)
     zoom = max(1, 128 // shown[0].shape[-1])
     save_grid(torch.stack(shown), sheet, columns=min(len(shown), _ROW), zoom=zoom)
     whole, own = torch.cat(bits, 1).mean(1).unbind(1)
@@ -248,6 +292,9 @@ def command(
     if (mask is None) == (keep_levels is None):
         raise UserError("expected either --mask MASK or --keep-levels N")
     loaded = load(run)
+    check_guidance(loaded, guidance)
+    if guidance and not label:
+        raise UserError("--guidance needs --label: without a class there is nothing to guide towards")
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
     request = CompletionRequest(
         mask, keep_levels, n, label or None, seed, passes, sampling, paste, decoder.value if decoder else None

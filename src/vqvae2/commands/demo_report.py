@@ -1,4 +1,4 @@
-"""The report of `vqvae2 demo`: one HTML page with its pictures, and the figures as JSON."""
+"""The report of `vqvae2 demo`: that of its training, with samples by class, their nearest training images and the shipped model."""
 
 from __future__ import annotations
 
@@ -8,37 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from vqvae2.autoencoder.codebook_usage import CodebookUsage, stored_usage
+from vqvae2.commands.training_report import TrainingReport
 from vqvae2.data.batches import sequential
-from vqvae2.data.grid import grid, save_picture
+from vqvae2.data.grid import grid
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.store import open_store
 from vqvae2.evaluate.neighbours import nearest_images
-from vqvae2.evaluate.report import Curve, Page
-from vqvae2.files.atomic import FileError, write_json
+from vqvae2.evaluate.report import Cell
 from vqvae2.files.locate import zoo
 from vqvae2.files.progress import Reporter
-from vqvae2.files.records import Record
 from vqvae2.run import Run, load
-from vqvae2.train.loop import read_metrics
 
 SHIPPED = "emoji64"  # the model of the package whose samples are shown for comparison
 _SAMPLES = 72  # about so many: the same number of each class
-
-
-class _Outcome(Record):
-    """How long a training took."""
-
-    seconds: float
-
-
-class _Ended(Record):
-    """The record of a stage."""
-
-    outcome: _Outcome
+_SHOWN = 9  # samples above their nearest training images
 
 
 @dataclass
@@ -55,7 +39,7 @@ class DemoResult:
 
 
 def write_report(folder: Path, command: str, reporter: Reporter) -> DemoResult:
-    """Draw samples of a trained demo and write RUN/samples and RUN/report.
+    """Draw samples of a trained demo and write RUN/samples, RUN/report/demo.html and demo.json.
 
     Args:
         folder: RUN, trained on the embedded data.
@@ -64,24 +48,25 @@ def write_report(folder: Path, command: str, reporter: Reporter) -> DemoResult:
     """
     run = load(folder, "cpu")
     images = open_images("emoji64", run.config.data, run.paths.data, seed=run.config.seed, say=reporter.say)
-    report = _Report(run, images)
+    report = TrainingReport(run, "The demo of vqvae2")
     report.page.text(
-        f"A two-stage model of {len(images.train)} emoji at {run.config.data.size} px, made by `{command}` on this machine. "
-        f"Stage 1 turned each image into grids of integers; stage 2 learnt the distribution of these grids. The samples "
+        f"A two-stage model of {len(images.train):,} emoji at {run.config.data.shape_text} px, made by `{command}` on this machine. "
+        f"Stage 1 turned each image into grids of integers (codes); stage 2 learnt the distribution of these grids. The samples "
         f"below are new images drawn from it."
     )
     samples, labels, seconds = _draw(run, _SAMPLES // max(1, len(run.classes)) * max(1, len(run.classes)))
-    report.add_reconstructions()
-    report.add_samples(samples, labels)
-    report.add_neighbours(samples)
-    report.add_shipped_model()
+    report.measure()
+    report.figures["seconds_per_sample"] = seconds
+    about = f"Drawing the codes of an image and decoding them, in a batch of {_SAMPLES}."
+    report.rows.append((Cell("seconds per sample", about, "lower"), f"{seconds:.3f}"))
+    report.add_figures()
+    zoom = max(1, 64 // max(run.config.data.shape))
+    _add_reconstructions(report, images, zoom)
+    _add_samples(report, samples, labels, zoom)
+    _add_neighbours(report, samples, images, zoom)
+    _add_shipped_model(report)
     report.add_curves()
-    report.add_figures(seconds)
-    result = report.result
-    result.paths["report"] = run.paths.report / "index.html"
-    report.page.save(result.paths["report"])
-    write_json(run.paths.report / "report.json", result.figures)
-    return result
+    return DemoResult(report.figures, {**report.paths, "report": report.save("demo")})
 
 
 def _draw(run: Run, n: int) -> tuple[Tensor, Tensor, float]:
@@ -94,115 +79,59 @@ def _draw(run: Run, n: int) -> tuple[Tensor, Tensor, float]:
     return images, labels, seconds
 
 
-class _Report:
-    """The page, section by section.
-
-    Attributes:
-        page: what is shown.
-        result: what is measured and saved on the way.
-    """
-
-    def __init__(self, run: Run, images: ImageSet) -> None:
-        self.run, self.images = run, images
-        self.page, self.result = Page("vqvae2 demo"), DemoResult()
-        self.zoom = max(1, 64 // run.config.data.size)
-
-    def add_reconstructions(self) -> None:
-        heldout = self.images.heldout
-        chosen = heldout[:: max(1, len(heldout) // 12)][:12]
-        originals, _ = next(iter(sequential(self.images, chosen, self.run.config.data, batch=12)))
-        levels = self.run.config.autoencoder.levels
-        rows = [originals, *(self.run.reconstruct(originals, level + 1) for level in range(levels))]
-        self.page.heading("Reconstructions of held-out images")
-        caption = "top row: originals; then decoded from the coarsest level alone"
-        caption += ", with one more level in each further row" * (levels > 1)
-        self._show(grid(torch.cat(rows), len(originals), zoom=self.zoom), "reconstructions", caption)
-
-    def add_samples(self, samples: Tensor, labels: Tensor) -> None:
-        order = labels.argsort(stable=True)
-        columns = len(samples) // len(self.run.classes)
-        self.page.heading("Samples, a row per class, unselected")
-        caption = "rows: " + ", ".join(self.run.classes)
-        self._show(grid(samples[order], columns, zoom=self.zoom), "samples-per-class", caption)
-
-    def add_neighbours(self, samples: Tensor) -> None:
-        shown, images, data = samples[:18], self.images, self.run.config.data
-        nearest, distance = nearest_images(shown, images, data)
-        heldout, _ = next(iter(sequential(images, images.heldout[::3], data, batch=len(images.heldout))))
-        _, real = nearest_images(heldout, images, data)
-        medians = float(distance.median()), float(real.median())
-        self.page.heading("Does it memorise? Samples above their nearest training images")
-        rows = torch.cat([shown[:9], nearest[:9], shown[9:], nearest[9:]])
-        caption = (
-            f"odd rows: samples; even rows: the training image (or its mirror image) nearest in pixels; median distance "
-            f"{medians[0]:.3f} for samples, {medians[1]:.3f} for held-out real images (root mean square, range 2)"
-        )
-        self.result.figures["neighbour_distance_samples"] = medians[0]
-        self.result.figures["neighbour_distance_heldout"] = medians[1]
-        self._show(grid(rows, 9, zoom=self.zoom), "nearest-neighbours", caption)
-
-    def add_shipped_model(self) -> None:
-        if SHIPPED not in zoo():
-            return
-        model = load(SHIPPED, "cpu")
-        samples = model.sample(64, seed=0)
-        self.page.heading("What longer training gives: the model shipped in the package")
-        caption = f"64 unselected samples of `{SHIPPED}`, classes in turn: `vqvae2 sample {SHIPPED} --n 64 --out out`"
-        zoom = max(1, 64 // model.config.data.size)
-        self._show(grid(samples, 8, zoom=zoom), "shipped-model", caption)
-
-    def add_curves(self) -> None:
-        self.page.heading("Loss curves")
-        paths = self.run.paths
-        lines = read_metrics(paths.autoencoder.metrics)
-        curves = {"train": _column(lines, "mse"), "held out": _column(lines, "heldout_mse")}
-        self.page.curves(curves, "stage 1: mean squared error, pixels in [-1, 1], against steps", log=True)
-        for level in range(self.run.config.autoencoder.levels):
-            lines = read_metrics(paths.prior(level).metrics)
-            curves = {"train": _column(lines, "train_bits"), "held out": _column(lines, "heldout_bits")}
-            self.page.curves(curves, f"stage 2, level {level}: bits per code, against steps")
-
-    def add_figures(self, seconds: float) -> None:
-        run, result = self.run, self.result
-        stages = run.paths.networks(run.config.autoencoder.levels).values()
-        done = [_Ended.read(stage.record) for stage in stages if stage.done()]
-        trained = sum(record.outcome.seconds for record in done)
-        psnr = _figure(run.figures(), "heldout_psnr")
-        result.figures |= {"heldout_psnr": psnr, "seconds_per_sample": seconds, "training_seconds": trained}
-        rows = [("held-out PSNR (dB, of the mean error)", f"{psnr:.2f}")]
-        for level, usage in enumerate(stored_usage(open_store(run.paths.codes))):
-            rows += self._level_rows(level, usage)
-        rows.append((f"seconds per sample (batch of {_SAMPLES})", f"{seconds:.3f}"))
-        rows.append(("training time", f"{trained / 60:.1f} min"))
-        self.page.heading("Measured")
-        self.page.table(("figure", "value"), rows)
-        result.figures["table"] = rows
-
-    def _level_rows(self, level: int, usage: CodebookUsage) -> list[tuple[str, str]]:
-        height, width = self.run.config.geometry.grids[level]
-        bits, uniform = (_figure(self.run.figures(level), name) for name in ("heldout_bits", "uniform_bits"))
-        self.result.figures[f"usage_{level}"] = usage.used
-        self.result.figures[f"heldout_bits_{level}"] = bits
-        self.result.figures[f"uniform_bits_{level}"] = uniform
-        name, codes = f"level {level} ({height}x{width})", self.run.config.autoencoder.codes[level]
-        used = f"{usage.used:.1%}, perplexity {usage.perplexity:.0f} of {codes}"
-        return [
-            (f"{name}: codes used", used),
-            (f"{name}: held-out bits per code", f"{bits:.2f} (uniform {uniform:.0f})"),
-        ]
-
-    def _show(self, picture: Image.Image, name: str, caption: str) -> None:
-        path = self.run.paths.sheets / f"{name}.png"
-        save_picture(picture, path)
-        self.result.paths[name.replace("-", " ")] = path
-        self.page.picture(picture, caption)
+def _add_reconstructions(report: TrainingReport, images: ImageSet, zoom: int) -> None:
+    run = report.run
+    chosen = images.heldout[:: max(1, len(images.heldout) // 12)][:12]
+    originals, _ = next(iter(sequential(images, chosen, run.config.data, batch=12)))
+    levels = run.config.autoencoder.levels
+    rows = [originals, *(run.reconstruct(originals, level + 1) for level in range(levels))]
+    names = ["originals", *(f"{n} coarsest level{'s' * (n > 1)}" for n in range(1, levels)), "all levels"]
+    report.page.heading("Reconstructions of held-out images", "What the codes keep of an image.")
+    caption = "originals, and the same images decoded from more and more levels"
+    report.show(grid(torch.cat(rows), len(originals), zoom=zoom), "reconstructions", caption, tuple(names))
 
 
-def _figure(figures: dict[str, Any], name: str) -> float:
-    if name not in figures:
-        raise FileError(f"the run is damaged: no {name} was measured")
-    return float(figures[name])
+def _add_samples(report: TrainingReport, samples: Tensor, labels: Tensor, zoom: int) -> None:
+    order = labels.argsort(stable=True)
+    columns = len(samples) // len(report.run.classes)
+    report.page.heading(
+        "Samples of each class", "New images, in the order in which they were drawn; none was selected."
+    )
+    caption = f"{columns} samples of each of {len(report.run.classes)} classes"
+    picture = grid(samples[order], columns, zoom=zoom)
+    report.show(picture, "samples-per-class", caption, report.run.classes)
 
 
-def _column(lines: list[dict[str, Any]], key: str) -> Curve:
-    return [(line["step"], line[key]) for line in lines if type(line.get(key)) in (int, float)]
+def _add_neighbours(report: TrainingReport, samples: Tensor, images: ImageSet, zoom: int) -> None:
+    shown, data = samples[: 2 * _SHOWN], report.run.config.data
+    nearest, distance = nearest_images(shown, images, data)
+    heldout, _ = next(iter(sequential(images, images.heldout[::3], data, batch=len(images.heldout))))
+    _, real = nearest_images(heldout, images, data)
+    medians = float(distance.median()), float(real.median())
+    report.figures["neighbour_distance_samples"] = medians[0]
+    report.figures["neighbour_distance_heldout"] = medians[1]
+    report.page.heading(
+        "Does it memorise?",
+        f"Copies would be nearer to training images than held-out images are. The median distance is {medians[0]:.3f} for samples "
+        f"and {medians[1]:.3f} for held-out images (root mean square of pixel values from -1 to 1).",
+    )
+    parts = [part for start in (0, _SHOWN) for part in (shown[start:][:_SHOWN], nearest[start:][:_SHOWN])]
+    names = ("samples", "nearest in training") * 2
+    caption = "samples, and below each the training image (or its mirror image) that is nearest in pixels"
+    report.show(grid(torch.cat(parts), _SHOWN, zoom=zoom), "nearest-neighbours", caption, names)
+
+
+def _add_shipped_model(report: TrainingReport) -> None:
+    if SHIPPED not in zoo():
+        return
+    model = load(SHIPPED, "cpu")
+    columns = 8
+    labels = [label for label in range(len(model.classes)) for _ in range(columns)]
+    samples = model.sample(len(labels), labels=labels, seed=0)
+    report.page.heading(
+        "What longer training gives",
+        f"Unselected samples of the model `{SHIPPED}`, which is in the package: `vqvae2 sample {SHIPPED} --n 64 --out out`.",
+    )
+    zoom = max(1, 64 // max(model.config.data.shape))
+    caption = f"{columns} samples of each class of the model {SHIPPED}"
+    report.show(grid(samples, columns, zoom=zoom), "shipped-model", caption, model.classes)

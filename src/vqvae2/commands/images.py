@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,45 +12,137 @@ from torch import Tensor
 
 from vqvae2.data.augmentation import centre
 from vqvae2.data.decoding import load_image
-from vqvae2.data.pixels import to_float
-from vqvae2.errors import UserError
+from vqvae2.data.errors import DataError, ImageError
+from vqvae2.data.folder_files import list_folder
+from vqvae2.data.pixels import Pixels, to_float
+from vqvae2.data.skipped import one_line
+from vqvae2.errors import UserError, printable
+from vqvae2.files.parts import cut
+from vqvae2.processes import Group
 from vqvae2.run import Run
 
+_SHOWN = 20  # skipped files that are named one by one
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths`, and all files in the folders among them, sorted per folder; hidden ones are left out.
+Skipped = list[tuple[str, str]]
+"""Files that are not used, each with the reason."""
+
+
+def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[Path]:
+    """The files among `paths`, and the image files in the folders among them, sorted per folder.
+
+    A folder is listed by the rule of `data.folder_files`, as for training.
+
+    Args:
+        skipped: the other files of the folders are appended, with their reasons.
 
     Raises:
-        UserError: a path does not exist, or a folder holds no file.
+        UserError: a path does not exist, or a folder holds no image.
     """
-    files: list[Path] = []
-    for path in paths:
-        inside = path.rglob("*") if path.is_dir() else ()
-        files += sorted(p for p in inside if p.is_file() and not p.name.startswith(".")) or [path]
-    missing = [str(path) for path in files if not path.exists()]
+    missing = [printable(str(path)) for path in paths if not path.exists()]
     if missing:
         raise UserError(f"no such file: {', '.join(missing)}")
-    empty = [str(path) for path in files if path.is_dir()]
-    if empty or not files:
-        raise UserError(f"no images in {', '.join(empty)}")
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = list_folder(path)
+        unread = found.unread()
+        if not found.images:
+            why = f" (the first of {len(unread)} files, {one_line(*unread[0], ': ')})" if unread else ""
+            raise UserError(f"no images in {printable(str(path))}{why}")
+        files += found.images
+        if skipped is not None:
+            skipped += [(str(path / name), reason) for name, reason in unread]
+    if not files:
+        raise UserError("expected at least one image")
     return files
 
 
 def load_images(run: Run, files: Sequence[Path]) -> Tensor:
-    """Image files as the run sees them, resized and cut to the centre square: [B, C, S, S] in [-1, 1].
+    """Image files as the run sees them, resized and cut to the centre: [B, C, H, W] in [-1, 1].
 
     Raises:
         DataError: a file that cannot be used.
     """
     data = run.config.data
-    return to_float(torch.from_numpy(centre(np.stack([load_image(file, data) for file in files]), data.size)))
+    return to_float(
+        torch.from_numpy(centre(np.stack([load_image(file, data) for file in files]), data.shape))
+    )
+
+
+@dataclass(frozen=True)
+class SharedImages:
+    """The images of a verb, of which this process has decoded its share.
+
+    Attributes:
+        files: all that can be used, in order.
+        own: blocks of this process: the positions in `files`, and the images, resized and cut to the centre: uint8
+            [b, H, W, C]. They stay 8-bit, so that many of them fit in memory.
+    """
+
+    files: list[Path]
+    own: list[tuple[list[int], Tensor]]
+
+
+def shared_images(
+    run: Run,
+    paths: Sequence[Path],
+    block: int,
+    group: Group,
+    say: Callable[[str], None] = lambda text: None,
+) -> SharedImages:
+    """The images among `paths` and in the folders among them, without the files of folders that cannot be used.
+
+    Args:
+        paths: image files, or folders with image files.
+        block: files that one process decodes at a time; the cuts do not depend on the number of processes.
+        group: the processes, all of which call this.
+        say: called with one line of text that counts what was skipped, and one for each of the first 20 such files.
+
+    Raises:
+        UserError: as `image_files`, or no file of the folders can be used.
+        DataError: a file that is named itself cannot be used, or a file cannot be read for a reason that is not its own.
+    """
+    data, skipped = run.config.data, Skipped()
+    named = {path for path in paths if not path.is_dir()}
+    listed = image_files(paths, skipped)
+    decoded: list[tuple[list[int], list[Pixels]]] = []
+    broken: dict[int, str] = {}
+    for rows in group.share(cut(len(listed), block)):
+        decoded.append(([], []))
+        for number in rows:
+            file = listed[number]
+            try:
+                decoded[-1][1].append(load_image(file, data))
+                decoded[-1][0].append(number)
+            except ImageError as error:
+                if file in named:
+                    raise
+                broken[number] = str(error).removeprefix(f"{printable(str(file))}: ")
+    every = {number: reason for part in group.gathered(broken) for number, reason in part.items()}
+    skipped += [(str(listed[number]), every[number]) for number in sorted(every)]
+    if skipped:
+        say(f"skipped {len(skipped)} file{'s' * (len(skipped) != 1)} that cannot be used:")
+        for item in skipped[:_SHOWN]:
+            say(f"  {one_line(*item, ': ')}")
+    usable = [number for number in range(len(listed)) if number not in every]
+    if not usable:
+        raise DataError(f"no usable image: {len(skipped)} files were skipped")
+    place = {number: position for position, number in enumerate(usable)}
+    own = [
+        ([place[number] for number in numbers], torch.from_numpy(centre(np.stack(pixels), data.shape)))
+        for numbers, pixels in decoded
+        if numbers
+    ]
+    return SharedImages([listed[number] for number in usable], own)
 
 
 def read_image(run: Run, data: bytes) -> Tensor:
-    """The image in the bytes of a file, as the run sees it: [C, S, S] in [-1, 1].
+    """The image in the bytes of a file, as the run sees it: [C, H, W] in [-1, 1].
 
     Raises:
         DataError: not an image, damaged, or too large.
     """
     config = run.config.data
-    return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.size)))[0]
+    return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.shape)))[0]

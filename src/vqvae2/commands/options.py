@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.errors import printable
+from vqvae2.errors import UserError, printable
 
 if TYPE_CHECKING:
     from vqvae2.config.models import Config
@@ -103,6 +103,16 @@ def changed_sampling(
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     changes: dict[str, Any] = {name: tuple(values) for name, values in asked.items() if values}
     return own.replace(**changes, **({"batch": batch} if batch else {}))
+
+
+def check_guidance(run: Run, guidance: Sequence[float] | None) -> None:
+    """Refuse guidance that would have no effect.
+
+    Raises:
+        UserError: the run has no classes.
+    """
+    if guidance and not run.classes:
+        raise UserError(f"{run.folder} has no classes, so --guidance has no effect; leave it out")
 
 
 def resolve(base: Config, file: dict[str, Any] | None, settings: Sequence[str] | None) -> Config:

@@ -17,11 +17,10 @@ def presets() -> list[dict[str, Any]]:
     found = []
     for name in names():
         config = preset(name)
-        scale = config.autoencoder.strides[0]
         found.append(
             {
                 "name": name,
-                "image": [side * scale for side in config.geometry.grids[-1]],
+                "image": list(config.data.shape),
                 "grids": [list(grid) for grid in config.geometry.grids],
                 "codes": list(config.geometry.vocabulary),
                 "priors": [level.kind for level in config.prior.levels],

@@ -26,6 +26,7 @@ from vqvae2.commands.options import (
     TopK,
     TopP,
     changed_sampling,
+    check_guidance,
     print_json,
     say,
 )
@@ -182,7 +183,9 @@ def _jobs(
     from vqvae2.generate.sample_folder import SampleFolder
 
     sampling, decoder = request.sampling or run.sampling, run.decoder(request.decoder)
-    folder = SampleFolder(out, about, request.form.value)
+    folder = SampleFolder(
+        out, about, request.form.value, run.config.data if run.config.data.range is not None else None
+    )
     pool = SampleFolder(out / "candidates", about, "none")
 
     def draw(ranges: Iterable[range]) -> Iterable[Drawn]:
@@ -260,6 +263,7 @@ def command(
 
     accelerator = make_accelerator()
     loaded = load(run, accelerator.device)
+    check_guidance(loaded, guidance)
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance, batch)
     request = SampleRequest(
         n, label or None, seed, sampling, critic, pictures, decoder.value if decoder else None

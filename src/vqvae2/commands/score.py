@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json, say
+from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 _UNLIKE = 0.05  # an image of at most this typicality is marked
 
 
 def score(
-    run: Run, paths: Sequence[Path], label: str | None = None, out: Path | None = None
+    run: Run,
+    paths: Sequence[Path],
+    label: str | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
 
@@ -27,6 +33,8 @@ def score(
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
         out: a file for the result as JSON.
+        say: called with lines of text about files of folders that are skipped.
+        group: the processes that share the images, all of which call this and get the result; None is this one alone.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
@@ -38,16 +46,20 @@ def score(
     """
     import torch
 
-    from vqvae2.commands.images import image_files, load_images
+    from vqvae2.commands.images import shared_images
+    from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
+    from vqvae2.processes import Group
 
-    files = image_files(paths)
+    group, data = group or Group(), run.config.data
+    shared = shared_images(run, paths, run.sampling.batch, group, say)
+    files = shared.files
     refuse_to_overwrite(files, [out] if out else [])
-    batch, data = run.sampling.batch, run.config.data
-    batches = (files[at : at + batch] for at in range(0, len(files), batch))
-    log_prob = torch.cat([run.log_prob(load_images(run, some), label) for some in batches]).double()
-    dimensions = data.channels * data.size**2
+    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
+    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
+    log_prob = torch.cat([values for _, values in done]).double()
+    dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}
@@ -60,7 +72,7 @@ def score(
             item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
         items.sort(key=lambda item: -item["score"])
     result = {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
-    if out is not None:
+    if out is not None and group.main:
         write_json(out, result)
     return result
 
@@ -78,14 +90,16 @@ def command(
 
     The least typical come first. Typicality is the share of held-out images whose number of bits is at least as far from
     the usual one, above or below. Images with a typicality of at most 5 % are marked "unlike".
+    `torchrun --nproc-per-node P -m -- vqvae2 score ...` shares the images between P processes.
     """
+    from vqvae2.processes import joined
     from vqvae2.run import load
 
-    result = score(load(run), images, label, out)
+    group = joined()
+    say = Reporter(quiet=not group.main).say
+    result = score(load(run), images, label, out, say, group)
     if result["heldout"] is None:
-        Reporter().say(
-            f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command"
-        )
+        say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:
         print_json(result)
         return

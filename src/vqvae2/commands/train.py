@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,11 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqvae2.commands.options import Json, Settings, command_line, print_json, resolve, summary
+from vqvae2.errors import UserError
 from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from vqvae2.config.models import Config
+    from vqvae2.config.models import Config, DataConfig
+
+_SQUARE = 1.25  # ratios of the sides below this keep the square
+_LONGEST = 4.0  # the long side of chosen images, in short sides
+
+
+_GENTLE = 0.3  # of the steps and the learning rates, in fine-tuning
 
 
 class Stage(StrEnum):
@@ -57,7 +66,7 @@ def _first_process() -> bool:
 def choose_config(
     data: str,
     run: Path,
-    preset: str | None,
+    preset: str | Config | None,
     file: Path | None,
     settings: Sequence[str],
     split: str | None,
@@ -72,6 +81,7 @@ def choose_config(
     Args:
         data: see `open_images`.
         run: RUN.
+        preset: its name, or a whole configuration to start from.
         file: YAML with settings that are put over the preset's.
         settings: assignments KEY=VALUE.
         split, streaming: which split of a Hub data set, and whether it is read as a stream.
@@ -83,26 +93,100 @@ def choose_config(
     """
     from vqvae2.config.models import DataConfig
     from vqvae2.config.overrides import read_yaml
-    from vqvae2.config.presets import choose
     from vqvae2.config.presets import preset as named
-    from vqvae2.data.peek import peek
     from vqvae2.train.folder import read_run
 
     changes = read_yaml(file) if file else {}
     changes.pop("run", None)  # the record, if it is the config.yaml of a run folder
     if preset is None and RunFolder(run).exists():
         base = read_run(run)[1]
+    elif preset is None:
+        sized = any(text.startswith("data.size=") for text in settings)
+        base = _fitting_preset(data, run, DataConfig(split=split, streaming=streaming), sized, reporter)
     else:
-        if preset is None:
-            count, side = peek(data, DataConfig(split=split, streaming=streaming), run)
-            preset = choose(count, side)
-            reporter.say(
-                f"{count} images, short side about {side} px: preset {preset} (choose another with --preset)"
-            )
-        base = named(preset)
+        base = named(preset) if isinstance(preset, str) else preset
     extra = [f"data.split={split}"] if split else []
     extra += ["data.streaming=true"] if streaming else []
     return resolve(base, changes, [*settings, *extra])
+
+
+def fine_tuning(start: str) -> Config:
+    """The settings of a run, to train its weights further on other images in a new run.
+
+    Kept are the networks, the image size and the recipe. Steps and learning rates are three tenths of the run's (our
+    decision), time limits and what belongs to the machine or to the other data are at their defaults.
+
+    Args:
+        start: a run folder, a model of the package, or a Hub id.
+
+    Raises:
+        RunError: no such run.
+    """
+    from vqvae2.config.hardware import Hardware
+    from vqvae2.config.models import DataConfig, parse
+    from vqvae2.files.locate import find_run
+    from vqvae2.train.folder import read_run
+
+    folder = find_run(start)
+    name = str(folder.resolve()) if RunFolder(Path(start)).exists() else start
+    value = read_run(folder)[1].model_dump(mode="json")
+    value |= Hardware().model_dump(mode="json")
+    data = DataConfig().model_dump(mode="json")
+    for key in (
+        "split",
+        "streaming",
+        "limit",
+        "image_column",
+        "label_column",
+        "labels",
+        "workers",
+        "cache_gb",
+        "holdout",
+    ):
+        value["data"][key] = data[key]
+    for training in (value["train_autoencoder"], *value["train_prior"]):
+        steps = max(1, round(_GENTLE * training["steps"]))
+        training |= {"steps": steps, "lr": _GENTLE * training["lr"], "minutes": 0.0, "start": name}
+        training["warmup"] = min(training["warmup"], steps // 10)
+    value["sharpen"]["minutes"] = 0.0
+    value["prior"]["classes"] = 0
+    return parse(value)
+
+
+def _fitting_preset(data: str, run: Path, reading: DataConfig, sized: bool, reporter: Reporter) -> Config:
+    """The preset for the number, the size and, unless the user `sized` them, the shape of the images; it is reported."""
+    from vqvae2.config.presets import choose
+    from vqvae2.config.presets import preset as named
+    from vqvae2.data.peek import peek
+
+    preview = peek(data, reading, run)
+    preset = choose(preview.images, preview.side)
+    base = named(preset)
+    size = () if sized else fitting(base, preview.aspect)
+    if size:
+        base = resolve(base, {"data": {"size": list(size)}}, ())
+    shape = f" at {base.data.shape_text} px, height first, like most images" if size else ""
+    reporter.say(
+        f"{preview.images} image{'s' * (preview.images != 1)}, short side about {preview.side} px: preset {preset}{shape} "
+        f"(choose {'others with --preset and --size' if size else 'another with --preset'})"
+    )
+    return base
+
+
+def fitting(config: Config, aspect: float) -> tuple[int, int] | tuple[()]:
+    """The shape for images of one aspect ratio: the preset's size as the short side, both sides as the strides want them.
+
+    Args:
+        aspect: width / height of most images.
+
+    Returns:
+        Height and width in pixels, at most four to one; () where the square of the preset is as good.
+    """
+    step, short = math.prod(config.autoencoder.strides), min(config.data.shape)
+    long = step * round(short * min(_LONGEST, max(aspect, 1 / aspect)) / step)
+    if max(aspect, 1 / aspect) < _SQUARE or long == short:
+        return ()
+    return (short, long) if aspect > 1 else (long, short)
 
 
 def _help_config(wanted: bool) -> None:
@@ -133,8 +217,38 @@ def command(
         Path | None, typer.Option(help="YAML file with settings that replace the preset's")
     ] = None,
     settings: Settings = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HxW",
+            help="image size in pixels, one number or height x width; without --preset it follows the images",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV or JSON file with the classes of the images of a folder; see also data.label_column"
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="split of a Hub data set")] = None,
     streaming: Annotated[bool, typer.Option(help="read a Hub data set as a stream")] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="fine-tune: begin with the settings and the weights of a run folder, a model of the package or a Hub id, "
+            "with three tenths of its steps and of its learning rates",
+        ),
+    ] = None,
+    redo_prior: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            metavar="LEVEL",
+            help="replace the prior of this level if its settings changed; the old one is moved aside; repeatable",
+        ),
+    ] = None,
     until: Annotated[
         Stage, typer.Option(help="stop after this stage; the same command without this option continues")
     ] = Stage.prior,
@@ -153,23 +267,74 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train everything: autoencoder, codes, one prior per level. Resumable."""
+    """Train everything: autoencoder, codes, one prior per level. Resumable.
+
+    At the end RUN/report/training.html shows the figures, the loss curves and what to change.
+    """
     reporter = Reporter(quiet=None if _first_process() else True)
     reporter.say(f"training on {data} in {run}")
 
-    from vqvae2.run import load
     from vqvae2.train import pipeline
 
+    base: str | Config | None = preset
+    if start is not None:
+        if preset is not None:
+            raise UserError("expected --preset or --from, found both: --from brings its own settings")
+        base = fine_tuning(start)
+        reporter.say(f"begins with the settings and the weights of {start}")
+    assignments = [*(settings or ()), *([f"data.size={size}"] if size else [])]
+    assignments += [f"data.labels={json.dumps(str(labels.absolute()))}"] if labels else []
     following: AbstractContextManager[None] = nullcontext()
     if track is not None:
         from vqvae2.train.trackers import check_tracker, tracked
 
         check_tracker(track.value)
-    resolved = choose_config(data, run, preset, config, settings or (), split, streaming, reporter)
+    resolved = choose_config(data, run, base, config, assignments, split, streaming, reporter)
     if track is not None and _first_process():
         following = tracked(track.value, run, resolved, reporter)
     reporter.plan = Plan(lambda: work_of(resolved, until.value))
     with following:
-        pipeline.train(data, run, resolved, command=command_line(), reporter=reporter, until=until.value)
+        trained = pipeline.train(
+            data,
+            run,
+            resolved,
+            command=command_line(),
+            reporter=reporter,
+            until=until.value,
+            redo=redo_prior or (),
+            begins=lambda config: tell_estimate(config, run, until, reporter),
+        )
+    finish(run, reporter, trained, as_json)
+
+
+def tell_estimate(config: Config, run: Path, until: Stage, reporter: Reporter) -> None:
+    """Say how long it will take, unless everything is done or several processes share the work."""
+    from vqvae2.commands.estimate import say_estimate
+    from vqvae2.train.device import best_device
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        say_estimate(config, run, best_device(), reporter, until.value)
+
+
+def finish(run: Path, reporter: Reporter, trained: bool, as_json: bool) -> None:
+    """Write the report of a training, and say where it is and what can be done next; in the main process alone.
+
+    Args:
+        trained: whether anything was trained; if not, the report stays as it is.
+    """
+    from vqvae2.commands.training_report import write_training_report
+    from vqvae2.run import load
+
+    if not _first_process():
+        return
+    page = write_training_report(load(run, "cpu")) if trained else None
     if as_json:
         print_json(summary(load(run, "cpu")))
+        return
+    if page:
+        reporter.say(f"report: {page}")
+    if page and all(load(run, "cpu").done().values()):
+        reporter.say(
+            f"next: `vqvae2 sample {run} --n 64 --out DIR` draws images, `vqvae2 evaluate {run}` compares them with real ones, "
+            f"`vqvae2 explain {run}` says what to change"
+        )

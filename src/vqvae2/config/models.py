@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vqvae2.codes import Geometry, prime_factors
 from vqvae2.config.base import Settings, one_line
+from vqvae2.config.data import DataConfig as DataConfig
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.sampling import Sampling
 from vqvae2.config.training import AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
@@ -21,79 +22,6 @@ from vqvae2.errors import UserError
 
 class ConfigError(UserError):
     """A setting that cannot work, with what was expected and what was found."""
-
-
-class DataConfig(Settings):
-    """How images are read, decoded, split and augmented."""
-
-    size: int = Field(64, ge=1, le=8192, description="image height and width in pixels after resizing")
-    channels: Literal[1, 3, 4] = Field(
-        3, description="channels of the images: 1 = grey, 3 = RGB, 4 = RGB and alpha"
-    )
-    background: str = Field(
-        "white",
-        description="colour behind transparent pixels, a name or #rrggbb; not used with 4 channels, which keep alpha",
-    )
-    crop: Literal["center", "random"] = Field(
-        "center",
-        description="which square of a resized image is used: its centre, or in training a random one",
-    )
-    scale: float = Field(
-        1.0,
-        ge=1.0,
-        le=4.0,
-        description="the short side is resized to size x scale; above 1 a random crop has a margin to choose from",
-    )
-    flip: bool = Field(True, description="mirror training images left to right with probability 1/2")
-    shift: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="shift training images by up to this many pixels in each direction; the edge pixels are repeated",
-    )
-    holdout: float = Field(
-        0.05, gt=0, lt=1, description="share of the images held out when the data names no test split"
-    )
-    split: str | None = Field(
-        None,
-        description="read only this split of the data, and hold out a share of it (default: its training split, with its "
-        "validation or test split held out)",
-    )
-    streaming: bool = Field(
-        False, description="read a data set of the Hub as a stream, without keeping its files"
-    )
-    limit: int | None = Field(
-        None,
-        ge=1,
-        le=10**12,
-        description="use at most this many images, chosen by the seed; of a stream the first ones",
-    )
-    max_pixels: int = Field(
-        178_956_970,
-        ge=1,
-        le=2**40,
-        description="an image of more pixels is skipped, because decoding it could fill the memory",
-    )
-    workers: int = Field(
-        -1,
-        ge=-1,
-        le=1024,
-        description="processes that decode images; -1 = one per available processor core, 0 = none besides the main process",
-    )
-    cache_gb: float = Field(
-        8.0,
-        ge=0,
-        le=1e6,
-        description="decoded images are kept in the run folder if they fit in this many GB (1e9 bytes), and are decoded anew "
-        "in every epoch otherwise",
-    )
-    image_column: str | None = Field(
-        None, description="column of a table that holds the images (default: chosen by its type and name)"
-    )
-    label_column: str | None = Field(
-        None,
-        description="column of a table that holds the classes (default: label, labels, cls, class or fine_label); none = no classes",
-    )
 
 
 quantizer_names = {"vq", "fsq"}
@@ -355,22 +283,22 @@ class Config(Hardware):
             )
         self.sampling.level(0, levels)  # raises unless each setting has one value or one per level
         least = 2 ** (self.sharpen.depth + 1)
-        if self.sharpen.steps and self.data.size < least:
+        if self.sharpen.steps and min(self.data.shape) < least:
             raise ValueError(
-                f"sharpen.depth {self.sharpen.depth} needs images of at least {least} px, found {self.data.size}"
+                f"sharpen.depth {self.sharpen.depth} needs images of at least {least} px, found {self.data.shape_text}"
             )
-        self.autoencoder.geometry(self.data.size, self.data.size)
+        self.autoencoder.geometry(*self.data.shape)
         perceptual = self.train_autoencoder.perceptual_weights or self.sharpen.perceptual_weights
-        if perceptual and self.data.size < 16:
+        if perceptual and min(self.data.shape) < 16:
             raise ValueError(
-                f"a perceptual distance needs pictures of at least 16 px, found {self.data.size}"
+                f"a perceptual distance needs pictures of at least 16 px, found {self.data.shape_text}"
             )
         return self
 
     @property
     def geometry(self) -> Geometry:
         """The grids of one image of `data.size`."""
-        return self.autoencoder.geometry(self.data.size, self.data.size)
+        return self.autoencoder.geometry(*self.data.shape)
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML; `parse` of it gives an equal one."""

@@ -60,8 +60,8 @@ class AutoencoderTrainConfig(TrainConfig):
 
     start: str = Field(
         "",
-        description="run folder whose autoencoder is the starting point, codebooks included, to go on with other images or "
-        "another image size; its model must be the same",
+        description="run folder, model of the package or Hub id whose autoencoder is the starting point, codebooks included, "
+        "to go on with other images or another image size; its model must be the same",
     )
     perceptual: float = Field(
         0.0,
@@ -137,6 +137,11 @@ class SharpenConfig(TrainConfig):
 class PriorTrainConfig(TrainConfig):
     """Stage 2's training of one level."""
 
+    start: str = Field(
+        "",
+        description="run folder, model of the package or Hub id whose prior of this level is the starting point; "
+        "its codes and its prior must be of the same settings",
+    )
     copies: int = Field(
         1,
         ge=1,

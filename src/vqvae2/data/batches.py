@@ -6,7 +6,7 @@
 Every batch is a pure function of (seed, step): nothing here keeps a random state. Training ships uint8 to the device
 and scales there, because that is a quarter of the bytes.
 
-Shapes: B batch, b the part of a batch that one process takes, C channels, S the configured size.
+Shapes: B batch, b the part of a batch that one process takes, C channels, H W the configured shape.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import augmented, centre
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet
+from vqvae2.data.nearby import NearbyShuffle
 from vqvae2.data.pixels import to_float
 
 
@@ -60,13 +61,20 @@ class TrainingOrder:
         batch: images per step over all processes.
         seed: of the permutations.
         rank, world: process `rank` of `world` takes its share of each batch.
+        buffer: see `DataConfig.shuffle_buffer`.
 
     Raises:
         DataError: no indices, or fewer images per step than processes.
     """
 
     def __init__(
-        self, indices: Sequence[int] | NDArray[Any], batch: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        indices: Sequence[int] | NDArray[Any],
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        buffer: int = 0,
     ) -> None:
         chosen = np.asarray(indices, np.int64).reshape(-1)
         if not len(chosen) or not 0 <= rank < world or batch < world:
@@ -75,7 +83,7 @@ class TrainingOrder:
             )
         self.seed, self.batch = seed, batch
         self.low, self.high = rank * batch // world, (rank + 1) * batch // world
-        self.shuffle = Shuffle(chosen, seed)
+        self.shuffle = NearbyShuffle(chosen, seed, batch, buffer) if buffer else Shuffle(chosen, seed)
 
     def places(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.int64]]:
         """For the steps from `start` to `stop` - 1 (None: without end), places [b] in the sequence of all epochs."""
@@ -108,18 +116,18 @@ def pixel_batches(
         augment: flip, shift and random crop as `config` says; otherwise the centre crop.
 
     Yields:
-        uint8 [b, S, S, C] and int64 labels [b] (zeros without classes).
+        uint8 [b, H, W, C] and int64 labels [b] (zeros without classes).
     """
     raws = images.raw(indices for _, indices in order.steps(start, stop))
     for places, (raw, actual) in zip(order.places(start, stop), raws, strict=False):
-        pixels = augmented(raw, places, order.seed, config) if augment else centre(raw, config.size)
+        pixels = augmented(raw, places, order.seed, config) if augment else centre(raw, config.shape)
         yield torch.from_numpy(pixels), images.labels_of(actual)
 
 
 def batches(
     images: ImageSet, order: TrainingOrder, config: DataConfig, **options: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`pixel_batches` as float32 [b, C, S, S] in [-1, 1]."""
+    """`pixel_batches` as float32 [b, C, H, W] in [-1, 1]."""
     for pixels, labels in pixel_batches(images, order, config, **options):
         yield to_float(pixels), labels
 
@@ -143,7 +151,7 @@ def sequential_pixels(
     chosen = np.asarray(indices, np.int64).reshape(-1)
     for raw, actual in images.raw(chosen[at : at + batch] for at in range(0, len(chosen), batch)):
         pixels = (
-            centre(raw, config.size) if copies_seed is None else augmented(raw, actual, copies_seed, config)
+            centre(raw, config.shape) if copies_seed is None else augmented(raw, actual, copies_seed, config)
         )
         yield torch.from_numpy(pixels), images.labels_of(actual)
 
@@ -156,6 +164,6 @@ def sequential(
     batch: int,
     copies_seed: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`sequential_pixels` as float32 [B, C, S, S] in [-1, 1]."""
+    """`sequential_pixels` as float32 [B, C, H, W] in [-1, 1]."""
     for pixels, labels in sequential_pixels(images, indices, config, batch=batch, copies_seed=copies_seed):
         yield to_float(pixels), labels

@@ -1,8 +1,8 @@
-"""Decoded images kept in the run folder: `pixels-*.npy`, one uint8 array, and the `index.json` that names it.
+"""Decoded images kept in the run folder: `pixels-*.npy`, one array, and the `index.json` that names it.
 
     Listing or Stream --decoding, in worker processes where that pays--> pixels-*.npy, index.json, skipped.txt
 
-Shapes: C channels, S the configured size, P = round(S * scale) the stored side in pixels, n images.
+Shapes: C channels, PH PW the stored shape (size times scale, rounded), n images.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from vqvae2.config.models import DataConfig
 from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
-from vqvae2.data.decoding import stored_side
+from vqvae2.data.decoding import stored_shape, stored_type
 from vqvae2.data.errors import DataError
 from vqvae2.data.index import ImageIndex
 from vqvae2.data.listing import Listing, Payload, Row, Stream
@@ -35,34 +34,37 @@ _WORTHWHILE = 10.0  # seconds of work left from which starting worker processes 
 
 
 def load_pixels(folder: Path, index: ImageIndex, config: DataConfig) -> Pixels:
-    """The decoded images that an index names, memory-mapped, uint8 [n, P, P, C].
+    """The decoded images that an index names, memory-mapped, [n, PH, PW, C].
 
     Raises:
         FileError: the file is damaged, or does not fit the index or the settings.
         OSError: it cannot be read.
     """
-    side = stored_side(config)
-    return map_array(folder / index.pixels, (len(index.names), side, side, config.channels), np.uint8)
+    shape = (len(index.names), *stored_shape(config), config.channels)
+    return map_array(folder / index.pixels, shape, stored_type(config))
 
 
 def fill_cache(
     listed: Listing | Stream, index: ImageIndex, config: DataConfig, folder: Path, progress: Progress | None
-) -> None:
+) -> Counter[str]:
     """Decode all images into `pixels-*.npy`, then write the `index.json` that names it; older caches are removed.
 
+    Returns:
+        What was done to images besides, such as a converted colour profile, with the number of images.
+
     Raises:
-        DataError: no image is usable, or a stream is larger than `config.cache_gb`.
+        DataError: no image is usable, a stream is larger than `config.cache_gb`, or images cannot be read for a reason that
+            is not their own.
         OSError, FileError: the folder cannot be written.
     """
-    side = stored_side(config)
     index.pixels = f"pixels-{index.fingerprint[:16]}.npy"
     total = len(listed) if isinstance(listed, Listing) else None
     remove_stale_files(folder)
-    writer = ArrayWriter(folder / index.pixels, (side, side, config.channels), np.uint8)
+    writer = ArrayWriter(folder / index.pixels, (*stored_shape(config), config.channels), stored_type(config))
     decoder = Decoder(config)
     rows: list[Row] = []
     try:
-        outcome = _decode_all(writer, decoder, _chunks(listed, rows), total, config, progress)
+        outcome, remarks = _decode_all(writer, decoder, _chunks(listed, rows), total, config, progress)
         index.fill(listed, rows, outcome, SkippedFile(folder / "skipped.txt"))
         writer.finish()
         writer.publish()
@@ -73,6 +75,7 @@ def fill_cache(
     for old in folder.glob("pixels-*.npy"):
         if old.name != index.pixels:
             old.unlink(missing_ok=True)
+    return remarks
 
 
 def _chunks(listed: Listing | Stream, rows: list[Row]) -> Iterator[list[Payload | None]]:
@@ -93,16 +96,18 @@ def _decode_all(
     total: int | None,
     config: DataConfig,
     progress: Progress | None,
-) -> list[str | None]:
-    """Write the usable images; returns, per image, None or the reason why it cannot be used."""
+) -> tuple[list[str | None], Counter[str]]:
+    """Write the usable images; returns, per image, None or the reason why it cannot be used, and all remarks."""
     outcome: list[str | None] = []
+    remarks: Counter[str] = Counter()
     began = time.perf_counter()
     if config.workers > 0 and (total is None or total >= WORKERS_FROM):
         decoder.start()
-    for pixels, reasons in decoder.map(chunks):
+    for pixels, reasons, said in decoder.map(chunks):
         writer.append(pixels)
         outcome += reasons
-        if writer.count * pixels[:1].size > config.cache_gb * 1e9:
+        remarks += said
+        if writer.count * pixels[:1].nbytes > config.cache_gb * 1e9:
             raise DataError(
                 f"the stream does not fit in cache_gb = {config.cache_gb:g}: raise it, or set limit"
             )
@@ -112,4 +117,4 @@ def _decode_all(
                 decoder.start()
         if progress is not None:
             progress(len(outcome), total)
-    return outcome
+    return outcome, remarks

@@ -12,11 +12,10 @@ import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.labels import resolve_labels
-from vqvae2.data.listing import Listing, Payload, Row
+from vqvae2.data.labels import LABEL_COLUMNS, resolve_labels
+from vqvae2.data.listing import Listing, Payload, Row, different
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "jpeg")
-LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 NAME_COLUMNS = ("name", "file_name", "filename", "__key__", "id")
 
 Table = Any
@@ -80,6 +79,12 @@ class Columns:
         """The columns besides the image that are read for every row."""
         return [name for name in dict.fromkeys((self.label, self.name)) if name is not None]
 
+    def candidates(self, table: Table) -> list[str]:
+        """The other columns of texts or of numbered classes, which could be the classes."""
+        used = {self.image, self.label, self.name, self.split}
+        kinds = {name: _kind(feature) for name, feature in table.features.items() if name not in used}
+        return [name for name, kind in kinds.items() if kind.endswith("string") or kind == "ClassLabel"]
+
     def row(self, number: int, values: dict[str, Any], held: int | None) -> Row:
         """What row `number` says, including its encoded image where that was read."""
         cell = values.get(self.image) or {}
@@ -90,9 +95,7 @@ class Columns:
 
     def listing(self, rows: Sequence[Row]) -> Listing:
         """A listing of all rows, without encoded images; names that occur twice get the number of their row."""
-        names = [row.name for row in rows]
-        if len(set(names)) < len(names):
-            names = [f"{name} (row {number})" for number, name in enumerate(names)]
+        names = different([row.name for row in rows])
         classes, labels = (
             resolve_labels([row.label for row in rows], self.classes) if self.label else ((), None)
         )

@@ -1,52 +1,84 @@
-"""Decoding one image file to a square of pixels, whatever its format, colours, orientation, size or damage.
+"""Decoding one image file to pixels of one shape, whatever its format, colours, orientation, size or damage.
 
-    bytes or file --open, check max_pixels--> upright, L or RGB or RGBA --centre square, resize--> uint8 [P, P, C]
+    bytes or file --open, check costs--> upright --crop or pad, resize--> L or RGB or RGBA in sRGB: uint8 [PH, PW, C]
 
-Shapes: C channels, S the configured size, P = round(S * scale) the stored side in pixels.
+Shapes: C channels, PH PW = the configured size times scale, rounded.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError
+from vqvae2.data.colours import Depth, background, deep_grey, has_alpha, is_deep, to_channels
+from vqvae2.data.deep import (
+    TIFF,
+    is_array_file,
+    pillow_values,
+    png_16,
+    read_values,
+    scaled,
+    tiff_size,
+    with_channels,
+)
+from vqvae2.data.errors import DataError, ImageError, reading_failed
+from vqvae2.data.formats import READ, check_costs, check_memory, formats_for, unread, without_metadata
 from vqvae2.data.listing import Payload
 from vqvae2.data.pixels import Pixels
+from vqvae2.errors import printable
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
-"""The formats that are opened, as Pillow names them. Pillow reads many more, some of them by starting other programs."""
+_ORIENTATION = 0x0112  # tag of the EXIF data
+_TURNED = (5, 6, 7, 8)  # its values for an image that lies on its side
+
+
+class Decoded(NamedTuple):
+    """Several decoded images.
+
+    Attributes:
+        pixels: of the k images that are usable, uint8 [k, PH, PW, C].
+        reasons: per image None, or the reason why it cannot be used.
+        remarks: what was done to images besides, such as a converted colour profile, with the number of images.
+    """
+
+    pixels: Pixels
+    reasons: list[str | None]
+    remarks: Counter[str]
 
 
 def load_image(
     source: bytes | str | Path, config: DataConfig, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Pixels:
-    """Decode one image: turn it upright, convert its colours, crop the centre square and resize it.
+    """Decode one image: turn it upright, convert its colours to sRGB, cut out or pad it to the shape, and resize it.
 
     Args:
         source: a file, or the encoded bytes.
-        config: size, scale, channels, background and max_pixels are used.
+        config: size, scale, fit, channels, background, max_pixels and max_memory are used.
         resample: the filter of the resizing; the default suits both larger and smaller sizes.
 
     Returns:
-        uint8 [P, P, C] with P = round(size * scale).
+        uint8 [PH, PW, C]; int16 where `data.range` is set (`deep`).
 
     Raises:
-        DataError: the file is missing, empty, damaged, not an image, or larger than max_pixels; the message says
+        ImageError: the file is missing, empty, damaged, not an image, or larger than max_pixels; the message says
             which, and names the file.
+        DataError: it cannot be read now, for example for want of memory.
     """
     try:
         return decode(source, config, resample)
     except DataError as error:
-        raise error if isinstance(source, bytes) else DataError(f"{source}: {error}") from error
+        raise (
+            error if isinstance(source, bytes) else type(error)(f"{printable(str(source))}: {error}")
+        ) from error
 
 
 def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool_]:
@@ -54,49 +86,166 @@ def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool
 
     Args:
         source: a file, or the encoded bytes; colours are converted to grey, transparent pixels to black.
-        config: size, scale and max_pixels are used.
+        config: size, scale, fit, max_pixels and max_memory are used.
 
     Returns:
-        bool [P, P], True where the mask is white (grey of at least 128 out of 255).
+        bool [PH, PW], True where the mask is white (grey of at least 128 out of 255).
 
     Raises:
         DataError: as `load_image`.
     """
-    grey = config.model_copy(update={"channels": 1, "background": "black"})
+    grey = config.model_copy(update={"channels": 1, "background": "black", "range": None})
     return load_image(source, grey, Image.Resampling.NEAREST)[..., 0] >= 128
 
 
 def decode(
-    source: bytes | str | Path, config: DataConfig, resample: Image.Resampling = Image.Resampling.LANCZOS
+    source: bytes | str | Path,
+    config: DataConfig,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+    remarks: list[str] | None = None,
 ) -> Pixels:
-    """As `load_image`, but the message of an error is the reason alone, without the name of the file."""
+    """As `load_image`, but the message of an error is the reason alone, without the name of the file.
+
+    Args:
+        remarks: what was done with the colour profile is appended.
+    """
+    said: list[str] = [] if remarks is None else remarks
+    if config.range is not None:
+        values = with_channels(raw_values(source, config), config.channels)
+        return _padded(scaled(_resized_values(values, config, resample), config, said), config)
+    with _opened(source, config.max_memory) as image:
+        check_costs(image, config.max_pixels)
+        enough = 2 * max(stored_shape(config))  # in either orientation
+        image.draft(None, (enough, enough))  # a JPEG is decoded at a reduced size, which is faster
+        check_memory(image, config.max_memory)
+        image.load()
+        depth = Depth.of(image)
+        whole = _upright(image)
+        if is_deep(whole):
+            whole = deep_grey(whole, depth)
+        if has_alpha(whole) or whole.mode in ("1", "P"):  # what cannot be resized as it is
+            return _padded(_array(_resized(to_channels(whole, config, said), config, resample)), config)
+        return _padded(_array(to_channels(_resized(whole, config, resample), config, said)), config)
+
+
+def raw_values(source: bytes | str | Path | None, config: DataConfig) -> NDArray[Any]:
+    """The values of an image as its file stores them, [H, W, C], upright.
+
+    Raises:
+        ImageError, DataError: as `decode`.
+    """
+    if source is None:
+        raise ImageError("the row holds no image")
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    if is_array_file(data) or data.startswith(TIFF):
+        with _blaming(data, config.max_memory):
+            return read_values(data, config.max_pixels, config.max_memory)
+    with _opened(data, config.max_memory, "" if isinstance(source, bytes) else str(source)) as image:
+        check_costs(image, config.max_pixels)
+        check_memory(image, config.max_memory)
+        deep = png_16(data)
+        if deep is not None:
+            return deep
+        image.load()
+        return pillow_values(_upright(image))
+
+
+def image_size(source: bytes | str | Path) -> tuple[int, int]:
+    """Height and width of an upright image in pixels, from its header.
+
+    Raises:
+        ImageError, DataError: as `decode`.
+    """
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    if is_array_file(data):
+        with _blaming(data, 0):
+            values = read_values(data, 2**40, 2**20)
+            return values.shape[0], values.shape[1]
+    if data.startswith(TIFF) and (size := tiff_size(data)) is not None:
+        return size
+    with _opened(data, 0, "" if isinstance(source, bytes) else str(source)) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION) in _TURNED if image.format in ("JPEG", "TIFF") else False
+        return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def _opened(source: bytes | str | Path, max_memory: int, name: str = "") -> Iterator[Image.Image]:
+    """The image, opened by Pillow.
+
+    Args:
+        max_memory: see `_blaming`, which holds for what is done with the image, too.
+        name: of the file, if `source` is its content.
+    """
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    name = name if isinstance(source, bytes) else str(source)
+    with _blaming(data, max_memory):
+        if is_array_file(data):
+            raise ImageError("an array of values, which is read with data.range set")
+        plain = without_metadata(data)
+        with _quiet(), Image.open(BytesIO(plain.data), formats=formats_for(data, name)) as image:
+            if plain.profile is not None:
+                image.info["icc_profile"] = plain.profile
+            image.info["scans"] = data.count(b"\xff\xda")
+            yield image
+
+
+@contextmanager
+def _blaming(data: bytes, max_memory: int) -> Iterator[None]:
+    """Turn whatever is raised while a file is read into an `ImageError`, or a `DataError` where the machine is to blame.
+
+    Args:
+        data: the content of the file.
+        max_memory: MB that decoding may take, to tell a damaged image from too little memory.
+    """
+    if not data:
+        raise ImageError("zero bytes")
     try:
-        if not (len(source) if isinstance(source, bytes) else Path(source).stat().st_size):
-            raise DataError("zero bytes")
-        with (
-            _quiet(),
-            Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image,
-        ):
-            width, height = image.size
-            if width * height > config.max_pixels:
-                raise DataError(f"{width}x{height} pixels, more than max_pixels = {config.max_pixels}")
-            side = stored_side(config)
-            image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded at a reduced size, which is faster
-            image.load()
-            return _square(_channels(_upright(image), config), side, resample)
+        yield
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError("not an image (JPEG, PNG, WebP, GIF, BMP or TIFF)") from None
-    except Exception as error:  # Pillow may raise any exception for a damaged file
-        if isinstance(error, OSError) and error.strerror:
-            raise DataError(error.strerror) from error
-        raise DataError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
+        reason = unread(data[:512])
+        raise ImageError(f"{reason} ({READ})" if reason == "not an image" else reason) from None
+    except MemoryError as error:
+        _blame_memory(max_memory)
+        raise ImageError("broken: it asks for more memory than its size needs") from error
+    except Exception as error:  # Pillow and others may raise any exception for a damaged file
+        raise ImageError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def stored_side(config: DataConfig) -> int:
-    """P: the side in pixels of the square at which images are kept."""
-    return round(config.size * config.scale)
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise reading_failed(error) from error
+    except MemoryError:
+        raise DataError(f"too little memory to read the file of {path.stat().st_size / 1e6:.0f} MB") from None
+
+
+def _blame_memory(megabytes: int) -> None:
+    """Raise `DataError` unless there is as much memory as an image may take: then the image is to blame.
+
+    The memory is asked for, not written to, so this costs nothing.
+    """
+    try:
+        np.empty(megabytes * 1_000_000, np.uint8)
+    except MemoryError:
+        raise DataError(
+            f"too little memory to decode images: up to max_memory = {megabytes} (MB) may be needed at a time; "
+            "use fewer data.workers, or set data.max_memory lower to skip large images"
+        ) from None
+
+
+def stored_type(config: DataConfig) -> np.dtype[Any]:
+    """The type of the pixels that are kept: 8 bits, or 16 where `data.range` is set."""
+    return np.dtype(np.uint8 if config.range is None else np.int16)
+
+
+def stored_shape(config: DataConfig) -> tuple[int, int]:
+    """PH and PW: the height and width in pixels at which images are kept."""
+    height, width = config.shape
+    return round(height * config.scale), round(width * config.scale)
 
 
 @contextmanager
@@ -115,81 +264,87 @@ def _quiet() -> Iterator[None]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF data does not make the pixels unusable
         return image
 
 
-def _channels(image: Image.Image, config: DataConfig) -> Image.Image:
-    """Convert any Pillow mode to L, RGB or RGBA; with 1 or 3 channels transparent pixels show the background."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _deep_grey(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if config.channels == 4:
-        return image if image.mode == "RGBA" else image.convert("RGB").convert("RGBA")
-    if image.mode == "RGBA":
-        colour = Image.new("RGBA", image.size, background(config))
-        image = Image.alpha_composite(colour, image)
+def _resized_values(values: NDArray[Any], config: DataConfig, resample: Image.Resampling) -> NDArray[Any]:
+    """As `_resized`, channel by channel in floating point; the filter adds no values beyond those of the channel."""
+    planes = []
+    for channel in range(values.shape[2]):
+        plane = np.ascontiguousarray(values[..., channel], np.float32)
+        resized = np.asarray(_resized(Image.fromarray(plane), config, resample))
+        planes.append(resized.clip(plane.min(), plane.max()))
+    return np.stack(planes, -1)
+
+
+def _resized(image: Image.Image, config: DataConfig, resample: Image.Resampling) -> Image.Image:
+    """The image resized to the stored shape, cropped to it before, or to what of that shape it fills; with its profile."""
+    (width, height), (down, across) = image.size, stored_shape(config)
+    wide = width * down >= height * across  # wider than the shape
+    left = top = 0
+    if config.fit == "pad":
+        size = (
+            (across, max(1, round(height * across / width)))
+            if wide
+            else (max(1, round(width * down / height)), down)
+        )
+    else:
+        size, whole = (across, down), (width, height)
+        width, height = (
+            (max(1, height * across // down), height) if wide else (width, max(1, width * down // across))
+        )
+        left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    resized = image.resize(size, resample, box=(left, top, left + width, top + height), reducing_gap=3.0)
+    if "icc_profile" in image.info:
+        resized.info["icc_profile"] = image.info["icc_profile"]
+    return resized
+
+
+def _padded(pixels: Pixels, config: DataConfig) -> Pixels:
+    """The pixels in the middle of the stored shape, between bars of the background colour (with 4 channels transparent)."""
+    shape = (*stored_shape(config), config.channels)
+    if pixels.shape == shape:
+        return pixels
+    colour = np.array([*background(config)[:3], 0], np.uint8)
     if config.channels == 1:
-        return image if image.mode == "L" else image.convert("RGB").convert("L")
-    return image.convert("RGB")
+        colour = np.asarray(Image.new("RGB", (1, 1), background(config)[:3]).convert("L")).reshape(1)
+    if config.range is not None:
+        colour = np.full(config.channels, np.iinfo(np.int16).min)  # the lowest value
+    whole = np.empty(shape, pixels.dtype)
+    whole[:] = colour[: config.channels]
+    top, left = (shape[0] - pixels.shape[0]) // 2, (shape[1] - pixels.shape[1]) // 2
+    whole[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return whole
 
 
-def background(config: DataConfig) -> tuple[int, int, int, int]:
-    """The configured background colour as opaque RGBA, each 0..255.
-
-    Raises:
-        DataError: `config.background` is no colour.
-    """
-    try:
-        red, green, blue, *_ = ImageColor.getrgb(config.background)
-    except ValueError:
-        raise DataError(
-            f"background: expected a colour name or #rrggbb, found {config.background!r}"
-        ) from None
-    return red, green, blue, 255
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """Convert 16-bit, 32-bit or floating-point grey to 8 bits; 65535, or 1.0 for floating point, becomes 255."""
-    values = np.asarray(image).astype(np.float64)
-    largest = 1.0 if image.mode == "F" else 65535.0
-    if not np.isfinite(values).all() or values.max() > largest:
-        raise DataError(f"grey values beyond {largest:g} (mode {image.mode}) have no agreed range")
-    grey = Image.fromarray(np.rint(values.clip(0, largest) * (255 / largest)).astype(np.uint8))
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
-        return Image.merge("LA", (grey, alpha))
-    return grey
-
-
-def _square(image: Image.Image, side: int, resample: Image.Resampling) -> Pixels:
-    """The centre square, resized: uint8 [side, side, C]."""
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    box = (left, top, left + short, top + short)
-    image = image.resize((side, side), resample, box=box, reducing_gap=3.0)
-    array = np.array(image)  # np.array copies, so the result is writable
+def _array(image: Image.Image) -> Pixels:
+    """uint8 [H, W, C]; np.array copies, so the result is writable."""
+    array = np.array(image)
     return array[..., None] if array.ndim == 2 else array
 
 
-def decode_many(payloads: Sequence[Payload | None], config: DataConfig) -> tuple[Pixels, list[str | None]]:
-    """Decode several images.
+def decode_many(payloads: Sequence[Payload | None], config: DataConfig) -> Decoded:
+    """Decode several images; those that cannot be used because of their own file are left out.
 
-    Returns:
-        The k images that are usable, uint8 [k, P, P, C], and per payload None or the reason why it cannot be used.
+    Raises:
+        DataError: an image cannot be read for a reason that is not its own, such as too little memory.
     """
     decoded: list[Pixels] = []
     reasons: list[str | None] = []
+    remarks: Counter[str] = Counter()
     for payload in payloads:
+        said: list[str] = []
         try:
             if payload is None:
-                raise DataError("the row holds no image")
-            decoded.append(decode(payload, config))
+                raise ImageError("the row holds no image")
+            decoded.append(decode(payload, config, remarks=said))
             reasons.append(None)
-        except DataError as error:
+            remarks.update(said)
+        except ImageError as error:
             reasons.append(str(error))
-    side = stored_side(config)
-    return np.stack(decoded) if decoded else np.empty((0, side, side, config.channels), np.uint8), reasons
+    empty = (0, *stored_shape(config), config.channels)
+    pixels = np.stack(decoded) if decoded else np.empty(empty, stored_type(config))
+    return Decoded(pixels, reasons, remarks)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from vqvae2.data.pixels import to_pil
+from vqvae2.data.pixels import to_pil, viewable
 from vqvae2.files.atomic import write_atomic
 
 
@@ -16,7 +16,7 @@ def grid(images: Tensor, columns: int, margin: int = 2, zoom: int = 1) -> Image.
     """A sheet of images, row by row from the top left.
 
     Args:
-        images: float [B, C, H, W] in [-1, 1], C = 1, 3 or 4.
+        images: float [B, C, H, W] in [-1, 1]; see `viewable` for C other than 1, 3 or 4.
         columns: images in a row.
         margin: pixels between images and around the sheet.
         zoom: whole factor by which each image is enlarged, without smoothing.
@@ -27,7 +27,7 @@ def grid(images: Tensor, columns: int, margin: int = 2, zoom: int = 1) -> Image.
     Raises:
         DataError: `images` have another shape.
     """
-    tiles = to_pil(images)
+    tiles = to_pil(viewable(images))
     if zoom > 1:
         tiles = [
             tile.resize((tile.width * zoom, tile.height * zoom), Image.Resampling.NEAREST) for tile in tiles

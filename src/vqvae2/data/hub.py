@@ -8,9 +8,10 @@ from pathlib import Path
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.labels import TRAIN, assign_splits
+from vqvae2.data.labels import assign_splits
 from vqvae2.data.listing import Listing, Stream
-from vqvae2.data.tables import Tables, first_line, list_rows, reading, stream_rows
+from vqvae2.data.split_names import TRAIN
+from vqvae2.data.tables import OpenedTable, Tables, first_line, list_rows, reading, stream_rows
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -44,7 +45,7 @@ class HubDataset:
         revision = self._revision()
         loaded = datasets.load_dataset(self.name, split=config.split, streaming=config.streaming)
         if config.split:
-            return Tables([(loaded, None)], revision)
+            return Tables([OpenedTable(loaded, None)], revision)
         splits: dict[str, int | None] = {
             **assign_splits({split.lower(): split for split in loaded}, None, self.name)
         }
@@ -53,7 +54,7 @@ class HubDataset:
             if len(only) != 1:
                 raise DataError(f"{self.name!r} has the splits {', '.join(only)}: choose one with data.split")
             splits = {only[0]: None}
-        return Tables([(loaded[split], held) for split, held in splits.items()], revision)
+        return Tables([OpenedTable(loaded[split], held) for split, held in splits.items()], revision)
 
     def _revision(self) -> str:
         """The newest commit; "" when offline.

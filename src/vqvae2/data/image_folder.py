@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,15 @@ import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.labels import assign_splits, resolve_labels
+from vqvae2.data.folder_files import FolderFiles, list_folder
+from vqvae2.data.folder_layout import Layout, understand
+from vqvae2.data.formats import TABLE_SUFFIXES
+from vqvae2.data.identity import folder_digest
+from vqvae2.data.label_files import METADATA, FileLabels, held_of, labels_of, metadata_of
+from vqvae2.data.labels import resolve_labels
 from vqvae2.data.listing import Listing
-from vqvae2.data.table_files import IMAGE_SUFFIXES, TABLE_SUFFIXES, TableFiles, files_by_suffix
-
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # first bytes of image files
+from vqvae2.data.table_files import TableFiles, files_by_suffix
+from vqvae2.data.tar_files import TarFiles
 
 
 @dataclass(frozen=True)
@@ -26,98 +29,99 @@ class ImageFolder:
     Attributes:
         root: the folder.
         files: the image files below it, in order.
-        identity: sha256 of their paths, sizes and times of change.
+        identity: sha256 of their paths below the folder, their sizes, and bytes of them.
         skipped: (path below the folder, reason) of the other files.
+        metadata: files with the classes of images (`label_files`): their paths below the folder, and the files.
     """
 
     root: Path
     files: tuple[Path, ...]
     identity: str
     skipped: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, Path], ...] = ()
 
     def list_images(self, config: DataConfig, scratch: Path) -> Listing:
-        """The images; sub-folders are classes when every image is in one, below `train` and `test` if these exist."""
-        files = list(self.files)
-        paths = [file.relative_to(self.root).parts for file in files]
-        folders = {path[0].lower(): path[0] for path in paths if len(path) > 1}
-        splits = {}
-        if config.split or all(len(path) > 1 for path in paths):
-            splits = assign_splits(folders, config.split, str(self.root))
-        held = None
-        if splits:  # the sub-folders are splits: the classes are one level further down
-            chosen = [index for index, path in enumerate(paths) if len(path) > 1 and path[0] in splits]
-            files = [files[index] for index in chosen]
-            held = None if config.split else np.array([splits[paths[index][0]] for index in chosen], np.int8)
-            paths = [paths[index][1:] for index in chosen]
-        classes: tuple[str, ...] = ()
-        labels = None
-        if all(len(path) > 1 for path in paths):
-            classes, labels = resolve_labels([path[0] for path in paths], None)
-        names = [file.relative_to(self.root).as_posix() for file in files]
+        """The images; `folder_layout` says when sub-folders are splits and classes."""
+        names = [file.relative_to(self.root).as_posix() for file in self.files]
+        read = config.label_column != "none"
+        beside = self._beside(names, config) if read else FileLabels()
+        own_split = beside.splits is not None
+        layout = understand(
+            [tuple(name.split("/")) for name in names],
+            None if own_split else config.split,
+            str(self.root),
+            classes=read and beside.labels is None,
+        )
+        if beside.splits is not None:
+            held_out = held_of(beside.splits, config.split, str(self.root))
+            layout.keep = [index for index, held in enumerate(held_out) if held is not None]
+            held = [int(held_out[index] or 0) for index in layout.keep]
+            layout.held = held if 1 in held else None
+            layout.skipped = []
+        files = [self.files[index] for index in layout.keep]
+        raw = layout.classes if beside.labels is None else [beside.labels[index] for index in layout.keep]
+        classes, labels = resolve_labels(raw, None) if raw else ((), None)
         return Listing(
-            names,
+            [names[index] for index in layout.keep],
             lambda indices: [files[index] for index in indices],
             classes,
             labels,
-            held,
-            skipped=list(self.skipped),
+            None if layout.held is None else np.array(layout.held, np.int8),
+            skipped=[*self.skipped, *((names[index], reason) for index, reason in layout.skipped)],
+            notes=[*_understood(layout, beside, classes), *beside.notes],
         )
 
+    def _beside(self, names: Sequence[str], config: DataConfig) -> FileLabels:
+        """Classes and splits from the file that the settings name, or from files of metadata in the folder."""
+        if config.labels is not None:
+            return labels_of(Path(config.labels).expanduser(), names, config)
+        if self.metadata:
+            return metadata_of(self.metadata, names, config)
+        if config.label_column is not None:
+            raise DataError(
+                f"data.label_column is {config.label_column!r}, but {self.root} has no file of labels: name one with --labels"
+            )
+        return FileLabels()
 
-def recognise_folder(data: str, run: Path) -> ImageFolder | TableFiles | None:
+
+def _understood(layout: Layout, beside: FileLabels, classes: Sequence[str]) -> list[str]:
+    """The notes about the folders; with classes or splits from a file, the folders do not count."""
+    if beside.labels is None and beside.splits is None:
+        return layout.notes
+    first = f"understood as {len(layout.keep)} images, {len(classes)} classes"
+    if layout.held is None:
+        return [f"{first}, no split"]
+    return [f"{first}, split of the data: {layout.held.count(0)} to train, {layout.held.count(1)} held out"]
+
+
+def recognise_folder(data: str, run: Path) -> ImageFolder | TableFiles | TarFiles | None:
     """The images in a folder, or if it holds none, its parquet or tar files; None if `data` is no folder.
 
     Raises:
         DataError: the folder holds neither.
     """
     root = Path(data).expanduser()
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112 - False for every error, such as a name that is too long
         return None
-    images: list[Path] = []
-    others: list[Path] = []
-    for file in _walk(root, os.path.realpath(run)):
-        is_image = file.suffix.lower() in IMAGE_SUFFIXES or _starts_like_image(file)
-        (images if is_image else others).append(file)
-    if images:
-        skipped = tuple((file.relative_to(root).as_posix(), "not an image") for file in others)
-        return ImageFolder(root, tuple(images), _identity(root, images), skipped)
-    tables = [file for file in others if file.suffix.lower() in TABLE_SUFFIXES]
+    found = list_folder(root, run)
+    if found.images:
+        metadata = tuple(
+            (found.name(file), file) for file, _ in found.others if file.name.lower() in METADATA
+        )
+        skipped = tuple(item for item in found.unread() if item[0] not in dict(metadata))
+        identity = folder_digest(found, [file for _, file in metadata])
+        return ImageFolder(root, tuple(found.images), identity, skipped, metadata)
+    tables = [file for file, _ in found.others if file.name.lower().endswith(TABLE_SUFFIXES)]
     if tables:
         return files_by_suffix(str(root), root, tables)
-    reason = "it is empty"
-    if others:
-        reason = f"none of its {len(others)} files is an image, a parquet file or a tar"
-    raise DataError(f"no images in {root}: {reason}")
+    raise DataError(f"no images in {root}: {_why(found)}")
 
 
-def _identity(root: Path, files: Sequence[Path]) -> str:
-    total = hashlib.sha256(b"folder")
-    for file in files:
-        state = file.stat()
-        line = f"{file.relative_to(root).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n"
-        total.update(line.encode("utf-8", "replace"))
-    return total.hexdigest()
-
-
-def _walk(root: Path, excluded: str) -> list[Path]:
-    """All regular files below, sorted, without hidden ones; links are followed, but each folder is read once."""
-    files, seen = [], {excluded}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in files if file.is_file())
-
-
-def _starts_like_image(path: Path) -> bool:
-    """Whether the first bytes are those of an image file, whatever the file is called."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError:
-        return False
-    return head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
+def _why(found: FolderFiles) -> str:
+    unread: Sequence[tuple[str, str]] = found.unread()
+    if not unread:
+        return "it is empty"
+    name, reason = unread[0]
+    return (
+        f"none of its {len(unread)} files is an image, a parquet file or a tar (the first, {name}: {reason})"
+    )

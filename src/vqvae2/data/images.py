@@ -2,11 +2,13 @@
 
     data --sources--> encoded images --cache or decoding--> uint8 --> ImageSet
 
-Shapes: B batch, C channels, S the configured size, P = round(S * scale) the stored side in pixels, n images.
+Shapes: B batch, C channels, H W the configured shape, PH PW = that times scale, rounded, n images.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import time
 from collections import deque
@@ -22,15 +24,17 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import centre
 from vqvae2.data.cache import WORKERS_FROM, Progress, fill_cache, load_pixels
-from vqvae2.data.decoding import background, decode_many, stored_side
+from vqvae2.data.colours import background
+from vqvae2.data.decoding import decode_many, stored_shape, stored_type
 from vqvae2.data.errors import DataError
 from vqvae2.data.holdout import split_images
 from vqvae2.data.index import ImageIndex, index_key
-from vqvae2.data.listing import Listing, Payload
+from vqvae2.data.listing import Listing, Payload, Stream
 from vqvae2.data.pixels import Pixels
 from vqvae2.data.skipped import SkippedFile, report_skipped
 from vqvae2.data.sources import list_images, locate
 from vqvae2.data.workers import Decoder
+from vqvae2.errors import UserError, printable
 from vqvae2.files import atomic
 
 
@@ -53,7 +57,7 @@ class ImageSet:
         self.labels = None if index.labels is None else np.array(index.labels, np.int64)
         self.train, self.heldout = split_images(index.names, self.labels, index.held, config.holdout)
         self.skipped = len(index.skipped)
-        self._stored, self._size, self._skipped_file = stored, config.size, skipped
+        self._stored, self._shape, self._skipped_file = stored, config.shape, skipped
         self._decoder = Decoder(config)
         self._broken: set[int] = set()
 
@@ -61,9 +65,9 @@ class ImageSet:
         return len(self.names)
 
     def pixels(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
-        """The centre crops of some images without augmentation, as evaluation uses them: uint8 [B, S, S, C]."""
+        """The centre crops of some images without augmentation, as evaluation uses them: uint8 [B, H, W, C]."""
         raw, _ = next(self.raw([np.asarray(indices, np.int64).reshape(-1)]))
-        return torch.from_numpy(centre(raw, self._size))
+        return torch.from_numpy(centre(raw, self._shape))
 
     def raw(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
         """The stored pixels of several batches of images, decoded ahead of the caller where they are not kept.
@@ -72,7 +76,7 @@ class ImageSet:
             batches: the indices [B] of each batch.
 
         Yields:
-            For each batch the pixels, uint8 [B, P, P, C], and the indices of the images that they show. These
+            For each batch the pixels, uint8 [B, PH, PW, C], and the indices of the images that they show. These
             differ from the requested indices only where an image turns out to be broken when it is decoded:
             the next usable image of the same split is used instead.
         """
@@ -83,7 +87,7 @@ class ImageSet:
         if len(self) >= WORKERS_FROM:
             self._decoder.start()
         requested: deque[NDArray[np.int64]] = deque()
-        for pixels, reasons in self._decoder.map(self._tasks(self._stored, batches, requested)):
+        for pixels, reasons, _ in self._decoder.map(self._tasks(self._stored, batches, requested)):
             chosen = requested.popleft()
             yield self._decode_again(self._stored, chosen, reasons) if any(reasons) else (pixels, chosen)
 
@@ -120,7 +124,7 @@ class ImageSet:
                     self.skipped += 1
                     self._skipped_file.add(self.names[index], reason)
             chosen = self._without_broken(chosen)  # continues after the replacements of the last attempt
-            pixels, reasons = decode_many(listing.payloads(chosen.tolist()), self._decoder.config)
+            pixels, reasons, _ = decode_many(listing.payloads(chosen.tolist()), self._decoder.config)
             if not any(reasons):
                 return pixels, chosen
 
@@ -152,6 +156,7 @@ def open_images(
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
+    check: Callable[[str], None] | None = None,
 ) -> ImageSet:
     """Open a data set; its decoded images are kept in `folder` while they fit in `config.cache_gb`.
 
@@ -166,41 +171,84 @@ def open_images(
         folder: RUN/data, for the decoded images, `index.json` and `skipped.txt`; created when missing.
         seed: decides which images are used when `config.limit` is smaller than their number. Which images are held
             out does not depend on it.
-        say: called with one line of text about the speed of decoding, and one about the skipped images.
+        say: called with a line of text for what was understood of folders and names, for what looks odd, the speed of
+            decoding, converted colour profiles, and the skipped images.
         progress: see `Progress`.
+        check: called with the fingerprint before anything is decoded or written; it may raise to refuse the images.
 
     Raises:
         DataError: no image is usable, none is left to hold out, or the data cannot be read; one line.
     """
     background(config)
     run = folder.parent.resolve()
-    source = locate(data, folder if run == Path(data).resolve() else run)
+    source = locate(data, folder if run == Path(os.path.realpath(data)) else run)
     key = index_key(source.identity, config, seed)
     kept = _reuse(folder, key, config)
     if kept is not None:
+        if check is not None:
+            check(kept.fingerprint)
         return kept
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
-    listed = list_images(source, config, folder / "table", seed)
-    index = ImageIndex.new(key, listed.revision)
-    size = stored_side(config) ** 2 * config.channels
+    try:
+        listed = list_images(source, config, folder / "table", seed)
+        index = ImageIndex.new(key, listed.revision)
+        if check is not None:
+            check(index.fingerprint)
+    except UserError:
+        shutil.rmtree(folder / "table", ignore_errors=True)
+        raise
+    size = math.prod(stored_shape(config)) * config.channels * stored_type(config).itemsize
     if isinstance(listed, Listing) and len(listed) * size > config.cache_gb * 1e9:
         return _open_uncached(listed, index, config, folder, say)
+    try:
+        return _fill(listed, index, config, folder, say, progress)
+    finally:
+        shutil.rmtree(folder / "table", ignore_errors=True)
+
+
+def _fill(
+    listed: Listing | Stream,
+    index: ImageIndex,
+    config: DataConfig,
+    folder: Path,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> ImageSet:
+    """Decode all images and keep them in `folder`."""
     began = time.perf_counter()
     try:
-        fill_cache(listed, index, config, folder, progress)
+        remarks = fill_cache(listed, index, config, folder, progress)
     except (OSError, atomic.FileError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write the decoded images to {folder}: {reason}") from error
-    finally:
-        shutil.rmtree(folder / "table", ignore_errors=True)
     images = _open_cached(folder, index, config)
+    _say_notes(listed, say)
     seconds = time.perf_counter() - began
     say(f"decoded {len(images)} images in {seconds:.1f} s ({len(images) / seconds:.0f} images/s)")
+    for remark, count in remarks.items():
+        say(f"{remark}: {count} of {len(images)} images")
     report_skipped(index.skipped, folder / "skipped.txt", say)
     return images
+
+
+def open_kept(folder: Path, config: DataConfig, fingerprint: str) -> ImageSet | None:
+    """The decoded images that `folder` holds, without looking for the data; None if it does not hold those.
+
+    Args:
+        folder: RUN/data.
+        config: every option of the data.
+        fingerprint: of the images.
+    """
+    try:
+        index = ImageIndex.load(folder / "index.json")
+        return (
+            _open_cached(folder, index, config) if index.pixels and index.fingerprint == fingerprint else None
+        )
+    except (OSError, EOFError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _reuse(folder: Path, key: str, config: DataConfig) -> ImageSet | None:
@@ -218,6 +266,12 @@ def _open_cached(folder: Path, index: ImageIndex, config: DataConfig) -> ImageSe
     return ImageSet(index, load_pixels(folder, index, config), config, SkippedFile(folder / "skipped.txt"))
 
 
+def _say_notes(listed: Listing | Stream, say: Callable[[str], None]) -> None:
+    """Say what was understood of folders and names. Only when the images are usable: a mistake is told in one line."""
+    for note in listed.notes if isinstance(listed, Listing) else ():
+        say(printable(note))
+
+
 def _open_uncached(
     listed: Listing, index: ImageIndex, config: DataConfig, folder: Path, say: Callable[[str], None]
 ) -> ImageSet:
@@ -227,6 +281,7 @@ def _open_uncached(
     images = ImageSet(index, listed, config, skipped)
     for indices in (images.train, images.heldout):
         images.pixels(indices[:1])  # raises DataError if no image of the split is usable
+    _say_notes(listed, say)
     report_skipped(index.skipped, skipped.path, say)
     say(f"{len(images)} images exceed cache_gb = {config.cache_gb:g}: they are decoded while training")
     return images

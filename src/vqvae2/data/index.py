@@ -14,9 +14,11 @@ import numpy as np
 from pydantic import Field
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError
+from vqvae2.data.errors import DataError, reading_failed
+from vqvae2.data.identity import file_digest
 from vqvae2.data.listing import Listing, Row, Stream
 from vqvae2.data.skipped import SkippedFile, one_line
+from vqvae2.errors import printable
 from vqvae2.files import atomic
 from vqvae2.files.records import Record
 
@@ -24,6 +26,8 @@ _PIXEL_OPTIONS = (
     *("size", "scale", "channels", "background", "crop", "max_pixels"),
     *("limit", "split", "image_column", "label_column"),
 )
+# These count where they are changed, so that older keys stay valid.
+_LATER_OPTIONS = ("max_memory", "image_root", "fit", "range")
 
 
 _LIMIT = 2**29  # bytes of an index, at most: the names of some million images
@@ -139,5 +143,18 @@ class ImageIndex:
 def index_key(identity: str, config: DataConfig, seed: int) -> str:
     """sha256 of the data source's identity and of every option that changes which pixels are kept."""
     chosen: dict[str, Any] = {name: getattr(config, name) for name in _PIXEL_OPTIONS}
+    defaults = DataConfig()
+    later = {name: getattr(config, name) for name in _LATER_OPTIONS}
+    chosen |= {name: value for name, value in later.items() if value != getattr(defaults, name)}
+    if config.labels is not None:
+        chosen["labels"] = _digest(Path(config.labels).expanduser())
     chosen |= {"seed": seed if config.limit else 0, "format": 1}
     return hashlib.sha256((identity + json.dumps(chosen)).encode()).hexdigest()
+
+
+def _digest(labels: Path) -> str:
+    """sha256 of a file of labels; where it is does not matter."""
+    try:
+        return file_digest(labels).hex()
+    except OSError as error:
+        raise DataError(f"cannot read {printable(str(labels))}: {reading_failed(error)}") from error

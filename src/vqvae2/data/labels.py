@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.data.errors import DataError
+from vqvae2.data.split_names import HELD, TRAIN, first, folder_roles
+from vqvae2.errors import printable
 
-TRAIN = ("train", "training")
-# The first of these that exists is held out.
-HELD = ("validation", "valid", "val", "test", "heldout", "held-out")
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
+"""Names of columns that hold classes; the first that exists is taken."""
 
 
 def resolve_labels(
@@ -36,10 +38,10 @@ def resolve_labels(
         numbers[(numbers < 0) | (numbers >= len(names))] = -1
         check_classes(names)
         return (tuple(names), numbers) if (numbers >= 0).any() else ((), None)
-    known = {value for value in raw if value is not None and value != ""}
-    odd = next((value for value in known if not isinstance(value, str | int | np.integer)), None)
+    odd = next((value for value in raw if not isinstance(value, str | int | np.integer | None)), None)
     if odd is not None:
-        raise DataError(f"expected labels that are names or whole numbers, found {odd!r}")
+        raise DataError(f"expected labels that are names or whole numbers, found {repr(odd)[:80]}")
+    known = {value for value in raw if value is not None and value != ""}
     if not known:
         return (), None
     order = sorted(known) if all(not isinstance(value, str) for value in known) else sorted(known, key=str)
@@ -49,6 +51,14 @@ def resolve_labels(
     check_classes(classes)
     numbers_of = {value: index for index, value in enumerate(order)}
     return classes, np.array([numbers_of.get(value, -1) for value in raw], np.int64)
+
+
+def as_numbers(labels: Sequence[Any]) -> list[Any]:
+    """Texts that are all whole numbers, as numbers, so that class 10 comes after class 9."""
+    texts = [label for label in labels if label is not None]
+    if all(isinstance(text, str) and re.fullmatch(r"-?\d{1,18}", text) for text in texts):
+        return [None if label is None else int(label) for label in labels]
+    return list(labels)
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -77,12 +87,26 @@ def assign_splits(names: Mapping[str, str], split: str | None, data: str) -> dic
     Raises:
         DataError: `split` does not exist.
     """
+    roles = folder_roles(list(names))
     if split is not None:
-        if split.lower() not in names:
-            raise DataError(
-                f"no split {split!r} in {data!r}" + (f": found {', '.join(sorted(names))}" if names else "")
-            )
-        return {names[split.lower()]: 0}
-    train = next((names[name] for name in TRAIN if name in names), None)
-    held = next((names[name] for name in HELD if name in names), None)
-    return {train: 0, held: 1} if train and held else {}
+        return {names[find_split(list(names), split, data)]: 0}
+    known = {word: name for name, word in reversed(roles.items())}
+    train, held = first(TRAIN, known), first(HELD, known)
+    return {names[known[train]]: 0, names[known[held]]: 1} if train and held else {}
+
+
+def find_split(names: Sequence[str], split: str, data: str) -> str:
+    """The name that means the split that the user asked for: that very name in any case, or one that stands for it.
+
+    Raises:
+        DataError: there is none.
+    """
+    for name in names:
+        if name.lower() == split.lower():
+            return name
+    roles = folder_roles(list(names))
+    meant = [name for name, word in roles.items() if word == split.lower()]
+    if not meant:
+        found = f": found {printable(', '.join(sorted(names)))}" if names else ""
+        raise DataError(f"no split {split!r} in {data!r}{found}")
+    return meant[0]

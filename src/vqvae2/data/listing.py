@@ -26,6 +26,7 @@ class Listing:
         held: int8 [n], 1 = held out, 0 = training; None = the data names no split.
         revision: the commit that the Hub served; "" for local data.
         skipped: (name, reason) of what is already known to be unusable.
+        notes: sentences for the user about what was understood and what looks odd.
     """
 
     names: list[str]
@@ -35,6 +36,7 @@ class Listing:
     held: NDArray[np.int8] | None = None
     revision: str = ""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,7 +51,15 @@ class Listing:
             None if self.held is None else self.held[indices],
             self.revision,
             self.skipped,
+            self.notes,
         )
+
+
+def different(names: Sequence[str]) -> list[str]:
+    """The names, each with the number of its row if two are the same."""
+    if len(set(names)) == len(names):
+        return list(names)
+    return [f"{name} (row {number})" for number, name in enumerate(names)]
 
 
 class Row(NamedTuple):

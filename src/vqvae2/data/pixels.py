@@ -1,13 +1,14 @@
 """Conversions between uint8 pixels and the float images of the networks; no other file scales pixels.
 
-    uint8 [B, H, W, C] in 0..255 --to_float--> float [B, C, H, W] in [-1, 1] --to_uint8 or to_pil--> uint8
+    uint8 [B, H, W, C] in 0..255, or int16 --to_float--> float [B, C, H, W] in [-1, 1] --to_uint8 or to_pil--> uint8
 
 Shapes: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,17 +16,16 @@ from torch import Tensor
 
 from vqvae2.data.errors import DataError
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
+"""Stored pixels: 8 bits, or 16 bits from -32768 to 32767 where `data.range` is set."""
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] in 0..255 to float32 [B, C, H, W] in [-1, 1]."""
-    return (
-        pixels.permute(0, 3, 1, 2)
-        .to(torch.float32, memory_format=torch.contiguous_format)
-        .div_(127.5)
-        .sub_(1)
-    )
+    """uint8 [B, H, W, C] in 0..255, or int16 in -32768..32767, to float32 [B, C, H, W] in [-1, 1]."""
+    floats = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    if pixels.dtype == torch.int16:
+        return floats.add_(0.5).div_(32767.5)
+    return floats.div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -42,6 +42,12 @@ def psnr(images: Tensor, originals: Tensor) -> Tensor:
     """
     error = (images.double().clamp(-1, 1) - originals.double()).square().mean((1, 2, 3))
     return 10 * torch.log10(4 / error.clamp_min(1e-10))
+
+
+def viewable(images: Tensor) -> Tensor:
+    """Images [B, C, H, W] with channels that can be shown: of 2 channels the first, of more than 4 the first three."""
+    channels = images.shape[1]
+    return images if channels in (1, 3, 4) else images[:, : 1 if channels == 2 else 3]
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vqvae2.errors import printable
 from vqvae2.files import atomic
 
 
@@ -30,8 +32,7 @@ class SkippedFile:
 
     def add(self, name: str, reason: str) -> None:
         """Append an image that turned out to be broken during training; only the first is reported."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(one_line(name, reason) + "\n")
+        atomic.append_text(self.path, one_line(name, reason) + "\n")
         if self.say is not None:
             self.say(
                 f"an image cannot be used ({one_line(name, reason, ': ')}); "
@@ -49,6 +50,6 @@ def report_skipped(skipped: Sequence[tuple[str, str]], path: Path, say: Callable
 
 
 def one_line(name: str, reason: str, separator: str = "\t") -> str:
-    """Name and reason as one printable line; characters of the name that cannot be printed become `?`."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return f"{printable}{separator}{reason}".encode("utf-8", "replace").decode()
+    """Name and reason as one printable line; characters that cannot be printed become `?`."""
+    shown = (printable(re.sub(r"[\t\n\r]", "?", text)) for text in (name, reason))
+    return separator.join(shown)

@@ -19,8 +19,9 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.embedded import recognise_embedded
 from vqvae2.data.errors import DataError
 from vqvae2.data.hub import recognise_hub
-from vqvae2.data.image_folder import recognise_folder
+from vqvae2.data.image_folder import ImageFolder, recognise_folder
 from vqvae2.data.listing import Listing, Stream
+from vqvae2.data.shards import recognise_shards
 from vqvae2.data.table_files import recognise_files
 
 
@@ -49,7 +50,13 @@ Recogniser = Callable[[str, Path], DataSource | None]
 Returns the source, or None for data of another kind. Raises `DataError` for data of its kind that cannot be used.
 """
 
-_RECOGNISERS: list[Recogniser] = [recognise_embedded, recognise_folder, recognise_files, recognise_hub]
+_RECOGNISERS: list[Recogniser] = [
+    recognise_embedded,
+    recognise_shards,
+    recognise_folder,
+    recognise_files,
+    recognise_hub,
+]
 
 
 def register_source(recognise: Recogniser) -> Recogniser:
@@ -85,6 +92,8 @@ def list_images(source: DataSource, config: DataConfig, scratch: Path, seed: int
     Raises:
         DataError: the data cannot be read; one line.
     """
+    if config.labels is not None and not isinstance(source, ImageFolder):
+        raise DataError("data.labels is for a folder of image files; a table has its classes in a column")
     listed = source.list_images(config, scratch)
     if isinstance(listed, Listing) and config.limit is not None and config.limit < len(listed):
         return _limited(listed, config.limit, seed)

@@ -8,15 +8,34 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.columns import Columns, Table, payload_of
 from vqvae2.data.errors import DataError
 from vqvae2.data.labels import assign_splits
-from vqvae2.data.listing import Listing, Row, Stream
+from vqvae2.data.listing import Listing, Payload, Row, Stream
+
+_LOOKED = 1000  # rows of a table in which a column of classes is looked for
+
+
+class OpenedTable(NamedTuple):
+    """One table.
+
+    Attributes:
+        table: its rows.
+        held: its split: 1 = held out, 0 = training, None = the data names none so far.
+        folder: to which the paths of images in its rows are relative; None = for a data set of the Hub.
+    """
+
+    table: Table
+    held: int | None
+    folder: Path | None = None
 
 
 @dataclass
@@ -24,31 +43,35 @@ class Tables:
     """Opened tables.
 
     Attributes:
-        tables: each with its split: 1 = held out, 0 = training, None = the data names none so far.
+        tables: at least one, all with the same columns.
         revision: the commit that the Hub served; "" for local data.
         split: a split that is to be read but still has to be looked up in a column; None = none.
     """
 
-    tables: list[tuple[Table, int | None]]
+    tables: list[OpenedTable]
     revision: str = ""
     split: str | None = None
 
 
 @contextmanager
 def reading(data: str) -> Iterator[None]:
-    """Hide the progress bars of `datasets`, and turn whatever it raises into a `DataError` of one line."""
+    """Hide progress bars and log lines of `datasets`, and turn whatever it raises into a `DataError` of one line."""
     try:
         import datasets
 
-        bars = not datasets.are_progress_bars_disabled()
+        bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
         try:
             yield
         finally:
+            datasets.logging.set_verbosity(level)
             if bars:
                 datasets.enable_progress_bars()
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(f"too little memory to read {data!r}") from error
     except Exception as error:  # its many layers raise many kinds of exceptions
         raise DataError(f"cannot read {data!r}: {first_line(error)}") from error
 
@@ -73,10 +96,10 @@ def list_rows(opened: Tables, data: str, config: DataConfig) -> Listing:
     """
     import datasets
 
-    columns = Columns.choose(opened.tables[0][0], data, config)
+    columns = Columns.choose(opened.tables[0].table, data, config)
     extra = [columns.split] if columns.split else []
-    whole = datasets.concatenate_datasets([_cut(table, columns, *extra) for table, _ in opened.tables])
-    held = [split for table, split in opened.tables for _ in range(len(table))]
+    whole = datasets.concatenate_datasets([_cut(table, columns, *extra) for table, *_ in opened.tables])
+    held = [split for table, split, _ in opened.tables for _ in range(len(table))]
     keep = list(range(len(whole)))
     if opened.split or (columns.split and held.count(None)):
         values = _split_values(whole, columns.split)
@@ -85,19 +108,71 @@ def list_rows(opened: Tables, data: str, config: DataConfig) -> Listing:
             keep = [number for number in keep if values[number] in splits]
             held = [None if opened.split else splits.get(value) for value in values]
     texts = {name: whole[name][:] for name in columns.texts()}
-    paths = [
-        path for chunk in whole.data.column(columns.image).chunks for path in chunk.field("path").to_pylist()
-    ]
-    rows = []
+    names, paths, refused = _paths(opened, whole, columns, config)
+    rows, skipped = [], []
     for number in keep:
         cells = {name: texts[name][number] for name in texts}
-        rows.append(columns.row(number, {**cells, columns.image: {"path": paths[number]}}, held[number]))
+        row = columns.row(number, {**cells, columns.image: {"path": names[number]}}, held[number])
+        if number in refused:
+            skipped.append((row.name, refused[number]))
+        else:
+            rows.append(row)
+    keep = [number for number in keep if number not in refused]
     listing = columns.listing(rows)
-    listing.payloads = lambda indices: [
-        payload_of(cell or {}) for cell in whole[[keep[index] for index in indices]][columns.image]
-    ]
-    listing.revision = opened.revision
+
+    def payloads(indices: Sequence[int]) -> list[Payload | None]:
+        numbers = [keep[index] for index in indices]
+        cells = whole[numbers][columns.image]
+        found = zip(numbers, (cell or {} for cell in cells), strict=True)
+        return [payload_of({**cell, "path": paths[number]}) for number, cell in found]
+
+    listing.payloads, listing.skipped, listing.revision = payloads, skipped, opened.revision
+    listing.notes = _notes(listing, opened.tables[0].table, columns, config)
     return listing
+
+
+def _notes(listing: Listing, table: Table, columns: Columns, config: DataConfig) -> list[str]:
+    """What was understood, and which columns could be the classes if none was found."""
+    first = f"understood as {len(listing)} images, {len(listing.classes) or 'no'} classes"
+    if columns.label:
+        first += f" (column {columns.label!r})"
+    if listing.held is None:
+        first += ", no split"
+    else:
+        held = int(listing.held.sum())
+        first += f", split of the data: {len(listing) - held} to train, {held} held out"
+    if columns.label or config.label_column == "none":
+        return [first]
+    looked = table[:_LOOKED]
+    texts = [
+        name for name in columns.candidates(table) if 1 < len(set(looked[name])) <= len(looked[name]) / 2
+    ]
+    return [first, *(f"the column {name!r} could be the classes: data.label_column={name}" for name in texts)]
+
+
+def _paths(
+    opened: Tables, whole: Table, columns: Columns, config: DataConfig
+) -> tuple[list[str | None], list[str | None], dict[int, str]]:
+    """Per row the path in its cell; where it leads, for local tables; and, by row, why it is not followed.
+
+    A path may not lead out of that folder, or out of `config.image_root`, because a table of somebody else could
+    otherwise have any image of this machine read.
+    """
+    chunks = whole.data.column(columns.image).chunks
+    names = [path for chunk in chunks for path in chunk.field("path").to_pylist()]
+    paths = list(names)
+    inside = [valid for chunk in chunks for valid in chunk.field("bytes").is_valid().to_pylist()]
+    folders = [folder for table, _, folder in opened.tables for _ in range(len(table))]
+    refused: dict[int, str] = {}
+    for number, (path, has_bytes, folder) in enumerate(zip(names, inside, folders, strict=True)):
+        if has_bytes or not path or folder is None:
+            continue
+        root = os.path.realpath(config.image_root or folder)
+        there = os.path.realpath(os.path.join(root, path))  # noqa: PTH118 - the path is a text
+        paths[number] = there
+        if os.path.commonpath([root, there]) != root:
+            refused[number] = f"its path leads out of {root}; data.image_root names another folder"
+    return names, paths, refused
 
 
 def stream_rows(opened: Tables, data: str, config: DataConfig) -> Stream:
@@ -106,7 +181,7 @@ def stream_rows(opened: Tables, data: str, config: DataConfig) -> Stream:
     Raises:
         DataError: no column of images, or a chosen column does not exist; from the rows, when the stream breaks.
     """
-    columns = Columns.choose(opened.tables[0][0], data, config)
+    columns = Columns.choose(opened.tables[0].table, data, config)
     return Stream(_rows(opened, columns, config), columns.listing, opened.revision)
 
 
@@ -129,7 +204,7 @@ def _split_values(table: Table, column: str | None) -> list[str]:
 
 def _rows(opened: Tables, columns: Columns, config: DataConfig) -> Iterator[Row]:
     number = 0
-    for table, held in opened.tables:
+    for table, held, _ in opened.tables:
         try:
             for values in itertools.islice(_cut(table, columns), _rows_of_split(config, held)):
                 yield columns.row(number, values, held)

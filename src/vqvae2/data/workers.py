@@ -13,9 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.decoding import decode_many
+from vqvae2.data.decoding import Decoded, decode_many
 from vqvae2.data.listing import Payload
-from vqvae2.data.pixels import Pixels
 
 
 class Decoder:
@@ -34,9 +33,9 @@ class Decoder:
         self.pool: ProcessPoolExecutor | None = None
         self.lock = threading.Lock()
 
-    def map(self, tasks: Iterable[Sequence[Payload | None]]) -> Iterator[tuple[Pixels, list[str | None]]]:
+    def map(self, tasks: Iterable[Sequence[Payload | None]]) -> Iterator[Decoded]:
         """`decode_many` of each task, in order; up to two tasks per worker are under way."""
-        waiting: deque[tuple[Sequence[Payload | None], Future[Any] | None]] = deque()
+        waiting: deque[tuple[Sequence[Payload | None], Future[Decoded] | None]] = deque()
         for task in tasks:
             waiting.append((task, self._submit(task)))
             while waiting and (waiting[-1][1] is None or len(waiting) > 2 * self.count):
@@ -58,7 +57,7 @@ class Decoder:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, task: Sequence[Payload | None]) -> Future[Any] | None:
+    def _submit(self, task: Sequence[Payload | None]) -> Future[Decoded] | None:
         pool = self.pool
         if pool is None:
             return None
@@ -68,13 +67,10 @@ class Decoder:
             self._without()
             return None
 
-    def _result(
-        self, task: Sequence[Payload | None], future: Future[Any] | None
-    ) -> tuple[Pixels, list[str | None]]:
+    def _result(self, task: Sequence[Payload | None], future: Future[Decoded] | None) -> Decoded:
         if future is not None:
             try:
-                pixels, reasons = future.result()
-                return pixels, reasons
+                return future.result()
             except (BrokenProcessPool, CancelledError):
                 self._without()
         return decode_many(task, self.config)

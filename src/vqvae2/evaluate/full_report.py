@@ -3,32 +3,85 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vqvae2.data.errors import DataError
 from vqvae2.errors import UserError
+from vqvae2.evaluate.advice import advise
 from vqvae2.evaluate.context import Context
+from vqvae2.evaluate.facts import Facts, from_report
+from vqvae2.evaluate.glossary import PARTS, SETS
 from vqvae2.evaluate.parts.base import Part, PartResult
 from vqvae2.evaluate.parts.registry import asked_parts, wanted_parts
-from vqvae2.evaluate.report import Page
-from vqvae2.evaluate.tables import flat, tables
-from vqvae2.files.atomic import write_json
+from vqvae2.evaluate.report import Cell, Page
+from vqvae2.evaluate.tables import plain, tables
+from vqvae2.evaluate.verdict import verdict
+from vqvae2.files.atomic import FileError, write_json
+from vqvae2.processes import Group
 
 
-def write_report(context: Context, title: str, out: Path) -> dict[str, Any]:
+def write_report(
+    context: Context, title: str, out: Path, facts: Facts | None = None
+) -> dict[str, Any] | None:
     """Measure the parts that the options ask for, and write OUT/report.json and OUT/report.html.
 
-    A part that cannot be measured is left out with its reason, and the rest is written.
+    Several processes first make samples, features and likelihoods together; then the main one measures. Every process calls
+    this, and all return when the report is written. A part that cannot be measured is left out with its reason, and the
+    rest is written.
+
+    Args:
+        context: what is measured.
+        title: of the page.
+        out: folder; it exists.
+        facts: what the run itself knows; what is measured here is added to it for the verdict.
 
     Returns:
-        The content of report.json: protocol, parts, left_out (reasons by name), warnings, seconds.
+        The content of report.json: protocol, parts, left_out (reasons by name), warnings, seconds; None on all processes but the
+        main one.
 
     Raises:
         UserError: no part can be measured, or one that was asked for cannot; the others are written first.
     """
+    group = context.group
+    wanted, left_out = wanted_parts(context)
+    for part in wanted if group.count > 1 else ():
+        _prepare(part, context)
+    context.group = Group()  # what the others have made is in the context now
+    report = _measured(context, (wanted, left_out), title, out, facts) if group.main else None
+    group.wait()
+    return report
+
+
+def _prepare(part: Part, context: Context) -> None:
+    """Make together what the part needs. What all processes find alike, such as too few images, is left to `measure`.
+
+    Raises:
+        FileError, DataError: something that one process alone may have found, so that the others cannot go on.
+    """
+    try:
+        if part.prepare is not None:
+            part.prepare(context)
+    except (FileError, DataError):
+        raise
+    except UserError:
+        return
+
+
+def _measured(
+    context: Context,
+    chosen: tuple[list[Part], dict[str, str]],
+    title: str,
+    out: Path,
+    facts: Facts | None,
+) -> dict[str, Any]:
+    """The report of the chosen parts, and of those that are left out with their reasons."""
+    wanted, left_out = chosen
+    if (out / "report.json").exists():
+        context.reporter.say(f"{out}: the report that is there will be replaced; --out DIR keeps it")
     results: list[tuple[Part, PartResult]] = []
     seconds: dict[str, float] = {}
-    wanted, left_out = wanted_parts(context)
     for part in wanted:
         context.reporter.say(f"evaluating: {part.name}")
         begun = time.perf_counter()
@@ -44,7 +97,7 @@ def write_report(context: Context, title: str, out: Path) -> dict[str, Any]:
     if not results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"nothing can be measured: {reasons}")
-    report = {
+    report: dict[str, Any] = {
         "protocol": context.protocol(),
         "parts": {part.name: result.figures for part, result in results},
         "left_out": left_out,
@@ -52,30 +105,41 @@ def write_report(context: Context, title: str, out: Path) -> dict[str, Any]:
         "seconds": seconds | context.seconds(),
     }
     write_json(out / "report.json", report)
-    _page(title, report, results).save(out / "report.html")
+    known = replace(facts or Facts(), **from_report(report["parts"]))
+    _page(title, report, results, known).save(out / "report.html")
     if failed := sorted(asked_parts(context.options) & left_out.keys()):
         name = failed[0]
         raise UserError(f"cannot measure {name}: {left_out[name]}; the rest is in {out}")
     return report
 
 
-def _page(title: str, report: dict[str, Any], results: list[tuple[Part, PartResult]]) -> Page:
+def _page(title: str, report: dict[str, Any], results: list[tuple[Part, PartResult]], facts: Facts) -> Page:
     page = Page(title)
+    page.verdict(verdict(facts))
     for line in report["warnings"]:
-        page.text(f"Warning: {line}.")
+        page.note(f"Note: {line}.")
     for part, result in results:
-        page.heading(part.title)
-        for header, rows in tables(result.figures):
-            page.table(header, rows)
-        for caption, picture in result.pictures:
-            page.picture(picture, caption)
-        for caption, curves in result.plots:
-            page.curves(curves, caption)
+        page.heading(part.title, PARTS.get(part.name, ""))
+        for table in tables(result.figures):
+            table.add_to(page)
+        for caption, picture, rows in result.pictures:
+            page.picture(picture, caption, rows)
+        for caption, curves, x_title, y_title in result.plots:
+            page.curves(curves, caption, x_title=x_title, y_title=y_title)
     if report["left_out"]:
-        page.heading("Left out")
+        page.heading("Left out", "These parts could not be measured.")
         page.table(("part", "reason"), list(report["left_out"].items()))
+    if advice := advise(facts):
+        page.heading("What to change", "By the rules that `vqvae2 explain` states.")
+        for item in advice:
+            page.subheading(item.finding)
+            page.text(item.change)
     protocol = report["protocol"]
-    page.heading("Protocol")
-    page.table(("what", "value"), flat({name: value for name, value in protocol.items() if name != "sets"}))
-    page.table(("set", "n", "sha-256"), [(s["name"], s["n"], s["key"][:16]) for s in protocol["sets"]])
+    page.heading("Protocol", "How the figures were measured; the same inputs give the same figures.")
+    page.definitions([Cell(name, about) for name, about in SETS.items()])
+    sets = [(s["name"], f"{s['n']:,}", s["key"][:16]) for s in protocol["sets"]]
+    page.table(("set", "images", "digest (sha-256)"), sets)
+    page.table(
+        ("setting", "value"), plain({name: value for name, value in protocol.items() if name != "sets"})
+    )
     return page

@@ -9,6 +9,7 @@ Shapes: N real vectors, M samples, D dimensions, K classes.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -221,7 +222,10 @@ def two_sample(first: Tensor, second: Tensor) -> TwoSample:
     """
     check(first[:, None], second[:, None])
     method = "exact" if max(len(first), len(second)) <= 1000 else "asymp"
-    test = ks_2samp(*(numbers.detach().double().cpu().numpy() for numbers in (first, second)), method=method)
+    arrays = (numbers.detach().double().cpu().numpy() for numbers in (first, second))
+    with warnings.catch_warnings():  # scipy warns where it falls back to the asymptotic probability
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = ks_2samp(*arrays, method=method)
     return TwoSample(float(test.statistic), float(test.pvalue))
 
 

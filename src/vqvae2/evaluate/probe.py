@@ -100,9 +100,15 @@ def _standardising(features: Tensor, classes: int, backbone_digest: str) -> Prob
 
 
 def _minimise(probe: Probe, features: Tensor, labels: Tensor, decay: float) -> None:
+    """Fit the weights. They are searched in the span of the inputs, where the minimum is, which is small for few images."""
     inputs = (features - probe.mean) / probe.standard_deviation
+    basis = torch.linalg.qr(inputs.T).Q if len(inputs) < inputs.shape[1] else None
+    weight = probe.weight.detach()
+    if basis is not None:
+        inputs, weight = inputs @ basis, weight @ basis
+    weight, bias = (value.clone().requires_grad_(True) for value in (weight, probe.bias.detach()))
     optimizer = torch.optim.LBFGS(
-        probe.parameters(),
+        [weight, bias],
         max_iter=300,
         history_size=20,
         tolerance_grad=1e-6,
@@ -112,12 +118,15 @@ def _minimise(probe: Probe, features: Tensor, labels: Tensor, decay: float) -> N
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logits = functional.linear(inputs, probe.weight, probe.bias)
-        value = functional.cross_entropy(logits, labels) + decay / 2 * probe.weight.square().sum()
+        logits = functional.linear(inputs, weight, bias)
+        value = functional.cross_entropy(logits, labels) + decay / 2 * weight.square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
+    with torch.no_grad():
+        probe.weight.copy_(weight if basis is None else weight @ basis.T)
+        probe.bias.copy_(bias)
 
 
 def _left_out(labels: Tensor, share: float, seed: int) -> Tensor:

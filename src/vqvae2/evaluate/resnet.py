@@ -15,7 +15,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import augmented
 from vqvae2.data.batches import Shuffle
 from vqvae2.data.pixels import to_float
-from vqvae2.evaluate.classifier import ClassifierError, Images, checked_labels, pixel_batches
+from vqvae2.evaluate.classifier import Images, checked_labels, pixel_batches
 from vqvae2.files import tensor_file
 
 _GRID = 16  # the residual stages begin on a grid of at most 16 x 16 positions
@@ -114,23 +114,21 @@ def train_classifier(
     On the CPU with the same number of threads, equal arguments give equal weights. All images are held in memory as uint8.
 
     Args:
-        images: square images in one of the forms of `evaluate.classifier`.
+        images: images in one of the forms of `evaluate.classifier`.
         labels: int [N], 0 to K-1.
         config: default `ClassifierConfig()`.
 
     Raises:
-        ClassifierError: no images, images that are not square, or labels out of range.
+        ClassifierError: no images, or labels out of range.
     """
     config = config or ClassifierConfig()
     pixels = torch.cat(list(pixel_batches(images))).numpy()
     labels = checked_labels(labels, len(pixels), classes)
-    size, channels = pixels.shape[1], pixels.shape[3]
-    if pixels.shape[2] != size:
-        raise ClassifierError(f"expected square images, found {size}x{pixels.shape[2]} px")
-    data = DataConfig(size=size, flip=config.flip, shift=config.shift)
+    height, width, channels = pixels.shape[1:]
+    data = DataConfig(size=(height, width), flip=config.flip, shift=config.shift)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        net = ResNet(channels, size, classes, config)
+        net = ResNet(channels, max(height, width), classes, config)
     net = net.to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

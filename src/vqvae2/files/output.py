@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from vqvae2.errors import UserError
+from vqvae2.files.atomic import read_json, write_json
 
 
 def make_folder(path: Path) -> None:
@@ -18,6 +20,29 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+
+
+def claim_results(folder: Path, name: str, about: dict[str, Any], what: str) -> None:
+    """Write OUT/NAME, which says what the results in a folder are of, or check that it says the same.
+
+    Results of the same kind may be added to a folder, and replace their own earlier ones.
+
+    Args:
+        folder: OUT; it exists.
+        name: of the file.
+        about: which networks made the results, JSON-ready.
+        what: the results in words, for the message.
+
+    Raises:
+        UserError: OUT holds results of something else.
+        FileError: the file cannot be read or written.
+    """
+    file = folder / name
+    if file.exists():
+        if read_json(file) != about:
+            raise UserError(f"{folder} holds {what} of another model or decoder; choose another --out")
+        return
+    write_json(file, about)
 
 
 def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path]) -> None:

@@ -2,13 +2,14 @@
 
     RUN/config.yaml        the resolved settings, and a record: version, command, source, fingerprint, classes
     RUN/data/              decoded images, skipped.txt
-    RUN/autoencoder/       stage 1: model.safetensors, config.json, metrics.jsonl, pictures/; checkpoints/ while it is trained
+    RUN/autoencoder/       stage 1: model.safetensors, config.json, metrics.jsonl, pictures/; checkpoints/ while it is trained;
+                           then state.safetensors, and longer/ while it is trained further
     RUN/codes/             the code store: manifest.json, one array per level, labels, the split
     RUN/sharpen/           as autoencoder/; its model.safetensors holds the sharpened decoder alone
     RUN/prior/level-0/ ... as autoencoder/, and samples.png
     RUN/critic/            critic.json and the classifier that `sample --critic` chooses by
     RUN/samples/           sheets of the demo
-    RUN/report/            what `demo` and `evaluate` write
+    RUN/report/            the pages of `train`, `demo` and `evaluate`, with their figures as JSON
 
 A stage is done when its model.safetensors (for the codes, manifest.json) exists, because that is written last.
 """
@@ -72,13 +73,23 @@ class StageFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the training's state; removed when the training is done."""
+        """The folder of the training's state; removed when the training is done, and its last state kept as `state`."""
         return self.path / "checkpoints"
 
     @property
     def checkpoint(self) -> Path:
         """The last saved state of a training that is not done."""
         return self.checkpoints / "last.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The state as the training ended, from which it can be trained further; it may be deleted."""
+        return self.path / "state.safetensors"
+
+    @property
+    def longer(self) -> StageFolder:
+        """The folder in which a finished training is trained further."""
+        return StageFolder(self.path / "longer")
 
     @property
     def samples(self) -> Path:

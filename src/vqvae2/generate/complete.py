@@ -14,7 +14,7 @@ Shapes: B completions, C image channels, H W image size, h w grid of a level, L 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,19 @@ def keep_coarse(autoencoder: VQVAE, image: Tensor, count: int) -> Kept:
     return Kept(image, None, autoencoder.decode(codes, count)[0], kept)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How many passes are made, and who is told of each.
+
+    Attributes:
+        count: at least 1.
+        done: called after each pass over a batch.
+    """
+
+    count: int
+    done: Callable[[], None]
+
+
 def complete(
     autoencoder: VQVAE,
     prior: HierarchicalPrior,
@@ -140,7 +153,7 @@ def complete(
     labels: list[int] | None,
     seed: int,
     sampling: Sampling,
-    passes: int = 1,
+    passes: int | Passes = 1,
 ) -> Iterator[Completed]:
     """Complete an image n times, batch by batch; completion i of a seed is the same for any n and batch size.
 
@@ -148,19 +161,20 @@ def complete(
         kept: from `keep_outside` or `keep_coarse`.
         labels: class number of each completion; None for "no label".
         seed: 0 .. 2^63 - 1.
-        passes: see `fill`.
+        passes: see `fill`; a `Passes` is told of each.
 
     Raises:
         UserError: n, passes or seed out of range; several passes at temperature 0.
     """
     seed = check_seed(seed)
-    n, passes = whole(n, "the number of completions"), whole(passes, "the number of passes")
-    if n < 1 or passes < 1:
+    count = passes.count if isinstance(passes, Passes) else passes
+    n, count = whole(n, "the number of completions"), whole(count, "the number of passes")
+    if n < 1 or count < 1:
         raise UserError(
-            f"expected at least 1 completion and at least 1 pass, found n = {n} and passes = {passes}"
+            f"expected at least 1 completion and at least 1 pass, found n = {n} and passes = {count}"
         )
     levels = prior.geometry.levels
-    if passes > 1 and any(sampling.level(index, levels)[0] == 0 for index in range(levels)):
+    if count > 1 and any(sampling.level(index, levels)[0] == 0 for index in range(levels)):
         raise UserError(
             "expected temperature > 0 for more than one pass: at temperature 0 every proposal is the same"
         )
@@ -185,7 +199,7 @@ def fill(
     labels: Tensor | None,
     seed: int,
     sampling: Sampling,
-    passes: int = 1,
+    passes: int | Passes = 1,
 ) -> tuple[Codes, Tensor, Tensor]:
     """Draw the unknown codes of an image; the known ones never change.
 
@@ -206,16 +220,20 @@ def fill(
         numbers: which completions; B is their number.
         labels: [B] class numbers; None for "no label".
         seed: completion i of a seed is the same at any batch size.
-        passes: at least 1; more need a temperature above 0.
+        passes: at least 1; more need a temperature above 0. A `Passes` is told of each.
 
     Returns:
         The codes of B images; their bits and the share of moves that were accepted, as in `Completed`.
     """
+    if not isinstance(passes, Passes):
+        passes = Passes(passes, lambda: None)
     chain = _Chain(prior, known, numbers, labels, seed, sampling)
     bits, accepted = [chain.bits()], []
-    for number in range(1, passes):
+    passes.done()
+    for number in range(1, passes.count):
         accepted.append(chain.turn(number))
         bits.append(chain.bits())
+        passes.done()
     moves = torch.stack(accepted) if accepted else torch.zeros(0, len(numbers))
     return chain.codes, torch.stack(bits), moves
 

@@ -4,7 +4,7 @@
     OUT/codes-FIRST-LAST.npz   one batch: `numbers`, `labels` (with classes), `level_0` ... (integers [n, h, w]); with the
                                form "npz" also `images` (uint8 [n, H, W, C]); of samples that a critic chose also
                                `candidates` and `scores`
-    OUT/NUMBER.png             with the form "png", one file per sample
+    OUT/NUMBER.png             with the form "png", one file per sample; of a run with `data.range` also NUMBER.tif
     OUT/grid.png               the first 256 samples
     OUT/samples.json           how the samples were drawn, and the file, number, codes and class of each
     OUT/candidates/            with a critic: sampling.json, and the codes and `scores` of all candidates
@@ -31,9 +31,11 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.codes import Codes
+from vqvae2.config.models import DataConfig
 from vqvae2.config.overrides import differences
+from vqvae2.data.deep import save_values
 from vqvae2.data.grid import save_grid, save_picture
-from vqvae2.data.pixels import to_float, to_pil, to_uint8
+from vqvae2.data.pixels import to_float, to_pil, to_uint8, viewable
 from vqvae2.errors import UserError
 from vqvae2.files import arrays
 from vqvae2.files.atomic import FileError, read_object, read_text, write_atomic, write_json
@@ -75,11 +77,13 @@ class SampleFolder:
         path: OUT.
         about: how the samples are drawn, JSON-ready.
         form: see `Form`.
+        values: settings of the data with a `range`: with the form "png", NUMBER.tif holds the values in that range, too.
     """
 
     path: Path
     about: dict[str, Any]
     form: Form = "png"
+    values: DataConfig | None = None
 
     def claim(self) -> None:
         """Make the folder, or check that it was made for samples of this kind.
@@ -109,8 +113,11 @@ class SampleFolder:
     def add(self, part: Drawn) -> None:
         """Write one batch: its images, then its codes file."""
         if self.form == "png":
-            for number, image in zip(part.numbers, to_pil(part.images), strict=True):
+            for number, image in zip(part.numbers, to_pil(viewable(part.images)), strict=True):
                 save_picture(image, self.path / f"{number:05d}.png")
+        if self.form == "png" and self.values is not None:
+            for number, image in zip(part.numbers, part.images, strict=True):
+                save_values(image, self.path / f"{number:05d}", self.values)
         own = self._arrays(part)
         file = self.path / f"codes-{part.numbers[0]:05d}-{part.numbers[-1]:05d}.npz"
         write_atomic(file, lambda temporary: arrays.write_members(temporary, own))

@@ -7,6 +7,8 @@ trained with is refused, and the error shows both values.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,22 @@ from accelerate import Accelerator
 from pydantic import Field
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.codes import Geometry
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
+from vqvae2.data.recorded import same_source, source_record
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.train.derived import check_origin, compare_priors, prior_of
+from vqvae2.train.longer import may_change, record_ends, set_aside
+
+REDO = "--redo-prior"
 
 _FREE = re.compile(  # settings that may change at any time
-    r"data\.(workers|cache_gb|streaming)|precision|compile|capture|tf32|resident_gb|deterministic|sampling"
+    r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
+    r"|sampling"
     r"|train_prior\.\d+\.checkpointing"
 )
 
@@ -44,8 +51,26 @@ class _RunRecord(Record):
     classes: list[str] = Field(default_factory=list)
 
 
-def claim(folder: Path, data: str, config: Config, command: str, accelerator: Accelerator) -> Config:
+@dataclass(frozen=True)
+class Redo:
+    """Priors that may be replaced.
+
+    Attributes:
+        levels: whose settings may change although their prior is trained; it is then moved aside.
+        say: called with a line for each.
+    """
+
+    levels: Sequence[int] = ()
+    say: Callable[[str], None] = print
+
+
+def claim(
+    folder: Path, data: str, config: Config, command: str, accelerator: Accelerator, redo: Redo | None = None
+) -> Config:
     """Check the settings against what RUN already holds, and write RUN/config.yaml.
+
+    Args:
+        redo: priors that may be replaced.
 
     Raises:
         RunError: see `train`.
@@ -56,7 +81,7 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
         "command": command,
-        "source": data,
+        **source_record(data, folder),
     }
     if file.exists():
         old_record, old = read_run(folder)
@@ -64,19 +89,29 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
-        refused = [line for line in changed if any(line.startswith(prefix) for prefix in fixed)]
-        if (
-            fixed and "fingerprint" in old_record and old_record.get("source") != data
-        ):  # an imported run has none
-            refused.insert(0, f"data: {old_record.get('source')} -> {data}")
+        anew = _anew(changed, redo)
+        refused = [
+            line
+            for line in changed
+            if any(line.startswith(prefix) for prefix in fixed) and not (may_change(line) or _of(line, anew))
+        ]
         if refused:
             raise RunError(
                 f"{folder} was trained with other settings ({'; '.join(refused)}); "
                 f"use the old settings, or another --run"
+                + (f"; {REDO} LEVEL trains the prior of a level anew" if _only_priors(refused) else "")
             )
+        record_ends(folder, old, changed, write=accelerator.is_main_process)
+        if accelerator.is_main_process:
+            replaced = [level for level in anew if RunFolder(folder).prior(level).begun()]
+            for line in set_aside(folder, replaced):
+                (redo or Redo()).say(line)
         config = parse(new_value)
-        asked_anew = changed or old_record.get("source") != data
-        record = {**old_record, **({"command": command} if asked_anew else {}), "source": data}
+        own = same_source(data, old_record, folder)
+        record = {**old_record, **({"command": command} if changed else {})}
+        # where a stage was trained, `check_images` compares the images themselves
+        if not own and not (fixed and "fingerprint" in old_record):
+            record |= {"command": command, **source_record(data, folder)}
     if accelerator.is_main_process:
         try:
             write_config(folder, record, config)
@@ -84,6 +119,21 @@ def claim(folder: Path, data: str, config: Config, command: str, accelerator: Ac
             raise RunError(f"cannot use {folder} as a run folder: {error}") from error
     accelerator.wait_for_everyone()
     return config
+
+
+def _anew(changed: list[str], redo: Redo | None) -> list[int]:
+    """The levels whose priors may be replaced and are to have other settings than they were trained with."""
+    levels = redo.levels if redo else ()
+    return [level for level in levels if any(_of(line, [level]) and not may_change(line) for line in changed)]
+
+
+def _of(line: str, levels: Sequence[int]) -> bool:
+    """Whether a changed setting belongs to the prior of one of the levels."""
+    return any(line.startswith((f"prior.levels.{level}.", f"train_prior.{level}.")) for level in levels)
+
+
+def _only_priors(refused: list[str]) -> bool:
+    return all(re.match(r"(prior\.levels|train_prior)\.\d+\.", line) for line in refused)
 
 
 def refuse_links(folder: Path, config: Config) -> None:
@@ -188,14 +238,36 @@ def begun(folder: Path, config: Config) -> list[str]:
     return prefixes
 
 
-def with_classes(folder: Path, config: Config, images: ImageSet, accelerator: Accelerator) -> Config:
-    """Record the fingerprint and the classes of the data; refuse data that changed since a stage was trained."""
+def check_images(folder: Path, data: str, config: Config, fingerprint: str) -> None:
+    """Refuse images that are not those on which a stage of the run was trained. Where they are does not matter.
+
+    Raises:
+        RunError: their fingerprint is another one.
+    """
     record, _ = read_run(folder)
-    known = record.get("fingerprint")
-    if known and known != images.fingerprint and begun(folder, config):
+    known, source = record.get("fingerprint"), record.get("source")
+    if not known or known == fingerprint or not begun(folder, config):
+        return
+    if same_source(data, record, folder):
         raise RunError(
-            f"the images in {record['source']} changed since the training of {folder} began; use another --run, or restore them"
+            f"the images in {source} changed since the training of {folder} began; use another --run, or restore them"
         )
+    raise RunError(
+        f"{folder} was trained on the images in {source}, and found others in {data}; use those, or another --run"
+    )
+
+
+def with_classes(
+    folder: Path, data: str, config: Config, images: ImageSet, accelerator: Accelerator
+) -> Config:
+    """Record where the data is, its fingerprint and its classes.
+
+    Raises:
+        RunError: see `check_images`.
+    """
+    check_images(folder, data, config, images.fingerprint)
+    record, _ = read_run(folder)
+    record |= source_record(data, folder)
     classes = list(images.classes) if config.prior.conditional else []
     record |= {"fingerprint": images.fingerprint, "classes": classes}
     config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(classes)})})
@@ -246,46 +318,6 @@ def stored_figures(file: Path) -> dict[str, float]:
     return {name: value for name, value in figures.items() if type(value) in (int, float)}
 
 
-def check_origin(file: Path, digest: str, required: bool = False) -> None:
-    """Check that what a file holds was derived from the run's autoencoder.
-
-    Args:
-        file: weights, or the state of a training; their metadata name the autoencoder's digest as `autoencoder`.
-        digest: of the weights of the run's autoencoder.
-        required: refuse a file that names none. Priors of former versions named none.
-
-    Raises:
-        FileError: it was derived from another one, or is damaged.
-    """
-    found = tensor_file.read_header(file).metadata.get("autoencoder")
-    if found != digest and (required or found is not None):
-        part = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-        raise atomic.FileError(
-            f"{file} belongs to another autoencoder than the one in this run; delete {part}, and `vqvae2 train` makes it anew"
-        )
-
-
-def check_derived(folder: Path, config: Config) -> None:
-    """Check that what is trained of a run was derived from its autoencoder, finished or not.
-
-    Raises:
-        FileError: it was derived from another one, or the autoencoder is gone and will be trained anew.
-    """
-    paths = RunFolder(folder)
-    digest = None
-    if paths.autoencoder.done():
-        digest = tensor_file.digest(tensor_file.load_tensors(paths.autoencoder.model)[0])
-    for name, stage in paths.networks(config.autoencoder.levels).items():
-        files = [] if name == "autoencoder" else [stage.model, stage.checkpoint]
-        for file in filter(Path.exists, files):
-            if digest is None:
-                raise atomic.FileError(
-                    f"{file} was derived from an autoencoder that {folder} no longer holds; delete {stage.path}, or restore "
-                    f"{paths.autoencoder.model}"
-                )
-            check_origin(file, digest)
-
-
 def load_prior(
     folder: Path,
     config: Config,
@@ -302,18 +334,11 @@ def load_prior(
         FileError: not trained yet, damaged, or trained on the codes of another autoencoder.
     """
     count = config.autoencoder.levels if levels is None else levels
-    whole = config.geometry
-    geometry = Geometry(whole.grids[:count], whole.vocabulary[:count])
-    settings = config.prior.model_copy(update={"levels": config.prior.levels[:count]})
-    with torch.device("meta"):
-        prior = HierarchicalPrior(settings, geometry)
     for level in range(count):
-        file = model_file(folder, level)
         if autoencoder is not None:
-            check_origin(file, autoencoder)
-        own = {name: tuple(value.shape) for name, value in prior.level(level).state_dict().items()}
-        tensor_file.compare_shapes(own, tensor_file.read_header(file).shapes, file)
-    prior = HierarchicalPrior(settings, geometry)
+            check_origin(model_file(folder, level), autoencoder)
+    compare_priors(folder, config, range(count))
+    prior = prior_of(config, count)
     for level in range(count):
         tensors, _ = tensor_file.load_tensors(model_file(folder, level))
         tensor_file.load_weights(prior.level(level), tensors, model_file(folder, level))

@@ -7,9 +7,8 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,40 +17,43 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.recorded import same_source
 from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
+from vqvae2.data.value_range import with_range
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.extract import extract, image_count
+from vqvae2.train.beginning import begin_prior, check_starts, read_distance, stage1_inputs
+from vqvae2.train.derived import check_derived
+from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
-    check_derived,
+    Redo,
+    begun,
+    check_images,
     claim,
     finished,
     load_autoencoder,
     load_prior,
     model_file,
+    read_run,
     samples_file,
     sharp_autoencoder,
     sharp_file,
-    stored_figures,
     with_classes,
 )
-from vqvae2.train.loop import Objective, Outcome, TrainingError, fit, make_accelerator
-from vqvae2.train.prior import PriorObjective
+from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
+from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
+from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
+from vqvae2.train.sharded import whole
 from vqvae2.train.sharpen import SharpenObjective
-
-_WORSE = (
-    1.0  # bits per code by which a prior may be worse than guessing; with few steps some are a little worse
-)
-_COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
 
 
 def train(
@@ -62,7 +64,9 @@ def train(
     command: str = "",
     reporter: Reporter | None = None,
     until: Literal["autoencoder", "prior"] = "prior",
-) -> None:
+    redo: Sequence[int] = (),
+    begins: Callable[[Config], None] = lambda config: None,
+) -> bool:
     """Run every stage of the pipeline that is not done yet, or the first stage only.
 
     Args:
@@ -72,6 +76,11 @@ def train(
         command: what the user typed; it is written to config.yaml.
         reporter: where progress and messages are shown.
         until: "autoencoder" stops after stage 1; a later call without it continues.
+        redo: levels whose priors are replaced if their settings changed; the old ones are moved aside.
+        begins: called once before images are read, if the settings are accepted and something is left to train.
+
+    Returns:
+        False if all was done already.
 
     Raises:
         RunError: RUN cannot be written, was made by a newer version, or holds a stage trained with other settings.
@@ -87,18 +96,43 @@ def train(
     reporter = reporter or Reporter()
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
-    config = claim(folder, data, config, command, accelerator)
+    config = _with_range(data, folder, config, reporter)
+    config = claim(folder, data, config, command, accelerator, Redo(redo, reporter.say))
     check_derived(folder, config)
-    if finished(folder, config):
+    further = wanted(folder, config)
+    for name in further:
+        reporter.say(announcement(folder, config, name))
+    if finished(folder, config) and not further and same_source(data, read_run(folder)[0], folder):
         reporter.say(f"{folder}: all is done; nothing to train")
-        return
+        return False
+    check_starts(folder, config)
+    begins(config)
+    _stages(data, folder, config, further, until, accelerator, reporter)
+    return True
+
+
+def _stages(
+    data: str,
+    folder: Path,
+    config: Config,
+    further: Sequence[str],
+    until: Literal["autoencoder", "prior"],
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> None:
+    """Every stage that is not done, or that is trained further."""
     # first, so that a wrong path is reported at once
-    inputs = None if model_file(folder).exists() else _stage1_inputs(config)
-    sharpens = config.sharpen.steps > 0 and not sharp_file(folder).exists()
-    distance = _distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
+    first = not model_file(folder).exists() or "autoencoder" in further
+    inputs = stage1_inputs(config) if first else None
+    sharpens = config.sharpen.steps > 0 and (
+        not sharp_file(folder).exists() or bool({"autoencoder", "sharpen"} & {*further})
+    )
+    distance = (
+        read_distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
+    )
     images = _open(data, folder, config, accelerator, reporter)
     try:
-        config = with_classes(folder, config, images, accelerator)
+        config = with_classes(folder, data, config, images, accelerator)
         autoencoder, digest = _stage1(folder, config, images, inputs, accelerator, reporter)
         if until == "autoencoder":
             return
@@ -107,9 +141,23 @@ def train(
             _sharpen(folder, config, images, digest, distance, accelerator, reporter)
     finally:
         images.close()
-    _health(store, reporter)
-    _priors(folder, config, store, autoencoder, accelerator, reporter)
-    _say_sharpened(folder, reporter)
+    say_usage(store, reporter)
+    _priors(folder, config, store, autoencoder, further, accelerator, reporter)
+    say_sharpened(folder, reporter)
+
+
+def _with_range(data: str, folder: Path, config: Config, reporter: Reporter) -> Config:
+    """The settings with numbers for `data.range`, those of the run where a stage of it is trained."""
+    if not isinstance(config.data.range, str):
+        return config
+    if RunFolder(folder).exists():
+        old = read_run(folder)[1]
+        if begun(folder, old) and old.data.range is not None:
+            return config.model_copy(
+                update={"data": config.data.model_copy(update={"range": old.data.range})}
+            )
+    found = with_range(data, config.data, folder, reporter.say)
+    return config.model_copy(update={"data": found})
 
 
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
@@ -120,24 +168,19 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
             tracker.update(done)
 
         images = open_images(
-            data, config.data, RunFolder(folder).data, seed=config.seed, say=reporter.say, progress=progress
+            data,
+            config.data,
+            RunFolder(folder).data,
+            seed=config.seed,
+            say=reporter.say,
+            progress=progress,
+            check=functools.partial(check_images, folder, data, config),
         )
     reporter.say(
-        f"{len(images)} images of {config.data.size} px: {len(images.train)} to train, {len(images.heldout)} held out"
+        f"{len(images)} images of {config.data.shape_text} px: {len(images.train)} to train, {len(images.heldout)} held out"
         + (f", {len(images.classes)} classes" if images.classes else ", no classes")
     )
     return images
-
-
-def _stage1_inputs(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]]:
-    """What stage 1 needs beside images: the perceptual distance or None, and the initial weights ({} means random ones)."""
-    settings = config.train_autoencoder
-    weights, start = settings.perceptual_weights, settings.start
-    distance = _distance(weights)
-    begin = tensor_file.load_tensors(model_file(Path(start)))[0] if start else {}
-    if begin:
-        tensor_file.load_weights(VQVAE(config.autoencoder), begin, start)  # raises where they do not fit
-    return distance, begin
 
 
 def _stage1(
@@ -154,10 +197,6 @@ def _stage1(
             tensor_file.load_weights(objective.model, inputs[1], config.train_autoencoder.start)
         _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
     return load_autoencoder(folder, config, accelerator.device)
-
-
-def _distance(weights: str) -> PerceptualDistance | None:
-    return PerceptualDistance.read(weights) if weights else None
 
 
 def _sharpen(
@@ -183,21 +222,6 @@ def _sharpen(
         config,
         config.seed + 5,  # four levels of priors take the numbers before
         lambda: (objective.weights(), {"autoencoder": digest}),
-    )
-
-
-def _say_sharpened(folder: Path, reporter: Reporter) -> None:
-    """If the run has a sharpened decoder, say what it has changed and how to use the other one."""
-    if not sharp_file(folder).exists():
-        return
-    figures = stored_figures(sharp_file(folder))
-    psnr, sharpness = (
-        f"{figures.get(f'heldout_{name}_plain', math.nan):.4g} -> {figures.get(f'heldout_{name}', math.nan):.4g}"
-        for name in ("psnr", "sharpness")
-    )
-    reporter.say(
-        f"the decoder is sharpened: held-out sharpness {sharpness} (originals 1), PSNR {psnr} dB; it is used by default, "
-        f"--decoder plain chooses the other one"
     )
 
 
@@ -236,7 +260,14 @@ def _codes(
     if not found:
         if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
             reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
+        if (times := copies(config)) > 1:
+            reporter.say(
+                f"codes: each of {len(images.train):,} training images is encoded {times} times, once as it is and "
+                f"{times - 1} times augmented (train_prior.*.copies), and {len(images.heldout):,} held-out images once"
+            )
         extract(model, images, config, place, digest, accelerator, reporter)
+    elif accelerator.is_main_process:
+        remove([parts_folder(place)])  # of an extraction that was killed at its very end
     accelerator.wait_for_everyone()
     return open_store(place, digest=digest, check=False)
 
@@ -257,28 +288,18 @@ def _fits(place: Path, config: Config, images: ImageSet, digest: str, main: bool
     )
 
 
-def _health(store: CodeStore, reporter: Reporter) -> None:
-    """Warn of a level that uses few of its codes before stage 2 starts, and say what may help."""
-    for level, usage in enumerate(stored_usage(store)):
-        if usage.used < _COLLAPSED:
-            reporter.say(
-                f"warning: level {level} is collapsed: it uses {usage.used:.1%} of its codes "
-                f"(perplexity {usage.perplexity:.1f}). Its prior will have little to learn and samples will be poor. "
-                f"Try fewer codes (--set autoencoder.codes=...), a larger stride for the finer level, or more training."
-            )
-
-
 def _priors(
     folder: Path,
     config: Config,
     store: CodeStore,
     autoencoder: VQVAE,
+    further: Sequence[str],
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
-    """Stage 2 of every level, and samples of the levels so far after each."""
+    """Stage 2 of every level that is not done or is trained further, and samples of the levels so far after each."""
     for level in range(config.autoencoder.levels):
-        if not model_file(folder, level).exists():
+        if not model_file(folder, level).exists() or f"prior level {level}" in further:
             _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
         if accelerator.is_main_process and not samples_file(folder, level).exists():
             _draw_level(folder, config, autoencoder, store.digest, level)
@@ -297,6 +318,10 @@ def _stage2(
     settings = config.train_prior[level]
     codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
+    if settings.start and not RunFolder(folder).prior(level).done():
+        new = begin_prior(objective.model, settings.start, level, list(store.classes))
+        words = f"; {new} of {len(store.classes)} classes are new to it" if new else ""
+        reporter.say(f"{objective.name}: begins with the prior of {settings.start}{words}")
     part = RunFolder(folder).prior(level)
     if accelerator.is_main_process:  # samples of these levels are of an earlier prior
         for later in range(level, config.autoencoder.levels):
@@ -323,40 +348,41 @@ def _fit(
     seed: int,
     result: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None,
 ) -> Outcome:
-    """Train one stage, then write its model.safetensors and delete its checkpoints.
+    """Train one stage, or train it further if it is done, then write its model.safetensors and keep its state.
 
     Args:
         result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
     """
-    outcome = fit(objective, settings, part.path, accelerator, reporter, seed, config)
-    _check_learnt(objective.name, outcome.figures, part)
+    again = part.done()
+    folder = part
+    if again:
+        if accelerator.is_main_process:
+            prepare(part, whole=objective.name != "sharpen")
+        accelerator.wait_for_everyone()
+        folder = prepare(part, whole=objective.name != "sharpen")
+    outcome = fit(objective, settings, folder.path, accelerator, reporter, seed, config)
+    check_learnt(objective.name, outcome.figures, part)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
     if objective.name == "sharpen":
         kept = f"the averaged weights of step {outcome.best_step} are kept"
     reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
+    weights = whole(objective.model)
     if accelerator.is_main_process:
-        atomic.write_json(part.record, {"outcome": asdict(outcome), "config": config.model_dump(mode="json")})
-        tensors, more = result() if result else (objective.model.state_dict(), {})
+        record = {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
+        tensors, more = result() if result else (weights, {})
         about = {"figures": figures, "step": outcome.best_step, **more}
-        tensor_file.save_tensors(part.model, tensors, about)
-        shutil.rmtree(part.checkpoints, ignore_errors=True)
+        if again:  # the record last, because it says that there is nothing more to train
+            remove(built_on(part, config, objective.name))
+            tensor_file.save_tensors(part.model, tensors, about)
+            atomic.write_json(part.record, record)
+            publish(part, folder)
+        else:
+            atomic.write_json(part.record, record)
+            tensor_file.save_tensors(part.model, tensors, about)
+            keep_state(part, part)
     accelerator.wait_for_everyone()
     return outcome
-
-
-def _check_learnt(name: str, figures: dict[str, Any], part: StageFolder) -> None:
-    """Refuse a prior that is worse than no prior; nothing of it is kept as a result.
-
-    Raises:
-        TrainingError: its bits per code exceed those of guessing all codes alike by more than one.
-    """
-    bits, uniform = figures.get("heldout_bits", 0.0), figures.get("uniform_bits", 0.0)
-    if bits > uniform + _WORSE:
-        raise TrainingError(
-            f"{name}: it ended at {bits:.4g} bits per code of held-out images, and guessing all codes alike takes {uniform:.4g}, "
-            f"so it has learnt nothing that holds; delete {part.path}, and train with a smaller learning rate or more warm-up"
-        )
 
 
 def _figures(figures: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """Training images: shipped batch by batch, or kept on the device, where gathering a batch costs one kernel.
 
-    images --once--> pixels [n, P, P, C] on the device
-    TrainingOrder + augmentation --host--> positions, rows, columns --device--> pixels [b, S, S, C]
+    images --once--> pixels [n, PH, PW, C] on the device
+    TrainingOrder + augmentation --host--> positions, rows, columns --device--> pixels [b, H, W, C]
 
 What is gathered equals what `data.batches.pixel_batches` makes on the host.
 
-Shapes: b this process's part of a batch, C channels, S the configured size, P the stored side, n training images.
+Shapes: b this process's part of a batch, C channels, H W the configured shape, PH PW the stored shape, n training images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import windows
 from vqvae2.data.batches import TrainingOrder, pixel_batches
-from vqvae2.data.decoding import stored_side
+from vqvae2.data.decoding import stored_shape
 from vqvae2.data.images import ImageSet
 from vqvae2.data.pixels import to_float
 from vqvae2.train.feed import Batch
@@ -35,7 +35,7 @@ class ResidentImages:
     """The training images of a set, on a device.
 
     Attributes:
-        pixels: uint8 [n, P, P, C], as stored, on the device.
+        pixels: uint8 [n, PH, PW, C], as stored, on the device.
         indices: int64 [n], sorted: which images they are.
         config: says which augmentations there are.
     """
@@ -47,26 +47,27 @@ class ResidentImages:
     @classmethod
     def of(cls, images: ImageSet, config: DataConfig, device: torch.device, limit: int) -> Self | None:
         """Copy the training images of `images` to the device; None if they take more than `limit` bytes."""
-        side, indices = stored_side(config), images.train
-        shape = (len(indices), side, side, config.channels)
-        if np.prod(shape, dtype=np.int64) > limit:
+        indices = images.train
+        shape = (len(indices), *stored_shape(config), config.channels)
+        kind = torch.uint8 if config.range is None else torch.int16
+        if np.prod(shape, dtype=np.int64) * kind.itemsize > limit:
             return None
-        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+        pixels = torch.empty(shape, dtype=kind, device=device)
         chunks = [slice(at, at + _CHUNK) for at in range(0, len(indices), _CHUNK)]
         for chunk, (raw, _) in zip(chunks, images.raw(indices[chunk] for chunk in chunks), strict=True):
             pixels[chunk] = torch.from_numpy(np.ascontiguousarray(raw)).to(device)
         return cls(pixels, indices, config)
 
     def places(self, order: TrainingOrder, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each step from `start` on: positions [b] among the resident images, rows [b, S], columns [b, S]; int64."""
-        side = self.pixels.shape[1]
+        """For each step from `start` on: positions [b] among the resident images, rows [b, H], columns [b, W]; int64."""
+        stored = (self.pixels.shape[1], self.pixels.shape[2])
         for keys, indices in order.steps(start):
-            rows, columns = windows(side, keys, order.seed, self.config)
+            rows, columns = windows(stored, keys, order.seed, self.config)
             positions = np.searchsorted(self.indices, indices)
             yield torch.from_numpy(positions), torch.from_numpy(rows.copy()), torch.from_numpy(columns)
 
     def pixels_at(self, positions: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """The batch that `places` describes, uint8 [b, S, S, C]."""
+        """The batch that `places` describes, uint8 [b, H, W, C]."""
         return self.pixels[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
@@ -87,28 +88,31 @@ class TrainingImages:
     def keep_on(self, device: torch.device, limit: int) -> int:
         """Keep the stored training images on the device, if they take at most `limit` bytes; returns how many they take."""
         self.resident = ResidentImages.of(self.images, self.config, device, limit)
-        return self.resident.pixels.numel() if self.resident else 0
+        return self.resident.pixels.nbytes if self.resident else 0
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """This process's batches from step `start` on: uint8 pixels [b, S, S, C] and labels [b].
+        """This process's batches from step `start` on: uint8 pixels [b, H, W, C] and labels [b].
 
         Where the images are on the device, it is where to find them there; see `ResidentImages.places`.
         """
-        order = TrainingOrder(self.images.train, self.batch, self.seed, rank, world)
+        order = TrainingOrder(
+            self.images.train, self.batch, self.seed, rank, world, self.config.shuffle_buffer
+        )
         if self.resident is not None:
             return self.resident.places(order, start)
         return pixel_batches(self.images, order, self.config, start=start)
 
     def scaled(self, batch: Batch, device: torch.device) -> Tensor:
-        """A batch of `batches` as images [b, C, S, S] in [-1, 1] on the device."""
+        """A batch of `batches` as images [b, C, H, W] in [-1, 1] on the device."""
         pixels = batch[0] if self.resident is None else self.resident.pixels_at(*batch)
         return scaled(pixels.to(device))
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """uint8 [b, S, S, C] to float32 [b, C, S, S] in [-1, 1], the same numbers on every device; on a card channels last."""
+    """uint8 or int16 [b, H, W, C] to float32 [b, C, H, W] in [-1, 1], the same numbers on every device; on a card channels last."""
     if pixels.device.type == "cpu":
         return to_float(pixels)
     # by a tensor: a card would multiply by the rounded inverse of a number
-    half = torch.full((), 127.5, device=pixels.device)
-    return pixels.permute(0, 3, 1, 2).float() / half - 1
+    half = torch.full((), 127.5 if pixels.dtype == torch.uint8 else 32767.5, device=pixels.device)
+    floats = pixels.permute(0, 3, 1, 2).float()
+    return floats / half - 1 if pixels.dtype == torch.uint8 else (floats + 0.5) / half

@@ -5,14 +5,43 @@ A new part is one file beside this one and one line in the list of `parts/regist
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from vqvae2.evaluate.context import Context, Need
 from vqvae2.evaluate.report import Curve
+
+
+class Picture(NamedTuple):
+    """A picture of a part.
+
+    Attributes:
+        caption: below it.
+        picture: a sheet of images.
+        rows: names of its rows, from the top; () if they have none.
+    """
+
+    caption: str
+    picture: Image.Image
+    rows: tuple[str, ...] = ()
+
+
+class Plot(NamedTuple):
+    """Curves of a part.
+
+    Attributes:
+        caption: below them.
+        curves: by name.
+        x_title, y_title: what the axes show, and the units.
+    """
+
+    caption: str
+    curves: Mapping[str, Curve]
+    x_title: str
+    y_title: str
 
 
 @dataclass
@@ -21,14 +50,14 @@ class PartResult:
 
     Attributes:
         figures: JSON-ready.
-        pictures: captions and pictures.
-        plots: captions, and curves by name.
+        pictures: in the order of the page.
+        plots: below the pictures.
         warnings: lines for the reader of the figures.
     """
 
     figures: dict[str, Any] = field(default_factory=dict)
-    pictures: list[tuple[str, Image.Image]] = field(default_factory=list)
-    plots: list[tuple[str, dict[str, Curve]]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -42,6 +71,8 @@ class Part:
         measure: measures it.
         needs: what has to be there; a part is left out if something is not.
         on_request: measured only if it is asked for by name, or by an option of its own.
+        prepare: what several processes make together before the main one measures: samples, features and the like, which the
+            context then has; None if there is nothing to share.
     """
 
     name: str
@@ -49,6 +80,7 @@ class Part:
     measure: Callable[[Context], PartResult]
     needs: tuple[Need, ...] = ()
     on_request: bool = False
+    prepare: Callable[[Context], None] | None = None
 
     def obstacle(self, context: Context) -> str | None:
         """Why this part cannot be measured; None if it can."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from vqvae2.autoencoder.codebook_usage import CodebookUsage, code_counts, codebook_usage
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.encoding import Encoder
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Picture, Plot
 from vqvae2.evaluate.parts.drawing import SHOWN, sheet
 from vqvae2.evaluate.sets import NamedImages
 
@@ -40,11 +40,15 @@ def code_usage(encoder: Encoder, images: NamedImages) -> PartResult:
         used = usage.order[count[usage.order] > 0]
         chosen = torch.cat([used[:SHOWN], used[-SHOWN:]])
         means = (cell[chosen] / count[chosen].view(-1, 1, 1, 1)).float()
-        caption = f"level {level}: mean content of the {SHOWN} most used codes, then of the {SHOWN} least used among the used ones"
-        result.pictures.append((caption, sheet(means, SHOWN)))
+        caption = f"level {level}: mean content of the cells where a code stands, {SHOWN} codes in a row"
+        names = ("most used", "least used")
+        rows = names if len(chosen) == 2 * SHOWN else ()
+        result.pictures.append(Picture(caption, sheet(means, SHOWN), rows))
         share = count.sort(descending=True).values.double() / count.sum()
         curve = [(float(rank), float(value)) for rank, value in enumerate(share)]
-        result.plots.append((f"level {level}: share of each code, by rank", {"share": curve}))
+        caption = f"level {level}: how often each code occurs; a flat line means that all are used equally"
+        plot = Plot(caption, {"share of all codes": curve}, "rank of the code, most used first", "share")
+        result.plots.append(plot)
     return result
 
 

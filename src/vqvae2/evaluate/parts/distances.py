@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.features import FeatureNetwork, Features
 from vqvae2.evaluate.metrics import Moments, class_score, frechet_distance, kernel_distance, too_few
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Picture
 from vqvae2.evaluate.parts.drawing import SHOWN, sheet
 from vqvae2.evaluate.sets import NamedImages
 
@@ -72,12 +71,11 @@ def distances(
     return result
 
 
-def _first_of_each(sets: Sequence[NamedImages]) -> tuple[str, Image.Image]:
+def _first_of_each(sets: Sequence[NamedImages]) -> Picture:
     n = min(SHOWN, *map(len, sets))
     images = torch.cat([named.images(0, n) for named in sets])
-    return "the first images of each set, one row each: " + ", ".join(named.name for named in sets), sheet(
-        images, n
-    )
+    names = tuple(named.name for named in sets)
+    return Picture("the first images of each set, a row for each", sheet(images, n), names)
 
 
 def measure(context: Context) -> PartResult:
@@ -95,4 +93,10 @@ def measure(context: Context) -> PartResult:
     return result
 
 
-PART = Part("distances", "Distances from the training images", measure, needs=("sets", "network"))
+PART = Part(
+    "distances",
+    "Distances from the training images",
+    measure,
+    needs=("sets", "network"),
+    prepare=Context.compare,
+)

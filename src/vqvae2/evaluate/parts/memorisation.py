@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from vqvae2.evaluate.features import Features
 from vqvae2.evaluate.manifolds import nearest
 from vqvae2.evaluate.metrics import two_sample
 from vqvae2.evaluate.neighbours import nearest_images
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Picture, Plot
 from vqvae2.evaluate.parts.drawing import SHOWN, distribution, sheet
 from vqvae2.evaluate.sets import NamedImages
 
 _PIXELS = 1000  # images whose nearest neighbour in pixels is searched, at most
 _COLUMNS = SHOWN // 2
+_ROWS = ("samples", "nearest training images")
 
 
 def in_pixels(samples: Tensor, heldout: Tensor, images: ImageSet, data: DataConfig) -> PartResult:
@@ -30,14 +32,14 @@ def in_pixels(samples: Tensor, heldout: Tensor, images: ImageSet, data: DataConf
     neighbours, ours = nearest_images(samples, images, data)
     _, theirs = nearest_images(heldout, images, data)
     result = PartResult(_compare(ours.double(), theirs.double(), len(samples)))
-    pairs = torch.cat([samples[:_COLUMNS], neighbours[:_COLUMNS]])
-    result.pictures.append(
-        ("samples, and below them their nearest training images in pixels", sheet(pairs, _COLUMNS))
-    )
-    caption = (
-        "distance to the nearest training image in pixels (root mean square, range 2): share of images below"
-    )
-    result.plots.append((caption, {"samples": distribution(ours), "held out": distribution(theirs)}))
+    chosen = unlike(neighbours.flatten(1).unique(dim=0, return_inverse=True)[1].tolist(), _COLUMNS)
+    pairs = torch.cat([samples[chosen], neighbours[chosen]])
+    caption = "the first samples, and below each its nearest training image in pixels; a training image is shown once"
+    result.pictures.append(Picture(caption, sheet(pairs, len(chosen)), _ROWS))
+    curves = {"samples": distribution(ours), "held out": distribution(theirs)}
+    caption = "how far images are from the nearest training image; copies would make the curve of the samples start at 0"
+    x_title = "distance in pixels (root mean square, values from -1 to 1)"
+    result.plots.append(Plot(caption, curves, x_title, "share of images below"))
     return result
 
 
@@ -55,15 +57,24 @@ def in_features(
     near, index = nearest(ours[:n], reference)
     far, _ = nearest(theirs[:n], reference)
     result = PartResult({"training_n": len(reference), **_compare(near[:, 0], far[:, 0], n)})
-    order = near[:, 0].argsort()[:_COLUMNS]
+    order = near[:, 0].argsort()
+    order = order[unlike(index[order, 0].tolist(), _COLUMNS)]
     shown = [samples.images(int(i), int(i) + 1) for i in order]
     shown += [training.images(int(index[i, 0]), int(index[i, 0]) + 1) for i in order]
-    caption = "the samples that are nearest to a training image in features, and below them that image"
-    result.pictures.append((caption, sheet(torch.cat(shown), _COLUMNS)))
-    caption = "distance to the nearest training image in features: share of images below"
+    caption = (
+        "the samples nearest to a training image in features, and below each that image; it is shown once"
+    )
+    result.pictures.append(Picture(caption, sheet(torch.cat(shown), len(order)), _ROWS))
     curves = {"samples": distribution(near[:, 0]), "held out": distribution(far[:, 0])}
-    result.plots.append((caption, curves))
+    caption = "the same in the features of the network"
+    result.plots.append(Plot(caption, curves, "distance in features", "share of images below"))
     return result
+
+
+def unlike(neighbours: Sequence[int], count: int) -> list[int]:
+    """Positions of the first `count` entries that did not occur before them."""
+    first = {neighbour: position for position, neighbour in reversed([*enumerate(neighbours)])}
+    return sorted(first.values())[:count]
 
 
 def _compare(samples: Tensor, heldout: Tensor, n: int) -> dict[str, Any]:
@@ -95,4 +106,10 @@ def measure(context: Context) -> PartResult:
     )
 
 
-PART = Part("memorisation", "Nearest training images", measure, needs=("samples", "sets", "network"))
+PART = Part(
+    "memorisation",
+    "Nearest training images",
+    measure,
+    needs=("samples", "sets", "network"),
+    prepare=Context.compare,
+)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
@@ -20,7 +19,7 @@ from vqvae2.evaluate.image_metrics import (
     scales,
     structural_similarity,
 )
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Picture
 from vqvae2.evaluate.parts.drawing import SHOWN, sheet
 from vqvae2.evaluate.sets import NamedImages
 
@@ -43,17 +42,17 @@ def reconstruction(
     first, *_ = encoders.values()
     for images in sets:
         totals: dict[str, dict[str, float]] = {suffix: {} for suffix in encoders}
-        side = 0
+        sides = (0, 0)
         for originals, codes in first.with_images(images):
             for suffix, sums in totals.items():
                 decoded = encoders[suffix].autoencoder.decode(codes).cpu()
                 for name, values in _measures(decoded, originals, distance).items():
                     sums[name] = sums.get(name, 0.0) + float(values.double().sum())
-            side = originals.shape[2]
+            sides = (originals.shape[2], originals.shape[3])
         for suffix, sums in totals.items():
             figures = {name: total / len(images) for name, total in sums.items()}
             figures["psnr_of_mean"] = -10 * math.log10(max(figures["mse_unit_range"], 1e-12))
-            figures |= {"n": len(images), "ms_ssim_scales": scales(side, side)}
+            figures |= {"n": len(images), "ms_ssim_scales": scales(*sides)}
             result.figures[images.name + suffix] = figures
     result.pictures.append(_levels(encoders, plain, sets[-1]))
     return result
@@ -72,18 +71,15 @@ def _measures(decoded: Tensor, originals: Tensor, distance: PerceptualDistance |
     return {name: values for name, values in measures.items() if values is not None}
 
 
-def _levels(encoders: Mapping[str, Encoder], plain: VQVAE, images: NamedImages) -> tuple[str, Image.Image]:
+def _levels(encoders: Mapping[str, Encoder], plain: VQVAE, images: NamedImages) -> Picture:
     shown = images.images(0, SHOWN // 2)
     codes = plain.encode(shown.to(next(plain.parameters()).device))
     steps = [plain.decode(codes, levels).cpu() for levels in range(1, len(codes.levels))]
     steps += [encoder.autoencoder.decode(codes).cpu() for encoder in encoders.values()]
-    caption = (
-        f"{images.name}: originals in the first row; below them decoded from the coarsest level alone, then with one "
-        "more level in each row"
-    )
-    others = [suffix.removeprefix(", ") for suffix in encoders if suffix]
-    caption += "".join(f"; last all levels with the {other}" for other in others)
-    return caption, sheet(torch.cat([shown, *steps]), len(shown))
+    kinds = [suffix.removeprefix(", ") or "all levels" for suffix in encoders]
+    coarse = [f"{n} coarsest level{'s' * (n > 1)}" for n in range(1, len(codes.levels))]
+    caption = f"{images.name}: originals, and decoded from more and more levels"
+    return Picture(caption, sheet(torch.cat([shown, *steps]), len(shown)), ("originals", *coarse, *kinds))
 
 
 def measure(context: Context) -> PartResult:

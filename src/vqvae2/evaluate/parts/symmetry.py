@@ -15,7 +15,7 @@ from torch import Tensor
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.image_metrics import mirror_error
 from vqvae2.evaluate.metrics import two_sample
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Plot
 from vqvae2.evaluate.parts.drawing import distribution
 from vqvae2.evaluate.sets import NamedImages
 
@@ -41,7 +41,10 @@ def symmetry(sets: Sequence[NamedImages], real: NamedImages, classes: Sequence[s
             }
         result.figures["sets"][images.name] = figures
     curves = {name: distribution(own) for name, own in errors.items()}
-    result.plots.append(("relative mirror error: share of images below", curves))
+    caption = (
+        "how symmetric the images of each set are: a curve further to the left means more symmetric images"
+    )
+    result.plots.append(Plot(caption, curves, "relative mirror error", "share of images below"))
     return result
 
 
@@ -60,4 +63,9 @@ def measure(context: Context) -> PartResult:
     return symmetry(list(sets.values()), sets["held out"], context.images.classes)
 
 
-PART = Part("symmetry", "Left-right symmetry", measure, needs=("sets",))
+def prepare(context: Context) -> None:
+    """The samples, by all processes."""
+    context.compared  # noqa: B018 - makes them
+
+
+PART = Part("symmetry", "Left-right symmetry", measure, needs=("sets",), prepare=prepare)

@@ -24,7 +24,7 @@ from vqvae2.evaluate.features import Features
 from vqvae2.evaluate.manifolds import manifolds
 from vqvae2.evaluate.metrics import kernel_distance
 from vqvae2.evaluate.own_samples import own_samples
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Plot
 from vqvae2.evaluate.sets import NamedImages, real_images, shuffled
 
 VALUES = {
@@ -158,7 +158,8 @@ def measure(context: Context) -> PartResult:
     tried = {f"trial {number}": trial.row() for number, trial in enumerate(trials, 1)}
     result = PartResult({"n": n, "kept_recall": KEPT_RECALL, "chosen": chosen.row(), **reported, **tried})
     points = sorted((trial.recall, trial.kernel) for trial in trials)
-    result.plots.append(("kernel distance against recall, one point for each trial", {"trials": points}))
+    caption = "kernel distance against recall, one point for each trial"
+    result.plots.append(Plot(caption, {"trials": points}, "recall", "kernel distance"))
     return result
 
 

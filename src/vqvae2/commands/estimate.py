@@ -1,0 +1,199 @@
+"""How long a training will take on this machine and how much memory it needs, before it begins.
+
+FLOPs and memory follow from the configuration (`commands/costs.py`). The speed is measured: one training step of each network on
+a few random images, after one for warming up.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.commands.costs import Cost, measure
+from vqvae2.config.models import Config
+from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder, StageFolder
+from vqvae2.prior.hierarchy import make_level
+from vqvae2.train.loop import read_metrics
+
+_WORK = 20e9  # FLOPs of the step that is timed, at most, if one image takes no more
+_TOO_MUCH = 200e9  # FLOPs of one image from which a CPU is not timed; the last speed is taken instead
+_SHORT = (
+    200  # steps of every stage up to which there is no estimate, because it would take longer than they do
+)
+_STAGES = {"sharpening": "sharpen"}
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage will take.
+
+    Attributes:
+        name: of the stage.
+        steps: that are left.
+        seconds: for these, or until its minutes are over; None if no speed could be measured.
+        memory: bytes of weights, optimiser and activations; the program itself is not counted.
+    """
+
+    name: str
+    steps: int
+    seconds: float | None
+    memory: int
+
+
+def estimate(config: Config, folder: Path, device: torch.device) -> list[StageEstimate]:
+    """An estimate for each stage that is not done.
+
+    Args:
+        config: every setting.
+        folder: RUN, which may not exist.
+        device: where it is trained.
+    """
+    costs = measure(config)
+    stages = RunFolder(folder).networks(config.autoencoder.levels)
+    found, rate = [], None
+    for cost in costs.networks:
+        stage = stages[_STAGES.get(cost.name, cost.name)]
+        if stage.done():
+            continue
+        if cost.name != "sharpening":
+            rate = _rate(config, cost, device) or rate
+        left = max(0, cost.settings.steps - _done(stage))
+        seconds = None if rate is None else left * cost.settings.batch * cost.training / rate
+        if cost.settings.minutes and seconds is not None:
+            seconds = min(seconds, 60 * cost.settings.minutes)
+        found.append(StageEstimate(cost.name, left, seconds, _memory(cost, config, device)))
+    return found
+
+
+def say_estimate(
+    config: Config, folder: Path, device: torch.device, reporter: Reporter, until: str = "prior"
+) -> None:
+    """One line with the time and the memory, and one more if the memory will not do; nothing if all is done.
+
+    Args:
+        config, folder, device: see `estimate`.
+        reporter: where it is said.
+        until: "autoencoder" leaves out what comes after stage 1.
+    """
+    trainings = (config.train_autoencoder, config.sharpen, *config.train_prior)
+    if all(training.steps <= _SHORT for training in trainings):
+        return
+    stages = estimate(config, folder, device)
+    if until == "autoencoder":
+        stages = [stage for stage in stages if stage.name == "autoencoder"]
+    if not stages:
+        return
+    memory = max(stage.memory for stage in stages)
+    where = device.type if device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
+    parts = ", ".join(
+        f"{stage.name} {'?' if stage.seconds is None else duration(stage.seconds)} ({stage.steps:,} steps)"
+        for stage in stages
+    )
+    known = [stage.seconds for stage in stages if stage.seconds is not None]
+    whole = duration(sum(known)) if len(known) == len(stages) else "unknown"
+    reporter.say(
+        f"estimate for this machine ({where}): about {whole} and {memory / 1e9:,.1f} GB of memory. {parts}. "
+        "Decoding the images and evaluations come on top; patience may end a stage earlier"
+    )
+    free = free_memory(device)
+    if free is not None and memory > free:
+        reporter.say(
+            f"warning: only {free / 1e9:,.1f} GB are free; set accumulate of the larger stages (`--set train_autoencoder.accumulate=4`), "
+            "which takes less memory for the same batch, or choose a smaller preset"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Words for a time: 40 s, 12 min, 3.5 h, 4 days, 3 years."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.0f} days" if days < 1000 else f"{days / 365:,.0f} years"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be allocated on a device; None if the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+
+
+def _done(stage: StageFolder) -> int:
+    """Steps after which an interrupted stage will go on, about."""
+    lines = read_metrics(stage.metrics) if stage.checkpoint.exists() else []
+    return int(lines[-1]["step"]) if lines else 0
+
+
+def _memory(cost: Cost, config: Config, device: torch.device) -> int:
+    mixed = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    images = -(-cost.settings.batch // cost.settings.accumulate)
+    return cost.state + images * (cost.kept_bf16 if mixed else cost.kept)
+
+
+def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:
+    """FLOP/s of a training step of a network on this machine; None if even one image is too much to try."""
+    if cost.training > _TOO_MUCH and device.type == "cpu":
+        return None
+    images = max(1, min(cost.settings.batch // cost.settings.accumulate, int(_WORK // cost.training)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        step = (
+            _autoencoder(config, images, device)
+            if cost.name == "autoencoder"
+            else _prior(config, cost.name, images, device)
+        )
+        step()
+        begun = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return images * cost.training / (time.perf_counter() - begun)
+
+
+def _autoencoder(config: Config, images: int, device: torch.device) -> Callable[[], None]:
+    data = config.data
+    model = VQVAE(config.autoencoder).to(device).train()
+    pixels = torch.rand(images, data.channels, *data.shape, device=device) * 2 - 1
+
+    def step() -> None:
+        out = model(pixels)
+        loss: Tensor = (out.images.float() - pixels).square().mean() + out.commitment
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def _prior(config: Config, name: str, images: int, device: torch.device) -> Callable[[], None]:
+    level, geometry = int(name.split()[-1]), config.geometry
+    model = make_level(config.prior.levels[level], geometry, level, config.prior.classes).to(device).train()
+    model.checkpointing = config.train_prior[level].checkpointing
+    codes = [
+        torch.randint(k, (images, *grid), device=device)
+        for k, grid in zip(geometry.vocabulary[: level + 1], geometry.grids[: level + 1], strict=True)
+    ]
+    labels = torch.zeros(images, dtype=torch.int64, device=device) if config.prior.classes else None
+
+    def step() -> None:
+        logits = model(codes[-1], tuple(codes[:-1]), labels)
+        functional.cross_entropy(logits.float(), codes[-1]).backward()  # type: ignore[no-untyped-call]
+
+    return step

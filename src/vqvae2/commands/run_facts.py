@@ -1,0 +1,172 @@
+"""Collects what is known of a run: the figures in its files, and those of its report if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqvae2.evaluate.facts import Curve, Facts, LevelFacts, from_report
+
+if TYPE_CHECKING:
+    from vqvae2.run import Run
+
+_EMPTY = 0.03
+"""Standard deviation of the pixel values (0 to 1) of an image, below which it counts as empty."""
+_MARGIN = 2  # px between the images of a sheet
+
+
+def collect(run: Run) -> Facts:
+    """The facts of a run folder, or of a model of the package, which has fewer.
+
+    Figures of RUN/report/report.json count only if they were measured on the weights that the run has now.
+    """
+    sharp = run.figures("sharpen")
+    plain = run.figures()
+    lines = _lines(run.paths.autoencoder.metrics)
+    facts = Facts(
+        classes=len(run.classes),
+        training=_training(run),
+        psnr=plain.get("heldout_psnr"),
+        psnr_curve=_curve(lines, "heldout_psnr"),
+        sharpness=(sharp or plain).get("heldout_sharpness"),
+        sharpened=bool(sharp),
+        levels=tuple(_level(run, level, plain) for level in range(run.config.autoencoder.levels)),
+        ended_by_minutes=tuple(_ended_by_minutes(run)),
+        **_empty(run),
+    )
+    return replace(facts, **_reported(run))
+
+
+def _level(run: Run, level: int, plain: dict[str, Any]) -> LevelFacts:
+    figures, config = run.figures(level), run.config
+    temperature, _, top_p, guidance = run.sampling.level(level, config.autoencoder.levels)
+    used, perplexity = _usage(run, level, plain)
+    outcome = _outcome(run.paths.prior(level).record)
+    return LevelFacts(
+        positions=config.geometry.positions[level],
+        codes=config.autoencoder.codes[level],
+        used=used,
+        perplexity=perplexity,
+        heldout_bits=figures.get("heldout_bits"),
+        train_bits=figures.get("train_bits"),
+        uniform_bits=figures.get("uniform_bits"),
+        curve=_curve(_lines(run.paths.prior(level).metrics), "heldout_bits"),
+        step=outcome.get("step"),
+        best_step=outcome.get("best_step"),
+        copies=config.train_prior[level].copies,
+        dropout=config.prior.levels[level].dropout,
+        guidance=guidance,
+        temperature=temperature,
+        top_p=top_p,
+    )
+
+
+def _usage(run: Run, level: int, plain: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Share of codes used and perplexity: of the stored codes, else of the held-out images."""
+    from vqvae2.autoencoder.codebook_usage import stored_usage
+    from vqvae2.data.store import StoreError, open_store
+
+    if run.paths.manifest.exists():
+        try:
+            usage = stored_usage(open_store(run.paths.codes))[level]
+            return usage.used, usage.perplexity
+        except StoreError:
+            pass
+    return plain.get(f"heldout_usage_{level}"), plain.get(f"heldout_perplexity_{level}")
+
+
+def _training(run: Run) -> int | None:
+    from vqvae2.data.store import StoreError, open_store
+
+    if not run.paths.manifest.exists():
+        return None
+    try:
+        copies = max(settings.copies for settings in run.config.train_prior)
+        return len(open_store(run.paths.codes).train) // copies
+    except StoreError:
+        return None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    from vqvae2.train.loop import read_metrics
+
+    return read_metrics(path)
+
+
+def _curve(lines: list[dict[str, Any]], key: str) -> Curve:
+    return [(line["step"], line[key]) for line in lines if key in line]
+
+
+def _outcome(record: Path) -> dict[str, Any]:
+    from vqvae2.files.atomic import FileError, read_json
+
+    try:
+        value = read_json(record)
+    except FileError:
+        return {}
+    outcome = value.get("outcome") if isinstance(value, dict) else None
+    return outcome if isinstance(outcome, dict) else {}
+
+
+def _ended_by_minutes(run: Run) -> Iterator[str]:
+    config = run.config
+    settings: list[Any] = [config.train_autoencoder, config.sharpen, *config.train_prior]
+    stages = run.paths.networks(config.autoencoder.levels)
+    for (name, stage), training in zip(stages.items(), settings, strict=True):
+        outcome = _outcome(stage.record)
+        late = training.minutes and outcome.get("seconds", 0.0) >= 60 * training.minutes
+        if stage.done() and late and outcome.get("step", 0) < training.steps:
+            yield name
+
+
+def _reported(run: Run) -> dict[str, Any]:
+    from vqvae2.files.atomic import FileError, read_json
+
+    try:
+        report = read_json(run.paths.report / "report.json")
+    except FileError:
+        return {}
+    if not isinstance(report, dict) or "parts" not in report:
+        return {}
+    weights = report.get("protocol", {}).get("run", {}).get("weights")
+    found = from_report(report["parts"]) if weights == run.digests() else {}
+    found.pop("psnr", None)  # the run's own figure is of the same images
+    return found
+
+
+def _empty(run: Run) -> dict[str, Any]:
+    """The share of samples, and of held-out images, that have hardly any contrast, counted on sheets of the run."""
+    last = run.paths.prior(run.config.autoencoder.levels - 1).samples
+    sheets = sorted(run.paths.autoencoder.pictures.glob("step-*.png"))
+    if not last.exists() or not sheets:
+        return {}
+    shape = run.config.data.shape
+    samples = _contrasts(last, shape)
+    real = _contrasts(sheets[-1], shape)
+    originals = [row for number, row in enumerate(real) if number % 2 == 0]
+    shares = {"empty": [*chain(*samples)], "empty_real": [*chain(*originals)]}
+    return {
+        name: sum(value < _EMPTY for value in values) / len(values)
+        for name, values in shares.items()
+        if values
+    }
+
+
+def _contrasts(sheet: Path, shape: tuple[int, int]) -> list[list[float]]:
+    """Per row of a sheet, the standard deviation of each image's pixel values."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image.convert("RGB"), np.float64) / 255
+    height, width = shape
+    return [
+        [
+            float(pixels[y : y + height, x : x + width].std((0, 1)).max())
+            for x in range(_MARGIN, pixels.shape[1] - width, width + _MARGIN)
+        ]
+        for y in range(_MARGIN, pixels.shape[0] - height, height + _MARGIN)
+    ]

@@ -1,0 +1,220 @@
+"""Files with the classes of images beside a folder: CSV, JSON or JSON lines.
+
+    a,b.csv with a header (file_name,label,split)       [{"file_name": ..., "label": ...}, ...]       one object per line
+    two columns without a header                        {"images/1.png": "cat", ...}                  {"labels": [["1.png", 3], ...]}
+
+A folder may hold such files itself, named `metadata.csv`, `metadata.jsonl` or `metadata.json`, whose paths are relative to
+the file (the convention of Hugging Face's image folders).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vqvae2.config.models import DataConfig
+from vqvae2.data.errors import DataError, reading_failed
+from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, assign_splits
+from vqvae2.errors import printable
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.json")
+NAMES = ("file_name", "filename", "file", "path", "image_path", "image", "img", "name", "image_id", "id")
+"""Columns that hold the names of image files; the first that exists is taken."""
+
+_LARGEST = 500_000_000  # bytes
+_SHOWN = 8  # columns in a message
+
+
+@dataclass
+class FileLabels:
+    """What files of labels say about the images of a folder.
+
+    Attributes:
+        labels: per image its class, None = none; None = the files hold no classes.
+        splits: per image the name of its split, None = none; None = the files hold no splits.
+        notes: sentences for the user.
+    """
+
+    labels: list[Any] | None = None
+    splits: list[str | None] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def labels_of(path: Path, names: Sequence[str], config: DataConfig) -> FileLabels:
+    """The classes of the images in a folder, from the file that `data.labels` names.
+
+    Args:
+        path: the file.
+        names: of the images, below the folder.
+        config: `label_column` is used.
+
+    Raises:
+        DataError: the file cannot be read, holds no classes, or knows none of the images.
+    """
+    rows = read_rows(path)
+    column = _column(rows, config.label_column, path)
+    if column is None:
+        raise DataError(
+            f"which column of {printable(path.name)} holds the classes? It has {_columns(rows)}; name one with data.label_column"
+        )
+    return _matched(names, {"": rows}, column, path.name)
+
+
+def metadata_of(files: Sequence[tuple[str, Path]], names: Sequence[str], config: DataConfig) -> FileLabels:
+    """As `labels_of`, from the files of metadata inside the folder; without a column of classes only a note is made.
+
+    Args:
+        files: the path of each file below the folder, and the file.
+    """
+    tables = {
+        PurePosixPath(name).parent.as_posix().removeprefix("."): read_rows(path) for name, path in files
+    }
+    rows = [row for table in tables.values() for row in table]
+    shown = files[0][0]
+    column = _column(rows, config.label_column, files[0][1], alone=False)
+    if column is None:
+        return FileLabels(
+            notes=[f"{shown} has {_columns(rows)}: none of them is read; data.label_column names the classes"]
+        )
+    return _matched(names, tables, column, shown)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of labels, with its columns as keys; `file_name` and `label` where it names none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    shown = printable(str(path))
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise DataError(f"{shown} is larger than {_LARGEST / 1e6:.0f} MB: too large for a file of labels")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {shown}: {reading_failed(error)}") from error
+    except UnicodeDecodeError:
+        raise DataError(f"cannot read {shown}: it is no text in UTF-8") from None
+    try:
+        rows = _from_json(text) if path.suffix.lower() in (".json", ".jsonl") else _from_csv(text)
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise DataError(f"cannot read {shown}: {' '.join(str(error).split())[:200]}") from error
+    if not rows:
+        raise DataError(f"{shown} holds no rows")
+    return rows
+
+
+def _from_csv(text: str) -> list[dict[str, Any]]:
+    line = text.partition("\n")[0]
+    separator = max(",;\t", key=line.count)
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    if not rows:
+        return []
+    header = [cell.strip() for cell in rows[0]]
+    lowered = [cell.lower() for cell in header]
+    if len(header) == 2 and not {*NAMES, *LABEL_COLUMNS} & {*lowered}:
+        return [{"file_name": row[0], "label": row[1]} for row in rows if len(row) == 2]
+    return [dict(zip(header, row, strict=False)) for row in rows[1:]]
+
+
+def _from_json(text: str) -> list[dict[str, Any]]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if isinstance(value, dict) and isinstance(value.get("labels"), list | dict):
+        value = value["labels"]
+    if isinstance(value, dict):
+        value = list(value.items()) if "file_name" not in value else [value]
+    if not isinstance(value, list):
+        raise ValueError("expected a list or an object")
+    rows = [
+        {"file_name": row[0], "label": row[1]} if isinstance(row, list | tuple) and len(row) == 2 else row
+        for row in value
+    ]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected objects, or pairs of a file name and a class")
+    return rows
+
+
+def _column(
+    rows: Sequence[Mapping[str, Any]], wanted: str | None, path: Path, alone: bool = True
+) -> str | None:
+    """The column of the classes; None = it cannot be told.
+
+    Args:
+        alone: whether the only column besides the names counts as the classes.
+
+    Raises:
+        DataError: `wanted` does not exist.
+    """
+    columns = list(dict.fromkeys(key for row in rows[:1000] for key in row))
+    if wanted is not None:
+        if wanted not in columns:
+            raise DataError(f"no column {wanted!r} in {printable(path.name)}: it has {_columns(rows)}")
+        return wanted
+    named = next((name for name in LABEL_COLUMNS for column in columns if column.lower() == name), None)
+    if named is not None:
+        return next(column for column in columns if column.lower() == named)
+    name = _name_column(columns)
+    others = [column for column in columns if column not in (name, "split")]
+    return others[0] if alone and len(others) == 1 else None
+
+
+def _name_column(columns: Sequence[str]) -> str | None:
+    lowered = {column.lower(): column for column in reversed(columns)}
+    return next((lowered[name] for name in NAMES if name in lowered), columns[0] if columns else None)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(str(key) for row in rows[:1000] for key in row))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"the columns {printable(', '.join(names[:_SHOWN]))}{more}"
+
+
+def _matched(
+    names: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, Any]]], column: str, shown: str
+) -> FileLabels:
+    """The rows of the images. A row names an image by its path, by its file name alone, or without the ending."""
+    by_name: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        path = PurePosixPath(name)
+        for key in {name, path.name, path.stem, path.with_suffix("").as_posix()}:
+            by_name.setdefault(key, []).append(index)
+    labels: list[Any] = [None] * len(names)
+    splits: list[str | None] = [None] * len(names)
+    known, unknown, unclear = set(), 0, 0
+    for folder, rows in tables.items():
+        for row in rows:
+            column_of_names = _name_column(list(row))
+            text = str(row.get(column_of_names) if column_of_names else "")
+            path = PurePosixPath(text.replace("\\", "/").removeprefix("./"))
+            whole = (PurePosixPath(folder) / path).as_posix() if folder else path.as_posix()
+            found = by_name.get(whole) or by_name.get(path.name) or []
+            if len(found) != 1:
+                unknown, unclear = unknown + (not found), unclear + bool(found)
+                continue
+            known.add(found[0])
+            value = row.get(column)
+            labels[found[0]] = None if value in ("", None) else value
+            splits[found[0]] = str(row["split"]) if row.get("split") else None
+    if not known:
+        raise DataError(
+            f"{printable(shown)} names none of the {len(names)} images, the first of which is {printable(names[0])}"
+        )
+    notes = [f"classes from the column {column!r} of {shown}: {len(known)} of {len(names)} images are in it"]
+    if unknown or unclear:
+        notes.append(
+            f"warning: {shown} has {unknown} rows without an image and {unclear} that fit several images"
+        )
+    return FileLabels(as_numbers(labels), splits if any(splits) else None, notes)
+
+
+def held_of(splits: Sequence[str | None], split: str | None, shown: str) -> list[int | None]:
+    """Per image 1 = held out, 0 = training, None = not used, from the names of splits in a file."""
+    chosen = assign_splits({value.lower(): value for value in splits if value}, split, shown)
+    return [chosen.get(value) if value else None for value in splits] if chosen else [0] * len(splits)

@@ -1,0 +1,59 @@
+"""What is said of trained stages: of collapsed levels, of the sharpened decoder, of a prior that has learnt nothing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from vqvae2.autoencoder.codebook_usage import stored_usage
+from vqvae2.data.store import CodeStore
+from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import StageFolder
+from vqvae2.train.folder import sharp_file, stored_figures
+from vqvae2.train.loop import TrainingError
+
+_WORSE = (
+    1.0  # bits per code by which a prior may be worse than guessing; with few steps some are a little worse
+)
+_COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
+
+
+def say_usage(store: CodeStore, reporter: Reporter) -> None:
+    """Warn of a level that uses few of its codes before stage 2 starts, and say what may help."""
+    for level, usage in enumerate(stored_usage(store)):
+        if usage.used < _COLLAPSED:
+            reporter.say(
+                f"warning: level {level} is collapsed: it uses {usage.used:.1%} of its codes "
+                f"(perplexity {usage.perplexity:.1f}). Its prior will have little to learn and samples will be poor. "
+                f"Try fewer codes (--set autoencoder.codes=...), a larger stride for the finer level, or more training."
+            )
+
+
+def say_sharpened(folder: Path, reporter: Reporter) -> None:
+    """If the run has a sharpened decoder, say what it has changed and how to use the other one."""
+    if not sharp_file(folder).exists():
+        return
+    figures = stored_figures(sharp_file(folder))
+    psnr, sharpness = (
+        f"{figures.get(f'heldout_{name}_plain', math.nan):.4g} -> {figures.get(f'heldout_{name}', math.nan):.4g}"
+        for name in ("psnr", "sharpness")
+    )
+    reporter.say(
+        f"the decoder is sharpened: held-out sharpness {sharpness} (originals 1), PSNR {psnr} dB; it is used by default, "
+        f"--decoder plain chooses the other one"
+    )
+
+
+def check_learnt(name: str, figures: dict[str, Any], part: StageFolder) -> None:
+    """Refuse a prior that is worse than no prior; nothing of it is kept as a result.
+
+    Raises:
+        TrainingError: its bits per code exceed those of guessing all codes alike by more than one.
+    """
+    bits, uniform = figures.get("heldout_bits", 0.0), figures.get("uniform_bits", 0.0)
+    if bits > uniform + _WORSE:
+        raise TrainingError(
+            f"{name}: it ended at {bits:.4g} bits per code of held-out images, and guessing all codes alike takes {uniform:.4g}, "
+            f"so it has learnt nothing that holds; delete {part.path}, and train with a smaller learning rate or more warm-up"
+        )

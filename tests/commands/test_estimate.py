@@ -1,0 +1,107 @@
+"""The estimate before a training: what it follows from, what it leaves out, and when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqvae2.commands import estimate as module
+from vqvae2.commands.costs import measure
+from vqvae2.commands.estimate import duration, estimate, free_memory, say_estimate
+from vqvae2.config.models import Config, parse
+from vqvae2.config.overrides import merge
+from vqvae2.config.presets import preset
+from vqvae2.files.progress import Reporter
+from vqvae2.run import load
+
+CPU = torch.device("cpu")
+
+
+class Said(Reporter):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.lines.append(text)
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A small configuration of many steps, on a machine of a billion FLOP/s."""
+    monkeypatch.setattr(module, "_rate", lambda *arguments: 1e9)
+    more = {"train_autoencoder": {"steps": 1000, "minutes": 0.0}, "sharpen": {"steps": 0}}
+    return parse(merge(preset("tiny").model_dump(mode="json"), more))
+
+
+def test_time_is_work_over_speed_and_memory_is_that_of_the_largest_stage(
+    config: Config, tmp_path: Path
+) -> None:
+    stages = estimate(config, tmp_path / "run", CPU)
+    costs = measure(config)
+    assert [stage.name for stage in stages] == ["autoencoder", "prior level 0", "prior level 1"]
+    for stage, cost in zip(stages, costs.networks, strict=True):
+        assert stage.steps == cost.settings.steps
+        assert stage.seconds == pytest.approx(cost.total / 1e9)
+        assert stage.memory == cost.state + cost.settings.batch * cost.kept
+
+
+def test_minutes_bound_the_time_and_accumulation_the_memory(config: Config, tmp_path: Path) -> None:
+    settings = {"minutes": 0.01, "accumulate": 4}
+    value = merge(config.model_dump(mode="json"), {"train_autoencoder": settings})
+    (stage, *_), (before, *_) = (estimate(each, tmp_path / "run", CPU) for each in (parse(value), config))
+    assert stage.seconds == pytest.approx(0.6)
+    assert stage.memory < before.memory
+
+
+def test_what_is_done_is_not_counted(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_rate", lambda *arguments: 1e9)
+    assert [stage.name for stage in estimate(load(half, "cpu").config, half, CPU)] == ["prior level 1"]
+
+
+def test_what_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, a second one if the memory will not do, and none for a training of few steps."""
+    said = Said()
+    say_estimate(config, tmp_path / "run", CPU, said)
+    (line,) = said.lines
+    assert line.startswith("estimate for this machine (cpu")
+    assert "autoencoder" in line
+    assert "(1,000 steps)" in line
+    monkeypatch.setattr(module, "free_memory", lambda device: 1000)
+    say_estimate(config, tmp_path / "run", CPU, said, until="autoencoder")
+    assert "prior" not in said.lines[1]
+    assert said.lines[2].startswith("warning: only 0.0 GB are free")
+    say_estimate(preset("tiny"), tmp_path / "run", CPU, said)
+    assert len(said.lines) == 3
+
+
+def test_the_speed_of_every_network_is_measured(tmp_path: Path) -> None:
+    stages = estimate(preset("tiny"), tmp_path / "run", CPU)
+    assert all(stage.seconds and stage.seconds > 0 for stage in stages)
+
+
+def test_a_network_too_large_to_try_has_memory_and_no_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "_TOO_MUCH", 1.0)
+    said = Said()
+    more = {"train_autoencoder": {"steps": 1000}}
+    say_estimate(parse(merge(preset("tiny").model_dump(mode="json"), more)), tmp_path / "run", CPU, said)
+    assert "about unknown and" in said.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(40, "40 s"), (720, "12 min"), (12600, "3.5 h"), (4 * 86400, "4 days"), (1500 * 86400, "4 years")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_free_memory_is_told_by_the_system() -> None:
+    assert (free_memory(CPU) or 0) > 1e6

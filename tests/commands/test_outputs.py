@@ -1,0 +1,202 @@
+"""What a command writes names what it is of; nothing is replaced, ignored or found out late without a word."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vqvae2.run import load
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def picture(pictures: Path) -> Path:
+    """One of the training pictures."""
+    return sorted(pictures.rglob("*.png"))[0]
+
+
+@pytest.fixture(scope="module")
+def classless(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: list[str]) -> Path:
+    """A run without classes; not to be altered."""
+    from vqvae2.cli import main
+
+    run = tmp_path_factory.mktemp("classless") / "run"
+    more = ["--set", "prior.conditional=false"]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(pictures), "--run", str(run), "--preset", "tiny", *settings, *more])
+    assert ended.value.code == 0
+    return run
+
+
+# --- folders of results ---
+
+
+def test_completions_of_another_request_are_refused(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """The same request replaces its own results, fewer completions leave no old ones behind."""
+    out = tmp_path / "out"
+    arguments = ("complete", trained, picture, "--out", out, "--keep-levels", 1)
+    assert command(*arguments, "--n", 4).code == 0
+    first = (out / "000.png").read_bytes()
+    said = command(*arguments, "--n", 4, "--seed", 1)
+    assert said.code == 2
+    assert "completions of another request (it differs in seed)" in said.err
+    assert (out / "000.png").read_bytes() == first
+    said = command(*arguments, "--n", 2)
+    assert said.code == 0
+    assert "the 4 completions that it holds are of the same request and replaced" in said.err
+    assert sorted(path.name for path in out.glob("0*.png")) == ["000.png", "001.png"]
+    assert (out / "000.png").read_bytes() == first
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(picture, other / "001.png")
+    said = command("complete", trained, picture, "--out", other, "--keep-levels", 1, "--n", 2)
+    assert said.code == 2
+    assert "001.png exists" in said.err
+
+
+def test_a_mistake_removes_no_completions(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("complete", trained, picture, "--out", out, "--keep-levels", 1)
+    assert command(*arguments, "--n", 2).code == 0
+    assert command(*arguments, "--n", 2, "--label", "nothing of this name").code == 2
+    assert len([*out.glob("0*.png")]) == 2
+
+
+def test_reconstructions_by_another_model_are_refused(
+    trained: Path, classless: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    assert command("reconstruct", trained, picture, "--out", out).code == 0
+    assert command("reconstruct", trained, picture.parent, "--out", out).code == 0, "more of the same kind"
+    said = command("reconstruct", classless, picture, "--out", out)
+    assert said.code == 2
+    assert "reconstructions of another model or decoder" in said.err
+
+
+def test_evaluation_says_that_it_replaces_a_report(trained: Path, tmp_path: Path, command: Command) -> None:
+    arguments = ("evaluate", trained, "--out", tmp_path / "out", "--only", "codes")
+    assert "will be replaced" not in command(*arguments).err
+    assert "will be replaced" in command(*arguments).err
+
+
+def test_training_and_evaluation_have_pages_of_their_own(run: Path, tmp_path: Path, command: Command) -> None:
+    page, figures = (run / "report" / f"training.{kind}" for kind in ("html", "json"))
+    before = page.read_bytes(), figures.read_bytes()
+    assert command("evaluate", run, "--only", "codes").code == 0
+    assert (page.read_bytes(), figures.read_bytes()) == before
+    assert (run / "report" / "report.html").exists()
+
+
+# --- ignored without a word ---
+
+
+def test_guidance_that_would_be_ignored_is_refused(
+    trained: Path, classless: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    out = ("--out", tmp_path / "out", "--guidance", 2)
+    for arguments in (
+        ("sample", classless, "--n", 2),
+        ("complete", classless, picture, "--keep-levels", 1),
+        ("evaluate", classless, "--only", "codes"),
+    ):
+        said = command(*arguments, *out)
+        assert said.code == 2
+        assert "has no classes, so --guidance has no effect" in said.err
+    said = command("complete", trained, picture, "--keep-levels", 1, *out)
+    assert said.code == 2
+    assert "--guidance needs --label" in said.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0, 255), (255, 255, 255, 0)])
+def test_a_mask_without_white_is_refused(
+    colour: tuple[int, ...], trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """All black, or white and fully transparent."""
+    mask = tmp_path / "mask.png"
+    Image.new("RGBA", (16, 16), colour).save(mask)
+    said = command("complete", trained, picture, "--out", tmp_path / "out", "--mask", mask)
+    assert said.code == 2
+    assert "mask.png has no white pixel" in said.err
+    assert not (tmp_path / "out").exists()
+
+
+# --- silence ---
+
+
+def test_what_a_training_says(pictures: Path, settings: list[str], tmp_path: Path, command: Command) -> None:
+    """How often images are encoded, where the report is, and what can be done next; nothing of it when all was done."""
+    arguments = ("train", pictures, "--run", tmp_path / "run", "--preset", "tiny", *settings)
+    said = command(*arguments, "--set", "train_prior.*.copies=2").err
+    assert "is encoded 2 times, once as it is and 1 times augmented" in said
+    assert f"report: {tmp_path / 'run' / 'report' / 'training.html'}" in said
+    assert "next: `vqvae2 sample" in said
+    page = (tmp_path / "run" / "report" / "training.html").read_text(encoding="utf-8")
+    assert 'class="verdict"' in page
+    assert page.count("<svg") == 3
+    assert page.count("<img alt=") >= 3
+    again = command(*arguments, "--set", "train_prior.*.copies=2").err
+    assert "report:" not in again
+
+
+def test_explain(trained: Path, command: Command) -> None:
+    said = command("explain", trained)
+    assert said.code == 0
+    assert "dB on held-out images" in said.out
+    assert f"vqvae2 evaluate {trained}" in said.out
+    assert command("explain", "nowhere").code == 2
+
+
+# --- fine-tuning ---
+
+
+def test_fine_tuning_from_another_run(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    """Its networks, gentler training; the same command again has nothing to train."""
+    other = tmp_path / "other"
+    for number, name in enumerate(("disc", "square", "ring", "disc", "square", "ring")):
+        (other / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (40 * number, 90, 30)).save(other / name / f"{number}.png")
+    run = tmp_path / "run"
+    arguments = ("train", other, "--run", run, "--from", trained, "--set", "data.holdout=0.4")
+    said = command(*arguments)
+    assert said.code == 0, said.err
+    assert f"begins with the settings and the weights of {trained}" in said.err
+    assert "prior level 0: begins with the prior of" in said.err
+    theirs, ours = load(trained, "cpu").config, load(run, "cpu").config
+    assert ours.autoencoder == theirs.autoencoder
+    assert ours.prior.levels == theirs.prior.levels
+    assert ours.train_autoencoder.lr == pytest.approx(0.3 * theirs.train_autoencoder.lr)
+    assert ours.train_autoencoder.steps == max(1, round(0.3 * theirs.train_autoencoder.steps))
+    assert set(load(run, "cpu").classes) == {"disc", "square", "ring"}
+    assert "nothing to train" in command(*arguments).err
+    said = command(*arguments, "--preset", "tiny")
+    assert said.code == 2
+    assert "--preset or --from" in said.err
+
+
+def test_fine_tuning_from_a_model_of_the_package(tmp_path: Path, pictures: Path, command: Command) -> None:
+    """Its settings without what belongs to its machine and its data; only the settings, since it would take long."""
+    from vqvae2.commands.train import fine_tuning
+
+    config = fine_tuning("clothing128")
+    assert (config.train_autoencoder.start, config.train_prior[1].start) == ("clothing128", "clothing128")
+    assert config.train_autoencoder.steps == 3600
+    assert {
+        training.minutes for training in (config.train_autoencoder, config.sharpen, *config.train_prior)
+    } == {0}
+    assert (config.precision, config.data.image_column, config.data.label_column) == ("auto", None, None)
+    assert config.data.size == 128
+    said = command("train", pictures, "--run", tmp_path / "run", "--from", "no such model")
+    assert said.code == 2

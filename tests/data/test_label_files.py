@@ -1,0 +1,167 @@
+"""Classes from a CSV or JSON file beside a folder, in the forms that people have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_helpers import encoded, folder_of, noise, opened, parquet_of
+
+from vqvae2.data.errors import DataError
+
+ROWS = [(f"{number:03d}", "cat" if number % 2 else "dog") for number in range(6)]
+
+
+def labels(images: Any) -> list[str]:
+    return [images.classes[label] if label >= 0 else "" for label in images.labels]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Six images in two folders that are no classes."""
+    root = tmp_path / "in"
+    for number in range(6):
+        (root / f"batch{number // 3}").mkdir(parents=True, exist_ok=True)
+        noise(number).save(root / f"batch{number // 3}" / f"{number:03d}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "file_name,label\n" + "".join(f"{n}.png,{c}\n" for n, c in ROWS)),
+        ("b.csv", "id,breed\n" + "".join(f"{n},{c}\n" for n, c in ROWS)),
+        ("c.csv", "".join(f"batch{int(n) // 3}/{n}.png,{c}\n" for n, c in ROWS)),
+        ("d.csv", "\ufefffilename;class;age\r\n" + "".join(f"{n}.png;{c};3\r\n" for n, c in ROWS)),
+        ("e.tsv", "image\tlabel\n" + "".join(f"C:\\x\\{n}.png\t{c}\n" for n, c in ROWS)),
+        ("f.json", json.dumps([{"file_name": f"{n}.png", "label": c} for n, c in ROWS])),
+        ("g.json", json.dumps({f"batch{int(n) // 3}/{n}.png": c for n, c in ROWS})),
+        ("h.json", json.dumps({"labels": [[f"batch{int(n) // 3}/{n}.png", c] for n, c in ROWS]})),
+        ("i.jsonl", "\n".join(json.dumps({"image": f"{n}.png", "label": c}) for n, c in ROWS)),
+    ],
+)
+def test_forms(name: str, text: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    says: list[str] = []
+    images = opened(root, tmp_path / "run", says, labels=str(tmp_path / name))
+    assert labels(images) == [c for _, c in ROWS]
+    assert any("6 of 6 images are in it" in line for line in says)
+
+
+def test_numbers_are_in_order_and_missing_ones_are_listed(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("file,label\n000.png,10\n001.png,9\n002.png,10\n003.png,\nother.png,9\n")
+    says: list[str] = []
+    images = opened(root, tmp_path / "run", says, labels=str(tmp_path / "a.csv"))
+    assert images.classes == ("9", "10")
+    assert len(images.train) + len(images.heldout) == 3
+    assert (tmp_path / "run" / "data" / "skipped.txt").read_text().count("it has no label") == 3
+    assert any("1 rows without an image" in line for line in says)
+
+
+def test_a_column_is_chosen(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("file,colour,breed\n" + "".join(f"{n}.png,red,{c}\n" for n, c in ROWS))
+    with pytest.raises(
+        DataError, match=r"which column of a\.csv .* file, colour, breed; name one with data\.label_column"
+    ):
+        opened(root, tmp_path / "run", labels=str(path))
+    assert labels(opened(root, tmp_path / "run", labels=str(path), label_column="breed")) == [
+        c for _, c in ROWS
+    ]
+    with pytest.raises(DataError, match=r"no column .size. in a\.csv"):
+        opened(root, tmp_path / "run", labels=str(path), label_column="size")
+    with pytest.raises(DataError, match="has no file of labels"):
+        opened(root, tmp_path / "run", label_column="breed")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no rows"),
+        ("file,label\nnothing.png,1\n", "names none of the 6 images"),
+        ("\x00\x01", "names none|cannot read|holds no rows"),
+    ],
+)
+def test_files_that_say_nothing(text: str, message: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        opened(root, tmp_path / "run", labels=str(tmp_path / "a.csv"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "{", "[" * 100_000, '{"labels": 3}', "null", '"x"'])
+def test_json_of_other_kinds(text: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError):
+        opened(root, tmp_path / "run", labels=str(tmp_path / "a.json"))
+
+
+def test_missing_binary_and_tables(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*gone\.csv: No such file"):
+        opened(root, tmp_path / "run", labels=str(tmp_path / "gone.csv"))
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="no text in UTF-8"):
+        opened(root, tmp_path / "run", labels=str(tmp_path / "a.csv"))
+    with pytest.raises(DataError, match=r"data\.labels is for a folder"):
+        opened(parquet_of(tmp_path / "a.parquet", 3), tmp_path / "run", labels=str(tmp_path / "a.csv"))
+
+
+def test_metadata_in_the_folder(root: Path, tmp_path: Path) -> None:
+    lines = "".join(f"batch{int(n) // 3}/{n}.png,{c},{'test' if n > '003' else 'train'}\n" for n, c in ROWS)
+    (root / "metadata.csv").write_text("file_name,label,split\n" + lines)
+    images = opened(root, tmp_path / "run")
+    assert labels(images) == [c for _, c in ROWS]
+    assert (images.skipped, images.heldout.tolist()) == (0, [4, 5])
+    assert len(opened(root, tmp_path / "run2", split="test")) == 2
+    before = images.fingerprint
+    (root / "metadata.csv").write_text("file_name,label,split\n" + lines.replace("cat", "ape"))
+    changed = opened(root, tmp_path / "run")
+    assert changed.fingerprint != before
+    assert "ape" in changed.classes
+    assert opened(root, tmp_path / "run3", label_column="none").classes == ()
+
+
+def test_metadata_in_each_split(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for split, first, count in (("train", 0, 6), ("test", 6, 4)):
+        folder_of(root / split, count)
+        rows = [{"file_name": f"{n:03d}.png", "label": "ab"[(n + first) % 2]} for n in range(count)]
+        (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    images = opened(root, tmp_path / "run")
+    assert labels(images) == list("ababababab"[:4]) + list("ababab")
+    assert (len(images.train), len(images.heldout)) == (6, 4)
+
+
+def test_metadata_without_classes_is_mentioned(root: Path, tmp_path: Path) -> None:
+    (root / "metadata.csv").write_text("file_name,text\n000.png,a small cat\n001.png,a dog\n")
+    says: list[str] = []
+    images = opened(root, tmp_path / "run", says)
+    assert images.classes == ("batch0", "batch1")
+    assert any("metadata.csv has the columns file_name, text: none of them is read" in line for line in says)
+    assert labels(opened(root, tmp_path / "run2", label_column="text"))[0] == "a small cat"
+
+
+def test_the_place_of_the_file_is_no_identity(root: Path, tmp_path: Path) -> None:
+    text = "id,breed\n" + "".join(f"{n},{c}\n" for n, c in ROWS)
+    prints = set()
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "labels.csv").write_text(text)
+        prints.add(opened(root, tmp_path / "run", labels=str(tmp_path / place / "labels.csv")).fingerprint)
+    (tmp_path / "b" / "labels.csv").write_text(text.replace("cat", "ape"))
+    prints.add(opened(root, tmp_path / "run", labels=str(tmp_path / "b" / "labels.csv")).fingerprint)
+    assert len(prints) == 2
+
+
+def test_names_that_fit_several_images(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name in ("a", "b"):
+        folder_of(root / name, 3)
+    (root / "c.jpg").write_bytes(encoded(noise(7), "JPEG"))
+    (tmp_path / "a.csv").write_text("file,label\n000.png,x\na/001.png,x\nb/001.png,y\nc,y\n")
+    images = opened(root, tmp_path / "run", labels=str(tmp_path / "a.csv"))
+    assert images.labels is not None
+    assert np.sum(images.labels >= 0) == 3

@@ -1,0 +1,149 @@
+"""Tars as people have them: any formats, dots in names, folders, labels as text, compressed, damaged."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_helpers import encoded, noise, opened, shows
+
+from vqvae2.data.errors import DataError
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar of these members, in order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def png(number: int) -> bytes:
+    return encoded(noise(number))
+
+
+def labels_of(images: Any) -> list[str]:
+    return [images.classes[label] for label in images.labels]
+
+
+def test_jpg_and_png_in_turn(tmp_path: Path) -> None:
+    names = {
+        f"{n:02d}.{'png' if n % 2 else 'bmp'}": encoded(noise(n), "PNG" if n % 2 else "BMP") for n in range(8)
+    }
+    images = opened(tar(tmp_path / "a.tar", names), tmp_path)
+    assert (len(images), images.skipped) == (8, 0)
+    assert all(shows(images, n, n) for n in range(8))
+
+
+def test_dots_in_names(tmp_path: Path) -> None:
+    images = opened(tar(tmp_path / "a.tar", {f"img.v1.{n:03d}.png": png(n) for n in range(5)}), tmp_path)
+    assert images.names == [f"img.v1.{n:03d}" for n in range(5)]
+
+
+def test_several_images_per_sample(tmp_path: Path) -> None:
+    members = {f"{n}.{kind}": png(n + more) for n in range(4) for kind, more in (("png", 0), ("mask.png", 9))}
+    says: list[str] = []
+    images = opened(tar(tmp_path / "a.tar", members), tmp_path, says)
+    assert images.names == list("0123")
+    assert all(shows(images, n, n) for n in range(4))
+    assert any("mask.png is not (data.image_column)" in line for line in says)
+    assert shows(opened(tmp_path / "a.tar", tmp_path / "2", image_column="mask.png"), 1, 10)
+
+
+def test_labels_as_text_and_numbers(tmp_path: Path) -> None:
+    for kind, values in (("words", ["cat", "dog"]), ("numbers", ["9", "10"])):
+        members = {}
+        for n in range(6):
+            members |= {f"{n}.png": png(n), f"{n}.cls": f"{values[n % 2]}\n".encode()}
+        images = opened(tar(tmp_path / f"{kind}.tar", members), tmp_path / kind)
+        assert images.classes == tuple(values)
+        assert labels_of(images) == values * 3
+
+
+def test_labels_in_json(tmp_path: Path) -> None:
+    members = {}
+    for n in range(6):
+        facts = {"label": "ab"[n % 2], "colour": "red" if n < 3 else "blue"}
+        members |= {f"{n}.png": png(n), f"{n}.json": json.dumps(facts).encode()}
+    path = tar(tmp_path / "a.tar", members)
+    assert labels_of(opened(path, tmp_path / "1")) == list("ababab")
+    assert labels_of(opened(path, tmp_path / "2", label_column="colour")) == ["red"] * 3 + ["blue"] * 3
+    assert opened(path, tmp_path / "3", label_column="none").classes == ()
+    with pytest.raises(DataError, match="no column 'size': the members beside the images have colour, label"):
+        opened(path, tmp_path / "4", label_column="size")
+
+
+def test_folders_inside_are_classes_and_splits(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {f"{c}/{n}.png": png(n) for n, c in enumerate("xyxyxy")})
+    images = opened(path, tmp_path / "1")
+    assert labels_of(images) == list("xyxyxy")
+    split = {f"data/{s}/{c}/{n}.png": png(n) for s in ("train", "test") for n, c in enumerate("xyxy")}
+    images = opened(tar(tmp_path / "b.tar", split), tmp_path / "2")
+    assert (labels_of(images), len(images.train), len(images.heldout)) == (list("xyxyxyxy"), 4, 4)
+    assert len(opened(tmp_path / "b.tar", tmp_path / "3", split="test")) == 4
+
+
+def test_compressed(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {f"{n}.png": png(n) for n in range(6)})
+    for name in ("b.tar.gz", "c.tgz"):
+        (tmp_path / name).write_bytes(gzip.compress(path.read_bytes()))
+        images = opened(tmp_path / name, tmp_path / name[0])
+        assert (len(images), images.skipped) == (6, 0)
+        assert all(shows(images, n, n) for n in range(6))
+        assert not (tmp_path / name[0] / "data" / "table").exists()
+    (tmp_path / "d.tar.gz").write_bytes((tmp_path / "b.tar.gz").read_bytes()[:-500])
+    images = opened(tmp_path / "d.tar.gz", tmp_path / "d")
+    assert images.skipped >= 1
+    assert "cut off" in (tmp_path / "d" / "data" / "skipped.txt").read_text()
+    (tmp_path / "e.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="cannot read"):
+        opened(tmp_path / "e.tar.gz", tmp_path / "e")
+
+
+def test_what_is_no_image_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as file:
+        for name, data in (
+            ("0.png", png(0)),
+            ("1.png", png(1)),
+            ("notes.md", b"hello"),
+            ("._0.png", b"x"),
+            ("2", png(2)),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("3.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    images = opened(path, tmp_path)
+    assert images.names == ["0", "1", "2"]
+    listed = dict(line.split("\t") for line in (tmp_path / "data" / "skipped.txt").read_text().splitlines())
+    assert listed == {"notes.md": "not an image", "3.png": "a link, or not a regular file, inside a tar"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damage_is_an_error_or_is_listed(seed: int, tmp_path: Path) -> None:
+    """Whatever byte changes: as many images and skipped files as there are, or one line about damage."""
+    data = bytearray(tar(tmp_path / "a.tar", {f"{n}.png": png(n) for n in range(6)}).read_bytes())
+    rng = np.random.default_rng(seed)
+    for number in range(15):
+        broken = data.copy()
+        broken[rng.integers(len(data) - 1024)] ^= 1 << rng.integers(8)
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(broken)
+        try:
+            images = opened(path, tmp_path / str(number))
+        except DataError:
+            continue
+        text = (tmp_path / str(number) / "data" / "skipped.txt").read_text() if images.skipped else ""
+        assert len(images) + images.skipped == 6 or "damaged" in text or "cut off" in text

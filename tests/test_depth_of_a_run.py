@@ -1,0 +1,121 @@
+"""A run of 12-bit images: values come back in their range, with more than 256 levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqvae2.config.overrides import read_yaml
+from vqvae2.run import load
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen ramps of different slopes, 12 bits, as 16-bit PNG and TIFF."""
+    root = tmp_path_factory.mktemp("scans")
+    for number in range(16):
+        y, x = np.mgrid[0:32, 0:32]
+        values = (x * (16 + number) + y * 90 + 30 * number).clip(0, 4095).astype(np.uint16)
+        values[0, 0], values[0, 1] = 0, 4095
+        Image.fromarray(values).save(root / f"{number:02d}.{'png' if number % 2 else 'tif'}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory, scans: Path, settings: list[str]) -> Path:
+    """A run on them."""
+    from vqvae2.cli import main
+
+    run = tmp_path_factory.mktemp("deep") / "run"
+    more = (
+        "data.size=32",
+        "data.channels=1",
+        "data.range=[0, 4095]",
+        "train_autoencoder.steps=60",
+        "data.shift=1",
+    )
+    arguments = [part for setting in more for part in ("--set", setting)]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(scans), "--run", str(run), "--preset", "tiny", *settings, *arguments])
+    assert ended.value.code == 0
+    return run
+
+
+def test_a_12_bit_ramp_keeps_its_levels(deep: Path, scans: Path, tmp_path: Path, command: Command) -> None:
+    assert read_yaml(deep / "config.yaml")["data"]["range"] == [0, 4095]
+    said = command("reconstruct", deep, scans / "03.png", "--out", tmp_path)
+    assert said.code == 0, said.err
+    assert "03.tif" in said.out
+    with Image.open(tmp_path / "03.tif") as image:
+        values = np.asarray(image)
+    assert values.dtype == np.uint16
+    assert values.max() <= 4095
+    assert len(np.unique(values)) > 256
+    assert (tmp_path / "03.png").exists()
+
+
+def test_samples_come_in_the_same_range(deep: Path, tmp_path: Path, command: Command) -> None:
+    assert command("sample", deep, "--n", 2, "--out", tmp_path).code == 0
+    for number in range(2):
+        with Image.open(tmp_path / f"{number:05d}.tif") as image:
+            values = np.asarray(image)
+        assert (values.dtype, values.shape) == (np.uint16, (32, 32))
+        shown = load(deep, "cpu").sample(2)[number, 0].add(1).div(2).mul(4095).clamp(0, 4095)
+        assert np.abs(values - shown.numpy()).max() <= 1
+
+
+def test_every_verb_takes_them(deep: Path, scans: Path, tmp_path: Path, command: Command) -> None:
+    assert command("score", deep, scans).code == 0
+    mask = tmp_path / "mask.png"
+    Image.new("L", (32, 32), 255).save(mask)
+    said = command("complete", deep, scans / "03.png", "--mask", mask, "--n", 1, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+
+
+def test_a_range_in_words_becomes_numbers(
+    scans: Path, settings: list[str], tmp_path: Path, command: Command
+) -> None:
+    more = ["--set", "data.channels=1", "--set", "train_autoencoder.steps=2", "--until", "autoencoder"]
+    train = ("train", scans, "--run", tmp_path / "run", "--preset", "tiny", *settings, *more)
+    said = command(*train, "--set", "data.range=percentiles")
+    assert said.code == 0, said.err
+    low, high = read_yaml(tmp_path / "run" / "config.yaml")["data"]["range"]
+    assert 0 <= low < high <= 4095
+    assert "0.1 and 99.9 % of the values" in said.err
+    assert command(*train, "--set", "data.range=percentiles").code == 0
+    assert command(*train, "--set", "data.range=dtype").code == 0  # the run has numbers already
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_other_numbers_of_channels(
+    channels: int, settings: list[str], tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        values = np.random.default_rng(number).integers(-1000, 3000, (16, 16, channels)).astype(np.int16)
+        np.save(tmp_path / "in" / f"{number}.npy", values)
+    more = (
+        f"data.channels={channels}",
+        "data.range=[-1000, 3000]",
+        "train_autoencoder.steps=4",
+        "train_prior.*.steps=2",
+    )
+    arguments = [part for setting in more for part in ("--set", setting)]
+    said = command(
+        "train", tmp_path / "in", "--run", tmp_path / "run", "--preset", "tiny", *settings, *arguments
+    )
+    assert said.code == 0, said.err
+    assert command("sample", tmp_path / "run", "--n", 1, "--out", tmp_path / "out").code == 0
+    assert {path.suffix for path in (tmp_path / "out").glob("00000.*")} >= {".png"}
+    assert len(list((tmp_path / "out").glob("00000.[tn]*"))) == 1
+    assert (
+        command("reconstruct", tmp_path / "run", tmp_path / "in" / "0.npy", "--out", tmp_path / "again").code
+        == 0
+    )

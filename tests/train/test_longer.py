@@ -1,0 +1,293 @@
+"""A finished stage is trained further: as one that had more steps from the start, with nothing lost on the way."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import Spoken, changed, pictures, signal_at, tiny
+
+from vqvae2.config.models import Config
+from vqvae2.files.atomic import read_json
+from vqvae2.files.run_folder import RunError, RunFolder
+from vqvae2.files.tensor_file import load_tensors
+from vqvae2.run import load
+from vqvae2.train import pipeline
+from vqvae2.train.longer import may_change
+from vqvae2.train.loop import Interrupted, read_metrics
+from vqvae2.train.pipeline import train
+
+CLASSES = ("cats", "dogs")
+CONSTANT = {"steps": 3, "evaluate_every": 3, "log_every": 1, "schedule": "constant"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen pictures in two classes."""
+    return pictures(tmp_path_factory.mktemp("data") / "pictures", classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def short() -> Config:
+    """Three steps of every stage, at a rate that does not depend on their number."""
+    return tiny(train={**CONSTANT, "average": 0.5})
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, short: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of them; read only."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    go(data, folder, short)
+    return folder
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of that run to work on."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def go(data: Path, folder: Path, config: Config, **options: Any) -> list[str]:
+    """`train` in silence; what it would say."""
+    reporter = Spoken()
+    train(str(data), folder, config, reporter=reporter, **options)
+    return reporter.lines
+
+
+def steps(config: Config, **stages: int) -> Config:
+    """The configuration with other numbers of steps: `autoencoder`, `level_0`, `level_1`."""
+    priors = [training.model_dump() for training in config.train_prior]
+    for level, prior in enumerate(priors):
+        prior["steps"] = stages.get(f"level_{level}", prior["steps"])
+    first = {"steps": stages.get("autoencoder", config.train_autoencoder.steps)}
+    return changed(config, train_autoencoder=first, train_prior=priors)
+
+
+def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """All weights of a run, by file."""
+    files = sorted(folder.rglob("model.safetensors"))
+    return {str(file.relative_to(folder)): load_tensors(file)[0] for file in files}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_more_steps_later_are_more_steps_from_the_start(
+    run: Path, data: Path, short: Config, tmp_path: Path
+) -> None:
+    """Of all stages: the weights, the metrics and the codes; the state that is kept serves a third time."""
+    longer = steps(short, autoencoder=6, level_0=6, level_1=6)
+    said = go(data, run, longer)
+    go(data, tmp_path / "once", longer)
+    ours, theirs = weights(run), weights(tmp_path / "once")
+    assert ours.keys() == theirs.keys()
+    assert all(same(ours[name], theirs[name]) for name in ours)
+    for part in ("autoencoder", "prior/level-0"):
+        found = [line["step"] for line in read_metrics(run / part / "metrics.jsonl")]
+        assert sorted({*found}) == [1, 2, 3, 4, 5, 6]
+    first = next(line for line in said if line.startswith("autoencoder: trained further"))
+    assert "from step 3 towards 6" in first
+    assert "codes, prior/level-0, prior/level-1 are removed and made anew" in first
+    assert not [*run.rglob("longer")]
+    last = steps(short, autoencoder=6, level_0=6, level_1=9)
+    go(data, run, last)
+    go(data, tmp_path / "nine", last)
+    assert same(weights(run)["prior/level-1/model.safetensors"], weights(tmp_path / "nine")["prior/level-1/model.safetensors"])  # fmt: skip
+
+
+def test_one_prior_alone(run: Path, data: Path, short: Config, tmp_path: Path) -> None:
+    """The other weights are not touched; samples of this level and finer ones are drawn again."""
+    before = weights(run)
+    sheets = {path: path.read_bytes() for path in run.rglob("samples.png")}
+    wanted = steps(short, level_1=6)
+    said = go(data, run, wanted)
+    assert [line for line in said if "trained further" in line] == [
+        f"prior level 1: trained further, from step 3 towards 6; until it is done, {run} can be used as it is"
+    ]
+    assert any(line == "prior level 1: going on from step 3 of 6" for line in said)
+    after = weights(run)
+    assert {name for name in before if not same(before[name], after[name])} == {
+        "prior/level-1/model.safetensors"
+    }
+    assert {path.parent.name for path, data in sheets.items() if path.read_bytes() != data} == {"level-1"}
+    assert go(data, run, wanted) == [f"{run}: all is done; nothing to train"]
+
+
+def test_until_it_is_done_the_run_stays_as_it_was(
+    run: Path, data: Path, short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted at each step: weights, codes and priors are the old ones, and the same command goes on."""
+    longer = steps(short, autoencoder=6)
+    before, drawn = weights(run), load(run, "cpu").sample(2)
+    usual = pipeline.AutoencoderObjective
+    for step in (4, 5):
+
+        def make(*arguments: Any, step: int = step) -> Any:
+            objective = usual(*arguments)
+            signal_at(objective, {step}, signal.SIGTERM)
+            return objective
+
+        monkeypatch.setattr(pipeline, "AutoencoderObjective", make)
+        with pytest.raises(Interrupted, match=f"saved at step {step} of 6"):
+            go(data, run, longer)
+        found = weights(run)
+        assert all(same(before[name], found[name]) for name in before)
+        assert torch.equal(load(run, "cpu").sample(2), drawn)
+    monkeypatch.setattr(pipeline, "AutoencoderObjective", usual)
+    go(data, run, longer)
+    go(data, tmp_path / "once", longer)
+    ours, theirs = weights(run), weights(tmp_path / "once")
+    assert all(same(ours[name], theirs[name]) for name in ours)
+
+
+def test_without_the_kept_state_it_goes_on_from_the_weights(run: Path, data: Path, short: Config) -> None:
+    """And says so. A record that is missing, as in a copied model of the package, is made up."""
+    stage = RunFolder(run).prior(0)
+    (stage.path / "state.safetensors").unlink()
+    stage.record.unlink()
+    said = go(data, run, steps(short, level_0=5))
+    assert any("its optimiser's state was not kept" in line for line in said)
+    assert any(line == "prior level 0: going on from step 3 of 5" for line in said)
+    assert read_json(stage.record)["outcome"]["step"] == 5
+
+
+def test_the_sharpened_decoder_goes_on_too(data: Path, short: Config, tmp_path: Path) -> None:
+    """From its state; without it, it is trained anew, which is said."""
+    sharpen = {**CONSTANT, "average": 0.5, "begin": 0, "width": 4, "depth": 2}
+    config = changed(tiny(1, train=CONSTANT), sharpen=sharpen)
+    run = tmp_path / "run"
+    go(data, run, config)
+    before = weights(run)
+    longer = changed(config, sharpen={"steps": 6})
+    go(data, run, longer)
+    go(data, tmp_path / "once", longer)
+    after = weights(run)
+    assert {name for name in before if not same(before[name], after[name])} == {"sharpen/model.safetensors"}
+    assert all(same(after[name], own) for name, own in weights(tmp_path / "once").items())
+    (run / "sharpen" / "state.safetensors").unlink()
+    said = go(data, run, changed(config, sharpen={"steps": 9}))
+    assert any("its state was not kept, so it is trained anew" in line for line in said)
+
+
+def test_patience_is_counted_anew(data: Path, tmp_path: Path) -> None:
+    """A prior that stopped for want of progress goes on when more steps are asked for, and stops again."""
+    config = tiny(1, train={"steps": 6, "evaluate_every": 1, "patience": 1, "lr": 1e-12, "warmup": 0})
+    config = changed(config, autoencoder={"decay": 0.999999, "revive": False})
+    said = go(data, tmp_path / "run", config)
+    assert any("brought no better result" in line for line in said)
+    stage = RunFolder(tmp_path / "run").prior(0)
+    before = read_json(stage.record)["outcome"]["step"]
+    if before == 6:
+        pytest.skip("it improved by chance")
+    go(data, tmp_path / "run", steps(config, level_0=12))
+    assert read_json(stage.record)["outcome"]["step"] > before
+
+
+def test_minutes_that_are_over_must_be_raised(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(1, train={**CONSTANT, "steps": 1000, "minutes": 0.001, "evaluate_every": 1000})
+    run = tmp_path / "run"
+    said = go(data, run, config)
+    assert any("because its 0.001 minutes are over" in line for line in said)
+    done = read_json(RunFolder(run).autoencoder.record)["outcome"]["step"]
+    with pytest.raises(RunError, match=r"raise train_autoencoder\.minutes too"):
+        go(data, run, changed(config, train_autoencoder={"steps": 2000}))
+    go(data, run, changed(config, train_autoencoder={"steps": done + 2, "minutes": 0}) if done > 998 else changed(config, train_autoencoder={"minutes": 0.002}))  # fmt: skip
+    assert read_json(RunFolder(run).autoencoder.record)["outcome"]["step"] > done
+
+
+@pytest.mark.parametrize(
+    ("line", "may"),
+    [
+        ("train_autoencoder.steps: 6 -> 7", True),
+        ("train_autoencoder.steps: 6 -> 5", False),
+        ("sharpen.steps: 0 -> 5", False),  # this is a new stage
+        ("train_prior.1.minutes: 2.0 -> 3.5", True),
+        ("train_prior.1.minutes: 2.0 -> 0.0", True),
+        ("train_prior.1.minutes: 0.0 -> 2.0", False),
+        ("train_prior.0.patience: 6 -> 0", True),
+        ("train_prior.0.lr: 0.001 -> 0.002", False),
+        ("autoencoder.codes: [8, 10] -> [8, 16]", False),
+    ],
+)
+def test_what_makes_a_training_longer(line: str, may: bool) -> None:
+    assert may_change(line) == may
+
+
+# --- another prior in the place of one ---
+
+
+def test_a_prior_is_replaced_on_request(run: Path, data: Path, short: Config) -> None:
+    """The old one is moved aside; the same command again trains nothing; the other level stays as it is."""
+    level = short.prior.levels[0].model_dump()
+    wider = [level | {"hidden": 12}, short.prior.levels[1].model_dump()]
+    wanted = changed(short, prior={"levels": wider})
+    before = weights(run)
+    with pytest.raises(RunError, match=r"prior\.levels\.0\.hidden: 8 -> 12.*--redo-prior LEVEL"):
+        go(data, run, wanted)
+    with pytest.raises(RunError, match=r"prior\.levels\.0\.hidden"):
+        go(data, run, wanted, redo=[1])
+    said = go(data, run, wanted, redo=[0])
+    aside = run / "prior" / "level-0.before-1"
+    assert any(f"moved to {aside}" in line for line in said)
+    after = weights(run)
+    assert same(after["prior/level-0.before-1/model.safetensors"], before["prior/level-0/model.safetensors"])
+    assert same(after["prior/level-1/model.safetensors"], before["prior/level-1/model.safetensors"])
+    assert load(run, "cpu").sample(2).shape == (2, 3, 16, 16)
+    assert go(data, run, wanted, redo=[0]) == [f"{run}: all is done; nothing to train"]
+
+
+# --- from another run ---
+
+
+def fine_tuned(short: Config, whole: Path, **patch: Any) -> Config:
+    """Settings that begin with the weights of a run and hardly move them."""
+    start = {"start": str(whole), "lr": 1e-12, "warmup": 0}
+    priors = [training.model_dump() | start for training in short.train_prior]
+    more = {"train_autoencoder": {**start, "steps": 1}, "train_prior": priors}
+    return changed(short, **more, autoencoder={"decay": 0.999999, "revive": False}, **patch)
+
+
+def test_priors_begin_with_those_of_another_run(
+    whole: Path, data: Path, short: Config, tmp_path: Path
+) -> None:
+    """With the same classes all weights are taken over; a class of the same name keeps its embedding, another one is new."""
+    theirs = weights(whole)
+    go(data, tmp_path / "same", fine_tuned(short, whole))
+    other = pictures(tmp_path / "pictures", classes=("birds", "cats", "dogs"))
+    said = go(other, tmp_path / "other", fine_tuned(short, whole, seed=5))
+    assert any("1 of 3 classes are new" in line for line in said)
+    for level in (0, 1):
+        name = f"prior/level-{level}/model.safetensors"
+        ours = weights(tmp_path / "same")[name]
+        assert all(torch.allclose(ours[key], value, atol=1e-6) for key, value in theirs[name].items())
+        table, before = weights(tmp_path / "other")[name]["label.weight"], theirs[name]["label.weight"]
+        assert torch.allclose(table[1:], before, atol=1e-6), "cats, dogs, no label"
+        assert not torch.allclose(table[0], before[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ({"prior": {"levels": [{"hidden": 12}, {}]}}, "expected the priors of"),
+        ({"autoencoder": {"codes": [8, 11]}}, "expected the codes of"),
+    ],
+)
+def test_another_run_must_have_the_same_networks(
+    patch: dict[str, Any], said: str, whole: Path, short: Config, tmp_path: Path
+) -> None:
+    """Refused before an image is read."""
+    if "prior" in patch:
+        own = [level.model_dump() for level in short.prior.levels]
+        patch = {"prior": {"levels": [a | b for a, b in zip(own, patch["prior"]["levels"], strict=True)]}}
+    config = fine_tuned(changed(short, **patch), whole)
+    config = changed(config, train_autoencoder={"start": ""})
+    with pytest.raises(RunError, match=said):
+        go(Path("no pictures"), tmp_path / "run", config)
