@@ -1,24 +1,27 @@
 """The command `vqvae2`: it registers the verbs, each of which is a file of `commands/`, and turns errors into exit codes.
 
 Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130, 143 or 129 and one line after SIGINT
-(Ctrl-C), SIGTERM or SIGHUP.
+(Ctrl-C), SIGTERM or SIGHUP. Under `torchrun` the first process that fails writes the line; 1 is the code of those that end
+because another one did.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vqvae2 import __version__, stopping
+from vqvae2 import __version__, processes, stopping
 from vqvae2.commands import (
     complete,
+    compress,
     critic,
+    decode,
+    decompress,
     demo,
+    encode,
     evaluate,
     explain,
     export,
@@ -31,10 +34,11 @@ from vqvae2.commands import (
     sample,
     score,
     serve,
+    together,
     train,
 )
 from vqvae2.commands.verbs import verb
-from vqvae2.errors import UserError, printable, shortage
+from vqvae2.errors import UserError, shortage
 
 _INTERRUPTED = 130
 _UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
@@ -70,6 +74,10 @@ app.command("sample")(verb(sample.command))
 app.command("reconstruct")(verb(reconstruct.command))
 app.command("complete")(verb(complete.command))
 app.command("score")(verb(score.command))
+app.command("encode")(verb(encode.command))
+app.command("decode")(verb(decode.command))
+app.command("compress")(verb(compress.command))
+app.command("decompress")(verb(decompress.command))
 app.command("evaluate")(verb(evaluate.command))
 app.command("explain")(verb(explain.command, computes=False))
 app.command("inspect")(verb(inspect.command, computes=False))
@@ -101,8 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
         not text or _UNSET.fullmatch(text) for text in given
     ):  # a path of no characters is the current folder
         _fail("an argument is empty; an unset variable of the shell may be the reason", 2)
+    given = given or ["--help"]
     try:
-        code = app(args=given or ["--help"], standalone_mode=False, prog_name="vqvae2")
+        together.join(given)
+        code = app(args=given, standalone_mode=False, prog_name="vqvae2")
         if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this code and says nothing
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
@@ -116,25 +126,20 @@ def main(arguments: list[str] | None = None) -> None:
     except _ClickError as error:
         _fail(error.format_message(), 2)
     except Exception as error:
-        if number := _interrupted(error):
+        if number := together.interrupted(error):
             _fail(f"interrupted: {error}; the same command continues from there", 128 + number)
         if lacking := shortage(error):
             _fail(lacking, 2)
+        if processes.another_ended(error):
+            _fail("another process of this command ended; the same command goes on where it stopped", 1)
+        processes.first_to_fail()  # the others need not say that this one ended
         raise
-
-
-def _interrupted(error: Exception) -> int:
-    """The signal that ended a training, or 0: `Interrupted` is of a module that is loaded only if something was trained."""
-    loop = sys.modules.get("vqvae2.train.loop")
-    return int(error.number) if loop is not None and isinstance(error, loop.Interrupted) else 0
 
 
 def _fail(message: str, code: int) -> NoReturn:
     stopping.end()
-    try:
-        typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
-    except OSError:  # the terminal is gone
-        sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
+    together.say_last(message)
+    together.leave(code)
     sys.exit(code)
 
 

@@ -11,6 +11,8 @@ _UNSAFE = (
     )
 )
 
+_LONGEST = 2000  # characters of a message
+
 
 def printable(text: str) -> str:
     """Text that is safe to print on a terminal: what could steer it is replaced by an escape such as `\\x1b`.
@@ -32,11 +34,16 @@ _OUT_OF_MEMORY = (  # of torch's allocator, of Python's threads, of oneDNN
 class UserError(ValueError):
     """A mistake of the user; the command prints the message as one line and ends with exit code 2.
 
-    The message is made `printable`.
+    The message is made `printable`, put on one line and, where a name in it is very long, shortened in the middle.
     """
 
     def __init__(self, *details: object) -> None:
-        super().__init__(*(printable(item) if isinstance(item, str) else item for item in details))
+        super().__init__(*(_one_line(item) if isinstance(item, str) else item for item in details))
+
+
+def _one_line(text: str) -> str:
+    line = printable(text).replace("\n", " ")
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 500]} ... {line[-400:]}"
 
 
 def shortage(error: Exception) -> str:

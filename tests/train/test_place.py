@@ -107,10 +107,8 @@ def test_what_killed_processes_left_is_removed(
     for name in leftovers:
         (folder / f"{name}.{host()}-{GONE}.tmp").write_bytes(b"half a file")
     (folder / "autoencoder" / "checkpoints").mkdir()
-    shutil.copy(
-        folder / "autoencoder" / "model.safetensors",
-        folder / "autoencoder" / "checkpoints" / "last.safetensors",
-    )
+    state = folder / "autoencoder" / "state.safetensors"  # killed before it was put there
+    state.rename(folder / "autoencoder" / "checkpoints" / "last.safetensors")
     (folder / "notes.txt").write_text("of the user")
     pipeline.train(str(data), folder, config, reporter=Reporter(quiet=True))
     assert files(folder) == sorted([*files(whole), "notes.txt"])

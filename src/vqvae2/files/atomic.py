@@ -48,6 +48,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # it may be a link
         temporary.touch()
         mode = (
             temporary.stat().st_mode
