@@ -155,7 +155,9 @@ def test_a_decoder_of_another_autoencoder_is_refused(sharpened: Path, tmp_path: 
     changed = load(run, "cpu")
     with pytest.raises(FileError, match="belongs to another autoencoder"):
         changed.sample(1)
-    assert changed.sample(1, decoder="plain").isfinite().all()
+    assert changed.reconstruct(torch.zeros(1, 3, 16, 16), decoder="plain").isfinite().all()
+    with pytest.raises(FileError, match="belongs to another autoencoder"):
+        changed.sample(1, decoder="plain")  # its priors are of the former one too
     file.unlink()
     with pytest.raises(RunError, match=r"the autoencoder of .* is not trained yet"):
         load(run, "cpu").decoder()

@@ -226,7 +226,7 @@ def test_sampling_checks_itself() -> None:
         {"guidance": -1},
         {"batch": 0},
     ):
-        with pytest.raises(ValueError, match="expected|should be"):
+        with pytest.raises(ValueError, match=r"expected|should be"):
             vqvae2.Sampling(**wrong)
 
 

@@ -257,7 +257,7 @@ def members(path: Path, chance: random.Random) -> None:
         arrays = dict(opened)
     name = chance.choice(sorted(arrays))
     value = arrays[name]
-    arrays[name] = chance.choice((value[:0], value[:1], value.astype(np.float64), value[..., None], value + 10**6,
+    arrays[name] = chance.choice((value[:0], value[:1], value.astype(np.float64), value[..., None], value.astype(np.int64) + 10**6,
                                   np.array("text"), np.zeros((), np.int64), -value.astype(np.int64)))  # fmt: skip
     if chance.random() < 0.2:
         del arrays[name]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import io
 import json
@@ -43,6 +44,7 @@ from _mutations import VICTIM, mutations_of
 from vqvae2 import Run
 from vqvae2.commands import costs
 from vqvae2.commands.inspect import describe
+from vqvae2.config import overrides
 from vqvae2.config.presets import preset
 from vqvae2.config.sampling import Sampling
 from vqvae2.data.store import open_store
@@ -62,6 +64,7 @@ SECONDS, MEBIBYTES = (
     1024,
 )  # that the readers of one mutated folder may take, beyond what the process has
 _STEPS = 4
+_AT_ONCE = 200  # mutations of one process
 _READING = (
     "run",
     "half",
@@ -362,8 +365,14 @@ def _peak() -> float:
 
 @contextlib.contextmanager
 def _quick_costs() -> Iterator[None]:
-    """Count the costs of equal configurations once; they take longer than all else together."""
+    """Count the costs of equal configurations once, and parse equal texts once; they take longer than all else together."""
     measure, known = costs.measure, {}
+    parse, texts = overrides.parse_yaml, {}
+
+    def parsed(text: str) -> Any:
+        if text not in texts:
+            texts[text] = parse(text)
+        return copy.deepcopy(texts[text])
 
     def remembered(config: Any) -> Any:
         key = config.model_dump_json()
@@ -371,11 +380,11 @@ def _quick_costs() -> Iterator[None]:
             known[key] = measure(config)
         return known[key]
 
-    costs.measure = remembered
+    costs.measure, overrides.parse_yaml = remembered, parsed
     try:
         yield
     finally:
-        costs.measure = measure
+        costs.measure, overrides.parse_yaml = measure, parse
 
 
 def main() -> int:
@@ -396,8 +405,8 @@ def main() -> int:
         root = options.root or Path(folder)
         if options.root is None:
             build(root)
-        for first in range(options.first, options.first + options.count, 100):
-            count = min(100, options.first + options.count - first)
+        for first in range(options.first, options.first + options.count, _AT_ONCE):
+            count = min(_AT_ONCE, options.first + options.count - first)
             command = [sys.executable, __file__, "--alone", "--root", str(root), "--seed", str(options.seed)]
             command += ["--first", str(first), "--count", str(count)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

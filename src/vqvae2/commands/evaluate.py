@@ -73,6 +73,8 @@ def evaluate(
 
     network = check_options(run, options)  # before the folder is made, and before images are read
     make_folder(out)
+    if run is not None and data is None:
+        reporter.say(f"the real images are those that the run names: {run.record.get('source')}")
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
@@ -166,7 +168,7 @@ def command(
         typer.Option(
             metavar="PART,...",
             help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
-            "symmetry, speed, critic, tuning",
+            "symmetry, speed, critic, tuning, compression (which has to be asked for)",
         ),
     ] = None,
     samples: Annotated[
@@ -240,9 +242,7 @@ def command(
     group = joined()
     reporter = Reporter(quiet=not group.main)
     loaded = load(run) if run is not None else None
-    if data is None and loaded is not None and "source" in loaded.record:
-        reporter.say(f"the real images are those that the run names: {loaded.record['source']}")
-    elif data is None:
+    if data is None and (loaded is None or "source" not in loaded.record):
         raise UserError("expected --data DATA, the real images")
     if out is None:
         if loaded is None:

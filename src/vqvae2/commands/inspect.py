@@ -30,8 +30,10 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         run: also what is done of it, and what it has measured; None leaves this out.
     """
     from vqvae2.commands.costs import measure
-    from vqvae2.train.folder import check_derived
+    from vqvae2.train.derived import check_derived, check_shapes
 
+    if run is not None:  # settings of a stranger may ask for any size, whose costs take long to count
+        check_shapes(run.folder, config)
     costs = measure(config)
     tables = {
         "geometry": _geometry(config),

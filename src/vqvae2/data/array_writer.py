@@ -35,6 +35,7 @@ class ArrayWriter:
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.count = 0
         self._checksum = hashlib.sha256()
+        self.temporary.unlink(missing_ok=True)  # it may be a link
         self._file = self.temporary.open("wb")
         self._write_header()
 

@@ -32,8 +32,7 @@ class SkippedFile:
 
     def add(self, name: str, reason: str) -> None:
         """Append an image that turned out to be broken during training; only the first is reported."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(one_line(name, reason) + "\n")
+        atomic.append_text(self.path, one_line(name, reason) + "\n")
         if self.say is not None:
             self.say(
                 f"an image cannot be used ({one_line(name, reason, ': ')}); "

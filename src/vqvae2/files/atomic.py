@@ -47,6 +47,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # it may be a link
         temporary.touch()
         mode = (
             temporary.stat().st_mode

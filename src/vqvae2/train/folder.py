@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from pydantic import Field
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.codes import Geometry
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
@@ -28,6 +27,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.train.derived import check_origin, compare_priors, prior_of
 from vqvae2.train.longer import may_change, record_ends, set_aside
 
 REDO = "--redo-prior"
@@ -318,46 +318,6 @@ def stored_figures(file: Path) -> dict[str, float]:
     return {name: value for name, value in figures.items() if type(value) in (int, float)}
 
 
-def check_origin(file: Path, digest: str, required: bool = False) -> None:
-    """Check that what a file holds was derived from the run's autoencoder.
-
-    Args:
-        file: weights, or the state of a training; their metadata name the autoencoder's digest as `autoencoder`.
-        digest: of the weights of the run's autoencoder.
-        required: refuse a file that names none. Priors of former versions named none.
-
-    Raises:
-        FileError: it was derived from another one, or is damaged.
-    """
-    found = tensor_file.read_header(file).metadata.get("autoencoder")
-    if found != digest and (required or found is not None):
-        part = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-        raise atomic.FileError(
-            f"{file} belongs to another autoencoder than the one in this run; delete {part}, and `vqvae2 train` makes it anew"
-        )
-
-
-def check_derived(folder: Path, config: Config) -> None:
-    """Check that what is trained of a run was derived from its autoencoder, finished or not.
-
-    Raises:
-        FileError: it was derived from another one, or the autoencoder is gone and will be trained anew.
-    """
-    paths = RunFolder(folder)
-    digest = None
-    if paths.autoencoder.done():
-        digest = tensor_file.digest(tensor_file.load_tensors(paths.autoencoder.model)[0])
-    for name, stage in paths.networks(config.autoencoder.levels).items():
-        files = [] if name == "autoencoder" else [stage.model, stage.checkpoint]
-        for file in filter(Path.exists, files):
-            if digest is None:
-                raise atomic.FileError(
-                    f"{file} was derived from an autoencoder that {folder} no longer holds; delete {stage.path}, or restore "
-                    f"{paths.autoencoder.model}"
-                )
-            check_origin(file, digest)
-
-
 def load_prior(
     folder: Path,
     config: Config,
@@ -374,18 +334,11 @@ def load_prior(
         FileError: not trained yet, damaged, or trained on the codes of another autoencoder.
     """
     count = config.autoencoder.levels if levels is None else levels
-    whole = config.geometry
-    geometry = Geometry(whole.grids[:count], whole.vocabulary[:count])
-    settings = config.prior.model_copy(update={"levels": config.prior.levels[:count]})
-    with torch.device("meta"):
-        prior = HierarchicalPrior(settings, geometry)
     for level in range(count):
-        file = model_file(folder, level)
         if autoencoder is not None:
-            check_origin(file, autoencoder)
-        own = {name: tuple(value.shape) for name, value in prior.level(level).state_dict().items()}
-        tensor_file.compare_shapes(own, tensor_file.read_header(file).shapes, file)
-    prior = HierarchicalPrior(settings, geometry)
+            check_origin(model_file(folder, level), autoencoder)
+    compare_priors(folder, config, range(count))
+    prior = prior_of(config, count)
     for level in range(count):
         tensors, _ = tensor_file.load_tensors(model_file(folder, level))
         tensor_file.load_weights(prior.level(level), tensors, model_file(folder, level))

@@ -31,11 +31,11 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.beginning import begin_prior, check_starts, read_distance, stage1_inputs
+from vqvae2.train.derived import check_derived
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
     Redo,
     begun,
-    check_derived,
     check_images,
     claim,
     finished,

@@ -1,0 +1,90 @@
+"""What of a run was derived from its autoencoder, and whether it still fits: digests and shapes, by the headers of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Geometry
+from vqvae2.config.models import Config
+from vqvae2.files import atomic, tensor_file
+from vqvae2.files.run_folder import RunFolder
+from vqvae2.prior.hierarchy import HierarchicalPrior
+
+
+def check_origin(file: Path, digest: str, required: bool = False) -> None:
+    """Check that what a file holds was derived from the run's autoencoder.
+
+    Args:
+        file: weights, or the state of a training; their metadata name the autoencoder's digest as `autoencoder`.
+        digest: of the weights of the run's autoencoder.
+        required: refuse a file that names none. Priors of former versions named none.
+
+    Raises:
+        FileError: it was derived from another one, or is damaged.
+    """
+    found = tensor_file.read_header(file).metadata.get("autoencoder")
+    if found != digest and (required or found is not None):
+        part = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+        raise atomic.FileError(
+            f"{file} belongs to another autoencoder than the one in this run; delete {part}, and `vqvae2 train` makes it anew"
+        )
+
+
+def check_derived(folder: Path, config: Config) -> None:
+    """Check that what is trained of a run was derived from its autoencoder, finished or not.
+
+    Raises:
+        FileError: it was derived from another one, or the autoencoder is gone and will be trained anew.
+    """
+    paths = RunFolder(folder)
+    digest = None
+    if paths.autoencoder.done():
+        digest = tensor_file.digest(tensor_file.load_tensors(paths.autoencoder.model)[0])
+    for name, stage in paths.networks(config.autoencoder.levels).items():
+        files = [] if name == "autoencoder" else [stage.model, stage.checkpoint]
+        for file in filter(Path.exists, files):
+            if digest is None:
+                raise atomic.FileError(
+                    f"{file} was derived from an autoencoder that {folder} no longer holds; delete {stage.path}, or restore "
+                    f"{paths.autoencoder.model}"
+                )
+            check_origin(file, digest)
+
+
+def check_shapes(folder: Path, config: Config) -> None:
+    """Compare the settings with the headers of the weights that are there; neither the networks nor the weights are made.
+
+    Raises:
+        FileError: they do not fit, or a file is damaged.
+    """
+    stages = RunFolder(folder)
+    if stages.autoencoder.done():
+        with torch.device("meta"):
+            own = VQVAE(config.autoencoder).state_dict()
+        shapes = tensor_file.read_header(stages.autoencoder.model).shapes
+        expected = {name: tuple(value.shape) for name, value in own.items()}
+        tensor_file.compare_shapes(expected, shapes, stages.autoencoder.model)
+    levels = range(config.autoencoder.levels)
+    compare_priors(folder, config, [level for level in levels if stages.prior(level).done()])
+
+
+def compare_priors(folder: Path, config: Config, levels: Iterable[int]) -> None:
+    wanted = list(levels)
+    with torch.device("meta"):
+        prior = prior_of(config, max(wanted) + 1) if wanted else None
+    for level in wanted:
+        assert prior is not None
+        own = {name: tuple(value.shape) for name, value in prior.level(level).state_dict().items()}
+        file = RunFolder(folder).prior(level).model
+        tensor_file.compare_shapes(own, tensor_file.read_header(file).shapes, file)
+
+
+def prior_of(config: Config, levels: int) -> HierarchicalPrior:
+    """The priors of the coarsest levels, with any weights."""
+    geometry = Geometry(config.geometry.grids[:levels], config.geometry.vocabulary[:levels])
+    settings = config.prior.model_copy(update={"levels": config.prior.levels[:levels]})
+    return HierarchicalPrior(settings, geometry)
