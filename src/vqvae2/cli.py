@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     except _ClickError as error:
         _fail(error.format_message(), 2)
     except Exception as error:
-        if _interrupted(error):
+        if together.interrupted(error):
             _fail(f"interrupted: {error}; the same command continues from there", 130)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", 2)
@@ -134,12 +134,6 @@ def main(arguments: list[str] | None = None) -> None:
             _fail("another process of this command ended; the same command goes on where it stopped", 1)
         processes.first_to_fail()  # the others need not say that this one ended
         raise
-
-
-def _interrupted(error: Exception) -> bool:
-    """Whether it is the training's `Interrupted`, whose module is loaded only if something was trained."""
-    loop = sys.modules.get("vqvae2.train.loop")
-    return loop is not None and isinstance(error, loop.Interrupted)
 
 
 def _fail(message: str, code: int) -> None:

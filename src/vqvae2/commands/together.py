@@ -1,4 +1,4 @@
-"""The command under `torchrun`: the processes of a verb join, and leave together."""
+"""How a command begins and ends: under `torchrun` the processes of a verb join, and leave together."""
 
 from __future__ import annotations
 
@@ -42,3 +42,9 @@ def leave(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def interrupted(error: Exception) -> bool:
+    """Whether it is the training's `Interrupted`, whose module is loaded only if something was trained."""
+    loop = sys.modules.get("vqvae2.train.loop")
+    return loop is not None and isinstance(error, loop.Interrupted)
