@@ -77,16 +77,23 @@ def score(
             _write_maps(run, to_float(pixels), label, [targets[number] for number in numbers])
         for item, maps in zip(items, targets, strict=True):
             item["maps"] = [str(path) for path in maps]
-    typical = run.typical(label is not None)
-    if typical is not None:
-        scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
-        for item, (value, typicality) in zip(items, scores, strict=True):
-            item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
-        items.sort(key=lambda item: -item["score"])
-    result = {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
+    heldout = _add_typicality(run, items, log_prob, label)
+    result = {"label": label, "heldout": heldout, "pictures": items}
     if out is not None and group.main:
         write_json(out, result)
     return result
+
+
+def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, label: str | None) -> int | None:
+    """Score and sort the items if the run has held-out images; their number, or None."""
+    typical = run.typical(label is not None)
+    if typical is None:
+        return None
+    scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
+    for item, (value, typicality) in zip(items, scores, strict=True):
+        item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
+    items.sort(key=lambda item: -item["score"])
+    return len(typical)
 
 
 def _map_files(run: Run, files: Sequence[Path], folder: Path) -> list[list[Path]]:

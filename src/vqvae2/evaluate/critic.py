@@ -28,11 +28,11 @@ from vqvae2.data.recorded import open_source, same_source
 from vqvae2.errors import UserError
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
+from vqvae2.evaluate.critic_images import ImageReader
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
 from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
-from vqvae2.evaluate.shared_reading import SharedReader
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
@@ -199,7 +199,7 @@ def fit_critic(
         )
     kind, group = kind or CriticKind(), group or Group()
     model = kind.model
-    read = SharedReader(critic_file(folder).with_name("parts"), images, data, progress, group)
+    read = ImageReader(folder, images, data, progress, group)
     own: Probe | ResNet | None = None
     if model is not None:
         classifier, about = _read(model, device), {"name": model.name}
@@ -249,7 +249,7 @@ def classifier_config(n: int) -> ClassifierConfig:
 
 
 def _trained(
-    read: SharedReader, kind: CriticKind, device: torch.device | str
+    read: ImageReader, kind: CriticKind, device: torch.device | str
 ) -> tuple[ImageClassifier, Probe | ResNet, dict[str, Any]]:
     """Train on the training images: the classifier, what of it is saved, and what its record says of the backbone.
 

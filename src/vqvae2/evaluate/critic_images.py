@@ -1,7 +1,4 @@
-"""Images of a data set read by all processes, for a classifier: each part of them by one process, which keeps what it made.
-
-Shapes: B batch, C image channels, H W image size.
-"""
+"""Reading the images from which a critic is fitted, and computing on them in parts that several processes share."""
 
 from __future__ import annotations
 
@@ -19,27 +16,21 @@ from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet
 from vqvae2.evaluate.sets import digest
 from vqvae2.files.parts import Parts, cut
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.processes import Group
 
-_PART = 1024  # images of which one process computes the features at a time
-_BATCH = 16  # images read at a time, after each of which the progress is told
+PART = 1024  # images of which one process computes the features at a time
+BATCH = 16  # images read at a time, after each of which the progress is told
 
 
-class SharedReader:
-    """Reads images in order, with the labels of those that are really read: a broken one is replaced by another of the data set.
-
-    Args:
-        folder: for parts of the work that are done; removed by `done`.
-        images, data: of the data set.
-        progress: called with the number of images that this process has read.
-        group: the processes that share the work.
-    """
+class ImageReader:
+    """Reads images in order, with the labels of those that are really read: a broken one is replaced by another of the data set."""
 
     def __init__(
         self, folder: Path, images: ImageSet, data: DataConfig, progress: Callable[[int], None], group: Group
     ) -> None:
-        self.folder, self.images, self.data = folder, images, data
-        self.progress, self.group = progress, group
+        self.images, self.data, self.progress, self.group = images, data, progress, group
+        self.folder = RunFolder(folder).critic.with_name("parts")
         self._count = 0
         self._labels: list[Tensor] = []
 
@@ -52,7 +43,7 @@ class SharedReader:
             work: identifies what is made.
         """
         key = digest(work, self.images.fingerprint, len(indices))
-        parts = Parts(self.folder / key[:16], key, cut(len(indices), _PART), self.group)
+        parts = Parts(self.folder / key[:16], key, cut(len(indices), PART), self.group)
 
         def of(part: range) -> dict[str, Tensor]:
             made = some(self(indices[part.start : part.stop]))
@@ -63,9 +54,8 @@ class SharedReader:
         return parts.joined()
 
     def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-        """The images at these indices in batches, [B, C, H, W] in [-1, 1], read by this process."""
         self._labels = []
-        for pixels, labels in sequential(self.images, indices, self.data, batch=_BATCH):
+        for pixels, labels in sequential(self.images, indices, self.data, batch=BATCH):
             self._labels.append(labels)
             yield pixels
             self._count += len(labels)
