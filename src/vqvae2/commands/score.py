@@ -15,6 +15,7 @@ from vqvae2.files.progress import Reporter
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vqvae2.commands.images import SharedImages
     from vqvae2.processes import Group
     from vqvae2.run import Run
 
@@ -50,8 +51,6 @@ def score(
     Raises:
         UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
     """
-    import torch
-
     from vqvae2.commands.images import shared_images
     from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
@@ -62,9 +61,7 @@ def score(
     shared = shared_images(run, paths, run.sampling.batch, group, report)
     files = shared.files
     refuse_to_overwrite(files, [out] if out else [])
-    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
-    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
-    log_prob = torch.cat([values for _, values in done]).double()
+    log_prob = _log_prob(run, shared, label, group)
     dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
@@ -82,6 +79,17 @@ def score(
     if out is not None and group.main:
         write_json(out, result)
     return result
+
+
+def _log_prob(run: Run, shared: SharedImages, label: str | None, group: Group) -> Tensor:
+    """`Run.log_prob` of all images in their order, float64 [n, L], by all processes."""
+    import torch
+
+    from vqvae2.data.pixels import to_float
+
+    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
+    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
+    return torch.cat([values for _, values in done]).double()
 
 
 def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, label: str | None) -> int | None:
