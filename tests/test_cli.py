@@ -255,6 +255,7 @@ def test_other_settings_of_a_trained_run_are_refused(
         assert said.err.count("\n") == 2, "what is trained, and why it is not"
     other = shutil.copytree(pictures, tmp_path / "elsewhere")
     assert command("train", other, "--run", run).code == 0  # the same images, wherever they are
+    before = digests(run)  # config.yaml names the place
     others = shutil.copytree(pictures, tmp_path / "others")
     (others / "disc" / "01.png").unlink()
     said = command("train", others, "--run", run)
