@@ -40,7 +40,7 @@ def epoch(images: ImageSet, config: DataConfig) -> Callable[[], None]:
     """One pass over the training pictures."""
 
     def read() -> None:
-        order = TrainingOrder(images.train, BATCH, 0)
+        order = TrainingOrder(images.train, BATCH, 0, buffer=config.shuffle_buffer)
         for _ in pixel_batches(images, order, config, stop=max(1, len(images.train) // BATCH)):
             pass
 

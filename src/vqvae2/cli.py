@@ -1,6 +1,7 @@
 """The command `vqvae2`: it registers the verbs, each of which is a file of `commands/`, and turns errors into exit codes.
 
-Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 after an interruption that was saved.
+Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 after an interruption that was saved. Under
+`torchrun` the first process that fails writes the line; 1 is the code of those that end because another one did.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from typing import Annotated, Any
 
 import typer
 
-from vqvae2 import __version__
+from vqvae2 import __version__, processes
 from vqvae2.commands import (
     complete,
+    compress,
     critic,
+    decode,
+    decompress,
     demo,
+    encode,
     evaluate,
     explain,
     export,
@@ -29,6 +34,7 @@ from vqvae2.commands import (
     sample,
     score,
     serve,
+    together,
     train,
 )
 from vqvae2.commands.verbs import verb
@@ -69,6 +75,10 @@ app.command("sample")(verb(sample.command))
 app.command("reconstruct")(verb(reconstruct.command))
 app.command("complete")(verb(complete.command))
 app.command("score")(verb(score.command))
+app.command("encode")(verb(encode.command))
+app.command("decode")(verb(decode.command))
+app.command("compress")(verb(compress.command))
+app.command("decompress")(verb(decompress.command))
 app.command("evaluate")(verb(evaluate.command))
 app.command("explain")(verb(explain.command, computes=False))
 app.command("inspect")(verb(inspect.command, computes=False))
@@ -100,8 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
         not text or _UNSET.fullmatch(text) for text in given
     ):  # a path of no characters is the current folder
         _fail("an argument is empty; an unset variable of the shell may be the reason", 2)
+    given = given or ["--help"]
     try:
-        code = app(args=given or ["--help"], standalone_mode=False, prog_name="vqvae2")
+        together.join(given)
+        code = app(args=given, standalone_mode=False, prog_name="vqvae2")
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
             _fail("interrupted", _INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)
@@ -118,6 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
             _fail(f"interrupted: {error}; the same command continues from there", 130)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", 2)
+        if processes.another_ended(error):
+            _fail("another process of this command ended; the same command goes on where it stopped", 1)
+        processes.first_to_fail()  # the others need not say that this one ended
         raise
 
 
@@ -128,7 +143,9 @@ def _interrupted(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
+    if processes.first_to_fail():
+        typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
+    together.leave(code)
     sys.exit(code)
 
 

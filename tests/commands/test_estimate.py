@@ -75,7 +75,7 @@ def test_what_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "free_memory", lambda device: 1000)
     say_estimate(config, tmp_path / "run", CPU, said, until="autoencoder")
     assert "prior" not in said.lines[1]
-    assert said.lines[2].startswith("warning: only 0.0 GB are free")
+    assert said.lines[2].startswith("warning: only 0 MB are free")
     say_estimate(preset("tiny"), tmp_path / "run", CPU, said)
     assert len(said.lines) == 3
 
@@ -96,7 +96,8 @@ def test_a_network_too_large_to_try_has_memory_and_no_time(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h"), (4 * 86400, "4 days")]
+    ("seconds", "words"),
+    [(40, "40 s"), (720, "12 min"), (12600, "3.5 h"), (4 * 86400, "4 days"), (1500 * 86400, "4 years")],
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words

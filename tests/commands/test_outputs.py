@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vqvae2.files.atomic import read_json
 from vqvae2.run import load
 
 Command = Callable[..., Any]
@@ -130,41 +129,6 @@ def test_a_mask_without_white_is_refused(
     assert said.code == 2
     assert "mask.png has no white pixel" in said.err
     assert not (tmp_path / "out").exists()
-
-
-# --- data that moved ---
-
-
-@pytest.mark.parametrize("way", ["moved", "from another folder"])
-def test_images_that_moved_are_those_that_were_decoded(
-    way: str,
-    pictures: Path,
-    settings: list[str],
-    tmp_path: Path,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """`evaluate` and `critic fit` use RUN/data; without it they ask for --data, and other images still count as others."""
-    data = Path(shutil.copytree(pictures, tmp_path / "here" / "data" / "mine"))
-    monkeypatch.chdir(tmp_path / "here")
-    run = tmp_path / "run"
-    assert command("train", "data/mine", "--run", run, "--preset", "tiny", *settings).code == 0
-    assert command("evaluate", run, "--only", "reconstruction", "--out", tmp_path / "before").code == 0
-    if way == "moved":
-        data = data.rename(tmp_path / "elsewhere")
-    else:
-        monkeypatch.chdir(tmp_path)
-    said = command("evaluate", run, "--only", "reconstruction", "--out", tmp_path / "after")
-    assert said.code == 0
-    assert "data/mine is not read again: the images decoded in" in said.err
-    parts = [read_json(tmp_path / name / "report.json")["parts"] for name in ("before", "after")]
-    assert parts[0] == parts[1]
-    shutil.rmtree(run / "data")
-    said = command("evaluate", run, "--only", "reconstruction", "--out", tmp_path / "after")
-    assert said.code == 2
-    assert "--data" in said.err
-    said = command("evaluate", run, "--data", data, "--only", "reconstruction", "--out", tmp_path / "after")
-    assert said.code == 0
 
 
 # --- silence ---

@@ -17,7 +17,7 @@ from vqvae2.config.overrides import read_yaml
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier_file import save_classifier
-from vqvae2.evaluate.critic import CriticError, critic_file, fit_critic, load_critic
+from vqvae2.evaluate.critic import CriticError, CriticKind, critic_file, fit_critic, load_critic
 from vqvae2.evaluate.probe import Probe, fit_probe
 from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
 from vqvae2.files.atomic import FileError
@@ -128,7 +128,7 @@ def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: P
     """It is taken into the run; the file is needed no more. It is its own backbone."""
     file = tmp_path / f"own-{kind}"
     _ = scripted(file) if kind == "model.pt" else resnet(file, images)
-    made = fit_critic(run, images, load(run, "cpu").config.data, model=file)
+    made = fit_critic(run, images, load(run, "cpu").config.data, CriticKind(model=file))
     file.unlink()
     found = load_critic(run)
     pixels, labels = batch(images, images.heldout)
@@ -142,7 +142,7 @@ def test_a_network_of_its_own(run: Path, images: ImageSet, monkeypatch: pytest.M
     """It learns from the training images, can be loaded again, and has no feature network as its backbone."""
     config = ClassifierConfig(width=8, stages=1, steps=60, batch=8, flip=False, shift=0)
     monkeypatch.setattr(critic, "classifier_config", lambda n: config)
-    made = fit_critic(run, images, load(run, "cpu").config.data, features="resnet")
+    made = fit_critic(run, images, load(run, "cpu").config.data, CriticKind("resnet"))
     found = load_critic(run)
     pixels, labels = batch(images, images.train)
     assert torch.equal(made(pixels, labels), found(pixels, labels))
@@ -156,9 +156,9 @@ def test_models_that_are_no_critic(run: Path, images: ImageSet, tmp_path: Path) 
     fit_critic(run, images, data)
     before = {file: file.read_bytes() for file in (run / "critic").iterdir()}
     with pytest.raises(CriticError, match=r"the 3 classes of .*, found 5 classes in .*five\.pt"):
-        fit_critic(run, images, data, model=scripted(tmp_path / "five.pt", 5))
+        fit_critic(run, images, data, CriticKind(model=scripted(tmp_path / "five.pt", 5)))
     with pytest.raises(CriticError, match="probe without its feature network"):
-        fit_critic(run, images, data, model=run / "critic" / "model.safetensors")
+        fit_critic(run, images, data, CriticKind(model=run / "critic" / "model.safetensors"))
     assert {file: file.read_bytes() for file in (run / "critic").iterdir()} == before
 
 

@@ -1,4 +1,4 @@
-"""Extraction: every image once, in the order of the store, whatever the number of processes."""
+"""Extraction: every image once, in the order of the store, after a kill too."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from train_helpers import image_set, tiny
 
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Codes
 from vqvae2.data.pixels import to_float
 from vqvae2.data.store import open_store
 from vqvae2.files.progress import Reporter
@@ -20,23 +19,11 @@ from vqvae2.train.extract import extract, image_count, passes
 from vqvae2.train.loop import make_accelerator
 
 
-@given(count=st.integers(1, 60), size=st.integers(1, 9), world=st.integers(1, 5))
-def test_the_shares_join_to_the_whole(count: int, size: int, world: int) -> None:
-    """Gathered chunk by chunk and cut to their number, they are the indices in order; all encode as many."""
-    indices = np.arange(count) * 2 + 1
-    shares = [module._shares(indices, size, rank, world) for rank in range(world)]
-    assert len({len(share) for share in shares}) == 1
-    joined: list[int] = []
-    for at in range(0, len(shares[0]), size):
-        joined += [int(i) for share in shares for i in share[at : at + size]]
-    assert joined[:count] == indices.tolist()
-    assert len(joined) - count < size * world
-
-
 @pytest.mark.parametrize("batch", [3, 64])
 def test_codes_are_those_of_the_images(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held-out images first, then training images as they are, then their augmented copies; labels travel along."""
     monkeypatch.setattr(module, "_BATCH", batch)
+    monkeypatch.setattr(module, "_PART", 2)
     settings = tiny(train={}, data={"flip": True, "shift": 2}, train_prior=[{"copies": 3}, {}])
     images = image_set(tmp_path, settings, classes=("a", "b"))
     torch.manual_seed(0)
@@ -55,3 +42,46 @@ def test_codes_are_those_of_the_images(batch: int, tmp_path: Path, monkeypatch: 
         assert (stored[:plain] == level).double().mean() > 0.99, "equal but for ties that rounding decides"
         copies = stored[plain:].view(2, len(images.train), *level.shape[1:])
         assert not torch.equal(copies[0], copies[1])
+
+
+def test_after_a_kill_only_what_is_missing_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is that of an extraction that ran through; parts of other weights are not used."""
+    monkeypatch.setattr(module, "_BATCH", 2)
+    monkeypatch.setattr(module, "_PART", 2)
+    settings = tiny(train={}, train_prior=[{"copies": 2}, {}])
+    images = image_set(tmp_path, settings)
+    model = VQVAE(settings.autoencoder)
+    encoded: list[int] = []
+
+    class Killed(BaseException):
+        """Stands in for the end of the process."""
+
+    def run(name: str, digest: str = "digest", limit: int = 1000) -> None:
+        encoded.clear()
+
+        def encode(pixels: torch.Tensor) -> Codes:
+            if sum(encoded) + len(pixels) > limit:
+                raise Killed
+            encoded.append(len(pixels))
+            return usual(pixels)
+
+        model.encode = encode  # type: ignore[method-assign]
+        extract(model, images, settings, tmp_path / name, digest, make_accelerator(), Reporter(quiet=True))
+
+    usual = model.encode
+    run("whole")
+    total = image_count(images, settings)
+    assert sum(encoded) == total
+    with pytest.raises(Killed):
+        run("killed", limit=11)
+    run("killed")
+    assert sum(encoded) == total - 10, "parts of 4, 2 and 4 images were complete"
+    for name in ("level-0.npy", "level-1.npy", "labels.npy", "split.npy", "manifest.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "killed" / "parts").exists()
+    with pytest.raises(Killed):
+        run("other", limit=11)
+    run("other", "another digest")
+    assert sum(encoded) == total

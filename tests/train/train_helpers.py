@@ -15,8 +15,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vqvae2.codes import Codes
+from vqvae2.config.hardware import Hardware
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import merge
 from vqvae2.config.training import TrainConfig
@@ -25,8 +27,10 @@ from vqvae2.data.store import CodeStore, StoreWriter, open_store
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import Outcome, fit, make_accelerator, read_metrics
+from vqvae2.train.loop import Interrupted, Outcome, fit, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
+from vqvae2.train.resident import scaled
+from vqvae2.train.sharded import whole
 
 gc.collect()
 gc.freeze()  # `fit` collects garbage at its end: spare it the walk through all of torch, hundreds of times
@@ -222,3 +226,47 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
             assert torch.equal(value, b[name]), name
         else:
             assert value == b[name], name
+
+
+def exactly(place: Path, kind: str, steps: int = 12) -> dict[str, Tensor]:
+    """The weights after some steps of a stage in float64, with noise of every kind and a learning rate that moves codes."""
+    config = tiny(
+        train={"steps": steps, "warmup": 0, "lr": 1e-2, "evaluate_every": steps, "average": 0.0},
+        data={"flip": True, "shift": 1},
+        autoencoder={"nested_dropout": 0.5},
+        prior={"levels": [{"dropout": 0.2}, {"dropout": 0.2}]},
+    )
+    objective = stage(kind, place, config)
+    model = objective.model.double()
+
+    def nll(network: nn.Module, levels: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        wide = tuple(level.long() & 0xFFFF for level in levels)
+        return functional.cross_entropy(network(wide[-1], wide[:-1], labels), wide[-1], reduction="none")
+
+    def loss(network: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        images = scaled(batch[0]).double()
+        out = network(images)
+        return (out.images - images).square().mean() + out.commitment, {}
+
+    stubs = {"evaluate": lambda *_: {"score": 0.0}, "draw": lambda *_: None}
+    for name, function in ({"_nll": nll} if kind == "prior" else {"loss": loss}).items() | stubs.items():
+        setattr(objective, name, function)
+    settings = config.train_prior[1] if kind == "prior" else config.train_autoencoder
+    run(objective, settings, place / kind)
+    return model.state_dict()
+
+
+def sharded(place: Path, name: str, shard: bool, stop: int = 0) -> dict[str, Tensor]:
+    """The whole weights of a prior after six steps, cut up among the processes or not; {} when it stopped at step `stop`."""
+    train = {"evaluate_every": 6, "average": 0.5, "warmup": 0, "lr": 1e-3}
+    config = tiny(train=train, prior={"levels": [{"dropout": 0.1, "layers": 2}] * 2})
+    accelerator = make_accelerator("no")
+    codes = place / f"codes-{name}-{accelerator.process_index}"
+    objective = PriorObjective(with_classes(config, 3), code_store(codes, config, classes=3), 1)
+    if stop:
+        signal_at(objective, {stop})
+    try:
+        run(objective, config.train_prior[1], place / name, hardware=Hardware(shard=shard))
+    except Interrupted:
+        return {}
+    return whole(objective.model)

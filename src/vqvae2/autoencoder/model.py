@@ -33,6 +33,7 @@ from vqvae2.autoencoder.layers import (
 from vqvae2.autoencoder.quantizers import make_quantizer
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import AutoencoderConfig, ConfigError
+from vqvae2.noise import integers, uniform
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ class VQVAE(nn.Module):
         every = torch.full((images.shape[0],), self.config.levels, device=images.device)
         if not self.training or not self.config.nested_dropout or self.config.levels == 1:
             return Reconstruction(self._decode(codes), tuple(quantized), every)
-        fewer = torch.randint_like(every, 1, self.config.levels)
-        dropped = torch.rand(every.shape, device=every.device) < self.config.nested_dropout
+        fewer = integers(1, self.config.levels, len(images), images.device)
+        dropped = uniform(len(images), images.device) < self.config.nested_dropout
         used = torch.where(dropped, fewer, every)  # nested dropout over levels (Rippel et al. 2014)
         return Reconstruction(self._decode(codes, used), tuple(quantized), used)
 

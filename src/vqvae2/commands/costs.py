@@ -30,11 +30,13 @@ from vqvae2.config.training import TrainConfig
 from vqvae2.prior.attention import attend
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.level import LevelPrior
+from vqvae2.train.sharded import bytes_per_process
 from vqvae2.train.sharpen import Sharpening
 
 PEAK = 989e12  # FLOP/s of one H100 (SXM) in bf16 without sparsity, from its data sheet
 UTILISATION = 0.35  # share of the peak that training reaches: an assumption
 GPUS = 64
+PROCESSES = (8, 64)  # among which `shard` cuts up a prior in the tables
 CAPACITY = 80e9  # bytes of its memory
 USABLE = 0.9  # share of the capacity that is left for tensors: an assumption
 
@@ -53,6 +55,7 @@ class Cost:
         kept_bf16: the same with bf16 autocast.
         state: bytes of weights, gradients, AdamW's two moments, the averaged weights if any, and buffers, in float32.
         settings: how it is trained.
+        sharded: of a prior, for some numbers of processes: `train.sharded.bytes_per_process`.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Cost:
     kept_bf16: int
     state: int
     settings: TrainConfig
+    sharded: dict[int, tuple[int, int]]
 
     @property
     def total(self) -> int:
@@ -76,9 +80,21 @@ class Cost:
 
     @property
     def accumulate(self) -> int | None:
-        """Micro-batches into which a batch is split so that each fits on one H100 in bf16; None if not even one image fits."""
+        """`accumulate_on` one card."""
+        return self.accumulate_on(1)
+
+    def accumulate_on(self, cards: int) -> int | None:
+        """Micro-batches into which a batch is split so that each fits on an H100 in bf16; None if not even one image fits.
+
+        Args:
+            cards: that share the batch, without `shard`.
+        """
         images = int((CAPACITY * USABLE - self.state) // self.kept_bf16)
-        return math.ceil(self.settings.batch / images) if images > 0 else None
+        return math.ceil(self.settings.batch / cards / images) if images > 0 else None
+
+    def step_seconds(self, cards: int) -> float:
+        """Of one step on so many H100s: FLOPs / (peak x utilisation), without the time of their communication."""
+        return self.settings.batch * self.training / (PEAK * UTILISATION * cards)
 
 
 @dataclass(frozen=True)
@@ -206,7 +222,9 @@ def _cost(name: str, net: nn.Module, loss: Callable[[int], Tensor], settings: Tr
     buffers = sum(b.numel() * b.element_size() for b in net.buffers())
     state = 4 * parameters * (5 if settings.average else 4) + buffers
     training = counter.get_total_flops()
-    return Cost(name, parameters, int(forward), int(training), plain, mixed, state, settings)
+    cards = PROCESSES if isinstance(net, LevelPrior) else ()
+    sharded = {count: bytes_per_process(net, count, bool(settings.average)) for count in cards}
+    return Cost(name, parameters, int(forward), int(training), plain, mixed, state, settings, sharded)
 
 
 def kept_bytes(loss: Callable[[int], Tensor], batch: int, bf16: bool = False) -> int:

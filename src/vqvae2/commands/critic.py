@@ -43,11 +43,14 @@ def fit_command(
     """Fit the critic to the run's training images, and print its accuracy on the held-out ones.
 
     Measure the samples that it chooses with the features of another network. With its own features they would look
-    better than they are.
+    better than they are. `torchrun --nproc-per-node P -m -- vqvae2 critic fit ...` shares features and test between P processes.
     """
+    from vqvae2.processes import joined
     from vqvae2.run import Run
 
-    critic = Run(run).fit_critic(data, features, weights, model, Reporter())
+    group = joined()
+    reporter = Reporter(quiet=not group.main)
+    critic = Run(run).fit_critic(data, features, weights, model, reporter, group)
     if as_json:
         print_json(critic.record)
         return

@@ -30,23 +30,34 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vqvae2.config.models import DataConfig
+    from vqvae2.data.images import ImageSet
     from vqvae2.evaluate.options import EvaluateOptions
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 
 def evaluate(
-    run: Run | None, data: str | None, out: Path, options: EvaluateOptions, reporter: Reporter
-) -> dict[str, Any]:
+    run: Run | None,
+    data: str | None,
+    out: Path,
+    options: EvaluateOptions,
+    reporter: Reporter,
+    group: Group | None = None,
+) -> dict[str, Any] | None:
     """Measure, and write OUT/report.json and OUT/report.html; OUT/cache keeps features and samples for the next time.
 
     Args:
         run: None measures `options.samples` alone. Half of the real images then serve as training images, the other half is
             held out.
         data: the real images, see `open_images`; None takes those that the run was trained on.
+        group: the processes that share the work, each of which calls this with a run on its own device; None is this one alone.
 
     Returns:
-        The content of report.json: protocol, parts, left_out, warnings, seconds. The same arguments give the same content, except for
+        The content of report.json: protocol, parts, left_out, warnings, seconds; None on all processes but the main one. The same
+        arguments give the same content, except for
         the seconds and for the part `speed`.
 
     Raises:
@@ -54,12 +65,11 @@ def evaluate(
         UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
     from vqvae2.commands.run_facts import collect
-    from vqvae2.data.images import open_images
-    from vqvae2.data.recorded import open_source
     from vqvae2.evaluate.checks import check_options
     from vqvae2.evaluate.context import Context
     from vqvae2.evaluate.full_report import write_report
     from vqvae2.files.output import make_folder
+    from vqvae2.processes import Group
 
     network = check_options(run, options)  # before the folder is made, and before images are read
     make_folder(out)
@@ -68,19 +78,30 @@ def evaluate(
     cache = out / "cache"
     config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
-    if run is not None and (data is None or _is_own(run, data)):
-        images = open_source(run.record, run.folder, config, _decoded(run, cache), seed, reporter.say)
-    elif data is not None:
-        images = open_images(data, config, cache / "data", seed=seed, say=reporter.say)
-    else:
-        raise UserError("expected --data DATA, the real images")
-    context = Context(run, images, config, options, cache, reporter, network)
+    group = group or Group()
+    with group.main_first():
+        images = _images(run, data, config, cache, seed, reporter.say)
+    context = Context(run, images, config, options, cache, reporter, network, group)
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
         )
     measured = run.folder if run else options.samples
     return write_report(context, f"Evaluation of {measured}", out, collect(run) if run else None)
+
+
+def _images(
+    run: Run | None, data: str | None, config: DataConfig, cache: Path, seed: int, say: Callable[[str], None]
+) -> ImageSet:
+    """The real images."""
+    from vqvae2.data.images import open_images
+    from vqvae2.data.recorded import open_source
+
+    if run is not None and (data is None or _is_own(run, data)):
+        return open_source(run.record, run.folder, config, _decoded(run, cache), seed, say)
+    if data is None:
+        raise UserError("expected --data DATA, the real images")
+    return open_images(data, config, cache / "data", seed=seed, say=say)
 
 
 def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
@@ -147,7 +168,7 @@ def command(
         typer.Option(
             metavar="PART,...",
             help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
-            "symmetry, speed, critic, tuning",
+            "symmetry, speed, critic, tuning, compression (which has to be asked for)",
         ),
     ] = None,
     samples: Annotated[
@@ -210,13 +231,16 @@ def command(
     """Measure a run, or any folder of images, beside real images: report.json, and report.html to look at.
 
     Of a run with both decoders, reconstructions are measured with both, and samples with the one that is chosen.
-    The same command again takes features and samples from OUT/cache.
+    The same command again takes features and samples from OUT/cache. `torchrun --nproc-per-node P -m -- vqvae2 evaluate ...`
+    shares samples, features and likelihoods between P processes; the rest is measured by the first of them.
     """
     from vqvae2.evaluate.options import EvaluateOptions
     from vqvae2.evaluate.resnet import ClassifierConfig
+    from vqvae2.processes import joined
     from vqvae2.run import load
 
-    reporter = Reporter()
+    group = joined()
+    reporter = Reporter(quiet=not group.main)
     loaded = load(run) if run is not None else None
     if data is None and (loaded is None or "source" not in loaded.record):
         raise UserError("expected --data DATA, the real images")
@@ -245,7 +269,9 @@ def command(
         seed=seed,
         size=size,
     )
-    result = evaluate(loaded, data, out, options, reporter)
+    result = evaluate(loaded, data, out, options, reporter, group)
+    if result is None:
+        return
     if tune_sampling and loaded is not None:
         keep_sampling(loaded, result, reporter, write=RunFolder(Path(str(run))).exists())
     if as_json:

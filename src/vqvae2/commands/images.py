@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,15 @@ from torch import Tensor
 
 from vqvae2.data.augmentation import centre
 from vqvae2.data.decoding import load_image
+from vqvae2.data.deep import save_values
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.folder_files import list_folder
-from vqvae2.data.pixels import to_float
+from vqvae2.data.grid import save_picture
+from vqvae2.data.pixels import Pixels, to_float, to_pil, viewable
 from vqvae2.data.skipped import one_line
 from vqvae2.errors import UserError, printable
+from vqvae2.files.parts import cut
+from vqvae2.processes import Group
 from vqvae2.run import Run
 
 _SHOWN = 20  # skipped files that are named one by one
@@ -68,19 +74,34 @@ def load_images(run: Run, files: Sequence[Path]) -> Tensor:
     )
 
 
-def usable_images(
-    run: Run, paths: Sequence[Path], say: Callable[[str], None] = lambda text: None
-) -> tuple[list[Path], Tensor]:
-    """The images among `paths` and in the folders among them, without the files of folders that cannot be used.
+@dataclass(frozen=True)
+class SharedImages:
+    """The images of a verb, of which this process has decoded its share.
 
-    The images stay 8-bit, so that many of them fit in memory.
+    Attributes:
+        files: all that can be used, in order.
+        own: blocks of this process: the positions in `files`, and the images, resized and cut to the centre: uint8
+            [b, H, W, C]. They stay 8-bit, so that many of them fit in memory.
+    """
+
+    files: list[Path]
+    own: list[tuple[list[int], Tensor]]
+
+
+def shared_images(
+    run: Run,
+    paths: Sequence[Path],
+    block: int,
+    group: Group,
+    say: Callable[[str], None] = lambda text: None,
+) -> SharedImages:
+    """The images among `paths` and in the folders among them, without the files of folders that cannot be used.
 
     Args:
         paths: image files, or folders with image files.
+        block: files that one process decodes at a time; the cuts do not depend on the number of processes.
+        group: the processes, all of which call this.
         say: called with one line of text that counts what was skipped, and one for each of the first 20 such files.
-
-    Returns:
-        The files, and their images, resized and cut to the centre: uint8 [n, H, W, C].
 
     Raises:
         UserError: as `image_files`, or no file of the folders can be used.
@@ -88,22 +109,36 @@ def usable_images(
     """
     data, skipped = run.config.data, Skipped()
     named = {path for path in paths if not path.is_dir()}
-    files, pixels = [], []
-    for file in image_files(paths, skipped):
-        try:
-            pixels.append(load_image(file, data))
-            files.append(file)
-        except ImageError as error:
-            if file in named:
-                raise
-            skipped.append((str(file), str(error).removeprefix(f"{printable(str(file))}: ")))
+    listed = image_files(paths, skipped)
+    decoded: list[tuple[list[int], list[Pixels]]] = []
+    broken: dict[int, str] = {}
+    for rows in group.share(cut(len(listed), block)):
+        decoded.append(([], []))
+        for number in rows:
+            file = listed[number]
+            try:
+                decoded[-1][1].append(load_image(file, data))
+                decoded[-1][0].append(number)
+            except ImageError as error:
+                if file in named:
+                    raise
+                broken[number] = str(error).removeprefix(f"{printable(str(file))}: ")
+    every = {number: reason for part in group.gathered(broken) for number, reason in part.items()}
+    skipped += [(str(listed[number]), every[number]) for number in sorted(every)]
     if skipped:
         say(f"skipped {len(skipped)} file{'s' * (len(skipped) != 1)} that cannot be used:")
         for item in skipped[:_SHOWN]:
             say(f"  {one_line(*item, ': ')}")
-    if not files:
+    usable = [number for number in range(len(listed)) if number not in every]
+    if not usable:
         raise DataError(f"no usable image: {len(skipped)} files were skipped")
-    return files, torch.from_numpy(centre(np.stack(pixels), data.shape))
+    place = {number: position for position, number in enumerate(usable)}
+    own = [
+        ([place[number] for number in numbers], torch.from_numpy(centre(np.stack(pixels), data.shape)))
+        for numbers, pixels in decoded
+        if numbers
+    ]
+    return SharedImages([listed[number] for number in usable], own)
 
 
 def read_image(run: Run, data: bytes) -> Tensor:
@@ -114,3 +149,21 @@ def read_image(run: Run, data: bytes) -> Tensor:
     """
     config = run.config.data
     return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.shape)))[0]
+
+
+def free_name(stem: str, endings: Sequence[str], taken: set[str]) -> str:
+    """`stem`, or `stem` with a number, such that no file STEM + ENDING is in `taken`; all of them are added."""
+    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
+        files = {f"{name}{ending}".casefold() for ending in endings}
+        if not files & taken:
+            taken |= files
+            return name
+    raise AssertionError("the numbers never end")
+
+
+def save_image(image: Tensor, stem: Path, run: Run) -> Path:
+    """Write an image [1, C, H, W] as STEM.png, and where the run has a range also in that range; returns the file to use."""
+    whole = stem.with_name(f"{stem.name}.png")
+    save_picture(to_pil(viewable(image))[0], whole)
+    data = run.config.data
+    return whole if data.range is None else save_values(image[0], stem, data)

@@ -17,7 +17,7 @@ from vqvae2.errors import UserError, printable
 from vqvae2.files.atomic import FileError
 
 if TYPE_CHECKING:
-    from vqvae2.commands.costs import Costs
+    from vqvae2.commands.costs import Cost, Costs
     from vqvae2.config.models import Config
     from vqvae2.run import Run
 
@@ -97,12 +97,15 @@ def _memory(costs: Costs) -> dict[str, Any]:
         rows[f"{net.name}, activations, bf16"] = _mebibytes(net.kept_bf16)
         average = ", average included" if net.settings.average else ""
         rows[f"{net.name}, weights, gradients, AdamW"] = _mebibytes(net.state) + average
+        for count, (own, together) in net.sharded.items():
+            whole = f", and {_mebibytes(together)} put together at a time"
+            rows[f"{net.name}, the same with shard on {count} cards, each"] = _mebibytes(own) + whole
     rows["not counted"] = "temporary gradients, workspaces"
     return rows
 
 
 def _training(costs: Costs) -> dict[str, Any]:
-    from vqvae2.commands.costs import CAPACITY, GPUS, PEAK, USABLE, UTILISATION
+    from vqvae2.commands.costs import CAPACITY, GPUS, PEAK, PROCESSES, USABLE, UTILISATION
 
     used = _with_unit(PEAK * UTILISATION, "FLOP/s")
     rows = {
@@ -116,10 +119,16 @@ def _training(costs: Costs) -> dict[str, Any]:
         each, total = _with_unit(net.training, "FLOP"), _with_unit(net.total, "FLOP")
         rows[net.name] = f"{net.settings.steps:,} x {net.settings.batch:,} x {each} = {total}"
         rows |= _hours(net.name, net.gpu_hours)
-        rows[f"{net.name}, on 80 GB"] = (
-            f"accumulate: {net.accumulate}" if net.accumulate else "too small for one image"
-        )
+        rows[f"{net.name}, on 80 GB"] = _micro_batches(net, 1)
+        for cards in PROCESSES:
+            seconds = net.step_seconds(cards)
+            rows[f"{net.name}, a step on {cards} H100s"] = f"{seconds:.3g} s, {_micro_batches(net, cards)}"
     return rows | _hours("everything", sum(net.gpu_hours for net in costs.networks))
+
+
+def _micro_batches(net: Cost, cards: int) -> str:
+    count = net.accumulate_on(cards)
+    return f"accumulate: {count}" if count else "too small for one image"
 
 
 def _hours(name: str, hours: float) -> dict[str, str]:

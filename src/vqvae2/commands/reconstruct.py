@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json, say
+from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2.files.run_folder import DecoderName
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 
@@ -23,6 +23,7 @@ def reconstruct(
     out: Path,
     decoder: DecoderName | None = None,
     say: Callable[[str], None] = lambda text: None,
+    group: Group | None = None,
 ) -> list[dict[str, Any]]:
     """Write NAME.png and NAME-levels.png (the original, the coarsest level alone, ... all levels) of each image.
 
@@ -37,6 +38,7 @@ def reconstruct(
         out: folder for the results; created.
         decoder: see `Run.decoder_name`.
         say: called with lines of text about files of folders that are skipped.
+        group: the processes that share the images, all of which call this and get the result; None is this one alone.
 
     Returns:
         Per image: `source`; `file`; `levels` (the sheet); `decoder`, the name of the one that made `file`; `psnr` in dB
@@ -47,58 +49,50 @@ def reconstruct(
         UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder.
         DataError: a file that cannot be used.
     """
+    from vqvae2.commands.images import free_name, shared_images
+    from vqvae2.files.output import claim_results, make_folder
+    from vqvae2.processes import Group
+
+    group, name = group or Group(), run.decoder_name(decoder)
+    shared = shared_images(run, paths, 1, group, say)
+    make_folder(out)
+    with group.main_first():
+        claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
+    taken = {file.name.casefold() for file in shared.files if file.resolve().parent == out.resolve()}
+    stems = [
+        out / free_name(file.stem, (".png", "-levels.png", ".tif", ".npy"), taken) for file in shared.files
+    ]
+    own = {
+        numbers[0]: _reconstruct(run, shared.files[numbers[0]], pixels, stems[numbers[0]], name)
+        for numbers, pixels in shared.own
+    }
+    every = {number: item for part in group.gathered(own) for number, item in part.items()}
+    return [every[number] for number in range(len(shared.files))]
+
+
+def _reconstruct(run: Run, file: Path, pixels: Tensor, stem: Path, name: DecoderName) -> dict[str, Any]:
+    """Write what belongs to one image, uint8 [1, H, W, C]."""
     import torch
 
-    from vqvae2.commands.images import usable_images
+    from vqvae2.commands.images import save_image
     from vqvae2.data.grid import save_grid
     from vqvae2.data.pixels import psnr, to_float
-    from vqvae2.files.output import claim_results, make_folder
 
-    name, size = run.decoder_name(decoder), max(run.config.data.shape)
+    size = max(run.config.data.shape)
     plain, sharp = run.autoencoder, run.decoder("sharp") if name == "sharp" else None
-    files, pixels = usable_images(run, paths, say)
-    make_folder(out)
-    claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
-    taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
-    results: list[dict[str, Any]] = []
-    for number, file in enumerate(files):
-        original = to_float(pixels[number : number + 1])
-        codes = plain.encode(original.to(run.device))
-        counts = range(1, run.config.autoencoder.levels + 1)
-        decoded = [plain.decode(codes, count).cpu() for count in counts]
-        decibels = [float(psnr(some, original)[0]) for some in decoded]
-        figures: dict[str, Any] = {"psnr": decibels}
-        if sharp is not None:
-            decoded.append(sharp.decode(codes).cpu())
-            figures["psnr_sharp"] = float(psnr(decoded[-1], original)[0])
-        stem = _free_name(file.stem, taken)
-        whole, sheet = _save(decoded[-1], out / stem, run), out / f"{stem}-levels.png"
-        save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
-        item = {"source": str(file), "file": str(whole), "levels": str(sheet)}
-        results.append({**item, "decoder": name, **figures})
-    return results
-
-
-def _save(image: Tensor, stem: Path, run: Run) -> Path:
-    """Write an image [1, C, H, W] as a PNG, and where the run has a range also in that range; returns the file to use."""
-    from vqvae2.data.deep import save_values
-    from vqvae2.data.grid import save_picture
-    from vqvae2.data.pixels import to_pil, viewable
-
-    whole = stem.with_name(f"{stem.name}.png")
-    save_picture(to_pil(viewable(image))[0], whole)
-    data = run.config.data
-    return whole if data.range is None else save_values(image[0], stem, data)
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    """`stem`, or `stem` with a number, such that no file written under that name is in `taken`; these are added."""
-    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
-        files = {f"{name}{end}".casefold() for end in (".png", "-levels.png", ".tif", ".npy")}
-        if not files & taken:
-            taken |= files
-            return name
-    raise AssertionError("the numbers never end")
+    original = to_float(pixels)
+    codes = plain.encode(original.to(run.device))
+    counts = range(1, run.config.autoencoder.levels + 1)
+    decoded = [plain.decode(codes, count).cpu() for count in counts]
+    decibels = [float(psnr(some, original)[0]) for some in decoded]
+    figures: dict[str, Any] = {"psnr": decibels}
+    if sharp is not None:
+        decoded.append(sharp.decode(codes).cpu())
+        figures["psnr_sharp"] = float(psnr(decoded[-1], original)[0])
+    whole, sheet = save_image(decoded[-1], stem, run), stem.with_name(f"{stem.name}-levels.png")
+    save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
+    item = {"source": str(file), "file": str(whole), "levels": str(sheet)}
+    return {**item, "decoder": name, **figures}
 
 
 def command(
@@ -111,11 +105,14 @@ def command(
     """Encode images and decode them: NAME.png, and NAME-levels.png (original, coarsest level alone, ... all levels).
 
     The sharpened decoder has only learnt to decode all levels, so the plain one shows the coarsest ones alone.
+    `torchrun --nproc-per-node P -m -- vqvae2 reconstruct ...` shares the images between P processes.
     """
+    from vqvae2.processes import joined
     from vqvae2.run import load
 
-    loaded = load(run)
-    results = reconstruct(loaded, images, out, decoder.value if decoder else None, Reporter().say)
+    group, loaded = joined(), load(run)
+    say = Reporter(quiet=not group.main).say
+    results = reconstruct(loaded, images, out, decoder.value if decoder else None, say, group)
     if as_json:
         print_json(results)
         return

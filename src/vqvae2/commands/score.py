@@ -13,6 +13,9 @@ from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 _UNLIKE = 0.05  # an image of at most this typicality is marked
@@ -24,6 +27,8 @@ def score(
     label: str | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    group: Group | None = None,
+    bits_map: Path | None = None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
 
@@ -32,33 +37,46 @@ def score(
         label: the class of all of them; None for "no label".
         out: a file for the result as JSON.
         say: called with lines of text about files of folders that are skipped.
+        group: the processes that share the images, all of which call this and get the result; None is this one alone.
+        bits_map: a folder for NAME-bits-L.png of each image and level L: where its bits are, from black for 0 to white for
+            log2 K, the bits of a code that nothing is known about; as large as the image.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
         `bits` (per level), `bits_per_dimension` (bits over C x H x W, per level) and, if the run has held-out images,
-        `score`, `typicality` and `unlike` (see `Typical`). Without held-out images they are in the given order.
+        `score`, `typicality` and `unlike` (see `Typical`), and `maps`, the
+        files in `bits_map`. Without held-out images they are in the given order.
 
     Raises:
         UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
     """
     import torch
 
-    from vqvae2.commands.images import usable_images
+    from vqvae2.commands.images import shared_images
     from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
+    from vqvae2.processes import Group
 
-    files, images = usable_images(run, paths, say)
+    group, data = group or Group(), run.config.data
+    shared = shared_images(run, paths, run.sampling.batch, group, say)
+    files = shared.files
     refuse_to_overwrite(files, [out] if out else [])
-    batch, data = run.sampling.batch, run.config.data
-    batches = (to_float(images[at : at + batch]) for at in range(0, len(files), batch))
-    log_prob = torch.cat([run.log_prob(some, label) for some in batches]).double()
+    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
+    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
+    log_prob = torch.cat([values for _, values in done]).double()
     dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}
         for file, row in zip(files, bits, strict=True)
     ]
+    if bits_map is not None:
+        targets = _map_files(run, files, bits_map)
+        for numbers, pixels in shared.own:
+            _write_maps(run, to_float(pixels), label, [targets[number] for number in numbers])
+        for item, maps in zip(items, targets, strict=True):
+            item["maps"] = [str(path) for path in maps]
     typical = run.typical(label is not None)
     if typical is not None:
         scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
@@ -66,9 +84,35 @@ def score(
             item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
         items.sort(key=lambda item: -item["score"])
     result = {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
-    if out is not None:
+    if out is not None and group.main:
         write_json(out, result)
     return result
+
+
+def _map_files(run: Run, files: Sequence[Path], folder: Path) -> list[list[Path]]:
+    """The files for the maps of each image, one per level; their folder is made."""
+    from vqvae2.commands.images import free_name
+    from vqvae2.files.output import make_folder
+
+    make_folder(folder)
+    endings = [f"-bits-{level}.png" for level in range(run.config.autoencoder.levels)]
+    taken = {file.name.casefold() for file in files if file.resolve().parent == folder.resolve()}
+    stems = [free_name(file.stem, endings, taken) for file in files]
+    return [[folder / f"{stem}{ending}" for ending in endings] for stem in stems]
+
+
+def _write_maps(run: Run, images: Tensor, label: str | None, targets: list[list[Path]]) -> None:
+    """Write the maps of images [b, C, H, W], one file per image and level."""
+    import torch
+
+    from vqvae2.data.grid import save_picture
+    from vqvae2.data.pixels import to_pil
+
+    for level, bits in enumerate(run.bits_map(images, label)):
+        white = math.log2(run.config.geometry.vocabulary[level])
+        sheets = to_pil(torch.nn.functional.interpolate(2 * bits[:, None] / white - 1, run.config.data.shape))
+        for paths, sheet in zip(targets, sheets, strict=True):
+            save_picture(sheet, paths[level])
 
 
 def command(
@@ -78,17 +122,26 @@ def command(
         str | None, typer.Option(help="class of all of them, by name or number; no class if not given")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="a file for the result as JSON")] = None,
+    bits_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="a folder for a map of each image and level: where its bits are, white for the most"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """How likely the codes of images are, in bits per level, and how typical of the run's held-out images.
 
     The least typical come first. Typicality is the share of held-out images whose number of bits is at least as far from
     the usual one, above or below. Images with a typicality of at most 5 % are marked "unlike".
+    `torchrun --nproc-per-node P -m -- vqvae2 score ...` shares the images between P processes.
     """
+    from vqvae2.processes import joined
     from vqvae2.run import load
 
-    say = Reporter().say
-    result = score(load(run), images, label, out, say)
+    group = joined()
+    say = Reporter(quiet=not group.main).say
+    result = score(load(run), images, label, out, say, group, bits_map)
     if result["heldout"] is None:
         say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:

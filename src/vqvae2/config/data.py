@@ -74,6 +74,13 @@ class DataConfig(Settings):
         le=10**12,
         description="use at most this many images, chosen by the seed; of a stream the first ones",
     )
+    shuffle_buffer: int = Field(
+        0,
+        ge=0,
+        le=10**12,
+        description="0 shuffles all training images together; a number mixes only images that are stored near each other, about "
+        "this many at a time, so that slow or distant storage is read in long stretches",
+    )
     max_pixels: int = Field(
         178_956_970,
         ge=1,

@@ -38,6 +38,11 @@ class Hardware(Settings):
         description="keep the training data in the memory of a CUDA card while they take at most this many GB (1e9 bytes) "
         "and half of what is free; 0 = never",
     )
+    shard: bool = Field(
+        False,
+        description="with several processes, cut up the weights, gradients and optimiser state of each prior among them (FSDP2), "
+        "for priors that do not fit on one card",
+    )
     deterministic: bool = Field(
         False,
         description="use deterministic kernels only, so that a resumed training on a card is the same bit for bit; slower",

@@ -24,6 +24,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import augmented, centre
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet
+from vqvae2.data.nearby import NearbyShuffle
 from vqvae2.data.pixels import to_float
 
 
@@ -60,13 +61,20 @@ class TrainingOrder:
         batch: images per step over all processes.
         seed: of the permutations.
         rank, world: process `rank` of `world` takes its share of each batch.
+        buffer: see `DataConfig.shuffle_buffer`.
 
     Raises:
         DataError: no indices, or fewer images per step than processes.
     """
 
     def __init__(
-        self, indices: Sequence[int] | NDArray[Any], batch: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        indices: Sequence[int] | NDArray[Any],
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        buffer: int = 0,
     ) -> None:
         chosen = np.asarray(indices, np.int64).reshape(-1)
         if not len(chosen) or not 0 <= rank < world or batch < world:
@@ -75,7 +83,7 @@ class TrainingOrder:
             )
         self.seed, self.batch = seed, batch
         self.low, self.high = rank * batch // world, (rank + 1) * batch // world
-        self.shuffle = Shuffle(chosen, seed)
+        self.shuffle = NearbyShuffle(chosen, seed, batch, buffer) if buffer else Shuffle(chosen, seed)
 
     def places(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.int64]]:
         """For the steps from `start` to `stop` - 1 (None: without end), places [b] in the sequence of all epochs."""

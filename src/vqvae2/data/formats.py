@@ -10,7 +10,6 @@ import importlib
 import re
 import struct
 import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
@@ -118,13 +117,16 @@ def unread(head: bytes) -> str:
 
 def formats_for(data: bytes, name: str) -> tuple[str, ...]:
     """The formats in which a file is tried; `name` is its name or ""."""
-    Image.init()  # loads the plugins of all formats, once
-    tga = Path(name).suffix.lower() == ".tga" or data[-18:] == b"TRUEVISION-XFILE.\0"
-    if tga and not is_image(data[:512]):
-        return ("TGA",)
-    if _reads_heic():
-        return (*(name for name in FORMATS if name in Image.OPEN), "HEIF")
-    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF needs Pillow 11.3 or newer
+    tga = name.lower().endswith(".tga") or data[-18:] == b"TRUEVISION-XFILE.\0"
+    return ("TGA",) if tga and not is_image(data[:512]) else _available()
+
+
+@functools.cache
+def _available() -> tuple[str, ...]:
+    """The formats that this Pillow reads; AVIF needs version 11.3 or newer, HEIF the extra `heic`."""
+    Image.init()  # loads the plugins of all formats
+    wanted = (*FORMATS, "HEIF") if _reads_heic() else FORMATS
+    return tuple(name for name in wanted if name in Image.OPEN)
 
 
 def without_metadata(data: bytes) -> Encoded:

@@ -21,6 +21,7 @@ from vqvae2.data.errors import DataError
 from vqvae2.data.hub import recognise_hub
 from vqvae2.data.image_folder import ImageFolder, recognise_folder
 from vqvae2.data.listing import Listing, Stream
+from vqvae2.data.shards import recognise_shards
 from vqvae2.data.table_files import recognise_files
 
 
@@ -49,7 +50,13 @@ Recogniser = Callable[[str, Path], DataSource | None]
 Returns the source, or None for data of another kind. Raises `DataError` for data of its kind that cannot be used.
 """
 
-_RECOGNISERS: list[Recogniser] = [recognise_embedded, recognise_folder, recognise_files, recognise_hub]
+_RECOGNISERS: list[Recogniser] = [
+    recognise_embedded,
+    recognise_shards,
+    recognise_folder,
+    recognise_files,
+    recognise_hub,
+]
 
 
 def register_source(recognise: Recogniser) -> Recogniser:

@@ -11,7 +11,7 @@ any n have about the class frequencies of the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
@@ -28,16 +28,18 @@ from vqvae2.data.images import ImageSet
 from vqvae2.data.store import CodeStore, StoreError, open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.encoding import Encoder, stored_rows
-from vqvae2.evaluate.features import FeatureNetwork, Features, extract
+from vqvae2.evaluate.features import FeatureNetwork, Features, cached, extract, keep
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.own_samples import own_samples
-from vqvae2.evaluate.sets import NamedImages, folder_images, real_images, shuffled
+from vqvae2.evaluate.sets import BATCH, NamedImages, folder_images, real_images, shuffled
 from vqvae2.evaluate.sets import digest as digest_of
 from vqvae2.evaluate.trained_run import TrainedRun
+from vqvae2.files.parts import Parts, cut
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunFolder
 from vqvae2.files.tensor_file import digest, load_tensors
+from vqvae2.processes import Group
 
 RESERVED_NAMES = frozenset({
     "training", "held out", "reference", "reconstructions", "samples", "candidates",
@@ -46,6 +48,7 @@ RESERVED_NAMES = frozenset({
 })  # fmt: skip
 """Names of sets of a report, which no other folder may have."""
 _DECODERS: tuple[DecoderName, ...] = ("plain", "sharp")
+_PART = 16 * BATCH  # images of which one process computes the features at a time
 _LEAST = 6  # precision and recall need more images than the fifth neighbour
 _PACKAGES = ("vqvae2", "torch", "numpy", "scipy", "torchmetrics", "pillow")
 
@@ -63,6 +66,8 @@ class Context:
         cache: folder for features and decoded images, which the next evaluation reuses.
         reporter: shows the progress.
         network: the feature network if it is read already; None reads the one that the options name.
+        group: the processes that make samples, features and likelihoods together. While it has more than this one, all of them
+            call the same methods in the same order.
 
     Attributes:
         warnings: lines for the reader of the report.
@@ -78,13 +83,15 @@ class Context:
         cache: Path,
         reporter: Reporter,
         network: FeatureNetwork | None = None,
+        group: Group | None = None,
     ) -> None:
-        self._given = network
+        self._given, self.group = network, group or Group()
         self.run, self.images, self.data, self.options = run, images, data, options
         self.cache, self.reporter = cache, reporter
         self.warnings: list[str] = []
         self.device = run.device if run else torch.device("cpu")
         self._features: dict[str, Features] = {}
+        self._rows_of: dict[str, dict[str, Tensor]] = {}
 
     # --- what can be measured ------------------------------------------------------------------------------------
 
@@ -159,7 +166,9 @@ class Context:
         return {name: self._folder(name, path) for name, path in self.options.against.items()}
 
     def _folder(self, name: str, path: Path) -> NamedImages:
-        return folder_images(name, path, self.images.classes, self.data, self.cache / f"pictures-{name}")
+        cache = self.cache / f"pictures-{name}"
+        with self.group.main_first():
+            return folder_images(name, path, self.images.classes, self.data, cache)
 
     @cached_property
     def samples(self) -> NamedImages:
@@ -171,7 +180,7 @@ class Context:
     def draw(self, n: int) -> NamedImages:
         """The first n samples of the run."""
         assert self.run is not None
-        return own_samples(self.run, n, self.images, self.options, self.cache, self.reporter)
+        return own_samples(self.run, n, self.images, self.options, self.cache, self.reporter, self.group)
 
     @cached_property
     def compared(self) -> dict[str, NamedImages]:
@@ -232,18 +241,75 @@ class Context:
         return self._given or feature_network(self.options.network, self.options.weights, self.device)
 
     def features(self, images: NamedImages) -> Features:
-        """The features of a set, from the cache if they are there."""
+        """The features of a set, from the cache if they are there; otherwise the processes compute them together."""
         if images.name not in self._features:
-            with self.reporter.track(f"features of {images.name}", len(images), unit="images") as tracker:
+            network, key = self.network, images.key
+            file = self.cache / f"features-{network.name}-{key[:16]}.safetensors"
+            found = self.group.agreed(cached(file, network, key))
+            if found is None:
 
-                def counted() -> Iterator[Tensor]:
-                    for batch in images.batches():
-                        yield batch
-                        tracker.update(tracker.done + len(batch))
+                def some(rows: range) -> dict[str, Tensor]:
+                    made = extract(network, images.source(slice(rows.start, rows.stop)))
+                    logits = {} if made.logits is None else {"logits": made.logits}
+                    return {
+                        "pooled": made.pooled,
+                        **logits,
+                        "seconds": torch.full((len(rows),), made.seconds / len(rows)),
+                    }
 
-                file = self.cache / f"features-{self.network.name}-{images.key[:16]}.safetensors"
-                self._features[images.name] = extract(self.network, counted(), file, images.key)
+                rows = self.together(
+                    f"features of {images.name}", digest_of(network.digest, key), len(images), some
+                )
+                seconds = float(rows["seconds"].double().sum())
+                found = Features(rows["pooled"], rows.get("logits"), seconds)
+                if self.group.main:
+                    keep(file, found, network, key)
+            self._features[images.name] = found
         return self._features[images.name]
+
+    def log_prob(self, images: NamedImages) -> Tensor:
+        """The natural log-probability of the codes of a set per level, [n, L]; with its classes if the prior has classes."""
+        assert self.run is not None
+        encoder, prior = self.encoder, self.run.prior
+        labels = images.labels if self.run.config.prior.classes else None
+
+        @torch.no_grad()
+        def some(rows: range) -> dict[str, Tensor]:
+            done, at = [], rows.start
+            for codes in encoder.codes(images, slice(rows.start, rows.stop)):
+                own = None if labels is None else labels[at : at + len(codes)].to(encoder.device)
+                done.append(prior.log_prob(codes, own).cpu())
+                at += len(codes)
+            return {"log_prob": torch.cat(done)}
+
+        key = digest_of("log_prob", images.key, self.run.digests(), labels is None)
+        return self.together(f"likelihood of {images.name}", key, len(images), some)["log_prob"]
+
+    def together(
+        self, title: str, key: str, count: int, some: Callable[[range], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What `some` returns for ranges of rows, of all rows; computed by all processes in parts that survive a kill.
+
+        Args:
+            title: shown with the progress.
+            key: sha-256 that identifies the result, which is kept in memory under it.
+            count: of rows.
+            some: tensors [b, ...] of the b rows of a range.
+        """
+        if key not in self._rows_of:
+            parts = Parts(self.cache / "parts" / key[:16], key, cut(count, _PART), self.group)
+            parts.begin()
+            with self.reporter.track(title, sum(map(len, parts.mine)), unit="images") as tracker:
+                parts.compute(some, tracker.update)
+            self._rows_of[key] = parts.joined()
+            parts.remove()
+        return self._rows_of[key]
+
+    def compare(self) -> None:
+        """Make the features of all compared sets and of the reference, with and without reconstruction."""
+        for images in (self.reference, *self.compared.values()):
+            self.features(images)
+        self.reconstructed_reference  # noqa: B018 - makes it
 
     @cached_property
     def reconstructed_reference(self) -> Features | None:

@@ -3,6 +3,7 @@
     RUN/critic/critic.json         its kind, backbone and classes, and its accuracy on held-out images
     RUN/critic/model.safetensors   a probe on a feature network, or a ResNet
     RUN/critic/model.pt            instead of these: somebody else's TorchScript classifier
+    RUN/critic/parts/              features and predictions, while a critic is fitted
 
 Shapes: B batch, C image channels, H W image size, K classes.
 """
@@ -10,25 +11,24 @@ Shapes: B batch, C image channels, H W image size, K classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.recorded import open_source, same_source
 from vqvae2.errors import UserError
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
+from vqvae2.evaluate.critic_images import ImageReader
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
@@ -39,10 +39,10 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
+from vqvae2.processes import Group
 
 RESNET = "resnet"
 """Given instead of the name of a feature network: a classifier that is trained from random weights."""
-_BATCH = 16  # images read at a time, after each of which the progress is told
 _EPOCHS, _LEAST_STEPS = (
     100,
     200,
@@ -118,26 +118,29 @@ def fit_to_run(
     weights: Path | None,
     model: Path | None,
     reporter: Reporter,
+    group: Group | None = None,
 ) -> Critic:
     """Fit a critic to the images that a run was trained on and save it in RUN/critic.
 
     Args:
         data: these images, if they are elsewhere now; None takes them from where they were.
         features, weights, model: see `fit_critic`.
+        group: the processes that share the work, all of which call this; None is this one alone.
 
     Raises:
         RunError: `data` holds other images.
         DataError, CriticError, FeatureError, ClassifierError, FileError: see `open_images` and `fit_critic`.
     """
-    source, config = run.record.get("source"), run.config
+    source, config, group = run.record.get("source"), run.config, group or Group()
     with ExitStack() as stack:
         own = data is None or same_source(data, run.record, run.folder)
-        if own:
-            decoded = RunFolder(run.folder).data
-            images = open_source(run.record, run.folder, config.data, decoded, config.seed, reporter.say)
-        else:  # other images must not replace the run's decoded ones
-            elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
-            images = open_images(str(data), config.data, elsewhere, seed=config.seed, say=reporter.say)
+        elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
+        decoded = RunFolder(run.folder).data
+        with group.main_first():
+            if own:
+                images = open_source(run.record, run.folder, config.data, decoded, config.seed, reporter.say)
+            else:  # other images must not replace the run's decoded ones
+                images = open_images(str(data), config.data, elsewhere, seed=config.seed, say=reporter.say)
         stack.callback(images.close)
         if images.fingerprint != run.record.get("fingerprint", images.fingerprint):
             raise RunError(
@@ -145,31 +148,46 @@ def fit_to_run(
             )
         count = len(images.heldout) + (0 if model else len(images.train))
         tracker = stack.enter_context(reporter.track("critic", count, unit="images"))
-        return fit_critic(
-            run.folder, images, config.data, features, weights, model, run.device, tracker.update
-        )
+        kind = CriticKind(features, weights, model)
+        return fit_critic(run.folder, images, config.data, kind, run.device, tracker.update, group)
+
+
+@dataclass(frozen=True)
+class CriticKind:
+    """Which classifier a critic is.
+
+    Attributes:
+        features, weights: the feature network on which a probe is fitted, see `feature_network`; or "resnet", a small network
+            that is trained from random weights (`train_classifier`) and therefore shares no backbone with a feature network.
+        model: instead of a probe, a classifier that is already trained: a TorchScript file (`read_torchscript`) or a ResNet
+            that `save_classifier` wrote (.safetensors).
+    """
+
+    features: str = "lite0"
+    weights: Path | None = None
+    model: Path | None = None
 
 
 def fit_critic(
     folder: Path,
     images: ImageSet,
     data: DataConfig,
-    features: str = "lite0",
-    weights: Path | None = None,
-    model: Path | None = None,
+    kind: CriticKind | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
+    group: Group | None = None,
 ) -> Critic:
     """Fit a critic to the training images of a run, test it on the held-out ones and save it in RUN/critic.
+
+    Several processes share the features and the test; the classifier is fitted by the main one. Parts of this work that a
+    killed command has done are found in RUN/critic/parts.
 
     Args:
         folder: RUN.
         images, data: the run's own, split as the run splits them.
-        features, weights: the feature network on which a probe is fitted, see `feature_network`; or "resnet", a small network
-            that is trained from random weights (`train_classifier`) and therefore shares no backbone with a feature network.
-        model: instead of a probe, a classifier that is already trained: a TorchScript file (`read_torchscript`) or a ResNet
-            that `save_classifier` wrote (.safetensors).
+        kind: which classifier; None is a probe on lite0.
         progress: called with the number of images that were read so far: all of them, but only the held-out ones for a model.
+        group: the processes, all of which call this; None is this one alone.
 
     Raises:
         CriticError: no classes, or a model of another number of classes.
@@ -179,34 +197,48 @@ def fit_critic(
         raise CriticError(
             "expected images with classes, because a critic scores how well an image fits its class"
         )
-    read = _Reader(images, data, progress)
+    kind, group = kind or CriticKind(), group or Group()
+    model = kind.model
+    read = ImageReader(folder, images, data, progress, group)
     own: Probe | ResNet | None = None
     if model is not None:
         classifier, about = _read(model, device), {"name": model.name}
     else:
-        classifier, own, about = _trained(read, features, weights, device)
+        classifier, own, about = _trained(read, kind, device)
     if classifier.classes != len(images.classes):
         raise CriticError(
             f"expected a classifier of the {len(images.classes)} classes of {folder}, "
             f"found {classifier.classes} classes in {model}"
         )
-    likeliest = predict(classifier, read(images.heldout)).argmax(1)
-    right = likeliest == read.labels
+    identity = _digest(model) if model else tensor_file.digest(own.state_dict()) if own else ""
+    rows = read.rows(identity, images.heldout, lambda some: {"logits": predict(classifier, some)})
+    right = rows["logits"].argmax(1) == rows["labels"]
     file = critic_file(folder).with_name(f"model{model.suffix}" if model else "model.safetensors")
-    _save_model(file, own, model)
-    record = {
+    if group.main:
+        _save_model(file, own, model)
+    group.wait()
+    record = _record(file, own, about | {"digest": classifier.backbone_digest}, images, right)
+    if group.main:
+        atomic.write_json(critic_file(folder), record)
+    read.done()
+    return Critic(classifier, record)
+
+
+def _record(
+    file: Path, own: Probe | ResNet | None, network: dict[str, Any], images: ImageSet, right: Tensor
+) -> dict[str, Any]:
+    """The content of critic.json; `right` [n] says which held-out images were classified rightly."""
+    return {
         "kind": "probe" if isinstance(own, Probe) else "model",
         "file": file.name,
         "digest": _digest(file),
-        "network": {**about, "digest": classifier.backbone_digest},
+        "network": network,
         "classes": list(images.classes),
         "accuracy": float(right.double().mean()),
-        "train": len(images.train) if model is None else None,
+        "train": len(images.train) if own is not None else None,
         "heldout": len(right),
         "fingerprint": images.fingerprint,
     }
-    atomic.write_json(critic_file(folder), record)
-    return Critic(classifier, record)
 
 
 def classifier_config(n: int) -> ClassifierConfig:
@@ -216,45 +248,37 @@ def classifier_config(n: int) -> ClassifierConfig:
     return config.model_copy(update={"steps": min(config.steps, steps)})
 
 
-class _Reader:
-    """Reads images in order, and keeps the labels of those that the last call read.
-
-    Labels belong to the images that were really read: a broken file is replaced by another image of the data set.
-    """
-
-    def __init__(self, images: ImageSet, data: DataConfig, progress: Callable[[int], None]) -> None:
-        self.images, self.data, self.progress = images, data, progress
-        self._labels: list[Tensor] = []
-        self._count = 0
-
-    def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-        self._labels = []
-        for pixels, labels in sequential(self.images, indices, self.data, batch=_BATCH):
-            self._labels.append(labels)
-            yield pixels
-            self._count += len(labels)
-            self.progress(self._count)
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [N]."""
-        return torch.cat(self._labels)
-
-
 def _trained(
-    read: _Reader, features: str, weights: Path | None, device: torch.device | str
+    read: ImageReader, kind: CriticKind, device: torch.device | str
 ) -> tuple[ImageClassifier, Probe | ResNet, dict[str, Any]]:
-    """Train on the training images: the classifier, what of it is saved, and what its record says of the backbone."""
-    images = read.images
-    if features == RESNET:
-        labels = images.labels_of(images.train)
-        config = classifier_config(len(labels))
-        net = train_classifier(read(images.train), labels, len(images.classes), config, device)
+    """Train on the training images: the classifier, what of it is saved, and what its record says of the backbone.
+
+    The processes compute features together; the main one fits.
+    """
+    images, group = read.images, read.group
+    if kind.features == RESNET:
+        net: ResNet | None = None
+        if group.main:
+            labels = images.labels_of(images.train)
+            config = classifier_config(len(labels))
+            net = train_classifier(read(images.train), labels, len(images.classes), config, device).cpu()
+        net = group.agreed(net)
+        assert net is not None
+        net = net.to(device)
         return net, net, {"name": RESNET}
-    network = feature_network(features, weights, device)
-    pooled = extract(network, read(images.train)).pooled
-    probe = fit_probe(pooled, read.labels, len(images.classes), backbone_digest=network.digest).to(device)
-    about = {"name": network.name, "weights": None if weights is None else str(weights.resolve())}
+    network = feature_network(kind.features, kind.weights, device)
+    rows = read.rows(network.digest, images.train, lambda some: {"pooled": extract(network, some).pooled})
+    probe: Probe | None = None
+    if group.main:
+        classes = len(images.classes)
+        probe = fit_probe(rows["pooled"], rows["labels"], classes, backbone_digest=network.digest).cpu()
+    probe = group.agreed(probe)
+    assert probe is not None
+    probe = probe.to(device)
+    about = {
+        "name": network.name,
+        "weights": None if kind.weights is None else str(kind.weights.resolve()),
+    }
     return ProbeClassifier(network, probe), probe, about
 
 

@@ -91,10 +91,8 @@ def extract(
     """
     if cache is not None and not key:
         raise ValueError("a cache of features needs a key that identifies the images")
-    about = {"network": network.name, "weights": network.digest, "size": network.size}
-    about |= {"resize": network.resize, "pictures": key}
-    if cache is not None and (cached := _cached(cache, about)) is not None:
-        return cached
+    if cache is not None and (found := cached(cache, network, key)) is not None:
+        return found
     pooled, logits, seconds = [], [], 0.0
     for images in batches:
         start = time.perf_counter()
@@ -107,18 +105,37 @@ def extract(
         raise ValueError("expected at least one batch of images, found none")
     features = Features(torch.cat(pooled), torch.cat(logits) if logits else None, seconds)
     if cache is not None:
-        tensors = {"pooled": features.pooled} | (
-            {} if features.logits is None else {"logits": features.logits}
-        )
-        tensor_file.save_tensors(cache, tensors, about | {"seconds": seconds})
+        keep(cache, features, network, key)
     return features
 
 
-def _cached(cache: Path, about: dict[str, Any]) -> Features | None:
+def keep(cache: Path, features: Features, network: FeatureNetwork, key: str) -> None:
+    """Write features to a safetensors file, from which `cached` reads them.
+
+    Args:
+        key: identifies the images and their number: equal keys promise equal images.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    tensors = {"pooled": features.pooled}
+    if features.logits is not None:
+        tensors["logits"] = features.logits
+    tensor_file.save_tensors(cache, tensors, {**_about(network, key), "seconds": features.seconds})
+
+
+def cached(cache: Path, network: FeatureNetwork, key: str) -> Features | None:
+    """The features in a file that `keep` wrote; None if there is none of this network, preprocessing and key, or if it is damaged."""
     with suppress(FileError):
         tensors, metadata = tensor_file.load_tensors(cache)
         seconds = metadata.pop("seconds", 0.0)
         pooled = tensors.get("pooled")
-        if metadata == about and pooled is not None and pooled.ndim == 2 and isinstance(seconds, float | int):
+        fits = metadata == _about(network, key) and isinstance(seconds, float | int)
+        if fits and pooled is not None and pooled.ndim == 2:
             return Features(pooled, tensors.get("logits"), seconds, cached=True)
     return None
+
+
+def _about(network: FeatureNetwork, key: str) -> dict[str, Any]:
+    about = {"network": network.name, "weights": network.digest, "size": network.size}
+    return about | {"resize": network.resize, "pictures": key}

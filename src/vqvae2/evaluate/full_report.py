@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vqvae2.data.errors import DataError
 from vqvae2.errors import UserError
 from vqvae2.evaluate.advice import advise
 from vqvae2.evaluate.context import Context
@@ -17,13 +18,18 @@ from vqvae2.evaluate.parts.registry import asked_parts, wanted_parts
 from vqvae2.evaluate.report import Cell, Page
 from vqvae2.evaluate.tables import plain, tables
 from vqvae2.evaluate.verdict import verdict
-from vqvae2.files.atomic import write_json
+from vqvae2.files.atomic import FileError, write_json
+from vqvae2.processes import Group
 
 
-def write_report(context: Context, title: str, out: Path, facts: Facts | None = None) -> dict[str, Any]:
+def write_report(
+    context: Context, title: str, out: Path, facts: Facts | None = None
+) -> dict[str, Any] | None:
     """Measure the parts that the options ask for, and write OUT/report.json and OUT/report.html.
 
-    A part that cannot be measured is left out with its reason, and the rest is written.
+    Several processes first make samples, features and likelihoods together; then the main one measures. Every process calls
+    this, and all return when the report is written. A part that cannot be measured is left out with its reason, and the
+    rest is written.
 
     Args:
         context: what is measured.
@@ -32,16 +38,50 @@ def write_report(context: Context, title: str, out: Path, facts: Facts | None = 
         facts: what the run itself knows; what is measured here is added to it for the verdict.
 
     Returns:
-        The content of report.json: protocol, parts, left_out (reasons by name), warnings, seconds.
+        The content of report.json: protocol, parts, left_out (reasons by name), warnings, seconds; None on all processes but the
+        main one.
 
     Raises:
         UserError: no part can be measured, or one that was asked for cannot; the others are written first.
     """
+    group = context.group
+    wanted, left_out = wanted_parts(context)
+    for part in wanted if group.count > 1 else ():
+        _prepare(part, context)
+    context.group = Group()  # what the others have made is in the context now
+    report = _measured(context, (wanted, left_out), title, out, facts) if group.main else None
+    group.wait()
+    return report
+
+
+def _prepare(part: Part, context: Context) -> None:
+    """Make together what the part needs. What all processes find alike, such as too few images, is left to `measure`.
+
+    Raises:
+        FileError, DataError: something that one process alone may have found, so that the others cannot go on.
+    """
+    try:
+        if part.prepare is not None:
+            part.prepare(context)
+    except (FileError, DataError):
+        raise
+    except UserError:
+        return
+
+
+def _measured(
+    context: Context,
+    chosen: tuple[list[Part], dict[str, str]],
+    title: str,
+    out: Path,
+    facts: Facts | None,
+) -> dict[str, Any]:
+    """The report of the chosen parts, and of those that are left out with their reasons."""
+    wanted, left_out = chosen
     if (out / "report.json").exists():
         context.reporter.say(f"{out}: the report that is there will be replaced; --out DIR keeps it")
     results: list[tuple[Part, PartResult]] = []
     seconds: dict[str, float] = {}
-    wanted, left_out = wanted_parts(context)
     for part in wanted:
         context.reporter.say(f"evaluating: {part.name}")
         begun = time.perf_counter()

@@ -11,6 +11,8 @@ from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.checkpoint import checkpoint
 
+from vqvae2.noise import dropout as dropped
+from vqvae2.noise import shared
 from vqvae2.prior.layers import ChannelNorm, Pointwise
 
 _PART = 128  # queries whose scores are held at once where no fused kernel drops them out
@@ -36,6 +38,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         return result
     n = q.shape[2]
     if not dropout or q.device.type != "cpu" or n <= 2 * _PART:
+        if dropout and shared() and q.device.type == "cpu":
+            return _attend_last(q, k, v, dropout)
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     parts = []
     for start in range(0, n, _PART):
@@ -49,7 +53,10 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """`attend` of the last queries [B, heads, M, D] among N keys."""
     m, n = q.shape[2], k.shape[2]
     seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+    if not shared():
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+    scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)  # the same, with the noise of the global batch
+    return dropped(scores.masked_fill(~seen, -torch.inf).softmax(3), dropout, True) @ v
 
 
 class CausalAttention(nn.Module):
@@ -79,7 +86,7 @@ class CausalAttention(nn.Module):
         rate = self.dropout if self.training else 0.0
         y = attend(qkv[:, 0], qkv[:, 1], qkv[:, 2], rate)
         y = y.transpose(2, 3).reshape(batch, channels, height, width)
-        return x + functional.dropout(self.out(y), self.dropout, self.training)
+        return x + dropped(self.out(y), self.dropout, self.training)
 
     def start(self, x: Tensor, positions: int) -> Tensor:
         """An empty cache of keys and values [2, B, heads, N, C / heads] for positions like `x` [B, C]."""

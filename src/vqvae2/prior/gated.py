@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vqvae2.noise import dropout
 from vqvae2.prior.layers import ChannelNorm, Pointwise, is_channels_last
 
 _FUSED = importlib.util.find_spec("triton") is not None
@@ -165,7 +166,7 @@ class GatedLayer(nn.Module):
         return for_v, for_h
 
     def _drop(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 def _plus(x: Tensor, more: Tensor | None) -> Tensor:

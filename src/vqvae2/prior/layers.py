@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vqvae2.noise import dropout
+
 EPSILON = 1e-6
 """Added to the mean square in every norm."""
 
@@ -87,6 +89,18 @@ class Pointwise(nn.Module):
         return pointwise(x, self.linear.weight, self.linear.bias)
 
 
+class Dropout(nn.Module):
+    """`noise.dropout` as a layer; `rate` is the share of values that become 0."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, ...] -> [b, ...]."""
+        return dropout(x, self.rate, self.training)
+
+
 class PointwiseBlock(nn.Module):
     """x + W2 f(W1 norm(x)) at each position: a block of the output stack (paper section 3.2), or a transformer's MLP.
 
@@ -113,6 +127,6 @@ class PointwiseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...]; one position at a time is the same function."""
-        y = functional.dropout(self.activation(self.inner(self.norm(x))), self.dropout, self.training)
+        y = dropout(self.activation(self.inner(self.norm(x))), self.dropout, self.training)
         result: Tensor = self.outer(y)
         return x + result

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.config.models import LevelPriorConfig
-from vqvae2.prior.layers import ChannelNorm, Pointwise, pointwise, stream_type
+from vqvae2.noise import dropout
+from vqvae2.prior.layers import ChannelNorm, Dropout, Pointwise, pointwise, stream_type
 
 
 class ConditionBlock(nn.Module):
@@ -36,7 +37,7 @@ class ConditionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, h, w]."""
         y: Tensor = self.conv1(
-            functional.dropout(functional.relu(self.conv3(self.norm(x))), self.dropout, self.training)
+            dropout(functional.relu(self.conv3(self.norm(x))), self.dropout, self.training)
         )
         return x + y
 
@@ -215,6 +216,6 @@ def output_stack(config: LevelPriorConfig, *blocks: nn.Module) -> nn.Sequential:
     return nn.Sequential(
         *blocks,
         ChannelNorm(config.hidden),
-        nn.Dropout(config.dropout),
+        Dropout(config.dropout),
         Pointwise(config.hidden, config.hidden, zero=True),
     )

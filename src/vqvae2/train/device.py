@@ -88,6 +88,8 @@ class Choices:
         tf32: whether float32 products may be computed in TF32.
         deterministic: whether only deterministic kernels are used.
         resident_bytes: the most bytes of training data to keep on the device.
+        rank: number of this process.
+        sharded: whether the weights and the optimiser's state are cut up among the processes.
     """
 
     device: torch.device
@@ -99,6 +101,8 @@ class Choices:
     tf32: bool = False
     deterministic: bool = False
     resident_bytes: int = 0
+    rank: int = 0
+    sharded: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward pass."""
@@ -127,7 +131,8 @@ class Choices:
             "bfloat16 autocast" if self.bf16 else "float32",
             "TF32 for float32 products" if self.tf32 else "no TF32",
             "deterministic kernels" if self.deterministic else "cuDNN's search for kernels",
-            "fused AdamW, channels last",
+            "cut up among the processes" if self.sharded else "fused AdamW",
+            "channels last",
             step,
             *(["torch.compile"] if self.compiled else []),
             f"training data on the card ({resident / 1e9:.2f} GB)"
@@ -149,7 +154,7 @@ def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator, st
     device, bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
     compiled = hardware.compile is True
     if device.type != "cuda":
-        return Choices(device, bf16, compiled)
+        return Choices(device, bf16, compiled, rank=accelerator.process_index)
     because = ""
     if accelerator.num_processes > 1:
         because = "several processes"
@@ -171,6 +176,7 @@ def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator, st
         tf32=hardware.tf32,
         deterministic=hardware.deterministic,
         resident_bytes=min(int(hardware.resident_gb * 1e9), free // 2),
+        rank=accelerator.process_index,
     )
 
 
@@ -224,10 +230,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig, choices: Choices) -> t
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of one process's random numbers in one step; any number of processes draw different ones."""
-    block, within = divmod(rank, 64)  # the first 64 keep the seeds that they had when there were no more
-    return (((seed * 1_000_003 + step) * 64 + within) + block * 0x5E3779B97F4A7C15) % 2**63
+def step_seed(seed: int, step: int) -> int:
+    """The seed of the random numbers in one step, of all processes."""
+    return (seed * 1_000_003 + step) * 64 % 2**63
+
+
+def own_seed(seed: int, rank: int) -> int:
+    """The seed of what a process draws for itself alone in the step of this seed; any number of processes draw different numbers."""
+    block, within = divmod(rank, 64)  # between the seeds of two steps there is room for 64
+    return (seed + within + block * 0x5E3779B97F4A7C15) % 2**63
 
 
 def host_total(values: list[Tensor], figures: int, accelerator: Accelerator) -> list[float]:

@@ -1,16 +1,17 @@
-"""The codes of every image, encoded by all processes and written by the main one.
+"""The codes of every image: encoded in parts by all processes, then joined by the main one.
 
-    rank 0: images 0 .. b-1     rank 1: images b .. 2b-1    ...    --gather--> main process --> code store, in order
+    images --any process--> RUN/codes/parts/ --main process--> code store, in order
 
-Shapes: b images that one process encodes at a time, h w the grid of a level.
+The parts, and the batches in them, do not depend on the number of processes, and so neither does the store. After a kill,
+extraction goes on with the parts that are missing, with any number of processes.
+
+Shapes: b images of a batch, h w the grid of a level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +24,19 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.batches import sequential_pixels
 from vqvae2.data.images import ImageSet
-from vqvae2.data.store import StoreWriter
-from vqvae2.files.progress import Reporter
+from vqvae2.data.store import StoreError, StoreWriter
+from vqvae2.files.atomic import FileError
+from vqvae2.files.parts import Parts, cut
+from vqvae2.files.progress import Reporter, Tracker
+from vqvae2.files.tensor_file import digest as digest_of
+from vqvae2.processes import Group
 from vqvae2.train.feed import Batch, Feed
 from vqvae2.train.prior import copies
 from vqvae2.train.resident import scaled
 
 _BATCH = 64  # images encoded at a time on a CPU
 _PIXELS = 2**23  # of the images encoded at a time on a GPU
+_PART = 16  # batches of a part
 
 
 def extract(
@@ -45,14 +51,14 @@ def extract(
     """Encode every image into the code store `folder`: held-out images once, training images `copies` times.
 
     The first copy is not augmented; each further one is, as the data configuration says. Codes are computed in float32.
-    Every process calls this; only the main one writes. The store holds the same codes in the same order for any
+    Every process calls this; only the main one writes the store. The store holds the same codes in the same order for any
     number of processes.
 
     Args:
         autoencoder: on the device of the process; put into eval mode.
         images: all of them are encoded, with their labels.
         config: the whole configuration.
-        folder: of the code store.
+        folder: of the code store; the parts are in its sub-folder `parts` until it is complete.
         digest: of the autoencoder's weights, which the store names.
         accelerator: says which process this is of how many.
         reporter: where the progress is shown.
@@ -61,30 +67,64 @@ def extract(
         StoreError: the store cannot be written.
     """
     autoencoder.eval()
-    total = image_count(images, config)
-    main = accelerator.is_main_process
-    writer = StoreWriter(
-        folder, config.geometry, digest, total, classes=images.classes, fingerprint=images.fingerprint
-    )
-    device = accelerator.device
+    device, group = accelerator.device, Group(accelerator.process_index, accelerator.num_processes)
     size = _BATCH if device.type == "cpu" else max(_BATCH, _PIXELS // config.data.area)
-    done = 0
-    with writer if main else nullcontext(), reporter.track("codes", total, unit="images") as tracker:
-        for indices, split, seed in passes(images, config):
-            shares = _shares(indices, size, accelerator.process_index, accelerator.num_processes)
-            batches = sequential_pixels(images, shares, config.data, batch=size, copies_seed=seed)
-            with Feed(batches, device) as feed:
-                for begin, (pixels, labels) in zip(
-                    range(0, len(indices), size * accelerator.num_processes), feed, strict=True
-                ):
-                    codes, labels = _encoded(autoencoder, (pixels, labels), accelerator)
+    ranges: list[range] = []
+    for indices, _, _ in passes(images, config):
+        ranges += cut(len(indices), size * _PART, ranges[-1].stop if ranges else 0)
+    key = digest_of({}, f"{digest} {images.fingerprint} {config.data} {config.seed} {copies(config)} {size}")
+    parts = Parts(parts_folder(folder), key, ranges, group)
+    parts.begin()
+    try:
+        with reporter.track("codes", sum(map(len, parts.mine)), unit="images") as tracker:
+            _encode(autoencoder, images, config, parts, size, tracker)
+        group.wait()
+        if group.main:
+            _join(images, config, parts, folder, digest)
+    except FileError as error:
+        raise StoreError(str(error)) from error
+    parts.remove()
+
+
+def parts_folder(folder: Path) -> Path:
+    """Where the parts are until the code store `folder` is complete."""
+    return folder / "parts"
+
+
+def _encode(
+    autoencoder: VQVAE, images: ImageSet, config: Config, parts: Parts, size: int, tracker: Tracker
+) -> None:
+    """Compute this process's parts; the next batch is read and copied while one is encoded."""
+    device, begin = next(autoencoder.parameters()).device, 0
+    for indices, _, seed in passes(images, config):
+        own = [rows for rows in parts.mine if begin <= rows.start < begin + len(indices)]
+        chosen = [indices[rows.start - begin : rows.stop - begin] for rows in own]
+        begin += len(indices)
+        if not own:
+            continue  # a feed without batches would wait for one
+        wanted = np.concatenate(chosen)
+        with Feed(
+            sequential_pixels(images, wanted, config.data, batch=size, copies_seed=seed), device
+        ) as feed:
+            for rows in own:
+                done = []
+                for _ in range(0, len(rows), size):
+                    done.append(_encoded(autoencoder, next(feed)))
                     feed.fetch_ahead()
-                    count = min(len(indices) - begin, len(labels))
-                    if main:
-                        kept = Codes(tuple(level[:count] for level in codes))
-                        writer.append(kept, labels[:count].cpu().numpy(), np.full(count, split, np.int8))
-                    done += count
-                    tracker.update(done)
+                    tracker.update(tracker.done + len(done[-1]["labels"]))
+                parts.write(rows, {name: torch.cat([part[name] for part in done]) for name in done[0]})
+
+
+def _join(images: ImageSet, config: Config, parts: Parts, folder: Path, digest: str) -> None:
+    """Write the store from all parts."""
+    total, levels = image_count(images, config), range(config.autoencoder.levels)
+    with StoreWriter(
+        folder, config.geometry, digest, total, classes=images.classes, fingerprint=images.fingerprint
+    ) as writer:
+        for rows, part in zip(parts.ranges, parts, strict=True):
+            codes = Codes(tuple(part[f"level_{level}"].long() & 0xFFFF for level in levels))
+            split = np.full(len(rows), int(rows.start < len(images.heldout)), np.int8)
+            writer.append(codes, part["labels"].numpy(), split)
 
 
 def image_count(images: ImageSet, config: Config) -> int:
@@ -99,25 +139,10 @@ def passes(images: ImageSet, config: Config) -> Iterator[tuple[NDArray[np.int64]
         yield images.train, 0, None if copy == 0 else config.seed + copy
 
 
-def _shares(indices: NDArray[np.int64], size: int, rank: int, world: int) -> NDArray[Any]:
-    """What one of `world` processes encodes: of each chunk of `size` x `world` indices its `size` in a row.
-
-    The last chunk is filled up with its last index, so that every process encodes as many; the surplus is cut off after
-    the gathering. One process alone encodes exactly the indices.
-    """
-    if world == 1:
-        return indices
-    surplus = -len(indices) % (size * world)
-    filled = np.concatenate([indices, np.repeat(indices[-1:], surplus)])
-    return filled.reshape(-1, world, size)[:, rank].reshape(-1)
-
-
 @torch.no_grad()
-def _encoded(autoencoder: VQVAE, batch: Batch, accelerator: Accelerator) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The codes and labels of every process's batch, in the order of the processes; a collective."""
+def _encoded(autoencoder: VQVAE, batch: Batch) -> dict[str, Tensor]:
+    """The codes of a batch, the low 16 bits of each, and its labels."""
     pixels, labels = batch
-    codes = autoencoder.encode(scaled(pixels)).levels
-    if accelerator.num_processes == 1:
-        return codes, labels
-    gathered = accelerator.gather((*codes, labels.to(accelerator.device)))
-    return tuple(gathered[:-1]), gathered[-1]
+    levels = autoencoder.encode(scaled(pixels)).levels
+    codes = {f"level_{index}": level.to(torch.int16).cpu() for index, level in enumerate(levels)}
+    return {**codes, "labels": labels.cpu()}

@@ -33,7 +33,8 @@ from vqvae2.train.longer import may_change, record_ends, set_aside
 REDO = "--redo-prior"
 
 _FREE = re.compile(  # settings that may change at any time
-    r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|capture|tf32|resident_gb|deterministic|sampling"
+    r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
+    r"|sampling"
     r"|train_prior\.\d+\.checkpointing"
 )
 

@@ -23,6 +23,7 @@ from vqvae2.config.training import TrainConfig
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, StageFolder
+from vqvae2.train.sharded_state import holds_shards
 from vqvae2.train.state import Outcome
 
 _LINE = re.compile(
@@ -215,8 +216,8 @@ def publish(stage: StageFolder, further: StageFolder) -> None:
 
 
 def keep_state(stage: StageFolder, trained: StageFolder) -> None:
-    """Keep the last state of a training that is done, and remove its checkpoints."""
-    if trained.checkpoint.exists():
+    """Keep the last state of a training that is done, unless it was cut up among processes, and remove its checkpoints."""
+    if trained.checkpoint.exists() and not holds_shards(trained.checkpoint):
         trained.checkpoint.replace(stage.state)
     shutil.rmtree(trained.checkpoints, ignore_errors=True)
 

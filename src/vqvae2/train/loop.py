@@ -12,7 +12,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -21,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
@@ -32,11 +32,12 @@ from vqvae2.train.device import (
     TrainingError,
     choose,
     make_accelerator,
-    make_optimizer,
     step_seed,
     switches,
 )
 from vqvae2.train.feed import Batch, Feed
+from vqvae2.train.prepare import prepared
+from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
 from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_step, write_metrics
 from vqvae2.train.step import TrainingStep
 
@@ -150,7 +151,10 @@ def fit(
             f"{accelerator.num_processes} processes"
         )
     device = accelerator.device
-    choices = choose(hardware or Hardware(), config, accelerator, config.steps)
+    hardware = hardware or Hardware()
+    choices = choose(hardware, config, accelerator, config.steps)
+    if hardware.shard and accelerator.num_processes > 1 and objective.name.startswith("prior"):
+        choices = replace(choices, sharded=True)
     cards = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cards), _signals() as stop, switches(choices):
         try:
@@ -177,15 +181,18 @@ class _Trainer:
         self.objective, self.config, self.folder = objective, config, folder
         self.accelerator, self.reporter, self.choices = accelerator, reporter, choices
         self.main = accelerator.is_main_process
-        self.network = objective.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = make_optimizer(self.network, config, choices)
-        model = _wrapped(self.network, accelerator, choices)
+        self.network, model, optimizer = prepared(objective.model, config, accelerator, choices)
         self.step = TrainingStep(objective, model, self.network, optimizer, config, choices)
         self.state = State(self.step, objective.counts())
+        if choices.sharded:
+            self.state = ShardedState(self.step, objective.counts(), accelerator=accelerator)
         self.state_file = StageFolder(folder).checkpoint
         self.metrics_file = StageFolder(folder).metrics
         if self.state_file.exists():
-            self.state.load(self.state_file, self.main)
+            if not choices.sharded and holds_shards(self.state_file):
+                load_sharded(self.state, self.state_file, self.main, accelerator)
+            else:
+                self.state.load(self.state_file, self.main)
         if self.main:
             cut_metrics(self.metrics_file, self.outcome.step)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are not yet written
@@ -219,7 +226,7 @@ class _Trainer:
         with feed, self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
             while outcome.step < config.steps and not self._tired() and not self._late():
                 rate = learning_rate(config, outcome.step, self.seconds)
-                self.step(next(feed), outcome.step, rate, step_seed(seed, outcome.step, rank))
+                self.step(next(feed), outcome.step, rate, step_seed(seed, outcome.step))
                 feed.fetch_ahead()
                 outcome.step += 1
                 outcome.seconds = before + clock() - began
@@ -253,7 +260,7 @@ class _Trainer:
                 f"{self.objective.name}: ended at step {outcome.step:,} of {config.steps:,}, because {cause}"
             )
         if self.state.best:
-            self.network.load_state_dict(self.state.best)
+            self.state.put_best()
         return outcome
 
     def _tired(self) -> bool:
@@ -277,7 +284,11 @@ class _Trainer:
         """End here if a loss was not finite on any process, or the weights are not; a collective."""
         bad = self.step.not_finite_at(self.accelerator)
         what = "the weights are" if bad is None else "the loss is"
-        if not self.step.finite():
+        finite = self.step.finite()
+        if self.choices.sharded:
+            flags = self.accelerator.gather(torch.tensor(float(finite), device=self.choices.device))
+            finite = bool(flags.min() > 0)
+        if not finite:
             bad = self.outcome.step if bad is None else min(bad, self.outcome.step)
         if bad is None:
             return
@@ -317,44 +328,37 @@ class _Trainer:
             write_metrics(self.metrics_file, step, values)
 
     def _evaluate(self) -> None:
+        average = self.step.average
+        with nullcontext(self.network) if average is None else average.applied() as model:
+            model.eval()
+            with self.choices.exactly():
+                figures = self.objective.evaluate(model, self.accelerator)
+            self._judge(model, figures)
+            model.train()
+
+    def _judge(self, model: nn.Module, figures: dict[str, Any]) -> None:
+        """Write the held-out figures, and keep the weights if they are the best so far."""
         outcome = self.outcome
-        model = self.network if self.step.average is None else self.step.average.module
-        model.eval()
-        with self.choices.exactly():
-            figures = self.objective.evaluate(model, self.accelerator)
         score = float(figures["score"])
         self._write(outcome.step, {key: value for key, value in figures.items() if key != "score"})
         if score < outcome.best_score:
             outcome.best_score, outcome.best_step = score, outcome.step
             outcome.stale, outcome.figures = 0, figures
-            self.state.best = {
-                name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()
-            }
+            self.state.best = self.state.snapshot(model)
         else:
             outcome.stale += 1
-        if self.main:
+        if (
+            self.main and not self.choices.sharded
+        ):  # one process alone cannot compute with a part of the weights
             self.objective.draw(model, StageFolder(self.folder).pictures / f"step-{outcome.step:07d}.png")
-        model.train()
 
     def _save(self) -> None:
         """The main process writes; nobody goes on, or ends, before it is done."""
         sums = self.accelerator.reduce(self.step.sums, "mean")
         counts = [self.accelerator.reduce(count, "sum") for count in self.objective.counts()]
-        if self.main:
+        if self.main or self.choices.sharded:
             self.state.save(self.state_file, sums, counts, self.config.model_dump())
         self.accelerator.wait_for_everyone()
-
-
-def _wrapped(network: nn.Module, accelerator: Accelerator, choices: Choices) -> nn.Module:
-    """What the loss is computed with: the network, shared out to the processes and compiled where that is asked for."""
-    model = network
-    if accelerator.num_processes > 1:
-        # DDP must not broadcast buffers: the quantiser already keeps its codebook equal on all processes, and its counts may differ.
-        buffers = [name for name, _ in network.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, buffers)
-        cards = [choices.device.index] if choices.device.type == "cuda" else None
-        model = DistributedDataParallel(network, device_ids=cards, gradient_as_bucket_view=True)
-    return torch.compile(model) if choices.compiled else model  # type: ignore[return-value]
 
 
 @contextmanager

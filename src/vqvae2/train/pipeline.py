@@ -32,7 +32,7 @@ from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.beginning import begin_prior, check_starts, read_distance, stage1_inputs
 from vqvae2.train.derived import check_derived
-from vqvae2.train.extract import extract, image_count
+from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
     Redo,
     begun,
@@ -52,6 +52,7 @@ from vqvae2.train.longer import announcement, built_on, keep_state, prepare, pub
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
+from vqvae2.train.sharded import whole
 from vqvae2.train.sharpen import SharpenObjective
 
 
@@ -265,6 +266,8 @@ def _codes(
                 f"{times - 1} times augmented (train_prior.*.copies), and {len(images.heldout):,} held-out images once"
             )
         extract(model, images, config, place, digest, accelerator, reporter)
+    elif accelerator.is_main_process:
+        remove([parts_folder(place)])  # of an extraction that was killed at its very end
     accelerator.wait_for_everyone()
     return open_store(place, digest=digest, check=False)
 
@@ -364,9 +367,10 @@ def _fit(
     if objective.name == "sharpen":
         kept = f"the averaged weights of step {outcome.best_step} are kept"
     reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
+    weights = whole(objective.model)
     if accelerator.is_main_process:
         record = {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
-        tensors, more = result() if result else (objective.model.state_dict(), {})
+        tensors, more = result() if result else (weights, {})
         about = {"figures": figures, "step": outcome.best_step, **more}
         if again:  # the record last, because it says that there is nothing more to train
             remove(built_on(part, config, objective.name))

@@ -24,6 +24,7 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import TrainingOrder
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
+from vqvae2.noise import uniform
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
@@ -94,10 +95,7 @@ class PriorObjective:
             batch = tuple(level[batch[0]] for level in levels), labels[batch[0]]
         codes, labels = batch
         if self.classes:
-            hidden = (
-                torch.rand(labels.shape, device=labels.device)
-                < self.config.prior.levels[self.level].label_dropout
-            )
+            hidden = uniform(len(labels), labels.device) < self.config.prior.levels[self.level].label_dropout
             labels = torch.where(hidden, self.classes, labels)
         return self._nll(model, codes, labels).mean(), {}
 
@@ -158,8 +156,16 @@ class PriorObjective:
 
     def _mean_nll(self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator) -> float:
         """Nats per code over these images, by all processes; a collective."""
-        share = indices[accelerator.process_index :: accelerator.num_processes]
+        processes = accelerator.num_processes
+        filled = np.resize(
+            indices, -(-len(indices) // processes) * processes
+        )  # repeats the first ones at the end
+        share = filled[
+            accelerator.process_index :: processes
+        ]  # as many each: sharded weights need all processes at once
+        own = len(indices[accelerator.process_index :: processes])
         each = [nll.mean((1, 2))[None] for nll in self._nlls(model, share)]
+        each = [torch.cat(each, 1)[:, :own]]
         return host_total(each, 1, accelerator)[0] / len(indices)
 
 

@@ -95,7 +95,9 @@ class TrainingImages:
 
         Where the images are on the device, it is where to find them there; see `ResidentImages.places`.
         """
-        order = TrainingOrder(self.images.train, self.batch, self.seed, rank, world)
+        order = TrainingOrder(
+            self.images.train, self.batch, self.seed, rank, world, self.config.shuffle_buffer
+        )
         if self.resident is not None:
             return self.resident.places(order, start)
         return pixel_batches(self.images, order, self.config, start=start)

@@ -27,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vqvae2.autoencoder.base import summed, world
 from vqvae2.autoencoder.discriminator import (
     PatchDiscriminator,
     discriminator_loss,
@@ -116,8 +117,12 @@ class Sharpening(nn.Module):
         fake = self.discriminator.frozen(sharp)
         loss = generator_loss(fake, self.settings.loss == "hinge")
         (gradient,) = torch.autograd.grad(loss, sharp)
-        of_error = 2 * error.norm() / (error.numel() * self.config.autoencoder.variance)
-        weight = self.settings.adversarial * of_error / gradient.norm().clamp_min(fake.numel() ** -0.5)
+        processes = world()[1]
+        squares = summed(torch.stack([error.square().sum(), gradient.square().sum()]))  # of the global batch
+        error_norm, norm = squares.sqrt().unbind()
+        elements = error.numel() * processes * self.config.autoencoder.variance
+        least = (fake.numel() * processes) ** -0.5
+        weight = self.settings.adversarial * (2 * error_norm / elements) / (norm / processes).clamp_min(least)
         weight = weight * (self.seen >= self.settings.begin)
         return (sharp * (weight * gradient)).sum(), {"generator": loss.detach(), "weight": weight}
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
-from vqvae2.train.step import TrainingStep
+from vqvae2.train.step import TrainingStep, WeightAverage
 
 _LINE = 2**20  # bytes of a line of metrics, at most
 
@@ -31,11 +31,13 @@ class _SavedOutcome(Record):
     figures: dict[str, Any]
 
 
-class _Saved(Record):
+class Saved(Record):
     """The metadata of a checkpoint."""
 
     outcome: _SavedOutcome
     summed: Annotated[int, Field(ge=0)] = 0
+    shards: str | None = None  # the folder beside it in which the processes have written their parts
+    averaged: Annotated[int, Field(ge=0)] = 0  # weights in the average of such a state
     autoencoder: str | None = (
         None  # digest of the autoencoder whose codes are learnt, or whose decoder is sharpened
     )
@@ -93,7 +95,7 @@ class State:
         tensors = {f"model.{k}": v for k, v in step.network.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
-        if step.average is not None:
+        if isinstance(step.average, WeightAverage):
             tensors |= {f"average.{k}": v for k, v in step.average.state_dict().items()}
         tensors |= {f"sums.{k}": v for k, v in sums.items()}
         tensors |= {f"counts.{k}": v for k, v in enumerate(counts)}
@@ -101,6 +103,14 @@ class State:
         if (autoencoder := getattr(step.objective, "autoencoder", None)) is not None:
             meta["autoencoder"] = autoencoder
         tensor_file.save_tensors(file, tensors, meta)
+
+    def snapshot(self, model: nn.Module) -> dict[str, Tensor]:
+        """A copy of a model's weights and buffers, in host memory."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+    def put_best(self) -> None:
+        """Put the best weights into the network."""
+        self.step.network.load_state_dict(self.best)
 
     def load(self, file: Path, main: bool) -> None:
         """Go on from a state that `save` wrote.
@@ -118,7 +128,7 @@ class State:
             header = tensor_file.read_header(file)
             self._check_shapes(header, file)
             tensors, meta = tensor_file.load_tensors(file)
-            record = _Saved.of(meta, file)
+            record = Saved.of(meta, file)
             origin = getattr(step.objective, "autoencoder", None)
             if record.autoencoder not in (None, origin):
                 raise atomic.FileError(f"{file} belongs to a training with another autoencoder")
@@ -136,7 +146,7 @@ class State:
             if found or prefix == "model.":
                 tensor_file.compare_shapes(own, found, file)
 
-    def _load(self, file: Path, tensors: dict[str, Tensor], record: _Saved, main: bool) -> None:
+    def _load(self, file: Path, tensors: dict[str, Tensor], record: Saved, main: bool) -> None:
         step = self.step
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -175,7 +185,7 @@ class State:
 
 def saved_step(file: Path) -> int:
     """After how many steps the state in this file was saved."""
-    return _Saved.of(tensor_file.read_header(file).metadata, file).outcome.step
+    return Saved.of(tensor_file.read_header(file).metadata, file).outcome.step
 
 
 def write_metrics(path: Path, step: int, values: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@
     static:    the same, but batch and learning rate are read from tensors that never move
     captured:  a static step, recorded once as a CUDA graph and replayed: one launch instead of hundreds
 
-Random numbers are those of a generator that is seeded before each step, so a replay draws what an eager step would.
+Random numbers are those of generators that are seeded before each step, so a replay draws what an eager step would.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vqvae2.config.training import TrainConfig
-from vqvae2.train.device import Choices
+from vqvae2.train.device import Choices, own_seed
 from vqvae2.train.feed import Batch, mapped, parts, tensors
+from vqvae2.train.sharded import ShardedAverage, own
 
 _NEVER = 2**62  # the step at which the loss was not finite, when there is none
 _WARM_UP = (
@@ -61,6 +63,15 @@ class WeightAverage:
             torch._foreach_copy_(buffers, list(self.model.buffers()))
         self.count += 1
 
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights; shares their memory."""
+        return {name: weight.data for name, weight in self.module.named_parameters()}
+
+    @contextmanager
+    def applied(self) -> Iterator[nn.Module]:
+        """The model with the averaged weights."""
+        yield self.module
+
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint keeps; the names are those of torch's `AveragedModel`."""
         state = {f"module.{name}": value for name, value in self.module.state_dict().items()}
@@ -98,7 +109,8 @@ class TrainingStep:
         self.objective, self.model, self.network, self.optimizer = objective, model, network, optimizer
         self.config, self.choices = config, choices
         self.weights = list(network.parameters())
-        self.average = WeightAverage(network, config.average) if config.average else None
+        kind = ShardedAverage if choices.sharded else WeightAverage
+        self.average = kind(network, config.average) if config.average else None
         self.sums: dict[str, Tensor] = {}
         self.taken = 0
         self.bad = torch.full((), _NEVER, device=choices.device)
@@ -111,7 +123,7 @@ class TrainingStep:
 
     def __call__(self, batch: Batch, number: int, rate: float, seed: int) -> None:
         """Do step `number` (from 0) on a batch on the device, with this learning rate and this seed."""
-        torch.manual_seed(seed)
+        self._seed(seed)
         self.number.fill_(number)
         for group in self.optimizer.param_groups:
             own = rate * group.get("scale", 1.0)
@@ -130,8 +142,8 @@ class TrainingStep:
             self._static(batch, seed)
 
     def finite(self) -> bool:
-        """Whether every weight and buffer is finite; waits for the device."""
-        state = [value.isfinite().all() for value in self.network.state_dict().values()]
+        """Whether every weight and buffer is finite, of a sharded network this process's rows; waits for the device."""
+        state = [own(value).isfinite().all() for value in self.network.state_dict().values()]
         return bool(torch.stack(state).all())
 
     def not_finite_at(self, accelerator: Accelerator) -> int | None:
@@ -157,16 +169,22 @@ class TrainingStep:
                 self.replay = self._captured() if self.choices.captured else lambda: self._work(self.inputs)
             except RuntimeError as error:
                 self._give_up(str(error))
-                torch.manual_seed(seed)
+                self._seed(seed)
                 self._work(batch)
                 return
         else:
             for there, value in zip(tensors(self.inputs), tensors(batch), strict=True):
                 there.copy_(value, non_blocking=True)
-        torch.manual_seed(seed)
+        self._seed(seed)
         self.replay()
         if self.average is not None and self.choices.captured:
             self.average.count += 1  # which is no work of the device
+
+    def _seed(self, seed: int) -> None:
+        """Alike on every process, for what `noise` draws for the global batch; what a CUDA device draws is each process's own."""
+        torch.manual_seed(seed)
+        if self.choices.rank and self.choices.device.type == "cuda":
+            torch.cuda.manual_seed(own_seed(seed, self.choices.rank))
 
     def _captured(self) -> Callable[[], None]:
         """Record the step; nothing is computed meanwhile.
@@ -215,6 +233,8 @@ class TrainingStep:
                 logs[key] = logs[key] + term if key in logs else term
         if self.config.clip:
             norm = nn.utils.clip_grad_norm_(self.weights, self.config.clip)
+            if isinstance(norm, DTensor):
+                norm = norm.full_tensor()
             logs["gradient_norm"] = norm.detach().float()
         self.optimizer.step()
         if self.average is not None:

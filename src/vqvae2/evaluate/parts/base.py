@@ -71,6 +71,8 @@ class Part:
         measure: measures it.
         needs: what has to be there; a part is left out if something is not.
         on_request: measured only if it is asked for by name, or by an option of its own.
+        prepare: what several processes make together before the main one measures: samples, features and the like, which the
+            context then has; None if there is nothing to share.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Part:
     measure: Callable[[Context], PartResult]
     needs: tuple[Need, ...] = ()
     on_request: bool = False
+    prepare: Callable[[Context], None] | None = None
 
     def obstacle(self, context: Context) -> str | None:
         """Why this part cannot be measured; None if it can."""

@@ -68,4 +68,9 @@ def measure(context: Context) -> PartResult:
     )
 
 
-PART = Part("classification", "Classification accuracy score", measure, needs=("classes",))
+def prepare(context: Context) -> None:
+    """The samples, by all processes."""
+    _trials(context)
+
+
+PART = Part("classification", "Classification accuracy score", measure, needs=("classes",), prepare=prepare)

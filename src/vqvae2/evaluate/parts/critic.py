@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vqvae2.errors import UserError
 from vqvae2.evaluate.context import Context
-from vqvae2.evaluate.critic import Critic, load_critic
+from vqvae2.evaluate.critic import load_critic
 from vqvae2.evaluate.features import FeatureNetwork, Features
 from vqvae2.evaluate.parts.base import Part, PartResult, Plot
 from vqvae2.evaluate.parts.distances import distances
 from vqvae2.evaluate.parts.precision import precision_recall
-from vqvae2.evaluate.sets import NamedImages
+from vqvae2.evaluate.sets import digest
 from vqvae2.generate.reject import keep_best
 
 _FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.05)
@@ -80,18 +80,8 @@ def critic_curves(
     return result
 
 
-def _scores(critic: Critic, images: NamedImages, device: torch.device) -> Tensor:
-    """[n], on the CPU."""
-    assert images.labels is not None
-    scores, start = [], 0
-    for batch in images.batches():
-        scores.append(critic(batch.to(device), images.labels[start : start + len(batch)]).cpu())
-        start += len(batch)
-    return torch.cat(scores)
-
-
-def measure(context: Context) -> PartResult:
-    """Of enough samples that n are kept at the smallest fraction.
+def _candidates(context: Context) -> Candidates:
+    """Enough samples that n are kept at the smallest fraction, by all processes.
 
     Raises:
         UserError: the critic's backbone is the network that measures.
@@ -104,12 +94,42 @@ def measure(context: Context) -> PartResult:
             f"the critic's backbone is {network.name}, which measures here; measure with another --network, "
             f"or fit the critic on another: `vqvae2 critic fit {context.run.folder} --features resnet`"
         )
-    fractions = context.options.critic_fractions or _FRACTIONS
-    drawn = replace(context.draw(round(context.n / min(fractions))), name="candidates")
-    assert drawn.labels is not None
-    candidates = Candidates(_scores(critic, drawn, context.device), drawn.labels, context.features(drawn))
-    reference = context.features(context.reference)
-    return critic_curves(candidates, fractions, context.n, network, reference, context.options.seed)
+    drawn = replace(context.draw(round(context.n / min(_fractions(context)))), name="candidates")
+    labels = drawn.labels
+    assert labels is not None
+
+    def some(rows: range) -> dict[str, Tensor]:
+        scores, at = [], rows.start
+        for batch in drawn.source(slice(rows.start, rows.stop)):
+            scores.append(critic(batch.to(context.device), labels[at : at + len(batch)]).cpu())
+            at += len(batch)
+        return {"scores": torch.cat(scores)}
+
+    key = digest("scores", drawn.key, critic.digest)
+    scores = context.together("scores of candidates", key, len(drawn), some)["scores"]
+    return Candidates(scores, labels, context.features(drawn))
+
+
+def _fractions(context: Context) -> Sequence[float]:
+    return context.options.critic_fractions or _FRACTIONS
+
+
+def prepare(context: Context) -> None:
+    """The candidates, and the features of the reference."""
+    _candidates(context)
+    context.features(context.reference)
+
+
+def measure(context: Context) -> PartResult:
+    """Of enough samples that n are kept at the smallest fraction.
+
+    Raises:
+        UserError: the critic's backbone is the network that measures.
+    """
+    candidates, reference = _candidates(context), context.features(context.reference)
+    return critic_curves(
+        candidates, _fractions(context), context.n, context.network, reference, context.options.seed
+    )
 
 
 PART = Part(
@@ -118,4 +138,5 @@ PART = Part(
     measure,
     needs=("run", "priors", "critic", "sets", "network"),
     on_request=True,
+    prepare=prepare,
 )

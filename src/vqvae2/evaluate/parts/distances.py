@@ -93,4 +93,10 @@ def measure(context: Context) -> PartResult:
     return result
 
 
-PART = Part("distances", "Distances from the training images", measure, needs=("sets", "network"))
+PART = Part(
+    "distances",
+    "Distances from the training images",
+    measure,
+    needs=("sets", "network"),
+    prepare=Context.compare,
+)

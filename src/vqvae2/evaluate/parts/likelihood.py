@@ -3,66 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from vqvae2.codes import Geometry
 from vqvae2.evaluate.code_likelihood import likelihood
 from vqvae2.evaluate.context import Context
-from vqvae2.evaluate.encoding import Encoder
 from vqvae2.evaluate.parts.base import Part, PartResult
 from vqvae2.evaluate.sets import NamedImages
-from vqvae2.prior.hierarchy import HierarchicalPrior
 
 
-@torch.no_grad()
 def likelihoods(
-    encoder: Encoder,
-    prior: HierarchicalPrior,
-    sets: Sequence[NamedImages],
-    labelled: bool,
-    image: tuple[int, int, int],
+    log_probs: Mapping[str, Tensor], geometry: Geometry, image: tuple[int, int, int]
 ) -> PartResult:
     """The negative log-likelihood of each set's codes, per level given the coarser levels.
 
     Args:
-        sets: training and held-out images; `gap` is the relative difference of the second from the first.
-        labelled: each image is scored with its class, otherwise without one.
+        log_probs: [n, L] of training and of held-out images, by name; `gap` is the relative difference of the second from the
+            first.
+        geometry: of the codes.
         image: (C, H, W).
     """
     figures: dict[str, Any] = {}
-    for images in sets:
-        log_prob = torch.cat(list(_log_prob(encoder, prior, images, labelled)))
-        figures[images.name] = {"n": len(images), **asdict(likelihood(log_prob, prior.geometry, image))}
-    names = [images.name for images in sets]
-    if len(names) == 2:
-        first, second = (figures[name]["nats_per_code"] for name in names)
+    for name, log_prob in log_probs.items():
+        figures[name] = {"n": len(log_prob), **asdict(likelihood(log_prob, geometry, image))}
+    if len(log_probs) == 2:
+        first, second = (figures[name]["nats_per_code"] for name in log_probs)
         figures["gap"] = [b / a - 1 for a, b in zip(first, second, strict=True)]
-    return PartResult({**figures, "uniform_nats_per_code": [math.log(k) for k in prior.geometry.vocabulary]})
+    return PartResult({**figures, "uniform_nats_per_code": [math.log(k) for k in geometry.vocabulary]})
 
 
-def _log_prob(
-    encoder: Encoder, prior: HierarchicalPrior, images: NamedImages, labelled: bool
-) -> Iterator[Tensor]:
-    """[B, L] of each batch."""
-    start = 0
-    for codes in encoder.codes(images):
-        labels = images.labels[start : start + len(codes)] if labelled and images.labels is not None else None
-        yield prior.log_prob(codes, None if labels is None else labels.to(encoder.device)).cpu()
-        start += len(codes)
+def _sets(context: Context) -> list[NamedImages]:
+    """All held-out images, and as many training images or `n` of them if that is more."""
+    limit = max(len(context.heldout), context.options.n)
+    return [context.training.first(limit), context.heldout]
+
+
+def prepare(context: Context) -> None:
+    """The probabilities, by all processes."""
+    for images in _sets(context):
+        context.log_prob(images)
 
 
 def measure(context: Context) -> PartResult:
-    """Of all held-out images, and of as many training images or `n` of them if that is more."""
+    """Of `_sets`."""
     assert context.run is not None
-    limit = max(len(context.heldout), context.options.n)
-    sets = [context.training.first(limit), context.heldout]
-    labelled = bool(context.run.config.prior.classes)
     image = (context.data.channels, *context.data.shape)
-    return likelihoods(context.encoder, context.run.prior, sets, labelled, image)
+    log_probs = {images.name: context.log_prob(images) for images in _sets(context)}
+    return likelihoods(log_probs, context.run.prior.geometry, image)
 
 
-PART = Part("nll", "Likelihood of the codes", measure, needs=("run", "priors"))
+PART = Part("nll", "Likelihood of the codes", measure, needs=("run", "priors"), prepare=prepare)

@@ -106,4 +106,10 @@ def measure(context: Context) -> PartResult:
     )
 
 
-PART = Part("memorisation", "Nearest training images", measure, needs=("samples", "sets", "network"))
+PART = Part(
+    "memorisation",
+    "Nearest training images",
+    measure,
+    needs=("samples", "sets", "network"),
+    prepare=Context.compare,
+)

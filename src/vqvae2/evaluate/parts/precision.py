@@ -39,4 +39,10 @@ def measure(context: Context) -> PartResult:
     return result
 
 
-PART = Part("precision", "Precision and recall, density and coverage", measure, needs=("sets", "network"))
+PART = Part(
+    "precision",
+    "Precision and recall, density and coverage",
+    measure,
+    needs=("sets", "network"),
+    prepare=Context.compare,
+)

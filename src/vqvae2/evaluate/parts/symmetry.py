@@ -63,4 +63,9 @@ def measure(context: Context) -> PartResult:
     return symmetry(list(sets.values()), sets["held out"], context.images.classes)
 
 
-PART = Part("symmetry", "Left-right symmetry", measure, needs=("sets",))
+def prepare(context: Context) -> None:
+    """The samples, by all processes."""
+    context.compared  # noqa: B018 - makes them
+
+
+PART = Part("symmetry", "Left-right symmetry", measure, needs=("sets",), prepare=prepare)

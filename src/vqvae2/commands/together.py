@@ -1,0 +1,44 @@
+"""The command under `torchrun`: the processes of a verb join, and leave together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from vqvae2 import processes
+from vqvae2.errors import UserError
+
+VERBS = ("train", "sample", "reconstruct", "score", "evaluate", "critic")
+"""What several processes share; the other verbs run in one."""
+
+
+def join(arguments: list[str]) -> None:
+    """Under `torchrun`: join the other processes. Of them only the main one writes to standard output.
+
+    Args:
+        arguments: of the command.
+
+    Raises:
+        UserError: the verb runs in one process.
+    """
+    rank, count = processes.launched()
+    if count == 1:
+        return
+    if rank:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    if {"--help", "-h", "--version"} & {*arguments}:
+        return
+    if arguments[0] not in VERBS:
+        raise UserError(f"`vqvae2 {arguments[0]}` runs in one process: start it without torchrun")
+    from vqvae2.train.device import make_accelerator
+
+    make_accelerator()
+
+
+def leave(code: int) -> None:
+    """Under `torchrun`: end this process at once, without the orderly end of a group whose other processes may not answer."""
+    if processes.launched()[1] > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

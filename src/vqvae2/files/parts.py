@@ -1,0 +1,116 @@
+"""Long work on many rows, cut into parts: any process computes a part and keeps it as a file until all are there.
+
+    FOLDER/KEY-00000000-00001024.safetensors ...     the tensors of rows 0 .. 1023, [1024, ...] each
+
+A part is the same whoever computes it, because the cuts do not depend on the number of processes. After a kill the same
+work goes on with the parts that are missing, with any number of processes.
+
+Shapes: n rows in all, b rows of a part.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqvae2.files import tensor_file
+from vqvae2.files.atomic import FileError
+from vqvae2.processes import Group
+
+
+@dataclass
+class Parts:
+    """The parts of one piece of work.
+
+    Attributes:
+        folder: for the files of this work alone; all processes must see the same one.
+        key: identifies what is computed of which rows, letters and digits; parts under another key are removed.
+        ranges: the rows of each part, ascending and without gaps.
+        group: the processes that share the work.
+        mine: what this process has still to compute.
+    """
+
+    folder: Path
+    key: str
+    ranges: Sequence[range]
+    group: Group = field(default_factory=Group)
+    mine: list[range] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Look for what is there, and share out the rest; a collective."""
+        missing: list[range] = []
+        if self.group.main:
+            own = {self._file(rows) for rows in self.ranges}
+            for old in self.folder.glob("*.safetensors"):
+                if old not in own:
+                    with suppress(OSError):
+                        old.unlink()
+            missing = [rows for rows in self.ranges if not self._usable(rows)]
+        self.mine = self.group.share(self.group.agreed(missing))
+
+    def write(self, rows: range, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a part that this process has computed.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        tensor_file.save_tensors(self._file(rows), tensors, {"rows": len(rows)})
+
+    def compute(
+        self,
+        work: Callable[[range], Mapping[str, Tensor]],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Compute and keep this process's parts, then wait for the others; a collective.
+
+        Args:
+            work: returns the tensors [b, ...] of some rows.
+            progress: called with the number of rows that this process has done.
+        """
+        done = 0
+        for rows in self.mine:
+            self.write(rows, work(rows))
+            done += len(rows)
+            progress(done)
+        self.group.wait()
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """The tensors of each part, in order; all are there.
+
+        Raises:
+            FileError: a part is damaged.
+        """
+        for rows in self.ranges:
+            yield tensor_file.load_tensors(self._file(rows))[0]
+
+    def joined(self) -> dict[str, Tensor]:
+        """The tensors [n, ...] of all rows."""
+        parts = list(self)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def remove(self) -> None:
+        """When every process has read what it needs: remove the files; a collective."""
+        self.group.wait()
+        if self.group.main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, rows: range) -> Path:
+        return self.folder / f"{self.key[:16]}-{rows.start:08d}-{rows.stop:08d}.safetensors"
+
+    def _usable(self, rows: range) -> bool:
+        try:
+            tensors, _ = tensor_file.load_tensors(self._file(rows))
+        except FileError:
+            return False
+        return all(len(tensor) == len(rows) for tensor in tensors.values())
+
+
+def cut(count: int, size: int, begin: int = 0) -> list[range]:
+    """The rows `begin` .. `begin` + count - 1 in ranges of `size`, of which the last may be shorter."""
+    return [range(begin + at, begin + min(at + size, count)) for at in range(0, count, size)]

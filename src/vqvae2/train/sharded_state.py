@@ -1,0 +1,148 @@
+"""The state of a training whose weights are cut up: written by all processes, read by any number of them.
+
+checkpoints/last.safetensors            how far it has come, sums and counts; names the folder with the rest, written last
+checkpoints/step-STEP-of-WORLD/         a file of each process (`train/sharded.py`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vqvae2.files import tensor_file
+from vqvae2.files.atomic import FileError, reason
+from vqvae2.train.sharded import (
+    load_shards,
+    own,
+    pieces,
+    put,
+    remove_other_states,
+    restore,
+    rows_of_state,
+    save_shards,
+)
+from vqvae2.train.state import Outcome, Saved, State
+from vqvae2.train.step import TrainingStep
+
+
+@dataclass
+class ShardedState(State):
+    """As `State`; every process saves and loads its rows.
+
+    Attributes:
+        accelerator: the processes.
+    """
+
+    accelerator: Accelerator | None = None
+
+    def save(
+        self, file: Path, sums: Mapping[str, Tensor], counts: list[Tensor], settings: dict[str, Any]
+    ) -> None:
+        """As `State.save`, but on every process; a collective."""
+        step, accelerator = self.step, self.accelerator
+        assert accelerator is not None
+        folder = f"step-{self.outcome.step:09d}-of-{accelerator.num_processes}"
+        tensors = rows_of_state(step.network, step.optimizer, step.average, self.best)
+        save_shards(file.parent / folder, tensors, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            small = {f"sums.{k}": v for k, v in sums.items()}
+            small |= {f"counts.{k}": v for k, v in enumerate(counts)}
+            averaged = step.average.count if step.average is not None else 0
+            meta = {
+                "outcome": vars(self.outcome),
+                "summed": step.taken,
+                "shards": folder,
+                "averaged": averaged,
+            }
+            if (autoencoder := getattr(step.objective, "autoencoder", None)) is not None:
+                meta["autoencoder"] = autoencoder
+            tensor_file.save_tensors(file, small, {**meta, "config": settings})
+            remove_other_states(file.parent, folder)
+
+    def load(self, file: Path, main: bool) -> None:
+        """As `State.load`, of a state that any number of processes saved, sharded or one alone."""
+        assert self.accelerator is not None
+        if holds_shards(file):
+            load_sharded(self, file, main, self.accelerator)
+            return
+        tensors, meta = tensor_file.load_tensors(file)
+        record = Saved.of(meta, file)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        shapes = {name: weight.shape for name, weight in self.step.network.named_parameters()}
+        names, rows = list(shapes), {}
+        try:
+            for key, value in tensors.items():
+                part, _, name = key.partition(".")
+                if part == "optimizer":
+                    index, _, part = name.partition(".")
+                    name = names[int(index)]
+                elif part == "average":
+                    name = name.removeprefix("module.")
+                if value.ndim and value.shape == shapes.get(name):
+                    own_rows = pieces(len(value), world)[rank]
+                    rows[f"{part}.{name}"] = value[own_rows.start : own_rows.stop]
+            self.best = restore(self.step, rows, record.outcome.step)
+            averaged = tensors.get("average.n_averaged")
+            _small(self, tensors, record, main, 0 if averaged is None else int(averaged))
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise FileError(f"{file} is damaged, or of another model: {reason(error)}") from error
+
+    def snapshot(self, model: nn.Module) -> dict[str, Tensor]:
+        """This process's rows, in host memory."""
+        return {name: own(weight).cpu().clone() for name, weight in model.named_parameters()}
+
+    def put_best(self) -> None:
+        """Put this process's rows of the best weights into the network."""
+        put(self.step.network, self.best)
+
+
+def holds_shards(file: Path) -> bool:
+    """Whether a state was saved in parts."""
+    return Saved.of(tensor_file.read_header(file).metadata, file).shards is not None
+
+
+def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator) -> None:
+    """Go on from a state that `ShardedState.save` wrote, sharded or in one process.
+
+    Args:
+        state: its step has the network, the optimiser and the average.
+        file: checkpoints/last.safetensors.
+        main: whether this is the main process, which takes the counts of all processes.
+
+    Raises:
+        FileError: a file is missing or damaged, or of a training on the codes of another autoencoder.
+    """
+    small, meta = tensor_file.load_tensors(file)
+    record = Saved.of(meta, file)
+    if record.autoencoder not in (None, getattr(state.step.objective, "autoencoder", None)):
+        raise FileError(f"{file} belongs to a training with another autoencoder")
+    shapes = {name: weight.shape for name, weight in state.step.network.named_parameters()}
+    folder = file.parent / Path(str(record.shards)).name  # inside, whatever the file says
+    rows = load_shards(folder, shapes, accelerator)
+    try:
+        state.best = restore(state.step, rows, record.outcome.step)
+        _small(state, small, record, main, record.averaged)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise FileError(f"the state in {folder} is damaged: {reason(error)}") from error
+
+
+def _small(state: State, tensors: Mapping[str, Tensor], record: Saved, main: bool, averaged: int) -> None:
+    """What is not cut up: how far it has come, sums, counts, and how many weights are in the average."""
+    step: TrainingStep = state.step
+    state.outcome = Outcome(**record.outcome.model_dump())
+    if step.average is not None:
+        step.average.count = averaged
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        if part == "sums":
+            step.sums[name] = value.to(step.bad.device, torch.float32)
+        elif part == "counts" and main:
+            state.counts[int(name)].copy_(value)
+    step.taken = record.summed

@@ -1,0 +1,120 @@
+"""Shards through fsspec, on its memory and local file systems: the images, classes and split, and training from them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqvae2.config.models import DataConfig
+from vqvae2.data.batches import TrainingOrder, pixel_batches
+from vqvae2.data.errors import DataError
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.sources import locate
+
+CONFIG = DataConfig(size=8, workers=0, flip=False, cache_gb=0, shuffle_buffer=8, holdout=0.2)
+
+
+def picture(number: int) -> np.ndarray[Any, Any]:
+    """Picture `number`, 8 px."""
+    return np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def shard(numbers: range) -> bytes:
+    """A tar with these pictures and their classes."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for number in numbers:
+            image = io.BytesIO()
+            Image.fromarray(picture(number)).save(image, "png")
+            for ending, content in (("png", image.getvalue()), ("cls", str(number % 3).encode())):
+                info = tarfile.TarInfo(f"{number:04d}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+@pytest.fixture(params=["memory", "file"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Three shards of 10 pictures, `train-0000.tar` ..., below an address of each file system."""
+    root = f"memory://{tmp_path.name}" if request.param == "memory" else f"file://{tmp_path}/shards"
+    files, path = fsspec.core.url_to_fs(root)
+    files.makedirs(path, exist_ok=True)
+    for number in range(3):
+        files.pipe_file(f"{path}/train-{number:04d}.tar", shard(range(number * 10, number * 10 + 10)))
+    yield root
+    files.rm(path, recursive=True)
+
+
+def opened(data: str, tmp_path: Path, config: DataConfig = CONFIG) -> ImageSet:
+    """The images, with the index kept below `tmp_path`."""
+    return open_images(data, config, tmp_path / "run" / "data", say=lambda _: None)
+
+
+def test_images_and_classes(place: str, tmp_path: Path) -> None:
+    images = opened(f"{place}/train-{{0000..0002}}.tar", tmp_path)
+    assert len(images) == 30
+    assert images.classes == ("0", "1", "2")
+    assert images.labels is not None
+    for index in range(30):
+        number = int(images.names[index].rpartition("/")[2])
+        assert np.array_equal(images.pixels([index]).numpy()[0], picture(number))
+        assert images.labels[index] == number % 3
+    by_wildcard = opened(f"{place}/train-*.tar", tmp_path / "other")
+    assert by_wildcard.fingerprint == images.fingerprint
+
+
+def test_the_index_is_made_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = f"{place}/train-*.tar"
+    first = opened(data, tmp_path)
+    monkeypatch.setattr("tarfile.open", lambda *_, **__: pytest.fail("read again"))
+    assert opened(data, tmp_path).names == first.names
+
+
+def test_a_training_resumes_at_the_right_image(place: str, tmp_path: Path) -> None:
+    """By two processes from step 3 on, what one process reads; no image twice in an epoch."""
+    images = opened(f"{place}/train-*.tar", tmp_path)
+
+    def read(start: int, rank: int, world: int) -> list[list[bytes]]:
+        order = TrainingOrder(images.train, 4, 0, rank, world, CONFIG.shuffle_buffer)
+        batches = pixel_batches(images, order, CONFIG, start=start, stop=6)
+        return [[row.numpy().tobytes() for row in pixels] for pixels, _ in batches]
+
+    whole = read(0, 0, 1)
+    shares = zip(read(3, 0, 2), read(3, 1, 2), strict=True)
+    assert [a + b for a, b in shares] == whole[3:]
+    epoch = [row for batch in whole[: len(images.train) // 4] for row in batch]
+    assert len(set(epoch)) == len(epoch)
+
+
+def test_a_shard_of_a_test_split_is_held_out(place: str, tmp_path: Path) -> None:
+    files, path = fsspec.core.url_to_fs(place)
+    files.pipe_file(f"{path}/val-0000.tar", shard(range(30, 34)))
+    images = opened(f"{place}/*.tar", tmp_path)
+    assert sorted(int(images.names[i].rpartition("/")[2]) for i in images.heldout) == [30, 31, 32, 33]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("memory://nowhere/*.tar", "no file matches"),
+        ("memory://nowhere/a.tar", "cannot read"),
+        ("nosuchprotocol://x/a.tar", "cannot read .*nosuchprotocol"),
+    ],
+)
+def test_shards_that_are_not_there(data: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=reason):
+        locate(data, tmp_path)
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 500)
+    with pytest.raises(DataError, match=r"cannot read .*a\.tar"):
+        opened(f"file://{tmp_path}/a.tar", tmp_path)
