@@ -16,8 +16,12 @@ import typer
 from vqvae2 import __version__, processes
 from vqvae2.commands import (
     complete,
+    compress,
     critic,
+    decode,
+    decompress,
     demo,
+    encode,
     evaluate,
     explain,
     export,
@@ -71,6 +75,10 @@ app.command("sample")(verb(sample.command))
 app.command("reconstruct")(verb(reconstruct.command))
 app.command("complete")(verb(complete.command))
 app.command("score")(verb(score.command))
+app.command("encode")(verb(encode.command))
+app.command("decode")(verb(decode.command))
+app.command("compress")(verb(compress.command))
+app.command("decompress")(verb(decompress.command))
 app.command("evaluate")(verb(evaluate.command))
 app.command("explain")(verb(explain.command, computes=False))
 app.command("inspect")(verb(inspect.command, computes=False))

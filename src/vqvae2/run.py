@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codec.codec import Codec
+from vqvae2.codec.container import Mode
 from vqvae2.codes import Codes
 from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
-from vqvae2.evaluate.code_likelihood import log_prob_in_batches
+from vqvae2.evaluate.code_likelihood import bits_in_batches, log_prob_in_batches
 from vqvae2.evaluate.critic import Critic, fit_to_run, load_critic
 from vqvae2.evaluate.typicality import Typical
 from vqvae2.files.locate import find_run
@@ -25,7 +27,7 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunError
 from vqvae2.generate.complete import Completed, Kept, Passes, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
-from vqvae2.generate.sample import Drawn, draw_samples, sample_labels
+from vqvae2.generate.sample import Drawn, class_number, draw_samples, sample_labels
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.processes import Group
 from vqvae2.sharing import Card, push
@@ -108,6 +110,11 @@ class Run(StoredRun):
         if not self.paths.autoencoder.done():
             raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
         return load_autoencoder(self.folder, self.config, self.device)
+
+    @property
+    def codes_digest(self) -> str:
+        """The digest of the autoencoder's weights, by which stored codes name the model that they belong to."""
+        return self._autoencoder[1]
 
     def decoder(self, name: DecoderName | None = None, levels: int | None = None) -> VQVAE:
         """The autoencoder that decodes with one of the run's decoders, in eval mode; the codes are the same for both.
@@ -314,6 +321,39 @@ class Run(StoredRun):
         model, sampling = self.decoder(decoder), sampling or self.sampling
         return complete(model, self.prior, kept, n, classes, seed, sampling, passes)
 
+    @cached_property
+    def codec(self) -> Codec:
+        """What compresses images with this run; with priors that are not trained yet, it can only pack codes."""
+        trained = all(done for name, done in self.done().items() if name.startswith("prior"))
+        return Codec(self.autoencoder, self.config.data.shape, self.prior if trained else None)
+
+    def compress(self, image: Tensor, label: str | int | None = None, mode: Mode = "prior") -> bytes:
+        """An image [C, H, W] in [-1, 1], of any size, as the content of a file; `codec.compress` takes several at once.
+
+        Args:
+            label: its class, which saves some bytes; only with the mode "prior".
+            mode: "prior": about -log2 p bits for each code; "packed": log2 K, without the priors, and much faster.
+
+        Raises:
+            CodecError: an image that cannot be compressed, or the priors are not trained yet; UserError: no such class.
+        """
+        return self.codec.compress(
+            [image], [None if label is None else class_number(label, self.classes)], mode
+        )[0]
+
+    def decompress(self, data: bytes, decoder: DecoderName | None = None, fill: bool = False) -> Tensor:
+        """The image [C, H, W] in [-1, 1] of what `compress` returned, on the CPU.
+
+        Args:
+            data: may be cut off after any level, coarsest first; the image then shows the levels that are there.
+            fill: draw levels that are cut off from the prior (seed 0), instead of leaving them out.
+
+        Raises:
+            CodecError: damaged, cut off within the coarsest level, or compressed with another model.
+        """
+        found = self.codec.decompress([data])[0]
+        return self.codec.decode([self.codec.fill(found) if fill else found], self.decoder(decoder))[0]
+
     def log_prob(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> Tensor:
         """Natural log-probability of the images' codes, per level given the coarser ones, [B, L], on the CPU.
 
@@ -323,12 +363,19 @@ class Run(StoredRun):
             images: [B, C, H, W] in [-1, 1].
             labels: as in `sample`, but None is "no label".
         """
+        return log_prob_in_batches(self.prior, *self._scored(images, labels), self.sampling.batch)
+
+    def bits_map(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> list[Tensor]:
+        """Where the bits of `log_prob` are: -log2 p of each code, [B, h, w] per level, on the CPU; arguments as there."""
+        return bits_in_batches(self.prior, *self._scored(images, labels), self.sampling.batch)
+
+    def _scored(self, images: Tensor, labels: Any) -> tuple[Codes, Tensor | None]:
+        """The codes and the class numbers of images."""
         classes = None
         if labels is not None and len(images):
             classes = torch.tensor(sample_labels(labels, len(images), self.classes))
         batches = images.split(self.sampling.batch)
-        codes = Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches])
-        return log_prob_in_batches(self.prior, codes, classes, self.sampling.batch)
+        return Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches]), classes
 
     def typical(self, labelled: bool = False) -> Typical | None:
         """The distribution of `log_prob` over held-out images (1,024 at most).
@@ -351,9 +398,3 @@ class Run(StoredRun):
         labels = torch.from_numpy(np.array(store.labels[heldout])) if labelled else None
         batch = self.sampling.batch
         return Typical(log_prob_in_batches(self.prior, store.codes(heldout), labels, batch))
-
-    def _classless(self) -> str:
-        return f"{self.folder} has no classes, so a critic cannot score its samples"
-
-    def _fit_critic(self) -> str:
-        return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"

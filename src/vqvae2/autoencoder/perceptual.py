@@ -97,10 +97,13 @@ class PerceptualDistance(nn.Module):
     def forward(self, images: Tensor, originals: Tensor) -> Tensor:
         """The distances [B], at least 0, of images [B, C, H, W] in [-1, 1]; grey is taken as RGB, and RGBA without its alpha.
 
+        `originals` are as many, or one for all images.
+
         Raises:
             ValueError: shapes that differ, 2 channels or more than 4, or sides below 16 px.
         """
-        if images.shape != originals.shape or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+        alike = images.shape[1:] == originals.shape[1:] and originals.shape[:1] in (images.shape[:1], (1,))
+        if not alike or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
             raise ValueError(
                 f"expected two batches of images with 1, 3 or 4 channels, found {list(images.shape)} and {list(originals.shape)}"
             )

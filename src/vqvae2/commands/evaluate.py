@@ -168,7 +168,7 @@ def command(
         typer.Option(
             metavar="PART,...",
             help="only these parts: nll, reconstruction, codes, distances, precision, classification, memorisation, "
-            "symmetry, speed, critic, tuning",
+            "symmetry, speed, critic, tuning, compression (which has to be asked for)",
         ),
     ] = None,
     samples: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from vqvae2.data.augmentation import centre
 from vqvae2.data.decoding import load_image
+from vqvae2.data.deep import save_values
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.folder_files import list_folder
-from vqvae2.data.pixels import Pixels, to_float
+from vqvae2.data.grid import save_picture
+from vqvae2.data.pixels import Pixels, to_float, to_pil, viewable
 from vqvae2.data.skipped import one_line
 from vqvae2.errors import UserError, printable
 from vqvae2.files.parts import cut
@@ -146,3 +149,21 @@ def read_image(run: Run, data: bytes) -> Tensor:
     """
     config = run.config.data
     return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.shape)))[0]
+
+
+def free_name(stem: str, endings: Sequence[str], taken: set[str]) -> str:
+    """`stem`, or `stem` with a number, such that no file STEM + ENDING is in `taken`; all of them are added."""
+    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
+        files = {f"{name}{ending}".casefold() for ending in endings}
+        if not files & taken:
+            taken |= files
+            return name
+    raise AssertionError("the numbers never end")
+
+
+def save_image(image: Tensor, stem: Path, run: Run) -> Path:
+    """Write an image [1, C, H, W] as STEM.png, and where the run has a range also in that range; returns the file to use."""
+    whole = stem.with_name(f"{stem.name}.png")
+    save_picture(to_pil(viewable(image))[0], whole)
+    data = run.config.data
+    return whole if data.range is None else save_values(image[0], stem, data)

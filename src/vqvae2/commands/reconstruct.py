@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,7 @@ def reconstruct(
         UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder.
         DataError: a file that cannot be used.
     """
-    from vqvae2.commands.images import shared_images
+    from vqvae2.commands.images import free_name, shared_images
     from vqvae2.files.output import claim_results, make_folder
     from vqvae2.processes import Group
 
@@ -60,7 +59,9 @@ def reconstruct(
     with group.main_first():
         claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
     taken = {file.name.casefold() for file in shared.files if file.resolve().parent == out.resolve()}
-    stems = [out / _free_name(file.stem, taken) for file in shared.files]
+    stems = [
+        out / free_name(file.stem, (".png", "-levels.png", ".tif", ".npy"), taken) for file in shared.files
+    ]
     own = {
         numbers[0]: _reconstruct(run, shared.files[numbers[0]], pixels, stems[numbers[0]], name)
         for numbers, pixels in shared.own
@@ -73,6 +74,7 @@ def _reconstruct(run: Run, file: Path, pixels: Tensor, stem: Path, name: Decoder
     """Write what belongs to one image, uint8 [1, H, W, C]."""
     import torch
 
+    from vqvae2.commands.images import save_image
     from vqvae2.data.grid import save_grid
     from vqvae2.data.pixels import psnr, to_float
 
@@ -87,32 +89,10 @@ def _reconstruct(run: Run, file: Path, pixels: Tensor, stem: Path, name: Decoder
     if sharp is not None:
         decoded.append(sharp.decode(codes).cpu())
         figures["psnr_sharp"] = float(psnr(decoded[-1], original)[0])
-    whole, sheet = _save(decoded[-1], stem, run), stem.with_name(f"{stem.name}-levels.png")
+    whole, sheet = save_image(decoded[-1], stem, run), stem.with_name(f"{stem.name}-levels.png")
     save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
     item = {"source": str(file), "file": str(whole), "levels": str(sheet)}
     return {**item, "decoder": name, **figures}
-
-
-def _save(image: Tensor, stem: Path, run: Run) -> Path:
-    """Write an image [1, C, H, W] as a PNG, and where the run has a range also in that range; returns the file to use."""
-    from vqvae2.data.deep import save_values
-    from vqvae2.data.grid import save_picture
-    from vqvae2.data.pixels import to_pil, viewable
-
-    whole = stem.with_name(f"{stem.name}.png")
-    save_picture(to_pil(viewable(image))[0], whole)
-    data = run.config.data
-    return whole if data.range is None else save_values(image[0], stem, data)
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    """`stem`, or `stem` with a number, such that no file written under that name is in `taken`; these are added."""
-    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
-        files = {f"{name}{end}".casefold() for end in (".png", "-levels.png", ".tif", ".npy")}
-        if not files & taken:
-            taken |= files
-            return name
-    raise AssertionError("the numbers never end")
 
 
 def command(

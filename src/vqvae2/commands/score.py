@@ -13,6 +13,8 @@ from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vqvae2.processes import Group
     from vqvae2.run import Run
 
@@ -26,6 +28,7 @@ def score(
     out: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
     group: Group | None = None,
+    bits_map: Path | None = None,
 ) -> dict[str, Any]:
     """Bits of the codes of images and, if the run has held-out codes, their typicality; the least typical first.
 
@@ -35,11 +38,14 @@ def score(
         out: a file for the result as JSON.
         say: called with lines of text about files of folders that are skipped.
         group: the processes that share the images, all of which call this and get the result; None is this one alone.
+        bits_map: a folder for NAME-bits-L.png of each image and level L: where its bits are, from black for 0 to white for
+            log2 K, the bits of a code that nothing is known about; as large as the image.
 
     Returns:
         `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
         `bits` (per level), `bits_per_dimension` (bits over C x H x W, per level) and, if the run has held-out images,
-        `score`, `typicality` and `unlike` (see `Typical`). Without held-out images they are in the given order.
+        `score`, `typicality` and `unlike` (see `Typical`), and `maps`, the
+        files in `bits_map`. Without held-out images they are in the given order.
 
     Raises:
         UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
@@ -65,16 +71,55 @@ def score(
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}
         for file, row in zip(files, bits, strict=True)
     ]
-    typical = run.typical(label is not None)
-    if typical is not None:
-        scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
-        for item, (value, typicality) in zip(items, scores, strict=True):
-            item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
-        items.sort(key=lambda item: -item["score"])
-    result = {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
+    if bits_map is not None:
+        targets = _map_files(run, files, bits_map)
+        for numbers, pixels in shared.own:
+            _write_maps(run, to_float(pixels), label, [targets[number] for number in numbers])
+        for item, maps in zip(items, targets, strict=True):
+            item["maps"] = [str(path) for path in maps]
+    heldout = _add_typicality(run, items, log_prob, label)
+    result = {"label": label, "heldout": heldout, "pictures": items}
     if out is not None and group.main:
         write_json(out, result)
     return result
+
+
+def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, label: str | None) -> int | None:
+    """Score and sort the items if the run has held-out images; their number, or None."""
+    typical = run.typical(label is not None)
+    if typical is None:
+        return None
+    scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
+    for item, (value, typicality) in zip(items, scores, strict=True):
+        item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
+    items.sort(key=lambda item: -item["score"])
+    return len(typical)
+
+
+def _map_files(run: Run, files: Sequence[Path], folder: Path) -> list[list[Path]]:
+    """The files for the maps of each image, one per level; their folder is made."""
+    from vqvae2.commands.images import free_name
+    from vqvae2.files.output import make_folder
+
+    make_folder(folder)
+    endings = [f"-bits-{level}.png" for level in range(run.config.autoencoder.levels)]
+    taken = {file.name.casefold() for file in files if file.resolve().parent == folder.resolve()}
+    stems = [free_name(file.stem, endings, taken) for file in files]
+    return [[folder / f"{stem}{ending}" for ending in endings] for stem in stems]
+
+
+def _write_maps(run: Run, images: Tensor, label: str | None, targets: list[list[Path]]) -> None:
+    """Write the maps of images [b, C, H, W], one file per image and level."""
+    import torch
+
+    from vqvae2.data.grid import save_picture
+    from vqvae2.data.pixels import to_pil
+
+    for level, bits in enumerate(run.bits_map(images, label)):
+        white = math.log2(run.config.geometry.vocabulary[level])
+        sheets = to_pil(torch.nn.functional.interpolate(2 * bits[:, None] / white - 1, run.config.data.shape))
+        for paths, sheet in zip(targets, sheets, strict=True):
+            save_picture(sheet, paths[level])
 
 
 def command(
@@ -84,6 +129,12 @@ def command(
         str | None, typer.Option(help="class of all of them, by name or number; no class if not given")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="a file for the result as JSON")] = None,
+    bits_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="a folder for a map of each image and level: where its bits are, white for the most"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """How likely the codes of images are, in bits per level, and how typical of the run's held-out images.
@@ -97,7 +148,7 @@ def command(
 
     group = joined()
     say = Reporter(quiet=not group.main).say
-    result = score(load(run), images, label, out, say, group)
+    result = score(load(run), images, label, out, say, group, bits_map)
     if result["heldout"] is None:
         say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:

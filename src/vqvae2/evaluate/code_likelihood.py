@@ -80,3 +80,17 @@ def log_prob_in_batches(prior: HierarchicalPrior, codes: Codes, labels: Tensor |
         own = slice(start, start + batch)
         scored.append(prior.log_prob(codes[own].to(device), None if labels is None else labels[own]).cpu())
     return torch.cat(scored) if scored else torch.zeros(0, prior.geometry.levels)
+
+
+@torch.no_grad()
+def bits_in_batches(
+    prior: HierarchicalPrior, codes: Codes, labels: Tensor | None, batch: int
+) -> list[Tensor]:
+    """-log2 p of each code of any number of images but none, [B, h, w] per level on the CPU; arguments as above."""
+    device = next(prior.parameters()).device
+    scored = []
+    for start in range(0, len(codes), batch):
+        own = slice(start, start + batch)
+        maps = prior.log_prob_map(codes[own].to(device), None if labels is None else labels[own])
+        scored.append([level.cpu() for level in maps])
+    return [-torch.cat(level) / math.log(2) for level in zip(*scored, strict=True)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vqvae2.config.overrides import differences
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import read_json, write_json
 
@@ -55,3 +57,20 @@ def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path])
     for source in sources:
         if source is not None and source.resolve() in targets:
             raise UserError(f"{source} would be overwritten; choose another --out")
+
+
+def claim(record: Path, about: dict[str, Any], what: str) -> None:
+    """Write a record of what a folder is made for, or check that the one that is there says the same.
+
+    Args:
+        record: the JSON file.
+        about: JSON-ready.
+        what: what the folder would hold if it were made for something else, for the message: "images of other codes".
+
+    Raises:
+        UserError: it was made for something else; the message lists the differences.
+    """
+    if not record.exists():
+        write_json(record, about)
+    elif changed := differences(read_json(record), json.loads(json.dumps(about))):
+        raise UserError(f"{record.parent} holds {what} ({'; '.join(changed)}); use another --out")

@@ -95,3 +95,9 @@ class StoredRun:
 
     def _go_on(self, options: str = "", effect: str = "continues") -> str:
         return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
+
+    def _classless(self) -> str:
+        return f"{self.folder} has no classes, so a critic cannot score its samples"
+
+    def _fit_critic(self) -> str:
+        return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"

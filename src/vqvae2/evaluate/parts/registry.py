@@ -8,6 +8,7 @@ from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.parts import (
     classification,
     codes,
+    compression,
     critic,
     distances,
     likelihood,
@@ -30,6 +31,7 @@ PARTS: tuple[Part, ...] = (
     memorisation.PART,
     symmetry.PART,
     speed.PART,
+    compression.PART,
     critic.PART,
     tuning.PART,
 )

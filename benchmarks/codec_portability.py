@@ -1,0 +1,151 @@
+"""Whether files compressed in one process decode to the same codes in others that compute differently, and by how much their logits differ.
+
+    python benchmarks/codec_portability.py [--run emoji64] [--images 64] [--alone 16]
+
+One process compresses held-out images of the embedded data (16 side by side, one thread). Further processes decode them: all
+combinations of 1 and 2 threads, batches of 1 and 16, `ATEN_CPU_CAPABILITY=default` and `avx2`, and oneDNN on and off. With a batch of 1
+only `--alone` images are decoded. Each process also writes the logits that the prior gives along the known codes of `--alone`
+images, and they are compared with those of the first process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _common import keep
+from torch import Tensor
+
+from vqvae2.codec import prior_coding
+from vqvae2.codec.frequencies import EDGE, STEPS
+from vqvae2.data.images import open_images
+from vqvae2.data.pixels import to_float
+from vqvae2.run import Run, load
+
+
+class Kept:
+    """Notes the logits of the first lanes while files are decoded."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.usual = prior_coding.on_grid
+        prior_coding.on_grid = self  # type: ignore[assignment]
+
+    def __call__(self, logits: Tensor) -> Any:
+        self.rows.append(logits.clone())
+        return self.usual(logits)
+
+
+def decode(run: Run, folder: Path, out: Path, batch: int, alone: int) -> None:
+    """Decode the files of a folder; write the codes and the logits of the first `alone` images."""
+    files = sorted(folder.glob("*.vq"))[: alone if batch == 1 else None]
+    contents = [file.read_bytes() for file in files]
+    kept, codes, logits = Kept(), [], []
+    run.codec.decompress(contents[:1])  # so that the time is without preparations
+    begun = time.perf_counter()
+    for at in range(0, len(contents), batch):
+        kept.rows = []
+        found = run.codec.decompress(contents[at : at + batch])
+        codes += [np.concatenate([grid.reshape(-1) for grid in one.grids]) for one in found]
+        if at < alone:
+            logits.append(torch.stack(kept.rows, 1).numpy())  # [B, positions of all levels, K]
+    seconds = time.perf_counter() - begun
+    np.savez(out, codes=np.stack(codes), logits=np.concatenate(logits)[:alone], seconds=seconds)
+
+
+def worker(options: argparse.Namespace) -> None:
+    """One process with settings of its own."""
+    torch.set_num_threads(options.threads)
+    torch.backends.mkldnn.enabled = options.onednn == "on"  # type: ignore[assignment]
+    run = load(options.run, "cpu")
+    folder = Path(options.worker)
+    if options.write:
+        images = open_images("emoji64", run.config.data, folder / "data", seed=0)
+        chosen = images.heldout[: options.images]
+        some, labels = to_float(images.pixels(chosen)), images.labels_of(chosen).tolist()
+        begun = time.perf_counter()
+        for at in range(0, len(some), 16):
+            for number, data in enumerate(run.codec.compress(list(some[at : at + 16]), labels[at : at + 16])):
+                (folder / f"{at + number:04d}.vq").write_bytes(data)
+        (folder / "seconds").write_text(str(time.perf_counter() - begun))
+        return
+    decode(run, folder, Path(options.out), options.batch, options.alone)
+
+
+def start(options: argparse.Namespace, folder: Path, capability: str, **settings: Any) -> None:
+    """Run a worker and wait for it."""
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    words += [f"--images={options.images}", f"--alone={options.alone}", f"--run={options.run}"]
+    own = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(settings["threads"])}
+    subprocess.run(
+        [sys.executable, __file__, f"--worker={folder}", *words],
+        check=True,
+        env={**os.environ, **own, "OMP_WAIT_POLICY": "passive"},
+    )
+
+
+def main() -> int:
+    """Compress, decode in every combination, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", default="emoji64")
+    parser.add_argument("--images", type=int, default=64, help="images that are decoded 16 side by side")
+    parser.add_argument("--alone", type=int, default=16, help="images that are decoded one by one")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--out", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=16, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--onednn", default="on", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options)
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start(options, folder, "avx2", threads=1, write=1)
+        sizes = [file.stat().st_size for file in folder.glob("*.vq")]
+        listed = sum(bool(file.read_bytes()[2] & 8) for file in folder.glob("*.vq"))
+        rows, first = [], None
+        for capability, threads, onednn, batch in itertools.product(
+            ("avx2", "default"), (1, 2), ("on", "off"), (16, 1)
+        ):
+            out = folder / "found.npz"
+            start(options, folder, capability, threads=threads, onednn=onednn, batch=batch, out=out)
+            with np.load(out) as found:
+                codes, logits, seconds = found["codes"], found["logits"], float(found["seconds"])
+            first = (codes, logits) if first is None else first
+            apart = np.abs(logits - first[1])
+            row = {"capability": capability, "threads": threads, "onednn": onednn, "batch": batch}
+            row |= {"images": len(codes), "equal": int((codes == first[0][: len(codes)]).all(1).sum())}
+            row |= {"largest": float(apart.max()), "mean": float(apart.mean()), "seconds": seconds}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    # an edge lies between two logits that differ by d with probability d x STEPS; of the images, all logits count
+    logits_per_image = int(np.prod(first[1].shape[1:]))
+    worst = max(row["mean"] for row in rows)
+    result = {
+        "run": Path(options.run).name,
+        "bytes": float(np.mean(sizes)),
+        "files with listed positions": listed,
+        "logits per image": logits_per_image,
+        "crossings per image without a list": worst * STEPS * logits_per_image,
+        "edge": EDGE,
+        "edge over the largest difference": EDGE / max(row["largest"] for row in rows),
+        "rows": rows,
+    }
+    keep("codec-portability", result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

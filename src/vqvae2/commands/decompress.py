@@ -1,0 +1,132 @@
+"""`vqvae2 decompress`: the images of files that `vqvae2 compress` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqvae2.commands.options import DecoderOption, ImageFolder, Json, RunName, Seed, print_json
+from vqvae2.errors import UserError
+from vqvae2.files.progress import Reporter
+
+if TYPE_CHECKING:
+    from vqvae2.codec.codec import Decompressed
+    from vqvae2.files.run_folder import DecoderName
+    from vqvae2.run import Run
+
+_BATCH = 64  # files that are decoded side by side
+
+
+def decompress(
+    run: Run,
+    paths: Sequence[Path],
+    out: Path,
+    decoder: DecoderName | None = None,
+    fill: bool = False,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> list[dict[str, Any]]:
+    """Write NAME.png of each file.
+
+    Args:
+        paths: files of `compress`, or folders with such files (those that end in .vq).
+        out: folder for the images; created.
+        decoder: see `Run.decoder_name`.
+        fill: draw the levels that a file lacks from the prior; otherwise they are left out.
+        seed: of these draws.
+        reporter: shows the progress; None takes a new one.
+
+    Returns:
+        Per file: `source`, `file`, `levels` (how many the file holds), `filled` (how many were drawn).
+
+    Raises:
+        UserError: a missing file, or a folder that cannot be made.
+        CodecError: a file that is damaged or of another model; the images of the files before it have been written.
+    """
+    from vqvae2.codec.errors import CodecError
+    from vqvae2.commands.images import free_name, save_image
+    from vqvae2.files.output import make_folder
+
+    files, model = _files(paths), run.decoder(decoder)
+    make_folder(out)
+    taken: set[str] = set()
+    results: list[dict[str, Any]] = []
+    with (reporter or Reporter()).track("decompress", len(files), unit="images") as tracker:
+        for begin in range(0, len(files), _BATCH):
+            some = files[begin : begin + _BATCH]
+            contents = [file.read_bytes() for file in some]
+            try:
+                found = run.codec.decompress(contents)
+            except CodecError:
+                found = [_one(run, file, content) for file, content in zip(some, contents, strict=True)]
+            whole = [run.codec.fill(one, seed, run.sampling) for one in found] if fill else found
+            images = run.codec.decode(whole, model)
+            for file, one, other, image in zip(some, found, whole, images, strict=True):
+                stem = free_name(file.stem, (".png", ".tif", ".npy"), taken)
+                target = save_image(image[None], out / stem, run)
+                filled = len(other.grids) - len(one.grids)
+                item = {"source": str(file), "file": str(target)}
+                results.append({**item, "levels": len(one.grids), "filled": filled})
+            tracker.update(len(results))
+    return results
+
+
+def _one(run: Run, file: Path, content: bytes) -> Decompressed:
+    """The codes of one file; the message of an error names it."""
+    from vqvae2.codec.errors import CodecError
+
+    try:
+        return run.codec.decompress([content])[0]
+    except CodecError as error:
+        raise CodecError(f"{file}: {error}") from error
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The files among the paths, and those that end in .vq in the folders among them."""
+    from vqvae2.commands.compress import SUFFIX
+
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"no compressed images in {path}: expected files that end in {SUFFIX}")
+        files += inside
+    if missing := [str(path) for path in files if not path.is_file()]:
+        raise UserError(f"no such file: {', '.join(missing)}")
+    return files
+
+
+def command(
+    run: RunName,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES...", help="files of `vqvae2 compress`, or folders with them"),
+    ],
+    out: ImageFolder,
+    decoder: DecoderOption = None,
+    fill: Annotated[
+        bool,
+        typer.Option(help="draw the levels that a file lacks, because it was cut off, from the run's priors"),
+    ] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn compressed files into images, NAME.png. The run must be the one that compressed them.
+
+    A file may be cut off after any of its levels; the image then shows the coarser levels alone.
+    """
+    from vqvae2.run import load
+
+    loaded = load(run)
+    results = decompress(loaded, files, out, decoder.value if decoder else None, fill, seed)
+    if as_json:
+        print_json(results)
+        return
+    levels = loaded.config.autoencoder.levels
+    for item in results:
+        note = "" if item["levels"] == levels else f"  {item['levels']} of {levels} levels"
+        note += f", {item['filled']} drawn" if item["filled"] else ""
+        typer.echo(f"{item['source']}: {item['file']}{note}")

@@ -1,0 +1,250 @@
+"""Codes as data: every form holds the same rows, decoding is the inverse of encoding, and an interrupted command continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from vqvae2.codec import code_file
+from vqvae2.codec.code_file import open_codes, write_codes
+from vqvae2.codec.vectors import encode_vectors
+from vqvae2.commands import encode as verb
+from vqvae2.commands.decode import decode
+from vqvae2.commands.encode import Vectors, encode
+from vqvae2.commands.images import load_images
+from vqvae2.data.pixels import to_uint8
+from vqvae2.errors import UserError
+from vqvae2.files.atomic import FileError
+from vqvae2.files.progress import Reporter
+from vqvae2.run import Run, load
+
+QUIET = Reporter(quiet=True)
+FORMS = ("codes.parquet", "codes.safetensors", "codes.npz", "codes")
+
+
+@pytest.fixture
+def run(trained: Path) -> Run:
+    """The trained run of the session, on the CPU."""
+    return load(trained, "cpu")
+
+
+def originals(run: Run, pictures: Path) -> tuple[list[str], torch.Tensor]:
+    """Names and images of the data set, in its order."""
+    files = sorted(file for file in pictures.rglob("*.png"))
+    return [file.relative_to(pictures).as_posix() for file in files], load_images(run, files)
+
+
+@pytest.fixture(params=FORMS)
+def written(request: pytest.FixtureRequest, run: Run, pictures: Path, tmp_path: Path) -> Path:
+    """The codes and vectors of the pictures in one of the forms."""
+    out = tmp_path / request.param
+    assert encode(run, str(pictures), out, Vectors.both, QUIET) is not None
+    return out
+
+
+def rows(path: Path) -> dict[str, Any]:
+    """Every column of a file, read as a stranger would: with the library of its form."""
+    if path.suffix == ".parquet":
+        table = parquet.read_table(path).to_pydict()
+        return {name: np.array(values) for name, values in table.items()}
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "np") as file:
+            names = np.array(json.loads(file.metadata()["name"]))
+        return {"name": names, **safetensors.numpy.load_file(path)}
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in arrays if name != "about"}
+    return {file.stem: np.load(file) for file in path.glob("*.npy")}
+
+
+def test_every_form_holds_names_labels_codes_and_vectors(written: Path, run: Run, pictures: Path) -> None:
+    names, images = originals(run, pictures)
+    codes, before, after = encode_vectors(run.autoencoder, images)
+    held = rows(written)
+    assert held["name"].tolist() == names
+    assert held["label"].tolist() == [int(name[:4] == "disc") + 2 * int(name[:4] == "stri") for name in names]
+    assert 0 < held["heldout"].sum() < len(names)
+    for index, level in enumerate(codes.levels):
+        assert np.array_equal(held[f"level_{index}"].reshape(level.shape), level.numpy())
+        for name, vectors in (("before", before[index]), ("after", after[index])):
+            assert np.allclose(held[f"{name}_{index}"].reshape(vectors.shape), vectors.numpy(), atol=1e-5)
+    assert held["level_0"].dtype.itemsize == 2 or written.suffix == ".parquet"
+    opened = open_codes(written)
+    assert (opened.n, opened.about["vectors"], opened.about["digest"]) == (24, "both", run.codes_digest)
+    parts = list(opened.batches(7))
+    assert [len(some) for some, _ in parts] == [7, 7, 7, 3]
+    assert torch.equal(torch.cat([batch.levels[1] for _, batch in parts]), codes.levels[1])
+
+
+def test_the_code_vectors_are_the_nearest_to_the_vectors_before(run: Run, pictures: Path) -> None:
+    codes, before, after = encode_vectors(run.autoencoder, originals(run, pictures)[1][:4])
+    for quantizer, level, z, q in zip(run.autoencoder.quantizers, codes.levels, before, after, strict=True):
+        nearest = torch.cdist(z.flatten(0, 2), quantizer.codebook()).argmin(1)
+        assert (nearest == level.flatten()).double().mean() > 0.99
+        assert torch.equal(q, quantizer.lookup(level))
+
+
+def test_decode_makes_the_reconstructions(written: Path, run: Run, pictures: Path, tmp_path: Path) -> None:
+    names, images = originals(run, pictures)
+    out = tmp_path / "out"
+    assert decode(run, written, out, reporter=QUIET) == {"n": 24, "new": 24, "decoder": "plain"}
+    expected = to_uint8(run.reconstruct(images))
+    for name, image in zip(names, expected, strict=True):
+        assert np.array_equal(np.array(Image.open(out / name)), image.numpy())
+    (out / names[3]).unlink()
+    assert decode(run, written, out, reporter=QUIET)["new"] == 1
+
+
+def test_codes_of_another_model_are_refused(
+    run: Run, pictures: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    out = tmp_path / "codes.npz"
+    encode(run, str(pictures), out, reporter=QUIET)
+    other = command("decode", "emoji64", out, "--out", tmp_path / "images")
+    assert other.code == 2
+    assert "of another model: expected the digest" in other.err
+    assert not (tmp_path / "images").exists()
+    with pytest.raises(UserError, match=r"holds other codes \(vectors: none -> after\)"):
+        encode(run, str(pictures), out, Vectors.after, QUIET)
+    assert encode(run, str(pictures), out, reporter=QUIET) == open_codes(out).about  # nothing is left to do
+
+
+def test_an_interrupted_command_continues(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after two parts, the next command encodes the others only, and the file is the same."""
+    monkeypatch.setattr(verb, "_PART_IMAGES", 5)
+    out, whole = tmp_path / "codes.parquet", tmp_path / "whole.parquet"
+    encode(run, str(pictures), whole, reporter=QUIET)
+    write, count = code_file.write_part, 0
+
+    def dying(path: Path, part: code_file.Part) -> None:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise KeyboardInterrupt
+        write(path, part)
+
+    monkeypatch.setattr(code_file, "write_part", dying)
+    with pytest.raises(KeyboardInterrupt):
+        encode(run, str(pictures), out, reporter=QUIET)
+    assert not out.exists()
+    assert len(list((tmp_path / "codes.parquet.parts").glob("part-*"))) == 2
+    monkeypatch.setattr(code_file, "write_part", write)
+    encode(run, str(pictures), out, reporter=QUIET)
+    assert not (tmp_path / "codes.parquet.parts").exists()
+    assert parquet.read_table(out).equals(parquet.read_table(whole))
+
+
+def test_parts_of_other_codes_are_refused(run: Run, pictures: Path, tmp_path: Path) -> None:
+    work = tmp_path / "codes.npz.parts"
+    work.mkdir()
+    (work / "parts.json").write_text(json.dumps({"digest": "another"}))
+    with pytest.raises(UserError, match="holds parts of other codes"):
+        encode(run, str(pictures), tmp_path / "codes.npz", reporter=QUIET)
+
+
+def test_two_processes_write_what_one_writes(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "_PART_IMAGES", 5)
+    encode(run, str(pictures), tmp_path / "one.npz", reporter=QUIET)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from vqvae2.commands import encode\nfrom vqvae2.cli import main\n"
+        "encode._PART_IMAGES = 5\nmain(sys.argv[1:])"
+    )
+    words = ["encode", str(run.folder), str(pictures), "--out", str(tmp_path / "two.npz")]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, *words],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert [bool(out) for out, _ in said] == [True, False]
+    one, two = rows(tmp_path / "one.npz"), rows(tmp_path / "two.npz")
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_damaged_files_are_one_clear_error(
+    name: str, run: Run, pictures: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    out = tmp_path / name
+    encode(run, str(pictures), out, reporter=QUIET)
+    target = out if out.is_file() else out / "level_1.npy"
+    content = target.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", content[:40] + bytes(60) + content[100:]):
+        target.write_bytes(damaged)
+        said = command("decode", run.folder, out, "--out", tmp_path / "images")
+        assert said.code == 2
+        assert "is damaged" in said.err or "holds no codes" in said.err
+        assert said.err.count("\n") == 1
+        shutil.rmtree(tmp_path / "images", ignore_errors=True)
+
+
+def test_codes_outside_the_codebook_are_damage(run: Run, pictures: Path, tmp_path: Path) -> None:
+    encode(run, str(pictures), tmp_path / "codes", reporter=QUIET)
+    array = np.load(tmp_path / "codes" / "level_0.npy")
+    array[5] = 60_000
+    np.save(tmp_path / "codes" / "level_0.npy", array)
+    with pytest.raises(FileError, match=r"is damaged: level 0: expected codes in 0\.\.15"):
+        list(open_codes(tmp_path / "codes").batches(64))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_only_one_part_is_in_memory(name: str, tmp_path: Path) -> None:
+    """10,000 images in 20 parts of 1 MB."""
+
+    def part(number: int) -> code_file.Part:
+        names = np.array([f"{number}-{row}" for row in range(500)])
+        return {"name": names, "level_0": np.full((500, 32, 32), number, np.uint16)}
+
+    about = {"digest": "d", "geometry": {"grids": [[32, 32]], "vocabulary": [32]}}
+    seen: list[int] = []
+    tracemalloc.start()
+    try:
+        write_codes(tmp_path / name, about, [partial(part, number) for number in range(20)])
+        seen += [int(codes.levels[0][0, 0, 0]) for _, codes in open_codes(tmp_path / name).batches(500)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seen == list(range(20))
+    assert peak < 30e6  # a part as int64 codes is 4 MB, all of them would be 80 MB
+
+
+@pytest.mark.parametrize("name", ["../../etc/x.png", "/x", "a\\..\\b.png", "..", ""])
+def test_names_stay_in_the_folder(name: str, tmp_path: Path) -> None:
+    from vqvae2.commands.decode import _file_name
+
+    taken: set[str] = set()
+    first, second = _file_name(name, taken), _file_name(name, taken)
+    assert first != second
+    for text in (first, second):
+        assert (tmp_path / text).resolve().is_relative_to(tmp_path.resolve())
+        assert text.endswith(".png")
