@@ -69,17 +69,20 @@ def _options(
     """VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder."""
 
 
-app.command("demo")(verb(demo.command))
-app.command("train")(verb(train.command))
-app.command("sample")(verb(sample.command))
-app.command("reconstruct")(verb(reconstruct.command))
-app.command("complete")(verb(complete.command))
-app.command("score")(verb(score.command))
-app.command("encode")(verb(encode.command))
-app.command("decode")(verb(decode.command))
-app.command("compress")(verb(compress.command))
-app.command("decompress")(verb(decompress.command))
-app.command("evaluate")(verb(evaluate.command))
+for file in (
+    demo,
+    train,
+    sample,
+    reconstruct,
+    complete,
+    score,
+    encode,
+    decode,
+    compress,
+    decompress,
+    evaluate,
+):
+    app.command(file.__name__.rpartition(".")[2])(verb(file.command))
 app.command("explain")(verb(explain.command, computes=False))
 app.command("inspect")(verb(inspect.command, computes=False))
 app.command("models")(verb(models.command, computes=False))
