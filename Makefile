@@ -12,7 +12,7 @@ BASELINES := .venv-baselines
 NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-inception test-web test-baselines check bench experiments docs clean
+.PHONY: help setup demo test test-inception test-web test-baselines check bench experiments docs dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -75,6 +75,20 @@ docs: $(READY) ## build the documentation site into site/, and fail on a broken 
 	@$(BIN)/python tools/site_pages.py build/pages
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html; its search needs a server: python -m http.server --directory site"
+
+dist: ## build sdist and wheel into dist/, check that both give the same wheel, install it in a new environment and use it
+	@test -n "$(PYTHON)" || { echo "make dist needs Python 3.11 or newer with venv; name one with PYTHON=..." >&2; exit 2; }
+	@rm -rf dist build/dist
+	@$(PYTHON) -m venv build/dist/tools
+	@build/dist/tools/bin/python -m pip install --disable-pip-version-check --quiet build twine
+	@build/dist/tools/bin/python -m build --outdir dist .
+	@build/dist/tools/bin/python -m build --wheel --outdir build/dist/direct .
+	@cmp dist/*.whl build/dist/direct/*.whl
+	@build/dist/tools/bin/twine check --strict dist/*
+	@$(PYTHON) -m venv build/dist/new
+	@build/dist/new/bin/python -m pip install --disable-pip-version-check --quiet dist/*.whl
+	@cd build/dist && new/bin/vqvae2 --version && new/bin/vqvae2 sample emoji64 --n 2 --out samples
+	@ls -lh dist; du -sh build/dist/new
 
 clean: ## remove what builds and checks leave behind; .venv and runs/ stay
 	rm -rf build dist site htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -83,7 +83,11 @@ def test_what_is_shared_is_a_run_without_images_and_without_paths_of_this_machin
     run = StoredRun(trained)
     run.config = run.config.model_copy(
         update={
-            "sharpen": run.config.sharpen.model_copy(update={"perceptual_weights": str(tmp_path / "vgg.st")})
+            "sharpen": run.config.sharpen.model_copy(update={"perceptual_weights": str(tmp_path / "vgg.st")}),
+            "train_prior": tuple(
+                training.model_copy(update={"start": str(tmp_path / "before")})
+                for training in run.config.train_prior
+            ),
         }
     )
     stage(run, tmp_path / "shared", Card("mit"), "me/pictures")

@@ -1,19 +1,19 @@
 """The command `vqvae2`: it registers the verbs, each of which is a file of `commands/`, and turns errors into exit codes.
 
-Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130 after an interruption that was saved. Under
-`torchrun` the first process that fails writes the line; 1 is the code of those that end because another one did.
+Exit codes: 0 only on success; 2 and one line for a mistake of the user; 130, 143 or 129 and one line after SIGINT
+(Ctrl-C), SIGTERM or SIGHUP. Under `torchrun` the first process that fails writes the line; 1 is the code of those that end
+because another one did.
 """
 
 from __future__ import annotations
 
-import errno
 import re
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vqvae2 import __version__, processes
+from vqvae2 import __version__, processes, stopping
 from vqvae2.commands import (
     complete,
     compress,
@@ -38,11 +38,10 @@ from vqvae2.commands import (
     train,
 )
 from vqvae2.commands.verbs import verb
-from vqvae2.errors import UserError, printable
+from vqvae2.errors import UserError, shortage
 
 _INTERRUPTED = 130
 _UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own
 
 
@@ -69,20 +68,17 @@ def _options(
     """VQ-VAE-2: images in, new images out. Autoencoder, codes, priors and samples in one resumable run folder."""
 
 
-for file in (
-    demo,
-    train,
-    sample,
-    reconstruct,
-    complete,
-    score,
-    encode,
-    decode,
-    compress,
-    decompress,
-    evaluate,
-):
-    app.command(file.__name__.rpartition(".")[2])(verb(file.command))
+app.command("demo")(verb(demo.command))
+app.command("train")(verb(train.command))
+app.command("sample")(verb(sample.command))
+app.command("reconstruct")(verb(reconstruct.command))
+app.command("complete")(verb(complete.command))
+app.command("score")(verb(score.command))
+app.command("encode")(verb(encode.command))
+app.command("decode")(verb(decode.command))
+app.command("compress")(verb(compress.command))
+app.command("decompress")(verb(decompress.command))
+app.command("evaluate")(verb(evaluate.command))
 app.command("explain")(verb(explain.command, computes=False))
 app.command("inspect")(verb(inspect.command, computes=False))
 app.command("models")(verb(models.command, computes=False))
@@ -117,37 +113,32 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         together.join(given)
         code = app(args=given, standalone_mode=False, prog_name="vqvae2")
-        if code == _INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
-            _fail("interrupted", _INTERRUPTED)
+        if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this code and says nothing
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", _INTERRUPTED)
+        code = stopping.exit_code()
+        _fail("interrupted" if code == _INTERRUPTED else f"interrupted by {stopping.name(code - 128)}", code)
     except UserError as error:
         _fail(str(error), 2)
     except _ClickError as error:
         _fail(error.format_message(), 2)
     except Exception as error:
-        if _interrupted(error):
-            _fail(f"interrupted: {error}; the same command continues from there", 130)
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", 2)
+        if number := together.interrupted(error):
+            _fail(f"interrupted: {error}; the same command continues from there", 128 + number)
+        if lacking := shortage(error):
+            _fail(lacking, 2)
         if processes.another_ended(error):
             _fail("another process of this command ended; the same command goes on where it stopped", 1)
         processes.first_to_fail()  # the others need not say that this one ended
         raise
 
 
-def _interrupted(error: Exception) -> bool:
-    """Whether it is the training's `Interrupted`, whose module is loaded only if something was trained."""
-    loop = sys.modules.get("vqvae2.train.loop")
-    return loop is not None and isinstance(error, loop.Interrupted)
-
-
-def _fail(message: str, code: int) -> None:
-    if processes.first_to_fail():
-        typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
+def _fail(message: str, code: int) -> NoReturn:
+    stopping.end()
+    together.say_last(message)
     together.leave(code)
     sys.exit(code)
 

@@ -10,6 +10,8 @@ _UNSAFE = (
     )
 )
 
+_LONGEST = 2000  # characters of a message
+
 
 def printable(text: str) -> str:
     """Text that is safe to print on a terminal: what could steer it is replaced by an escape such as `\\x1b`.
@@ -23,8 +25,13 @@ def printable(text: str) -> str:
 class UserError(ValueError):
     """A mistake of the user; the command prints the message as one line and ends with exit code 2.
 
-    The message is made `printable`.
+    The message is made `printable`, put on one line and, where a name in it is very long, shortened in the middle.
     """
 
     def __init__(self, *details: object) -> None:
-        super().__init__(*(printable(item) if isinstance(item, str) else item for item in details))
+        super().__init__(*(_one_line(item) if isinstance(item, str) else item for item in details))
+
+
+def _one_line(text: str) -> str:
+    line = printable(text).replace("\n", " ")
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 500]} ... {line[-400:]}"

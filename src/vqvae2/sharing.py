@@ -18,6 +18,7 @@ import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from vqvae2.config.training import TrainConfig
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import reason, write_text
@@ -112,17 +113,21 @@ def stage(run: StoredRun, target: Path, card: Card, repository: str) -> None:
     record = {key: value for key, value in run.record.items() if key != "command"}
     if "source" in record:
         record["source"] = _public(str(record["source"]))
+    config = run.config
     changes = {
-        name: part.model_copy(
-            update={key: _public(getattr(part, key)) for key in _LOCAL if hasattr(part, key)}
-        )
-        for name, part in (
-            ("train_autoencoder", run.config.train_autoencoder),
-            ("sharpen", run.config.sharpen),
-        )
+        "train_autoencoder": _without_paths(config.train_autoencoder),
+        "sharpen": _without_paths(config.sharpen),
+        "train_prior": tuple(_without_paths(training) for training in config.train_prior),
     }
-    write_config(target, record, run.config.model_copy(update=changes))
+    write_config(target, record, config.model_copy(update=changes))
     write_text(target / "README.md", model_card(run, card, repository))
+
+
+def _without_paths(training: TrainConfig) -> TrainConfig:
+    """The settings of a training without paths of this machine."""
+    return training.model_copy(
+        update={key: _public(getattr(training, key)) for key in _LOCAL if hasattr(training, key)}
+    )
 
 
 def model_card(run: StoredRun, card: Card, repository: str) -> str:

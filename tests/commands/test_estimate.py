@@ -75,7 +75,7 @@ def test_what_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "free_memory", lambda device: 1000)
     say_estimate(config, tmp_path / "run", CPU, said, until="autoencoder")
     assert "prior" not in said.lines[1]
-    assert said.lines[2].startswith("warning: only 0.0 GB are free")
+    assert said.lines[2].startswith("warning: only 0 MB are free")
     say_estimate(preset("tiny"), tmp_path / "run", CPU, said)
     assert len(said.lines) == 3
 

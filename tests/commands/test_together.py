@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import TCPStore
 
 from vqvae2.cli import main
-from vqvae2.evaluate import context, critic
+from vqvae2.evaluate import context, critic, critic_images
 from vqvae2.evaluate.resnet import ClassifierConfig
 from vqvae2.files.atomic import read_json
 from vqvae2.files.tensor_file import stored_digest
@@ -28,7 +28,7 @@ import json, os, signal, sys
 import torch
 from vqvae2.cli import main
 from vqvae2.errors import UserError
-from vqvae2.evaluate import context, critic
+from vqvae2.evaluate import context, critic, critic_images
 from vqvae2.evaluate.resnet import ClassifierConfig
 from vqvae2.generate.sample_folder import SampleFolder
 from vqvae2.commands import images
@@ -40,7 +40,7 @@ class Colours:
         return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1), None
 
 torch.set_num_threads(1)
-context._PART = critic._PART = 8
+context._PART = critic_images.PART = 8
 critic.classifier_config = lambda n: ClassifierConfig(width=4, stages=1, steps=10)
 context.feature_network = lambda *_: Colours()
 rank, fault = int(os.environ["RANK"]), sys.argv[2]
@@ -139,7 +139,7 @@ def place(
     patch, threads = pytest.MonkeyPatch(), torch.get_num_threads()
     patch.chdir(place / "one")
     patch.setattr(context, "_PART", 8)
-    patch.setattr(critic, "_PART", 8)
+    patch.setattr(critic_images, "PART", 8)
     patch.setattr(context, "feature_network", lambda *_: Colours())
     small = ClassifierConfig(width=4, stages=1, steps=10)
     patch.setattr(critic, "classifier_config", lambda n: small)

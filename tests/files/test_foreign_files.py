@@ -312,6 +312,8 @@ def test_messages_steer_no_terminal() -> None:
     assert shown == "a\\x1b[2J\\x07\\x9b\\u202e\\ud800\\r b\\u2028é 日本 👩\u200d👩"
     assert str(UserError(f"no such class {name}")) == f"no such class {shown}"
     assert str(RunError(name)) == shown
+    long = str(UserError("first line\nno such class " + "n" * 10**6 + "; delete it"))
+    assert (len(long) <= 2000, "\n" in long, long[:10], long[-9:]) == (True, False, "first line", "delete it")
 
 
 def test_a_class_name_of_a_stranger_steers_no_terminal(run: Path, command: Command, tmp_path: Path) -> None:

@@ -206,8 +206,8 @@ def test_an_image_its_codes_and_what_can_be_drawn_of_it(page: Any, pictures: Pat
 
     with page.expect_download() as download:
         page.click("#compress")
-    download.value.save_as(tmp_path / "image.vqvae2")
-    page.set_input_files("#decompress", tmp_path / "image.vqvae2")
+    download.value.save_as(tmp_path / "image.vq")
+    page.set_input_files("#decompress", tmp_path / "image.vq")
     page.wait_for_selector("#decompressed figure")
     with page.context.expect_page() as report:
         page.click("#report")

@@ -101,13 +101,13 @@ def say_estimate(
     known = [stage.seconds for stage in stages if stage.seconds is not None]
     whole = duration(sum(known)) if len(known) == len(stages) else "unknown"
     reporter.say(
-        f"estimate for this machine ({where}): about {whole} and {memory / 1e9:,.1f} GB of memory. {parts}. "
+        f"estimate for this machine ({where}): about {whole} and {amount(memory)} of memory. {parts}. "
         "Decoding the images and evaluations come on top; patience may end a stage earlier"
     )
     free = free_memory(device)
     if free is not None and memory > free:
         reporter.say(
-            f"warning: only {free / 1e9:,.1f} GB are free; set accumulate of the larger stages (`--set train_autoencoder.accumulate=4`), "
+            f"warning: only {amount(free)} are free; set accumulate of the larger stages (`--set train_autoencoder.accumulate=4`), "
             "which takes less memory for the same batch, or choose a smaller preset"
         )
 
@@ -122,6 +122,11 @@ def duration(seconds: float) -> str:
         return f"{seconds / 3600:.1f} h"
     days = seconds / 86400
     return f"{days:.0f} days" if days < 1000 else f"{days / 365:,.0f} years"
+
+
+def amount(size: int) -> str:
+    """Words for a number of bytes: 85 MB, 1.2 GB."""
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
 def free_memory(device: torch.device) -> int | None:

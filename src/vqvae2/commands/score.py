@@ -13,7 +13,8 @@ from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
-    from vqvae2.commands.images import SharedImages
+    from torch import Tensor
+
     from vqvae2.processes import Group
     from vqvae2.run import Run
 
@@ -71,42 +72,54 @@ def score(
         for file, row in zip(files, bits, strict=True)
     ]
     if bits_map is not None:
-        _add_maps(run, shared, label, bits_map, items)
-    typical = run.typical(label is not None)
-    if typical is not None:
-        scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
-        for item, (value, typicality) in zip(items, scores, strict=True):
-            item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
-        items.sort(key=lambda item: -item["score"])
-    result = {"label": label, "heldout": None if typical is None else len(typical), "pictures": items}
+        targets = _map_files(run, files, bits_map)
+        for numbers, pixels in shared.own:
+            _write_maps(run, to_float(pixels), label, [targets[number] for number in numbers])
+        for item, maps in zip(items, targets, strict=True):
+            item["maps"] = [str(path) for path in maps]
+    heldout = _add_typicality(run, items, log_prob, label)
+    result = {"label": label, "heldout": heldout, "pictures": items}
     if out is not None and group.main:
         write_json(out, result)
     return result
 
 
-def _add_maps(
-    run: Run, shared: SharedImages, label: str | None, folder: Path, items: list[dict[str, Any]]
-) -> None:
-    """Write the maps of this process's images, one file per image and level, and add the names of all to the items."""
-    import torch
+def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, label: str | None) -> int | None:
+    """Score and sort the items if the run has held-out images; their number, or None."""
+    typical = run.typical(label is not None)
+    if typical is None:
+        return None
+    scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
+    for item, (value, typicality) in zip(items, scores, strict=True):
+        item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
+    items.sort(key=lambda item: -item["score"])
+    return len(typical)
 
+
+def _map_files(run: Run, files: Sequence[Path], folder: Path) -> list[list[Path]]:
+    """The files for the maps of each image, one per level; their folder is made."""
     from vqvae2.commands.images import free_name
-    from vqvae2.data.grid import save_picture
-    from vqvae2.data.pixels import to_float, to_pil
     from vqvae2.files.output import make_folder
 
     make_folder(folder)
     endings = [f"-bits-{level}.png" for level in range(run.config.autoencoder.levels)]
-    taken = {file.name.casefold() for file in shared.files if file.resolve().parent == folder.resolve()}
-    stems = [free_name(file.stem, endings, taken) for file in shared.files]
-    for item, stem in zip(items, stems, strict=True):
-        item["maps"] = [str(folder / f"{stem}{ending}") for ending in endings]
-    for numbers, pixels in shared.own:
-        for level, bits in enumerate(run.bits_map(to_float(pixels), label)):
-            white = math.log2(run.config.geometry.vocabulary[level])
-            large = torch.nn.functional.interpolate(2 * bits[:, None] / white - 1, run.config.data.shape)
-            for number, sheet in zip(numbers, to_pil(large), strict=True):
-                save_picture(sheet, Path(items[number]["maps"][level]))
+    taken = {file.name.casefold() for file in files if file.resolve().parent == folder.resolve()}
+    stems = [free_name(file.stem, endings, taken) for file in files]
+    return [[folder / f"{stem}{ending}" for ending in endings] for stem in stems]
+
+
+def _write_maps(run: Run, images: Tensor, label: str | None, targets: list[list[Path]]) -> None:
+    """Write the maps of images [b, C, H, W], one file per image and level."""
+    import torch
+
+    from vqvae2.data.grid import save_picture
+    from vqvae2.data.pixels import to_pil
+
+    for level, bits in enumerate(run.bits_map(images, label)):
+        white = math.log2(run.config.geometry.vocabulary[level])
+        sheets = to_pil(torch.nn.functional.interpolate(2 * bits[:, None] / white - 1, run.config.data.shape))
+        for paths, sheet in zip(targets, sheets, strict=True):
+            save_picture(sheet, paths[level])
 
 
 def command(

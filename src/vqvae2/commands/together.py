@@ -9,7 +9,7 @@ from pathlib import Path
 from vqvae2 import processes
 from vqvae2.errors import UserError
 
-VERBS = ("train", "sample", "reconstruct", "score", "evaluate", "critic")
+VERBS = ("train", "sample", "reconstruct", "score", "encode", "evaluate", "critic")
 """What several processes share; the other verbs run in one."""
 
 

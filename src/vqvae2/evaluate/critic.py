@@ -11,45 +11,38 @@ Shapes: B batch, C image channels, H W image size, K classes.
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.recorded import open_source, same_source
 from vqvae2.errors import UserError
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
+from vqvae2.evaluate.critic_images import ImageReader
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
 from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
-from vqvae2.evaluate.sets import digest
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
-from vqvae2.files.parts import Parts, cut
 from vqvae2.files.progress import Reporter
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.processes import Group
 
-_PART = 1024  # images of which one process computes the features at a time
 RESNET = "resnet"
 """Given instead of the name of a feature network: a classifier that is trained from random weights."""
-_BATCH = 16  # images read at a time, after each of which the progress is told
 _EPOCHS, _LEAST_STEPS = (
     100,
     200,
@@ -206,7 +199,7 @@ def fit_critic(
         )
     kind, group = kind or CriticKind(), group or Group()
     model = kind.model
-    read = _Reader(folder, images, data, progress, group)
+    read = ImageReader(folder, images, data, progress, group)
     own: Probe | ResNet | None = None
     if model is not None:
         classifier, about = _read(model, device), {"name": model.name}
@@ -255,54 +248,8 @@ def classifier_config(n: int) -> ClassifierConfig:
     return config.model_copy(update={"steps": min(config.steps, steps)})
 
 
-class _Reader:
-    """Reads images in order, with the labels of those that are really read: a broken one is replaced by another of the data set."""
-
-    def __init__(
-        self, folder: Path, images: ImageSet, data: DataConfig, progress: Callable[[int], None], group: Group
-    ) -> None:
-        self.images, self.data, self.progress, self.group = images, data, progress, group
-        self.folder = critic_file(folder).with_name("parts")
-        self._count = 0
-        self._labels: list[Tensor] = []
-
-    def rows(
-        self, work: str, indices: NDArray[np.int64], some: Callable[[Iterator[Tensor]], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """What `some` makes of batches of images, of all these images, with their `labels`; computed by all processes in parts.
-
-        Args:
-            work: identifies what is made.
-        """
-        key = digest(work, self.images.fingerprint, len(indices))
-        parts = Parts(self.folder / key[:16], key, cut(len(indices), _PART), self.group)
-
-        def of(part: range) -> dict[str, Tensor]:
-            made = some(self(indices[part.start : part.stop]))
-            return {**made, "labels": torch.cat(self._labels)}
-
-        parts.begin()
-        parts.compute(of)
-        return parts.joined()
-
-    def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-        self._labels = []
-        for pixels, labels in sequential(self.images, indices, self.data, batch=_BATCH):
-            self._labels.append(labels)
-            yield pixels
-            self._count += len(labels)
-            self.progress(self._count)
-
-    def done(self) -> None:
-        """Remove the parts; a collective."""
-        self.group.wait()
-        if self.group.main:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.group.wait()
-
-
 def _trained(
-    read: _Reader, kind: CriticKind, device: torch.device | str
+    read: ImageReader, kind: CriticKind, device: torch.device | str
 ) -> tuple[ImageClassifier, Probe | ResNet, dict[str, Any]]:
     """Train on the training images: the classifier, what of it is saved, and what its record says of the backbone.
 

@@ -111,7 +111,7 @@ class _Handlers:
 
     async def compressed(self, request: HttpRequest) -> Response:
         data = await run_in_threadpool(self.studio.compress, request.path_params["name"])
-        headers = {"Content-Disposition": 'attachment; filename="image.vqvae2"'}
+        headers = {"Content-Disposition": 'attachment; filename="image.vq"'}
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     async def job(self, request: HttpRequest) -> Response:

@@ -250,7 +250,7 @@ function listen() {
   $("compress").addEventListener("click", async () => {
     try {
       const blob = await ask(`/api/images/${current}/compressed`);
-      const link = element("a", { href: URL.createObjectURL(blob), download: "image.vqvae2" });
+      const link = element("a", { href: URL.createObjectURL(blob), download: "image.vq" });
       link.click();
       $("decompressed").replaceChildren(element("p", { textContent: `${blob.size} bytes` }));
     } catch (problem) {

@@ -1,0 +1,69 @@
+"""Reading the images from which a critic is fitted, and computing on them in parts that several processes share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqvae2.config.models import DataConfig
+from vqvae2.data.batches import sequential
+from vqvae2.data.images import ImageSet
+from vqvae2.evaluate.sets import digest
+from vqvae2.files.parts import Parts, cut
+from vqvae2.files.run_folder import RunFolder
+from vqvae2.processes import Group
+
+PART = 1024  # images of which one process computes the features at a time
+BATCH = 16  # images read at a time, after each of which the progress is told
+
+
+class ImageReader:
+    """Reads images in order, with the labels of those that are really read: a broken one is replaced by another of the data set."""
+
+    def __init__(
+        self, folder: Path, images: ImageSet, data: DataConfig, progress: Callable[[int], None], group: Group
+    ) -> None:
+        self.images, self.data, self.progress, self.group = images, data, progress, group
+        self.folder = RunFolder(folder).critic.with_name("parts")
+        self._count = 0
+        self._labels: list[Tensor] = []
+
+    def rows(
+        self, work: str, indices: NDArray[np.int64], some: Callable[[Iterator[Tensor]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What `some` makes of batches of images, of all these images, with their `labels`; computed by all processes in parts.
+
+        Args:
+            work: identifies what is made.
+        """
+        key = digest(work, self.images.fingerprint, len(indices))
+        parts = Parts(self.folder / key[:16], key, cut(len(indices), PART), self.group)
+
+        def of(part: range) -> dict[str, Tensor]:
+            made = some(self(indices[part.start : part.stop]))
+            return {**made, "labels": torch.cat(self._labels)}
+
+        parts.begin()
+        parts.compute(of)
+        return parts.joined()
+
+    def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
+        self._labels = []
+        for pixels, labels in sequential(self.images, indices, self.data, batch=BATCH):
+            self._labels.append(labels)
+            yield pixels
+            self._count += len(labels)
+            self.progress(self._count)
+
+    def done(self) -> None:
+        """Remove the parts; a collective."""
+        self.group.wait()
+        if self.group.main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.group.wait()
