@@ -12,7 +12,7 @@ BASELINES := .venv-baselines
 NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-inception test-web test-baselines check bench experiments docs dist clean
+.PHONY: help setup demo soak test test-inception test-web test-baselines check bench experiments docs dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ $(BASELINES)/.ready: pyproject.toml constraints.txt
 	@grep -v '^python-dateutil==' constraints.txt > $(BASELINES)/constraints.txt
 	@$(BASELINES)/bin/python -m pip install --disable-pip-version-check --quiet -c $(BASELINES)/constraints.txt -e . pytest pytorch-pretrained-biggan==0.1.1
 	@touch $@
+
+soak: $(READY) ## attack the package for half an hour: kills, damaged files, full disks; SLICE=1 takes two minutes
+	@$(BIN)/python tools/soak.py $(if $(SLICE),--slice)
 
 check: $(READY) ## check format, lint and types, and change nothing
 	$(BIN)/ruff format --check .

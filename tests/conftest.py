@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ SETTINGS = (
     *("train_prior.*.steps=8", "train_prior.*.batch=8", "train_prior.*.evaluate_every=4"),
 )
 
+
+# A shell has Ctrl-C ignored in what it starts in the background; the tests send that signal to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a time limit per example: a law does not depend on how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -165,9 +165,9 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "an unset variable": (lambda w: [*w.train(), "--config="], r"an argument is empty"),
     # run folders
     "no RUN": (lambda w: ["inspect", ""], r"an argument is empty"),
-    "file in place of the run": (lambda w: w.train(run=w.file("file")), r"cannot use .*file as a run folder"),
-    "run below a file": (lambda w: w.train(run=w.file("file") / "run"), r"cannot use .*run as a run folder"),
-    "demo in place of a file": (lambda w: ["demo", "--out", w.file("file")], r"cannot use .*file as a run"),
+    "file in place of the run": (lambda w: w.train(run=w.file("file")), r"cannot make the folder .*file"),
+    "run below a file": (lambda w: w.train(run=w.file("file") / "run"), r"cannot make the folder .*run"),
+    "demo in place of a file": (lambda w: ["demo", "--out", w.file("file")], r"cannot make the folder .*file"),
     "other data": (lambda w: ["train", w.some("a.png"), "--run", w.run], r"and found others in "),
     "other preset": (lambda w: w.train(run=w.run), r"trained with other settings.*another --run"),
     "no config.yaml": (bare, r"no run folder: it has no config\.yaml"),

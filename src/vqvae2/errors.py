@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 _UNSAFE = (
@@ -22,6 +23,14 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OUT_OF_MEMORY = (  # of torch's allocator, of Python's threads, of oneDNN
+    "DefaultCPUAllocator: can't allocate memory",
+    "can't start new thread",
+    "could not create a primitive",
+)
+
+
 class UserError(ValueError):
     """A mistake of the user; the command prints the message as one line and ends with exit code 2.
 
@@ -35,3 +44,17 @@ class UserError(ValueError):
 def _one_line(text: str) -> str:
     line = printable(text).replace("\n", " ")
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 500]} ... {line[-400:]}"
+
+
+def shortage(error: Exception) -> str:
+    """What the machine has too little of, memory or space on the disk, in one line; "" for any other exception."""
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}"
+    known = isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)
+    if (
+        known
+        or isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    ):
+        return f"not enough memory: {str(error) or 'Python could get no more'}"
+    return ""

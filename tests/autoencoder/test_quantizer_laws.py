@@ -276,7 +276,8 @@ def test_training_on_spoilt_vectors_does_not_crash(bad: float, options: dict[str
         out = vq(z.requires_grad_())
         out.loss.backward()
         assert ((out.encoding_indices >= 0) & (out.encoding_indices < 6)).all()
-    assert int(vq.usage.sum()) == 80
+    assert int(vq.usage.sum() + vq.not_finite) == 80
+    assert int(vq.not_finite) == (80 if every else 8)
 
 
 # --- Sonnet, written out ---

@@ -248,7 +248,7 @@ def test_a_smaller_store_leaves_no_level_behind(tmp_path: Path) -> None:
 
 
 def test_old_temporary_files_are_removed(tmp_path: Path) -> None:
-    stale, fresh = tmp_path / ".level-0.npy.1.tmp", tmp_path / ".level-0.npy.2.tmp"
+    stale, fresh = tmp_path / ".level-0.npy.1.tmp", tmp_path / ".level-0.npy.elsewhere-2.tmp"
     for path in (stale, fresh):
         path.write_bytes(b"x")
     os.utime(stale, (0, 0))

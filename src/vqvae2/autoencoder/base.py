@@ -6,8 +6,10 @@ Shapes: N vectors, D code dimension, K codes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,8 @@ class Quantizer(nn.Module, ABC):
     """Base class of all quantisers: it maps vectors to codes and codes back to vectors.
 
     A subclass implements `forward`, which ends with `self.result(...)`, and `lookup`. Neither should read a tensor on
-    the host (`.item()`, `if tensor:`), so that a training step can be compiled or captured as a CUDA graph.
+    the host (`.item()`, `if tensor:`), so that a training step can be compiled or captured as a CUDA graph. A forward
+    pass that activation checkpointing repeats must change no statistics; `recomputing` tells (`result` asks it).
 
     Args:
         num_embeddings: K, at least 1.
@@ -45,7 +48,10 @@ class Quantizer(nn.Module, ABC):
         decay: of the running counts of the codes, from which `mean_code` is computed.
 
     Attributes:
-        usage: [K] int64, how often each code was used in training mode since somebody last set it to zero.
+        usage: [K] int64, how often each code was used in training mode since somebody last set it to zero. It is in no
+            state dict, and zero after `to_empty` from the device "meta" and after every `load_state_dict`.
+        not_finite: scalar int64, how many vectors had a NaN or an infinity and were therefore left out of all statistics;
+            otherwise as `usage`.
         ema_count: [K], moving average of the codes' counts per step, over all processes.
 
     Raises:
@@ -53,6 +59,7 @@ class Quantizer(nn.Module, ABC):
     """
 
     usage: Tensor
+    not_finite: Tensor
     ema_count: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int, decay: float = 0.99) -> None:
@@ -65,7 +72,39 @@ class Quantizer(nn.Module, ABC):
             )
         self.num_embeddings, self.embedding_dim, self.decay = num_embeddings, embedding_dim, decay
         self.register_buffer("ema_count", torch.zeros(num_embeddings))
-        self.register_buffer("usage", torch.zeros(num_embeddings, dtype=torch.int64), persistent=False)
+        for name, value in self.first_values().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def first_values(self) -> dict[str, Tensor]:
+        """By name, the buffers that no state dict holds, as they are before the first step.
+
+        A subclass that has further ones adds them here. They are then right in every model, also in one that was built on
+        the device "meta" and got its memory by `to_empty` or its weights by `load_state_dict(..., assign=True)`.
+        """
+        count = torch.zeros(self.num_embeddings, dtype=torch.int64)
+        return {"usage": count, "not_finite": torch.zeros((), dtype=torch.int64)}
+
+    def _begin_anew(self, device: torch.device) -> None:
+        """Give the buffers that no state dict holds their first values, on this device."""
+        with torch.device("cpu"):
+            first = self.first_values()
+        for name, value in first.items():
+            own = getattr(self, name)
+            if own.device == device and not own.is_meta:
+                own.copy_(value)
+            else:
+                setattr(self, name, value.to(device, own.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        without_values = self.usage.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if without_values and not self.usage.is_meta:  # by `to_empty`, which leaves arbitrary values
+            self._begin_anew(self.usage.device)
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._begin_anew(self.ema_count.device)
 
     @abstractmethod
     def forward(self, z: Tensor) -> Quantized:
@@ -93,25 +132,43 @@ class Quantizer(nn.Module, ABC):
         share = torch.where(total > 0, count / total, 1 / self.num_embeddings)
         return (share @ codes.to(share.dtype)).to(codes.dtype)
 
-    def result(self, quantize: Tensor, loss: Tensor, indices: Tensor) -> Quantized:
+    def result(
+        self, quantize: Tensor, loss: Tensor, indices: Tensor, finite: Tensor | None = None
+    ) -> Quantized:
         """The result of `forward`; in training mode the codes are counted in `usage` and `ema_count`.
 
         Args:
             quantize: [..., D], with the gradient for the input.
             loss: scalar, the quantiser's own loss.
             indices: [...] int64, the codes.
+            finite: [...] bool, False where the input was not finite: such codes are not counted. None counts all.
         """
-        count = counts(indices, self.num_embeddings)
-        if self.training:
+        valid = torch.ones_like(indices, dtype=torch.bool) if finite is None else finite
+        count = self.counts_of(indices, valid)
+        if self.training and not recomputing():
             self.usage += count
+            self.not_finite += valid.logical_not().sum()
             self.ema_count.lerp_(summed(count.to(self.ema_count.dtype)), 1 - self.decay)
         return Quantized(quantize, loss, perplexity(count), indices)
+
+    def counts_of(self, indices: Tensor, valid: Tensor) -> Tensor:
+        """[K] int64: how often each code occurs in `indices` [...] where `valid` [...] is True."""
+        size = self.num_embeddings
+        return counts(torch.where(valid, indices, size), size + 1)[:-1]
 
 
 def check_vectors(z: Tensor, dim: int) -> None:
     """Raise `ValueError` unless the last axis of `z` is `dim`."""
     if z.ndim < 1 or z.shape[-1] != dim:
         raise ValueError(f"expected vectors of {dim} on the last axis, found shape {tuple(z.shape)}")
+
+
+def recomputing() -> bool:
+    """Whether this forward pass repeats an earlier one inside a backward pass, as activation checkpointing does.
+
+    Compiled code never sees such a repetition: `torch.compile` decides itself what it computes again.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def counts(indices: Tensor, size: int) -> Tensor:

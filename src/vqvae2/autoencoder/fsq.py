@@ -55,6 +55,8 @@ def _exactly(linear: nn.Linear, x: Tensor) -> Tensor:
 class FiniteScalarQuantizer(Quantizer):
     """Each vector is mapped to a few bounded numbers, and each of these is rounded.
 
+    A vector that is not finite has the code of the lattice's middle and is not counted; its result is not finite.
+
     Args:
         num_embeddings: K, a product of factors of 2 to 8; see `lattice`.
         embedding_dim: D.
@@ -68,13 +70,16 @@ class FiniteScalarQuantizer(Quantizer):
     basis: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int, decay: float = 0.99) -> None:
-        sides = lattice(num_embeddings)
+        sides = lattice(num_embeddings)  # raises
         super().__init__(num_embeddings, embedding_dim, decay)
         self.inward = nn.Linear(embedding_dim, len(sides))
         self.outward = nn.Linear(len(sides), embedding_dim)
+
+    def first_values(self) -> dict[str, Tensor]:
+        """As the base class; also the lattice's sides, and the products by which its points are numbered."""
+        sides = lattice(self.num_embeddings)
         basis = [math.prod(sides[:i]) for i in range(len(sides))]
-        self.register_buffer("sides", torch.tensor(sides), persistent=False)
-        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+        return {**super().first_values(), "sides": torch.tensor(sides), "basis": torch.tensor(basis)}
 
     @classmethod
     def from_config(cls, config: AutoencoderConfig, size: int) -> FiniteScalarQuantizer:
@@ -95,11 +100,13 @@ class FiniteScalarQuantizer(Quantizer):
         check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             bounded = self._bound(_exactly(self.inward, z))
+            finite = bounded.detach().isfinite().all(-1)
             steps = bounded + (bounded.round() - bounded).detach()
             half = self.sides // 2
             quantized = _exactly(self.outward, steps / half)
-            indices = ((steps.detach().round().long() + half) * self.basis).sum(-1)
-        return self.result(quantized.to(z.dtype), quantized.new_zeros(()), indices)
+            points = torch.where(finite[..., None], steps.detach().round(), 0).long()
+            indices = ((points + half) * self.basis).sum(-1)
+        return self.result(quantized.to(z.dtype), quantized.new_zeros(()), indices, finite)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codes [..., D] of integer `indices` [...]."""

@@ -27,8 +27,8 @@ from vqvae2.autoencoder.base import (
     Quantized,
     Quantizer,
     check_vectors,
-    counts,
     perplexity,
+    recomputing,
     summed,
     without_autocast,
     world,
@@ -82,6 +82,14 @@ class VectorQuantizer(Quantizer):
 
     Several processes must call with the same number of vectors; an empty batch changes nothing.
 
+    A vector with a NaN, an infinity, or numbers so large that its squared distance overflows gets some code. In training
+    mode it is left out of all statistics, so that it cannot spoil the codebook, and counted in `not_finite`. The loss of its
+    batch is then not finite either, so that it does not go unnoticed.
+
+    Activation checkpointing (`torch.utils.checkpoint`) repeats a forward pass inside the backward pass. The repetition
+    uses the codebook of the last call in training mode and updates nothing. Of several calls before one backward pass, the
+    gradients of all but the last are therefore slightly off under checkpointing.
+
     Example:
         >>> quantizer = VectorQuantizer(num_embeddings=512, embedding_dim=64)
         >>> result = quantizer(torch.randn(8, 32, 32, 64))
@@ -115,6 +123,8 @@ class VectorQuantizer(Quantizer):
     counter: Tensor
     distortion: Tensor
     jitter: Tensor
+    last_embeddings: Tensor
+    last_penalty: Tensor
 
     def __init__(  # noqa: PLR0913 - five of Sonnet and four of ours, each documented
         self,
@@ -158,8 +168,13 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("ema_sum", torch.zeros(num_embeddings, embedding_dim))
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
         self.register_buffer("distortion", torch.zeros(()))
-        jitter = hashed_uniform(torch.zeros((), dtype=torch.int64), 0, num_embeddings)
-        self.register_buffer("jitter", jitter, persistent=False)  # see `spread_rows`
+
+    def first_values(self) -> dict[str, Tensor]:
+        """As the base class; also the numbers for `spread_rows`, and codebook and penalty of the last call, for `recomputing`."""
+        size, dim = self.num_embeddings, self.embedding_dim
+        jitter = hashed_uniform(torch.zeros((), dtype=torch.int64), 0, size)
+        last = {"last_embeddings": torch.zeros(size, dim), "last_penalty": torch.zeros(size)}
+        return {**super().first_values(), "jitter": jitter, **last}
 
     @classmethod
     def from_config(cls, config: AutoencoderConfig, size: int) -> VectorQuantizer:
@@ -190,28 +205,45 @@ class VectorQuantizer(Quantizer):
         with without_autocast(z.device):
             vectors = z.reshape(-1, self.embedding_dim)
             flat = vectors.detach().to(self.embeddings.dtype)
-            learn = self.training and self.ema and len(flat) > 0  # an empty batch is no step
+            again = self.training and recomputing()
+            learn = self.training and self.ema and len(flat) > 0 and not again  # an empty batch is no step
             if learn and self.init == "data":
                 self._start_from(flat)
-            indices = nearest_code(flat, self.embeddings.detach(), self._penalty())
-            count = counts(indices, self.num_embeddings)
-            straight, squares = self._assign(vectors, flat, indices, each=learn and self.revive)
+            codebook, penalty = self._current(again, learn)
+            indices = nearest_code(flat, codebook, penalty)
+            straight, squares = self._assign(vectors, flat, codebook, indices)
+            valid = (
+                squares.detach().isfinite() if self.training else torch.ones_like(indices, dtype=torch.bool)
+            )
+            count = self.counts_of(indices, valid)
             elements = max(flat.numel(), 1)  # an empty batch has loss 0, not NaN
-            distance = squares.sum()
-            loss = distance * (self.commitment_cost / elements)
+            loss = squares.sum() * (self.commitment_cost / elements)
             if not self.ema:
                 codes = functional.embedding(indices, self.embeddings)
                 loss = loss + functional.mse_loss(codes, flat, reduction="sum") / elements
             if learn:
-                self._learn(flat, indices, count, squares.detach(), distance.detach())
-            if self.training:
+                self._learn(flat, torch.where(valid, indices, self.num_embeddings), count, squares.detach())
+            if self.training and not again:
                 self.usage += count
+                self.not_finite += valid.logical_not().sum()
         return Quantized(straight.reshape(z.shape), loss, perplexity(count), indices.reshape(z.shape[:-1]))
 
-    def _assign(self, vectors: Tensor, flat: Tensor, indices: Tensor, each: bool) -> tuple[Tensor, Tensor]:
-        """The code vectors [N, D], and the squared distances: one per vector [N] if `each` or if a gradient is needed, else their sum."""
-        codebook = self.embeddings.detach()
-        if each or (torch.is_grad_enabled() and vectors.requires_grad):
+    def _current(self, again: bool, learn: bool) -> tuple[Tensor, Tensor | None]:
+        """Codebook and penalty of this call; `learn`: note them for its repetition; `again`: it is a repetition, and takes what was noted."""
+        if again and self.ema:
+            return self.last_embeddings, self.last_penalty if self.entropy_penalty else None
+        codebook, penalty = self.embeddings.detach(), self._penalty()
+        if learn:
+            self.last_embeddings.copy_(codebook)
+            if penalty is not None:
+                self.last_penalty.copy_(penalty)
+        return codebook, penalty
+
+    def _assign(
+        self, vectors: Tensor, flat: Tensor, codebook: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The code vectors [N, D], and the squared distances: one per vector [N] in training mode or if a gradient is needed, else their sum."""
+        if self.training or (torch.is_grad_enabled() and vectors.requires_grad):
             return _Assign.apply(vectors, flat, codebook, indices)  # type: ignore[no-any-return, no-untyped-call]
         quantized = functional.embedding(indices, codebook)
         return quantized.to(vectors.dtype), functional.mse_loss(flat, quantized, reduction="sum")
@@ -247,34 +279,45 @@ class VectorQuantizer(Quantizer):
     def _start_from(self, flat: Tensor) -> None:
         """Before the first update, take the codebook from this batch: K of its vectors (repeated if there are fewer)."""
         drawn = spread_rows(flat, self.jitter)
-        self.embeddings.copy_(torch.where(self.counter == 0, drawn, self.embeddings))
+        finite = drawn.square().sum(1).isfinite()
+        other = drawn.index_select(0, finite.to(torch.uint8).argmax()[None])  # a finite one, if there is any
+        drawn = torch.where(finite[:, None], drawn, other)
+        self.embeddings.copy_(torch.where((self.counter == 0) & finite.any(), drawn, self.embeddings))
 
     @torch.no_grad()
-    def _learn(self, flat: Tensor, indices: Tensor, count: Tensor, squares: Tensor, distance: Tensor) -> None:
+    def _learn(self, flat: Tensor, rows: Tensor, count: Tensor, squares: Tensor) -> None:
         """Update the running statistics and write the codebook of the next step.
 
         Args:
-            flat: [N, D] with N at least 1, the inputs; `indices` [N] their codes, `count` [K] of each.
-            squares: [N], their squared distances to their codes; `distance` is the sum.
+            flat: [N, D] with N at least 1, the inputs.
+            rows: [N], their codes; K for an input that is left out.
+            count: [K], how many inputs have each code.
+            squares: [N], the squared distances to the codes; not finite for an input that is left out.
         """
-        size, processes = self.num_embeddings, world()[1]
+        size = self.num_embeddings
         count = count.to(flat.dtype)
-        total = torch.zeros_like(self.ema_sum).index_add_(0, indices, flat)
-        if processes > 1:
+        total = flat.new_zeros(size + 1, self.embedding_dim).index_add_(0, rows, flat)[:-1]
+        distance = torch.where(squares.isfinite(), squares, 0).sum()
+        if world()[1] > 1:
             together = summed(torch.cat([count[:, None], total, distance.expand(size, 1)], 1))
             count, total, distance = together[:, 0], together[:, 1:-1], together[0, -1]
-        self.counter += 1
-        self.ema_count.lerp_(count, 1 - self.decay)
-        self.ema_sum.lerp_(total, 1 - self.decay)
-        self.distortion.lerp_(distance / (len(flat) * processes), 1 - self.decay)
+        vectors = count.sum()
+        learnt = vectors > 0  # nothing is learnt from a batch of which every vector is left out
+        weight = learnt.to(flat.dtype) * (1 - self.decay)
+        self.counter += learnt
+        self.ema_count.lerp_(count, weight)
+        self.ema_sum.lerp_(total, weight)
+        self.distortion.lerp_(distance / vectors.clamp_min(1), weight)
         debias = self._debias()
         n, m = self.ema_count / debias, self.ema_sum / debias
         mass = n.sum()
         if self.init == "sonnet":
             smooth = (n + self.epsilon) / (mass + size * self.epsilon) * mass
-            self.embeddings.copy_(m / smooth[:, None])
+            self.embeddings.copy_(torch.where(learnt, m / smooth[:, None], self.embeddings))
         else:
-            used = n > mass / size * 1e-4  # an idle code stays where it is instead of drifting to the origin
+            used = learnt & (
+                n > mass / size * 1e-4
+            )  # an idle code stays where it is instead of drifting to the origin
             self.embeddings.copy_(
                 torch.where(used[:, None], m / n.clamp_min(1e-12)[:, None], self.embeddings)
             )

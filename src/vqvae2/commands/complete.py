@@ -27,6 +27,7 @@ from vqvae2.commands.options import (
     say,
 )
 from vqvae2.errors import UserError
+from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class CompletionRequest:
     decoder: DecoderName | None = None
 
 
+@locks("out")
 def complete(
     run: Run, image: Path, out: Path, request: CompletionRequest, reporter: Reporter | None = None
 ) -> dict[str, Any]:
@@ -84,6 +86,7 @@ def complete(
         were accepted (see `generate.complete.Completed`).
 
     Raises:
+        LockError: another command writes into `out`.
         RunError: not trained yet.
         UserError: neither or both of mask and keep_levels, an argument out of range, a mask without a white pixel, `image` or
             the mask is one of the files to be written, or OUT holds results of something else; DataError: a file that

@@ -32,11 +32,13 @@ def demo(
         UserError: as `train.pipeline.train`.
     """
     from vqvae2.commands.demo_report import write_report
+    from vqvae2.files.lock import locked
     from vqvae2.train import pipeline
 
     reporter = reporter or Reporter()
-    pipeline.train("emoji64", folder, config, command=command, reporter=reporter)
-    return write_report(folder, command, reporter)
+    with locked(folder):
+        pipeline.train("emoji64", folder, config, command=command, reporter=reporter)
+        return write_report(folder, command, reporter)
 
 
 def command(

@@ -26,6 +26,7 @@ from vqvae2.commands.options import (
     say,
 )
 from vqvae2.errors import UserError
+from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from vqvae2.run import Run
 
 
+@locks("out", below=["cache"])
 def evaluate(
     run: Run | None,
     data: str | None,
@@ -61,6 +63,7 @@ def evaluate(
         the seconds and for the part `speed`.
 
     Raises:
+        LockError: another command writes into OUT.
         RunError: the sharpened decoder is asked for and not trained.
         UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """

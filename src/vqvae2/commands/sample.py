@@ -30,6 +30,7 @@ from vqvae2.commands.options import (
     print_json,
     say,
 )
+from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class _Job:
     draw: Callable[[Iterable[range]], Iterable[Drawn]]
 
 
+@locks("out", below=["candidates"])
 def sample(
     run: Run,
     out: Path,
@@ -123,6 +125,7 @@ def sample(
     Raises:
         RunError: not trained yet, no classes, or no critic.
         UserError: an argument out of range, or `out` holds samples that were drawn differently.
+        LockError: another command writes into `out`.
     """
     from vqvae2.train.loop import make_accelerator
 

@@ -6,8 +6,10 @@ import os
 import sys
 from pathlib import Path
 
+import typer
+
 from vqvae2 import processes
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 
 VERBS = ("train", "sample", "reconstruct", "score", "encode", "evaluate", "critic")
 """What several processes share; the other verbs run in one."""
@@ -42,3 +44,18 @@ def leave(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def say_last(message: str) -> None:
+    """The one line with which a command ends that fails; of several processes the first to fail writes it."""
+    if processes.first_to_fail():
+        try:
+            typer.echo(f"vqvae2: {printable(' '.join(message.split()))}", err=True)
+        except OSError:  # the terminal is gone
+            sys.stderr = sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def interrupted(error: Exception) -> int:
+    """The signal that ended a training, or 0: `Interrupted` is of a module that is loaded only if something was trained."""
+    loop = sys.modules.get("vqvae2.train.loop")
+    return int(error.number) if loop is not None and isinstance(error, loop.Interrupted) else 0

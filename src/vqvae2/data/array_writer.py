@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.files import arrays
-
-_STALE = 600  # seconds without a write after which a temporary file belongs to a killed process
+from vqvae2.files.temporary import temporary_name
 
 
 class ArrayWriter:
@@ -32,7 +30,7 @@ class ArrayWriter:
 
     def __init__(self, path: Path, tail: tuple[int, ...], dtype: Any) -> None:
         self.path, self.tail, self.dtype = path, tail, np.dtype(dtype)
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.temporary = temporary_name(path)
         self.count = 0
         self._checksum = hashlib.sha256()
         self.temporary.unlink(missing_ok=True)  # it may be a link
@@ -82,11 +80,3 @@ class ArrayWriter:
         shape = (self.count, *self.tail)
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def remove_stale_files(folder: Path) -> None:
-    """Remove temporary files that a killed process left in `folder`: those not written to for ten minutes."""
-    for old in folder.glob(".*.npy.*.tmp"):
-        with suppress(OSError):
-            if time.time() - old.stat().st_mtime > _STALE:
-                old.unlink()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
+from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.data.decoding import stored_shape, stored_type
 from vqvae2.data.errors import DataError
 from vqvae2.data.index import ImageIndex
@@ -24,6 +24,7 @@ from vqvae2.data.pixels import Pixels
 from vqvae2.data.skipped import SkippedFile
 from vqvae2.data.workers import Decoder
 from vqvae2.files.arrays import map_array
+from vqvae2.files.temporary import sweep
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of images decoded so far and the number of all images (None = unknown)."""
@@ -59,7 +60,7 @@ def fill_cache(
     """
     index.pixels = f"pixels-{index.fingerprint[:16]}.npy"
     total = len(listed) if isinstance(listed, Listing) else None
-    remove_stale_files(folder)
+    sweep(folder)
     writer = ArrayWriter(folder / index.pixels, (*stored_shape(config), config.channels), stored_type(config))
     decoder = Decoder(config)
     rows: list[Row] = []

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -31,10 +30,11 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, field_validator
 
 from vqvae2.codes import Codes, Geometry
-from vqvae2.data.array_writer import ArrayWriter, remove_stale_files
+from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.errors import UserError
 from vqvae2.files import arrays, atomic
 from vqvae2.files.records import Record
+from vqvae2.files.temporary import is_temporary_name, sweep
 
 FORMAT = 1  # a larger number in a manifest was written by a newer version
 _AT_ONCE = 2**24  # bytes that are checked at a time
@@ -198,7 +198,7 @@ class StoreWriter:
                 complete_renames(self.folder)
             except StoreError:  # what cannot be read is replaced
                 (self.folder / "next.json").unlink(missing_ok=True)
-            remove_stale_files(self.folder)
+            sweep(self.folder)
             for index, grid in enumerate(self.geometry.grids):
                 self._writers.append(ArrayWriter(self.folder / f"level-{index}.npy", grid, np.uint16))
             self._writers.append(ArrayWriter(self.folder / "labels.npy", (), np.int64))
@@ -355,9 +355,7 @@ def _read_manifest(path: Path) -> _Manifest:
     except atomic.FileError as error:
         raise StoreError(f"the code store in {path.parent} is damaged: {error}") from error
     pairs = manifest.renames.items()
-    own = all(
-        re.fullmatch(rf"\.{re.escape(name)}\.[0-9]{{1,20}}\.tmp", temporary) for name, temporary in pairs
-    )
+    own = all(is_temporary_name(temporary, name) for name, temporary in pairs)
     expected = sorted(manifest.files) if path.name == "next.json" else []
     if sorted(manifest.renames) != expected or not own:
         raise StoreError(

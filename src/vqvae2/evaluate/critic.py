@@ -36,6 +36,7 @@ from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder
@@ -111,6 +112,7 @@ def critic_file(folder: Path) -> Path:
     return RunFolder(folder).critic
 
 
+@locks("run.folder", below=["critic"])
 def fit_to_run(
     run: TrainedRun,
     data: str | None,
@@ -128,6 +130,7 @@ def fit_to_run(
         group: the processes that share the work, all of which call this; None is this one alone.
 
     Raises:
+        LockError: another command works in the run's folder.
         RunError: `data` holds other images.
         DataError, CriticError, FeatureError, ClassifierError, FileError: see `open_images` and `fit_critic`.
     """

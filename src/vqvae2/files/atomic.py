@@ -21,6 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from vqvae2.errors import UserError
+from vqvae2.files.temporary import temporary_name
 
 FORMAT = 1  # of run folders and weight files; a larger number was written by a newer version
 TEXT_LIMIT = 2**24
@@ -44,7 +45,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
         FileError: the disk is full or the folder cannot be written; an earlier file at `path` is kept.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # it may be a link

@@ -10,10 +10,11 @@ from typing import Any
 from vqvae2.config.overrides import differences
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import read_json, write_json
+from vqvae2.files.temporary import sweep
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with the folders above it.
+    """Make a folder, with the folders above it; in one that exists, remove the temporary files that killed commands left.
 
     Raises:
         UserError: it cannot be made.
@@ -22,6 +23,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    sweep(path)
 
 
 def claim_results(folder: Path, name: str, about: dict[str, Any], what: str) -> None:

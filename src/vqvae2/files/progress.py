@@ -1,11 +1,16 @@
-"""Progress of long jobs: a bar with the rate and the time left on a terminal, plain lines elsewhere."""
+"""Progress of long jobs: a bar with the rate and the time left on a terminal, plain lines elsewhere.
+
+A job does not end because nobody listens any more: when the terminal is closed, or the reader of a pipe has gone, the
+reporter falls silent.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
 
@@ -71,7 +76,16 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print one line; control characters are shown as escapes."""
         if not self.quiet:
-            self.console.print(printable(text), markup=False)
+            with self.listening():
+                self.console.print(printable(text), markup=False)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Be quiet from now on if what is printed in the block cannot be written."""
+        try:
+            yield
+        except OSError:
+            self.quiet = self.console.quiet = True
 
     def track(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Tracker:
         """A context manager that shows the progress of a job.
@@ -116,15 +130,19 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         if self.bar:
-            self.bar.start()
+            with self.reporter.listening():
+                self.bar.start()
+            if self.reporter.quiet:
+                self.bar = None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar:
-            self.bar.stop()
-        sys.stderr.flush()
+        with self.reporter.listening():
+            if self.bar:
+                self.bar.stop()
+            sys.stderr.flush()
 
     def update(self, done: int, text: str = "", scale: float = 1.0, scaled_unit: str | None = None) -> None:
         """Show that `done` units of the job are done.
@@ -153,7 +171,8 @@ class Tracker:
             whole = f"{everything / 60:.1f} min for all"
         if self.bar:
             shown_text = f"{text}  {whole}".strip()
-            self.bar.update(self.task, completed=done, total=self.total, rate=shown, text=shown_text)
+            with self.reporter.listening():
+                self.bar.update(self.task, completed=done, total=self.total, rate=shown, text=shown_text)
         elif now - self.last_line >= _LINE_SECONDS or done >= self.total:
             self.last_line = now
             ahead = f"{left / 60:.1f} min left" + (f" ({whole})" if whole else "")

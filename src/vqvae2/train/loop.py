@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +25,7 @@ from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import StageFolder
+from vqvae2.stopping import StopRequest, stop_requests
 from vqvae2.train.device import (
     Choices,
     TrainingError,
@@ -36,6 +35,7 @@ from vqvae2.train.device import (
     switches,
 )
 from vqvae2.train.feed import Batch, Feed
+from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
 from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_step, write_metrics
@@ -54,7 +54,15 @@ __all__ = [
 
 
 class Interrupted(Exception):
-    """The user asked to stop; the state is saved and the same command goes on from there."""
+    """The user asked to stop; the state is saved and the same command goes on from there.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class Objective(Protocol):
@@ -142,8 +150,8 @@ def fit(
         clock: returns the time in seconds, for `minutes`.
 
     Raises:
-        Interrupted: Ctrl-C (or SIGTERM) was caught and the state saved.
-        TrainingError: the loss or a weight is not finite; the last good state is kept.
+        Interrupted: SIGINT (Ctrl-C), SIGTERM or SIGHUP was caught and the state saved.
+        TrainingError: the loss or a weight is not finite; the last good state is kept. Or `folder` was removed meanwhile.
     """
     if config.batch % accelerator.num_processes:
         raise TrainingError(
@@ -156,7 +164,7 @@ def fit(
     if hardware.shard and accelerator.num_processes > 1 and objective.name.startswith("prior"):
         choices = replace(choices, sharded=True)
     cards = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cards), _signals() as stop, switches(choices):
+    with torch.random.fork_rng(devices=cards), stop_requests(reporter.say) as stop, switches(choices):
         try:
             trainer = _Trainer(objective, config, folder, accelerator, reporter, choices)
             outcome = trainer.run(seed, stop, clock)
@@ -184,6 +192,7 @@ class _Trainer:
         self.network, model, optimizer = prepared(objective.model, config, accelerator, choices)
         self.step = TrainingStep(objective, model, self.network, optimizer, config, choices)
         self.state = State(self.step, objective.counts())
+        self.place = Place(folder) if self.main else None
         if choices.sharded:
             self.state = ShardedState(self.step, objective.counts(), accelerator=accelerator)
         self.state_file = StageFolder(folder).checkpoint
@@ -197,7 +206,7 @@ class _Trainer:
             cut_metrics(self.metrics_file, self.outcome.step)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are not yet written
         self.seconds = 0.0  # that all processes agree on
-        self.asked = False  # to stop, as all processes agree
+        self.asked = 0  # the signal that asks to stop, as all processes agree; 0 = none
         self.said_refused = False
 
     @property
@@ -205,7 +214,7 @@ class _Trainer:
         """How far the training has come."""
         return self.state.outcome
 
-    def run(self, seed: int, stop: threading.Event, clock: Callable[[], float]) -> Outcome:
+    def run(self, seed: int, stop: StopRequest, clock: Callable[[], float]) -> Outcome:
         """Steps until done; see `fit`."""
         config, outcome = self.config, self.outcome
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -252,7 +261,8 @@ class _Trainer:
                     break
         self._agree(stop)  # a stop requested during the last evaluation must end the run here too
         if self.asked:
-            raise Interrupted(f"{self.objective.name}: saved at step {outcome.step} of {config.steps}")
+            done = f"{self.objective.name}: saved at step {outcome.step} of {config.steps}"
+            raise Interrupted(done, self.asked)
         if outcome.step < config.steps:
             cause = f"its {config.minutes:g} minutes are over" if self._late() else ""
             cause = cause or f"{config.patience} evaluations in a row brought no better result"
@@ -269,12 +279,11 @@ class _Trainer:
     def _late(self) -> bool:
         return bool(self.config.minutes) and self.seconds >= 60 * self.config.minutes
 
-    def _agree(self, stop: threading.Event) -> None:
+    def _agree(self, stop: StopRequest) -> None:
         """Agree on the time spent, as the main process has it, and on whether any process was asked to stop; a collective."""
-        seconds, asked = self.outcome.seconds, stop.is_set()
+        seconds, asked = self.outcome.seconds, stop.number
         if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(asked), device=self.choices.device)
-            asked = bool(self.accelerator.reduce(flag, "sum") > 0)
+            asked = int(self.accelerator.gather(torch.tensor([asked], device=self.choices.device)).max())
             if self.config.minutes:
                 seconds = float(broadcast(torch.tensor(seconds, device=self.choices.device)))
         self.asked = asked
@@ -324,7 +333,8 @@ class _Trainer:
         self.pending = []
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
-        if values and self.main:
+        if values and self.place:
+            self.place.check(self.objective.name)
             write_metrics(self.metrics_file, step, values)
 
     def _evaluate(self) -> None:
@@ -356,35 +366,8 @@ class _Trainer:
         """The main process writes; nobody goes on, or ends, before it is done."""
         sums = self.accelerator.reduce(self.step.sums, "mean")
         counts = [self.accelerator.reduce(count, "sum") for count in self.objective.counts()]
+        if self.place:
+            self.place.check(self.objective.name)
         if self.main or self.choices.sharded:
             self.state.save(self.state_file, sums, counts, self.config.model_dump())
         self.accelerator.wait_for_everyone()
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """The first SIGINT or SIGTERM sets the event, the second acts as usual. Only a main thread can listen.
-
-    A signal that arrives when the training no longer looks at the event acts as usual when this ends, so that it is not lost.
-    """
-    event = threading.Event()
-    arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        event.set()
-        arrived.append(number)
-        signal.signal(number, old[signal.Signals(number)] or signal.SIG_DFL)
-
-    for number in old:
-        signal.signal(number, handle)
-    try:
-        yield event
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-    if arrived:  # nothing was raised, so nobody has acted on it
-        signal.raise_signal(arrived[0])

@@ -27,6 +27,7 @@ from vqvae2.data.recorded import same_source
 from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
 from vqvae2.data.value_range import with_range
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.lock import locks, still_locked
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
@@ -50,12 +51,14 @@ from vqvae2.train.folder import (
 )
 from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
+from vqvae2.train.place import tidy
 from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
 from vqvae2.train.sharded import whole
 from vqvae2.train.sharpen import SharpenObjective
 
 
+@locks("folder", below=["."])
 def train(
     data: str,
     folder: str | Path,
@@ -83,6 +86,7 @@ def train(
         False if all was done already.
 
     Raises:
+        LockError: another command works in RUN, or RUN was removed meanwhile.
         RunError: RUN cannot be written, was made by a newer version, or holds a stage trained with other settings.
         DataError: the images cannot be read, or are too few.
         PerceptualError: the weights of the perceptual distance cannot be read.
@@ -98,6 +102,8 @@ def train(
         reporter = Reporter(quiet=True)
     config = _with_range(data, folder, config, reporter)
     config = claim(folder, data, config, command, accelerator, Redo(redo, reporter.say))
+    if accelerator.is_main_process:
+        tidy(folder, config.autoencoder.levels)
     check_derived(folder, config)
     further = wanted(folder, config)
     for name in further:
@@ -209,6 +215,7 @@ def _sharpen(
     reporter: Reporter,
 ) -> None:
     """Train the sharpened decoder. Its file holds the digest of the autoencoder that it belongs to."""
+    still_locked(folder)
     settings = config.sharpen
     plain, _ = load_autoencoder(folder, config, accelerator.device)  # its own copy, which it freezes
     objective = SharpenObjective(config, images, plain, distance)
@@ -252,6 +259,7 @@ def _codes(
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> CodeStore:
+    still_locked(folder)
     place = RunFolder(folder).codes
     with (
         accelerator.main_process_first()
@@ -315,6 +323,7 @@ def _stage2(
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
+    still_locked(folder)
     settings = config.train_prior[level]
     codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)

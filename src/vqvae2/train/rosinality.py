@@ -33,6 +33,7 @@ from vqvae2.config.presets import choose, preset
 from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.atomic import FileError
+from vqvae2.files.lock import locks
 from vqvae2.files.run_folder import RunFolder, run_path
 from vqvae2.files.tensor_file import plain_names
 from vqvae2.files.torch_file import plain_tensors, read_torch_file
@@ -51,6 +52,7 @@ class RosinalityError(UserError):
     """A checkpoint that cannot be imported, or a run folder that must not be overwritten."""
 
 
+@locks("folder")
 def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, command: str = "") -> Config:
     """Make a run folder whose autoencoder is that of a checkpoint.
 
@@ -71,6 +73,7 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
         RosinalityError: no such file, another network, more than tensors in it, or RUN holds trained weights.
         ConfigError: sizes that no run can have.
         RunError: RUN was made by a newer version.
+        LockError: another command works in RUN.
         FileError: RUN cannot be written.
     """
     folder = run_path(folder)

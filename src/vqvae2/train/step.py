@@ -153,7 +153,9 @@ class TrainingStep:
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the processes and over the steps since the last call; waits for the device; a collective."""
-        names = list(self.sums)
+        names = sorted(
+            self.sums, key=lambda name: (name != "loss", name)
+        )  # also in a training that is resumed
         sums = accelerator.reduce(torch.stack([self.sums[name] for name in names]), "mean").tolist()
         means = {name: value / self.taken for name, value in zip(names, sums, strict=True)}
         for value in self.sums.values():
