@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json
+from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json, say
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vqvae2.commands.images import SharedImages
     from vqvae2.processes import Group
     from vqvae2.run import Run
 
@@ -26,7 +27,7 @@ def score(
     paths: Sequence[Path],
     label: str | None = None,
     out: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
     group: Group | None = None,
     bits_map: Path | None = None,
 ) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def score(
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
         out: a file for the result as JSON.
-        say: called with lines of text about files of folders that are skipped.
+        report: called with lines of text about files of folders that are skipped.
         group: the processes that share the images, all of which call this and get the result; None is this one alone.
         bits_map: a folder for NAME-bits-L.png of each image and level L: where its bits are, from black for 0 to white for
             log2 K, the bits of a code that nothing is known about; as large as the image.
@@ -50,8 +51,6 @@ def score(
     Raises:
         UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
     """
-    import torch
-
     from vqvae2.commands.images import shared_images
     from vqvae2.data.pixels import to_float
     from vqvae2.files.atomic import write_json
@@ -59,12 +58,10 @@ def score(
     from vqvae2.processes import Group
 
     group, data = group or Group(), run.config.data
-    shared = shared_images(run, paths, run.sampling.batch, group, say)
+    shared = shared_images(run, paths, run.sampling.batch, group, report)
     files = shared.files
     refuse_to_overwrite(files, [out] if out else [])
-    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
-    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
-    log_prob = torch.cat([values for _, values in done]).double()
+    log_prob = _log_prob(run, shared, label, group)
     dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
@@ -82,6 +79,17 @@ def score(
     if out is not None and group.main:
         write_json(out, result)
     return result
+
+
+def _log_prob(run: Run, shared: SharedImages, label: str | None, group: Group) -> Tensor:
+    """`Run.log_prob` of all images in their order, float64 [n, L], by all processes."""
+    import torch
+
+    from vqvae2.data.pixels import to_float
+
+    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
+    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
+    return torch.cat([values for _, values in done]).double()
 
 
 def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, label: str | None) -> int | None:
@@ -147,10 +155,10 @@ def command(
     from vqvae2.run import load
 
     group = joined()
-    say = Reporter(quiet=not group.main).say
-    result = score(load(run), images, label, out, say, group, bits_map)
+    report = Reporter(quiet=not group.main).say
+    result = score(load(run), images, label, out, report, group, bits_map)
     if result["heldout"] is None:
-        say(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
+        report(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
     if as_json:
         print_json(result)
         return
