@@ -3,7 +3,8 @@
     python benchmarks/shards.py [--count 400] [--side 512]
 
 The images of `benchmarks/decoding.py` are packed into four shards and read in whole epochs of batches of 32, resized to
-64 px: from a local disk and from fsspec's memory file system, with 0 and 2 worker processes; and, decoded once, from the cache.
+64 px: from a local disk and from fsspec's memory file system, with 0 and 2 worker processes; as files in a folder; and, decoded
+once, from the cache.
 `share of cache` is the rate over the cache's, of medians of one run. A network as slow as that of an object store is not
 part of this.
 """
@@ -62,6 +63,12 @@ def main() -> None:
                 images = open_images(f"{address}/*.tar", config, folder, say=lambda _: None)
                 opened.append(images)
                 cases[f"shards, {place}, {workers} workers"] = epoch(images, config)
+        for workers in (0, 2):
+            config = DataConfig(size=SIZE, cache_gb=0, workers=workers)
+            folder = root / f"files {workers}" / "data"
+            images = open_images(str(root / "pictures"), config, folder, say=lambda _: None)
+            opened.append(images)
+            cases[f"files in a folder, {workers} workers"] = epoch(images, config)
         config = DataConfig(size=SIZE, workers=0)
         images = open_images(str(root / "pictures"), config, root / "cache" / "data", say=lambda _: None)
         opened.append(images)

@@ -98,7 +98,7 @@ def test_every_listed_setting_can_be_set() -> None:
     ("data.size=big", ("data.size", "integer", "'big'")),
     ("data.size=[3, 4]", ("3x4 px", "multiples of 8")),
     ("data.size=[3, 4, 5]", ("data.size", "[3, 4, 5]")),
-    ("data.channels=2", ("data.channels", "1, 3 or 4", "found 2")),
+    ("data.channels=2", ("channels: expected 1, 3 or 4", "found 2")),
     ("data.holdout=1", ("data.holdout", "less than 1")),
     ("data.crop=left", ("data.crop", "'center' or 'random'", "'left'")),
     ("seed=-1", ("seed", "found -1")),

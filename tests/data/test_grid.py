@@ -59,7 +59,9 @@ def test_modes() -> None:
     for channels, mode in ((1, "RGB"), (3, "RGB"), (4, "RGBA")):
         assert grid(to_float(noise(2, 3, 3, channels)), 2).mode == mode
     with pytest.raises(DataError, match="1 or 3 or 4"):
-        grid(torch.zeros(2, 2, 3, 3), 2)
+        grid(torch.zeros(2, 3, 3), 2)
+    for channels in (2, 5, 16):  # the first, or the first three, are shown
+        assert grid(torch.zeros(2, channels, 3, 3), 2).mode == "RGB"
 
 
 def test_the_file_holds_the_sheet(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json
+from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json, say
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def reconstruct(
     paths: Sequence[Path],
     out: Path,
     decoder: DecoderName | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
     group: Group | None = None,
 ) -> list[dict[str, Any]]:
     """Write NAME.png and NAME-levels.png (the original, the coarsest level alone, ... all levels) of each image.
@@ -37,7 +37,7 @@ def reconstruct(
         paths: image files, or folders with image files.
         out: folder for the results; created.
         decoder: see `Run.decoder_name`.
-        say: called with lines of text about files of folders that are skipped.
+        report: called with lines of text about files of folders that are skipped.
         group: the processes that share the images, all of which call this and get the result; None is this one alone.
 
     Returns:
@@ -54,7 +54,7 @@ def reconstruct(
     from vqvae2.processes import Group
 
     group, name = group or Group(), run.decoder_name(decoder)
-    shared = shared_images(run, paths, 1, group, say)
+    shared = shared_images(run, paths, 1, group, report)
     make_folder(out)
     with group.main_first():
         claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
@@ -111,8 +111,8 @@ def command(
     from vqvae2.run import load
 
     group, loaded = joined(), load(run)
-    say = Reporter(quiet=not group.main).say
-    results = reconstruct(loaded, images, out, decoder.value if decoder else None, say, group)
+    report = Reporter(quiet=not group.main).say
+    results = reconstruct(loaded, images, out, decoder.value if decoder else None, report, group)
     if as_json:
         print_json(results)
         return
