@@ -301,7 +301,9 @@ def test_one_line_and_nothing_lost(
     before = contents(world.folder)
     said = command(*arguments)
     assert (said.code, said.out) == (2, ""), said.err
-    lines = [line for line in said.err.splitlines() if not line.startswith(("reading images: ", "training on "))]
+    lines = [
+        line for line in said.err.splitlines() if not line.startswith(("reading images: ", "training on "))
+    ]
     assert len(lines) == 1, said.err
     assert lines[0].startswith("vqvae2: ")
     assert re.search(pattern, lines[0]), said.err
