@@ -45,7 +45,7 @@ def application(sharpened: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     from vqvae2.web import app as server
 
     run = Path(shutil.copytree(sharpened, tmp_path_factory.mktemp("served") / "run"))
-    (run / "report").mkdir()
+    (run / "report").mkdir(exist_ok=True)
     (run / "report" / "report.html").write_text("<h1>Report</h1>")
     loaded = load(run, "cpu")
     if not hasattr(Run, "compress"):
@@ -210,7 +210,7 @@ def test_an_image_its_codes_and_what_can_be_drawn_of_it(page: Any, pictures: Pat
     page.set_input_files("#decompress", tmp_path / "image.vq")
     page.wait_for_selector("#decompressed figure")
     with page.context.expect_page() as report:
-        page.click("#report")
+        page.click("#reports a:has-text('Evaluation')")
     assert report.value.text_content("h1") == "Report"
 
 

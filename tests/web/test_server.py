@@ -79,7 +79,7 @@ def test_what_the_page_is_told_of_the_run(client: TestClient, model: Run) -> Non
     assert (about["size"], about["grids"], about["vocabulary"]) == ([16, 16], [[2, 2], [4, 4]], [16, 16])
     assert about["decoders"] == ["plain"]
     assert about["draws"]
-    assert about["report"] is None
+    assert about["reports"].keys() <= {"Training"}
     assert about["compresses"] == hasattr(model, "compress")
 
 
@@ -231,11 +231,11 @@ def test_other_sites_and_other_names_are_refused(client: TestClient) -> None:
 
 
 def test_the_report_is_served(run: Path) -> None:
-    (run / "report").mkdir()
+    (run / "report").mkdir(exist_ok=True)
     (run / "report" / "report.html").write_text("<p>figures</p>")
     loaded = load(run, "cpu")
     with TestClient(server.make_app(loaded, lambda data: read_image(loaded, data), HOSTS)) as client:
-        assert client.get("/api/run").json()["report"] == "report.html"
+        assert client.get("/api/run").json()["reports"]["Evaluation"] == "report.html"
         assert client.get("/report/report.html").text == "<p>figures</p>"
         assert client.get("/report/..%2fconfig.yaml").status_code == 404
 

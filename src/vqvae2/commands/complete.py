@@ -24,7 +24,7 @@ from vqvae2.commands.options import (
     check_guidance,
     per_level,
     print_json,
-    say,
+    print_text,
 )
 from vqvae2.errors import UserError
 from vqvae2.files.lock import locks
@@ -309,7 +309,7 @@ def command(
         print_json({"seconds": seconds, **result})
         return
     shares = ", ".join(f"{share:.0%}" for share in result["redrawn"])
-    say(f"{n} completions in {seconds:.1f} s, redrawn {shares} of the levels: {result['sheet']}")
+    print_text(f"{n} completions in {seconds:.1f} s, redrawn {shares} of the levels: {result['sheet']}")
     for number, (bits, own) in enumerate(zip(result["bits"], result["kept_bits"], strict=True), 1):
         moves = f", {result['accepted'][number - 2]:.0%} of the moves accepted" if number > 1 else ""
-        say(f"pass {number}: {per_level(bits)} bits, {per_level(own)} of them of what is kept{moves}")
+        print_text(f"pass {number}: {per_level(bits)} bits, {per_level(own)} of them of what is kept{moves}")

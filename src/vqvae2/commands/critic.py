@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vqvae2.commands.options import Json, print_json, say
+from vqvae2.commands.options import Json, print_json, print_text
 from vqvae2.files.progress import Reporter
 
 
@@ -54,7 +54,7 @@ def fit_command(
     if as_json:
         print_json(critic.record)
         return
-    say(
+    print_text(
         f"{run}: critic {critic.record['kind']} on {critic.record['network']['name']}: {critic.accuracy:.1%} of "
         f"{critic.record['heldout']} held-out images right, {1 / len(critic.classes):.1%} by chance"
     )

@@ -23,7 +23,7 @@ from vqvae2.commands.options import (
     changed_sampling,
     check_guidance,
     print_json,
-    say,
+    print_text,
 )
 from vqvae2.errors import UserError
 from vqvae2.files.lock import locks
@@ -281,10 +281,10 @@ def command(
         print_json(result)
         return
     for line in result["warnings"]:
-        say(f"warning: {line}")
+        print_text(f"warning: {line}")
     for name, reason in result["left_out"].items():
-        say(f"left out: {name}: {reason}")
-    say(f"{', '.join(result['parts'])}: {out / 'report.html'}")
+        print_text(f"left out: {name}: {reason}")
+    print_text(f"{', '.join(result['parts'])}: {out / 'report.html'}")
 
 
 def _items(text: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vqvae2.commands.options import Json, command_line, print_json, say, summary
+from vqvae2.commands.options import Json, command_line, print_json, print_text, summary
 
 
 def rosinality_command(
@@ -29,6 +29,6 @@ def rosinality_command(
         print_json(summary(load(run, "cpu")))
         return
     grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
-    say(
+    print_text(
         f"{run}: autoencoder imported, {size} px, grids {grids}; `vqvae2 train DATA --run {run}` adds the priors"
     )

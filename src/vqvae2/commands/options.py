@@ -150,7 +150,7 @@ def command_line() -> str:
     return shlex.join(["vqvae2", *sys.argv[1:]])
 
 
-def say(text: str) -> None:
+def print_text(text: str) -> None:
     """Print a line of the result on standard output; control characters, as in names of files, are shown as escapes."""
     typer.echo(printable(text))
 

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqvae2.commands.options import DecoderOption, ImageFolder, ImagePaths, Json, RunName, print_json, say
+from vqvae2.commands.options import (
+    DecoderOption,
+    ImageFolder,
+    ImagePaths,
+    Json,
+    RunName,
+    print_json,
+    print_text,
+)
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -121,4 +129,4 @@ def command(
         decibels = f"PSNR {item['psnr'][-1]:.2f} dB"
         if "psnr_sharp" in item:
             decibels += f" with the plain decoder, {item['psnr_sharp']:.2f} dB with the sharp one,"
-        say(f"{where}  {decibels} at {loaded.config.data.shape_text} px")
+        print_text(f"{where}  {decibels} at {loaded.config.data.shape_text} px")

@@ -28,7 +28,7 @@ from vqvae2.commands.options import (
     changed_sampling,
     check_guidance,
     print_json,
-    say,
+    print_text,
 )
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
@@ -280,4 +280,4 @@ def command(
     seconds, new = result.seconds, result.new
     each = f"{new} new in {seconds:.1f} s ({seconds / new:.3f} s each)" if new else "all were there already"
     best = f", the best of {result.candidates} drawn" if result.candidates else ""
-    say(f"{n} samples{best}, {each}: {result.listing['grid']}")
+    print_text(f"{n} samples{best}, {each}: {result.listing['grid']}")

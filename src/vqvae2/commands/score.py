@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json, say
+from vqvae2.commands.options import ImagePaths, Json, RunName, per_level, print_json, print_text
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -168,4 +168,4 @@ def command(
         if "score" in item:
             text += f", score {item['score']:.2f}, typicality {item['typicality']:.1%}"
             text += "  unlike" if item["unlike"] else ""
-        say(text)
+        print_text(text)

@@ -9,6 +9,7 @@ of the command are turned into.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -28,7 +29,7 @@ class Sampling(BaseModel):
         UserError: a setting is out of range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float | tuple[float, ...] = Field(
         1.0,
@@ -45,7 +46,6 @@ class Sampling(BaseModel):
     )
     batch: int = Field(
         64,
-        ge=1,
         le=10**6,
         description="images drawn at the same time; changes speed and memory, but not the images",
     )
@@ -77,6 +77,8 @@ class Sampling(BaseModel):
                 raise ValueError(f"expected at least one {name}, found none")
             for value in values if isinstance(values, tuple) else (values,):
                 self._check(name, value)
+        if self.batch < 1:
+            raise ValueError(f"expected batch >= 1, found {self.batch}")
         return self
 
     @staticmethod
@@ -84,8 +86,10 @@ class Sampling(BaseModel):
         if name == "top_p":
             if not 0 < value <= 1:
                 raise ValueError(f"expected 0 < top_p <= 1, found top_p {value}")
-        elif not 0 <= value <= _MOST[name]:
-            raise ValueError(f"expected {name} >= 0 and at most {_MOST[name]:g}, found {name} {value}")
+        elif not 0 <= value < math.inf:
+            raise ValueError(f"expected {name} >= 0, found {name} {value}")
+        elif value > _MOST[name]:
+            raise ValueError(f"expected {name} of at most {_MOST[name]:g}, found {name} {value}")
 
     def replace(self, **changes: Any) -> Sampling:
         """The same settings with some of them changed.

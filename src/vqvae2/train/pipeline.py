@@ -108,13 +108,14 @@ def train(
     further = wanted(folder, config)
     for name in further:
         reporter.say(announcement(folder, config, name))
-    if finished(folder, config) and not further and same_source(data, read_run(folder)[0], folder):
+    todo = bool(further) or not finished(folder, config)
+    if not todo and same_source(data, read_run(folder)[0], folder):
         reporter.say(f"{folder}: all is done; nothing to train")
         return False
     check_starts(folder, config)
     begins(config)
     _stages(data, folder, config, further, until, accelerator, reporter)
-    return True
+    return todo
 
 
 def _stages(

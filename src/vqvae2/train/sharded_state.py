@@ -104,8 +104,11 @@ class ShardedState(State):
 
 
 def holds_shards(file: Path) -> bool:
-    """Whether a state was saved in parts."""
-    return Saved.of(tensor_file.read_header(file).metadata, file).shards is not None
+    """Whether a state was saved in parts. Of a damaged file False: `State.load` says what to do about it."""
+    try:
+        return Saved.of(tensor_file.read_header(file).metadata, file).shards is not None
+    except FileError:
+        return False
 
 
 def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator) -> None:

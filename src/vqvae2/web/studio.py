@@ -69,7 +69,7 @@ class Studio:
             "figures": {key: value for key, value in run.figures().items() if key.startswith("heldout_psnr")},
             "draws": self.can_draw,
             "compresses": self.can_compress,
-            "report": report_file(run),
+            "reports": reports(run),
         }
 
     def sample(self, request: Request) -> str:
@@ -218,9 +218,7 @@ class Studio:
             raise UserError("the priors of this run are not trained yet, so nothing can be drawn")
 
 
-def report_file(run: Run) -> str | None:
-    """The page of the run's report, relative to RUN/report; None without one."""
-    for name in ("report.html", "index.html"):
-        if (run.paths.report / name).is_file():
-            return name
-    return None
+def reports(run: Run) -> dict[str, str]:
+    """The pages in RUN/report that exist, by what they are of: evaluation, demo, training."""
+    files = {"Evaluation": "report.html", "Demo": "demo.html", "Training": "training.html"}
+    return {name: file for name, file in files.items() if (run.paths.report / file).is_file()}

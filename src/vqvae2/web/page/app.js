@@ -278,10 +278,8 @@ async function start() {
   $("name").textContent = run.name;
   const psnr = run.figures.heldout_psnr ? `, held-out PSNR ${run.figures.heldout_psnr.toFixed(2)} dB` : "";
   $("about").textContent = `${run.size.join("×")} px, levels ${run.grids.map((grid) => grid.join("×")).join(" + ")} of ${[...new Set(run.vocabulary)].join(", ")} codes${psnr}`;
-  if (run.report) {
-    $("report").href = `/report/${run.report}`;
-    $("report").hidden = false;
-  }
+  for (const [name, file] of Object.entries(run.reports))
+    $("reports").append(element("a", { href: `/report/${file}`, target: "_blank", rel: "noopener", textContent: name }));
   run.grids.forEach((_, level) => $("vary-level").append(element("option", { value: level, textContent: levelName(level) })));
   $("vary-level").value = run.grids.length - 1;
   $("compress-row").hidden = !run.compresses;
