@@ -11,7 +11,7 @@ import typer
 from vqvae2 import processes
 from vqvae2.errors import UserError, printable
 
-VERBS = ("train", "sample", "reconstruct", "score", "evaluate", "critic")
+VERBS = ("train", "sample", "reconstruct", "score", "encode", "evaluate", "critic")
 """What several processes share; the other verbs run in one."""
 
 
