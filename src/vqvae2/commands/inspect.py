@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from vqvae2.config.models import Config
     from vqvae2.run import Run
 
+_WORTH_SHARDING = (
+    1e9  # bytes of weights, gradients and AdamW; of less, what a card of many would hold is not shown
+)
+
 
 def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]]:
     """Tables of figures, JSON-ready: title -> row -> value.
@@ -97,9 +101,10 @@ def _memory(costs: Costs) -> dict[str, Any]:
         rows[f"{net.name}, activations, bf16"] = _mebibytes(net.kept_bf16)
         average = ", average included" if net.settings.average else ""
         rows[f"{net.name}, weights, gradients, AdamW"] = _mebibytes(net.state) + average
-        for count, (own, together) in net.sharded.items():
-            whole = f", and {_mebibytes(together)} put together at a time"
-            rows[f"{net.name}, the same with shard on {count} cards, each"] = _mebibytes(own) + whole
+        sharded = net.sharded if net.state > _WORTH_SHARDING else {}
+        for count, (own, gathered) in sharded.items():
+            row = f"{_mebibytes(own)} + {_mebibytes(gathered)} gathered"
+            rows[f"{net.name}, shard on {count} cards, each"] = row
     rows["not counted"] = "temporary gradients, workspaces"
     return rows
 
@@ -120,7 +125,7 @@ def _training(costs: Costs) -> dict[str, Any]:
         rows[net.name] = f"{net.settings.steps:,} x {net.settings.batch:,} x {each} = {total}"
         rows |= _hours(net.name, net.gpu_hours)
         rows[f"{net.name}, on 80 GB"] = _micro_batches(net, 1)
-        for cards in PROCESSES:
+        for cards in PROCESSES if net.gpu_hours > 1 else ():
             seconds = net.step_seconds(cards)
             rows[f"{net.name}, a step on {cards} H100s"] = f"{seconds:.3g} s, {_micro_batches(net, cards)}"
     return rows | _hours("everything", sum(net.gpu_hours for net in costs.networks))
