@@ -82,7 +82,7 @@ def test_by_relative_folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_by_the_name_of_a_model_of_the_package(shipped: Path) -> None:
-    assert zoo() == ["clothing128", "emoji64"]
+    assert zoo() == ["emoji64"]
     run = load("emoji64", "cpu")
     assert run.folder == shipped
     assert run.sample(2).shape == (2, 3, 16, 16)

@@ -246,7 +246,7 @@ def test_the_original_is_left_alone() -> None:
 
 @pytest.mark.parametrize(("assignment", "texts"), [
     ("data.size", ("KEY=VALUE", "'data.size'")),
-    ("data.sice=3", ("'data.sice'", "at 'sice'", "shift, size, split")),
+    ("data.sice=3", ("'data.sice'", "at 'sice'", "shuffle_buffer, size, split")),
     ("=3", ("no such setting ''", "seed")),
     ("data.size.big=3", ("'data.size.big'", "at 'big'", "nothing below it")),
     ("prior.levels.2.hidden=3", ("'prior.levels.2.hidden'", "0..1", "'2'")),

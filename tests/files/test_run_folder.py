@@ -23,7 +23,14 @@ def test_a_trained_run_holds_what_is_spelled_here(trained: Path) -> None:
     assert paths.prior(0).samples.is_file()
     assert paths.manifest.is_file()
     assert not paths.sharpen.begun()
-    known = {paths.config, paths.data, paths.codes, paths.autoencoder.path, paths.prior(0).path.parent}
+    known = {
+        paths.config,
+        paths.data,
+        paths.codes,
+        paths.autoencoder.path,
+        paths.prior(0).path.parent,
+        paths.report,
+    }
     assert {*trained.iterdir()} == known
 
 
