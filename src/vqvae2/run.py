@@ -182,8 +182,8 @@ class Run(StoredRun):
 
         Args:
             data: the images that the run was trained on, if they are elsewhere now.
-            features, weights, model: as for `evaluate.critic.CriticKind`.
-            reporter, group: show the progress, and share the work (all processes call this); None is nobody else.
+            features: its backbone; this, `weights` and `model` are as for `evaluate.critic.CriticKind`.
+            group: the processes that share the work, all of which call this.
 
         Raises:
             RunError: no classes, or these are not the images that the run was trained on.
