@@ -24,8 +24,11 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Put back every handler, and forget every signal."""
+    """No signal is ignored, as under `nohup`; put back every handler, and forget every signal."""
     old = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in old.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     noted = (stopping._received, stopping._waiting, stopping._ending)
     for numbers in noted:
         numbers.clear()

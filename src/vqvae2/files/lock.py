@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from vqvae2.errors import UserError
-from vqvae2.files.output import make_folder
 from vqvae2.files.process import Process, host
 from vqvae2.files.temporary import sweep
 
@@ -170,6 +169,8 @@ def still_locked(folder: str | Path) -> None:
 
 def _make(folder: Path) -> list[Path]:
     """Make a folder; returns those that were not there, the innermost first."""
+    from vqvae2.files.output import make_folder  # it loads torch
+
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     return missing
