@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import yaml
 from PIL import Image
 
 import vqvae2.commands.demo_report
@@ -163,15 +164,22 @@ def listens(pid: int) -> bool:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What every file of a folder says, without the time that it took."""
+    """What every file of a folder says, without the time that it took and where its images were.
+
+    A report of a training says both in sentences, so it is left out; what it shows is compared in other files.
+    """
     found: dict[str, Any] = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if not file.is_file() or "cache" in file.parts or name.endswith(".html"):
+        if not file.is_file() or "cache" in file.parts or name.endswith((".html", "report/training.json")):
             continue
         if name.endswith(".safetensors"):
             tensors, about = tensor_file.load_tensors(file)
-            found[name] = [tensor_file.digest(tensors), about]
+            found[name] = [tensor_file.digest(tensors), _without_time(about)]
+        elif name == "config.yaml":
+            settings = yaml.safe_load(file.read_text())
+            record = {k: v for k, v in settings.pop("run").items() if k not in ("source", "command")}
+            found[name] = [settings, record]
         elif name.endswith(".json"):
             found[name] = _without_time(json.loads(file.read_text()))
         else:

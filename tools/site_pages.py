@@ -3,8 +3,9 @@
     python tools/site_pages.py build/pages
 
 README, CHANGELOG and their like come from the root, every recipe becomes a section of one page, and the JSON files of
-results/ are copied so that links to them work. Links are written as they work in the repository (`docs/data.md` in README,
-`../results/x.json` in docs/); here the root and docs/ become one folder, and the links change with it.
+results/, the example scripts and the notebooks are copied so that links to them work. Links are written as they work in the
+repository (`docs/data.md` in README, `../results/x.json` in docs/); here the root and docs/ become one folder, and the links
+change with it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "experiments/baselines/README.md": "baselines.md",
 }
-FILES = ("results/*.json", "CITATION.cff")
+FILES = ("results/*.json", "CITATION.cff", "examples/*.py", "examples/notebooks/*.ipynb")
 
 
 def relink(text: str) -> str:

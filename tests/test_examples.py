@@ -1,0 +1,80 @@
+"""The scripts of examples/ run, find what they should, and are short."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture
+def example(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., str]:
+    """`example("compress")`: what the script prints, run in this process and in an empty folder."""
+
+    def call(name: str, *arguments: object) -> str:
+        monkeypatch.chdir(tmp_path)
+        path = str(ROOT / "examples" / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        capsys.readouterr()
+        with torch.random.fork_rng():
+            runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_they_are_short(script: Path) -> None:
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_the_page_lists_each_once() -> None:
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    listed = re.findall(r"\]\(\.\./examples/([\w./-]+)\)", page)
+    expected = [path.relative_to(ROOT / "examples").as_posix() for path in (*SCRIPTS, *NOTEBOOKS)]
+    assert sorted(listed) == sorted(expected)
+
+
+@pytest.mark.slow
+def test_compress(example: Callable[..., str]) -> None:
+    said = example("compress")
+    packed = re.search(r"12288 bytes of pixels are (\d+) bytes", said)
+    assert packed is not None
+    assert int(packed[1]) < 360
+    assert "its image has the shape (3, 64, 64)" in said
+
+
+def test_the_quantiser_layer_learns_in_another_network(example: Callable[..., str]) -> None:
+    """Far better than before training, and many of the 64 codes are used."""
+    begin, end = (example("quantizer_layer", steps) for steps in (0, 100))
+    errors = [float(re.findall(r"steps: ([\d.]+) %", said)[0]) for said in (begin, end)]
+    assert errors[1] < 0.2 * errors[0]
+    assert int(re.findall(r"perplexity (\d+) of 64", end)[0]) > 8
+
+
+def test_search_finds_the_image_itself_first(
+    example: Callable[..., str], trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """The order is that of the similarities, and no file is found twice."""
+    query = pictures / "disc" / "04.png"
+    said = [
+        line.split(maxsplit=1)
+        for line in example("search_by_codes", trained, pictures, query, 5).splitlines()
+    ]
+    similarities, files = [float(similarity) for similarity, _ in said], [file for _, file in said]
+    assert files[0] == str(query)
+    assert similarities[0] == pytest.approx(1, abs=1e-3)
+    assert similarities == sorted(similarities, reverse=True)
+    assert len(set(files)) == 5
+    assert (tmp_path / "found.png").is_file()
