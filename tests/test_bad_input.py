@@ -322,6 +322,20 @@ def test_the_run_folder_of_a_mistake_can_be_used(
     assert command(*world.train(None, *settings, *steps)).code == 0
 
 
+def test_a_level_that_does_not_exist_is_not_redone(trained: Path, pictures: Path, command: Command) -> None:
+    said = command("train", pictures, "--run", trained, "--redo-prior", 2)
+    assert said.code == 2
+    assert "--redo-prior: expected a level 0..1, found 2" in said.err
+
+
+def test_a_refused_file_leaves_no_folder(trained: Path, tmp_path: Path, command: Command) -> None:
+    file = tmp_path / "a.vq"
+    file.write_bytes(b"VQ is how such a file begins, and then nothing is right")
+    said = command("decompress", trained, file, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert not (tmp_path / "out").exists()
+
+
 # --- in the middle of training ---
 
 

@@ -62,6 +62,17 @@ def codes_of(parts: Any) -> list[list[int]]:
     return torch.cat([level.flatten(1) for level in codes.levels], 1).tolist()
 
 
+def test_images_that_are_not_finite_are_refused(trained: Path) -> None:
+    run = load(trained, "cpu")
+    side = run.config.data.shape[0]
+    for value in (float("nan"), float("inf")):
+        images = torch.zeros(1, 3, side, side)
+        images[0, 1, 2, 3] = value
+        refused(lambda images=images: run.reconstruct(images), "finite", kind=UserError)
+        refused(lambda images=images: run.log_prob(images), "finite", kind=UserError)
+        refused(lambda images=images: run.compress(images[0]), "finite", kind=UserError)
+
+
 # --- where a model is found ---
 
 

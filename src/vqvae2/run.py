@@ -17,6 +17,7 @@ from vqvae2.codec.container import Mode
 from vqvae2.codes import Codes
 from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling, sampling_of
+from vqvae2.data.pixels import finite
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.code_likelihood import bits_in_batches, log_prob_in_batches
@@ -273,10 +274,10 @@ class Run(StoredRun):
             decoder: see `decoder`.
 
         Raises:
-            ConfigError: no floating-point numbers, or images of another shape.
+            ConfigError, DataError: no finite floating-point numbers, or images of another shape.
         """
         levels = None if levels is None else whole(levels, "the number of levels")
-        codes = self.autoencoder.encode(images.to(self.device))
+        codes = self.autoencoder.encode(finite(images).to(self.device))
         return self.decoder(decoder, levels).decode(codes, levels).to(images.device, images.dtype)
 
     def keep(self, image: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Kept:
@@ -371,10 +372,9 @@ class Run(StoredRun):
 
     def _scored(self, images: Tensor, labels: Any) -> tuple[Codes, Tensor | None]:
         """The codes and the class numbers of images."""
-        classes = None
-        if labels is not None and len(images):
-            classes = torch.tensor(sample_labels(labels, len(images), self.classes))
-        batches = images.split(self.sampling.batch)
+        wanted = labels is not None and len(images) > 0
+        classes = torch.tensor(sample_labels(labels, len(images), self.classes)) if wanted else None
+        batches = finite(images).split(self.sampling.batch)
         return Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches]), classes
 
     def typical(self, labelled: bool = False) -> Typical | None:

@@ -28,6 +28,7 @@ from vqvae2.codec.packed import pack, packed_size, unpack
 from vqvae2.codec.prior_coding import LANES, Reader, Writer, code_level
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config.sampling import Sampling
+from vqvae2.data.pixels import finite
 from vqvae2.files.tensor_file import digest
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
@@ -120,11 +121,13 @@ class Codec:
 
         Raises:
             CodecError: other channels, or more than `MAX_PIXELS` pixels.
+            DataError: a value that is not finite.
         """
         channels = self.autoencoder.config.channels
         for image in images:
             if image.ndim != 3 or image.shape[0] != channels or not image.numel():
                 raise CodecError(f"expected images [{channels}, H, W], found shape {tuple(image.shape)}")
+            finite(image)
         device = next(self.autoencoder.parameters()).device
         layouts = [self.layout((int(image.shape[1]), int(image.shape[2])), MAX_PIXELS) for image in images]
         result: list[tuple[Layout, Grids]] = []

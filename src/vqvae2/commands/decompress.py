@@ -51,7 +51,6 @@ def decompress(
     from vqvae2.files.output import make_folder
 
     files, model = _files(paths), run.decoder(decoder)
-    make_folder(out)
     taken: set[str] = set()
     results: list[dict[str, Any]] = []
     with (reporter or Reporter()).track("decompress", len(files), unit="images") as tracker:
@@ -64,6 +63,7 @@ def decompress(
                 found = [_one(run, file, content) for file, content in zip(some, contents, strict=True)]
             whole = [run.codec.fill(one, seed, run.sampling) for one in found] if fill else found
             images = run.codec.decode(whole, model)
+            make_folder(out)  # only now, so that a refused command leaves nothing
             for file, one, other, image in zip(some, found, whole, images, strict=True):
                 stem = free_name(file.stem, (".png", ".tif", ".npy"), taken)
                 target = save_image(image[None], out / stem, run)

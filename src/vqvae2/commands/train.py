@@ -290,6 +290,10 @@ def command(
 
         check_tracker(track.value)
     resolved = choose_config(data, run, base, config, assignments, split, streaming, reporter)
+    resolved = _labels_from_anywhere(resolved)
+    levels = resolved.autoencoder.levels
+    if wrong := [level for level in redo_prior or () if level >= levels]:
+        raise UserError(f"--redo-prior: expected a level 0..{levels - 1}, found {wrong[0]}")
     if track is not None and _first_process():
         following = tracked(track.value, run, resolved, reporter)
     reporter.plan = Plan(lambda: work_of(resolved, until.value))
@@ -305,6 +309,14 @@ def command(
             begins=lambda config: tell_estimate(config, run, until, reporter),
         )
     finish(run, reporter, trained, as_json)
+
+
+def _labels_from_anywhere(config: Config) -> Config:
+    """The path of the file of labels made absolute, so that the run can be used from any folder, as its data can."""
+    if not config.data.labels:
+        return config
+    place = str(Path(config.data.labels).absolute())
+    return config.model_copy(update={"data": config.data.model_copy(update={"labels": place})})
 
 
 def tell_estimate(config: Config, run: Path, until: Stage, reporter: Reporter) -> None:

@@ -34,6 +34,17 @@ def to_uint8(images: Tensor) -> Tensor:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def finite(images: Tensor) -> Tensor:
+    """The images themselves.
+
+    Raises:
+        DataError: a value is NaN or infinite; the nearest code would make a plausible image of it.
+    """
+    if images.is_floating_point() and not bool(images.isfinite().all()):
+        raise DataError("expected images of finite numbers in [-1, 1], found NaN or infinity")
+    return images
+
+
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, [B].
 
