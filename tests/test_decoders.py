@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from colours_network import Colours
 from PIL import Image
 from torch import Tensor
 
@@ -352,16 +353,6 @@ def test_inspect_and_train_say_that_the_decoder_is_sharpened(
 
 
 # --- evaluate ---
-
-
-class Colours:
-    """A feature network that takes a moment: the mean colours of the quarters."""
-
-    name, digest, dimension, size, resize, score_name = "colours", "0" * 64, 12, 2, "mean", "colour score"
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
-        return quarters, 4 * quarters[:, :3]
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def _chains(
 ) -> tuple[Counter[str], int]:
     """Kill a command again and again until `row.count` kills are done; returns where, and how many commands that were."""
     result = "run" if verb == "train" else "out"
-    whole = _new(place, f"whole-{verb}", verb)
+    whole = new_folder(place, f"whole-{verb}", verb)
     begun = time.monotonic()
     events = _count_events(arguments, whole)
     lasts = time.monotonic() - begun
@@ -79,7 +79,7 @@ def _chains(
     chains = 0
     while sum(where.values()) < row.count:
         chains += 1
-        folder = _new(place, "killed", verb)
+        folder = new_folder(place, "killed", verb)
         for _ in range(200):
             before = leftovers(folder)
             if sum(where.values()) >= row.count:
@@ -105,7 +105,7 @@ def _chains(
     return where, chains
 
 
-def _new(place: Path, name: str, verb: str) -> Path:
+def new_folder(place: Path, name: str, verb: str) -> Path:
     """An empty folder with the images, and for all verbs but `train` with the run."""
     folder = place / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -222,7 +222,7 @@ def signals_at_start(place: Path, seed: int, count: int) -> Row:
     row, chance = Row("signals during the imports", seed, count), random.Random(seed)
     codes: Counter[int] = Counter()
     for index in range(count):
-        folder = _new(place, "starting", "train")
+        folder = new_folder(place, "starting", "train")
         number = (signal.SIGINT, signal.SIGTERM)[index % 2]
         child = fresh(TRAIN, folder)
         while child.poll() is None and not listens(child.pid):

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from _soak_commands import TRAIN, Ended, call, contents, leftovers, listens, resident, start, wait
-from _soak_kills import Row
+from _soak_kills import Row, new_folder
 from vqvae2.config.models import parse
 from vqvae2.config.overrides import override
 from vqvae2.config.presets import preset
@@ -163,10 +163,7 @@ def two_commands(place: Path, seed: int, count: int) -> Row:
     row, chance = Row("two commands in one folder", seed, count), random.Random(seed)
     refused = 0
     for _ in range(count):
-        folder = place / "twice"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (folder / "pictures").symlink_to(place / "base" / "pictures")
+        folder = new_folder(place, "twice", "train")
         pids = [start(TRAIN, folder)]
         time.sleep(chance.uniform(0.0, 0.2))
         pids.append(start(TRAIN, folder))
@@ -188,10 +185,7 @@ def two_processes(place: Path, seed: int, count: int) -> Row:
     row, chance = Row("two processes, resumed as one", seed, count), random.Random(seed)
     saved = 0
     for _ in range(count):
-        folder = place / "two"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (folder / "pictures").symlink_to(place / "base" / "pictures")
+        folder = new_folder(place, "two", "train")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])

@@ -3,13 +3,14 @@
     python tools/samples_sheet.py clothing128 clothing-128.parquet --columns 17 --out docs/images/clothing128-nearest.webp
 
 Sample i has class i modulo the number of classes, so a sheet begins with every class once. "Nearest" is the Euclidean distance in
-the features of lite0, which no loss of ours uses; training images count as they are and mirrored. Held-out images are those that come first.
+the features of lite0, which no loss of ours uses; training images count mirrored too, if training mirrored them. Held-out images are those that come first.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from vqvae2.data.batches import sequential
 from vqvae2.data.grid import grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.evaluate.features import FeatureNetwork
+from vqvae2.evaluate.neighbours import nearest_images
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.run import Run
 
@@ -28,19 +30,6 @@ def features(images: Tensor, network: FeatureNetwork) -> Tensor:
     """Pooled features [B, F] of images [B, C, H, W] in [-1, 1]."""
     with torch.no_grad():
         return torch.cat([network(batch)[0].flatten(1) for batch in images.split(64)])
-
-
-def nearest_training(samples: Tensor, run: Run, images: ImageSet, network: FeatureNetwork) -> Tensor:
-    """For each sample [B, C, H, W] the training image that is nearest in features, mirrored where that is nearer."""
-    ours = features(samples, network)
-    best = torch.full((len(samples),), torch.inf)
-    result = torch.zeros_like(samples)
-    for batch, _ in sequential(images, images.train, run.config.data, batch=64):
-        for shown in (batch, batch.flip(-1)):
-            distance, index = torch.cdist(ours, features(shown, network)).min(1)
-            nearer = distance < best
-            result[nearer], best[nearer] = shown[index[nearer]], distance[nearer]
-    return result
 
 
 def heldout_of(labels: list[int], run: Run, images: ImageSet) -> Tensor:
@@ -75,7 +64,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = open_images(options.data, run.config.data, Path(folder), say=print)
         samples = run.sample(len(labels), labels=torch.tensor(labels), seed=options.seed)
-        parts = (samples, nearest_training(samples, run, images, network), heldout_of(labels, run, images))
+        parts = (
+            samples,
+            nearest_images(samples, images, run.config.data, partial(features, network=network))[0],
+            heldout_of(labels, run, images),
+        )
         rows = [
             part[i : i + options.columns] for i in range(0, len(labels), options.columns) for part in parts
         ]

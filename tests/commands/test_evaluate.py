@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from colours_network import Colours
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
@@ -33,20 +34,6 @@ from vqvae2.train.folder import read_run
 
 Command = Callable[..., Any]
 QUICK = ("--classifier-steps", 10)
-
-
-class Colours:
-    """A feature network that takes a moment: the mean colours of the quarters."""
-
-    name, digest, dimension, size, resize, score_name = "colours", "0" * 64, 12, 2, "mean", "colour score"
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        self.calls += 1
-        quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
-        return quarters, 4 * quarters[:, :3]
 
 
 @pytest.fixture

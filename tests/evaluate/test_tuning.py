@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from torch import Tensor
+from colours_network import Colours
 
 from vqvae2.cli import main
 from vqvae2.config.sampling import Sampling
@@ -64,15 +63,6 @@ def test_settings_that_lose_recall_are_not_chosen() -> None:
 def test_if_nothing_keeps_the_recall_the_highest_is_taken() -> None:
     trials = [Trial(Sampling(), 0.1, 1.0, 0.2), Trial(Sampling(top_k=3), 0.5, 1.0, 0.3)]
     assert best(trials, 0.9) is trials[1]
-
-
-class Colours:
-    """A feature network that takes a moment: the mean colours of the quarters."""
-
-    name, digest, dimension, size, resize, score_name = "colours", "0" * 64, 12, 2, "mean", "colour score"
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, None]:
-        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1), None
 
 
 def test_the_command_chooses_reports_and_writes(

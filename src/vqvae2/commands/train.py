@@ -283,7 +283,7 @@ def command(
         base = fine_tuning(start)
         reporter.say(f"begins with the settings and the weights of {start}")
     assignments = [*(settings or ()), *([f"data.size={size}"] if size else [])]
-    assignments += [f"data.labels={json.dumps(str(labels.absolute()))}"] if labels else []
+    assignments += [f"data.labels={json.dumps(str(labels))}"] if labels else []
     following: AbstractContextManager[None] = nullcontext()
     if track is not None:
         from vqvae2.train.trackers import check_tracker, tracked

@@ -26,7 +26,7 @@ class _ProbeRecord(Record):
 
     dimension: _Count
     classes: _Count
-    rests_on: str
+    backbone_digest: str = Field(alias=_BACKBONE_DIGEST)
     weight_decay: float
 
 
@@ -88,7 +88,7 @@ def _stored(name: str) -> str:
 
 
 def _probe(record: _ProbeRecord) -> Callable[[], Probe | ResNet]:
-    return lambda: Probe(record.dimension, record.classes, record.rests_on, record.weight_decay)
+    return lambda: Probe(record.dimension, record.classes, record.backbone_digest, record.weight_decay)
 
 
 def _resnet(record: _ResNetRecord, path: Path) -> Callable[[], Probe | ResNet]:
