@@ -187,9 +187,13 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
-def leftovers(folder: Path) -> list[str]:
-    """Files that a command should not leave behind; a code store whose renames are still to be done has some."""
-    paths = [path for path in folder.rglob("*") if not (path.parent / "next.json").exists()]
+def leftovers(folder: Path, pending: bool = False) -> list[str]:
+    """Files that a command should not leave behind.
+
+    Args:
+        pending: also those in a code store whose renames are still to be done, which has some.
+    """
+    paths = [path for path in folder.rglob("*") if pending or not (path.parent / "next.json").exists()]
     names = [path.relative_to(folder).as_posix() for path in paths]
     return [name for name in names if name.endswith((".tmp", "/.lock")) or name == ".lock"]
 

@@ -81,7 +81,7 @@ def _chains(
         chains += 1
         folder = new_folder(place, "killed", verb)
         for _ in range(200):
-            before = leftovers(folder)
+            before = leftovers(folder, pending=True)
             if sum(where.values()) >= row.count:
                 ended, number = call(arguments, folder), None
             else:
@@ -196,8 +196,7 @@ def _judge(ended: Ended, number: int | None, folder: Path, before: list[str], ro
     elif number not in (None, signal.SIGKILL):
         if not ended.one_line():
             row.faults.append(f"signal {number}: expected one line, found {ended.short()}")
-        # a signal may arrive in the middle of the removal of a temporary file; the next start removes it, which is checked later
-        if left := sorted(name for name in {*leftovers(folder)} - {*before} if not name.endswith(".tmp")):
+        if left := sorted({*leftovers(folder)} - {*before}):
             row.faults.append(f"signal {number}: left behind {', '.join(left[:5])}")
 
 

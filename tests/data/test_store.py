@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.data.store import CodeStore, StoreError, StoreWriter, complete_renames, open_store
 from vqvae2.files import atomic
+from vqvae2.files.process import host
 
 GEOMETRY = Geometry(((2, 3), (4, 6)), (16, 65536))
 DIGEST, OTHER = "a" * 64, "b" * 64
@@ -231,7 +233,11 @@ def test_renames_that_a_kill_interrupted_are_completed(
     assert holds(store, some_codes(7, 1))
     assert store.digest == OTHER
     assert (tmp_path / "next.json").exists(), "reading changes nothing"
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    (tmp_path / f".manifest.json.{host()}-{killed.pid}.tmp").write_text("half of a manifest")
     complete_renames(tmp_path)
+    assert [*tmp_path.glob("*.tmp"), *tmp_path.glob(".*.tmp")] == []
     store = open_store(tmp_path)
     assert holds(store, some_codes(7, 1))
     assert store.digest == OTHER

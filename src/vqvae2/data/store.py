@@ -313,9 +313,10 @@ def open_store(folder: str | Path, *, digest: str | None = None, check: bool = T
 
 
 def complete_renames(folder: Path) -> None:
-    """Complete the renames of a finished store whose writer was stopped in between.
+    """Complete the renames of a finished store whose writer was stopped in between, then remove what it left behind.
 
-    Only names of a code store's own files are touched, whatever next.json says.
+    Until then `sweep` leaves the folder alone, so a temporary manifest of a killed process may lie there too. Only names of a
+    code store's own files are renamed, whatever next.json says.
 
     Raises:
         StoreError: next.json is damaged.
@@ -336,6 +337,7 @@ def complete_renames(folder: Path) -> None:
     except atomic.FileError as error:
         raise StoreError(str(error)) from error
     pending.unlink()
+    sweep(folder)
 
 
 def _read_manifest(path: Path) -> _Manifest:
