@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
@@ -17,6 +16,7 @@ from vqvae2.commands.options import Json, Settings, command_line, print_json, re
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.run_folder import RunFolder
+from vqvae2.processes import launched
 
 if TYPE_CHECKING:
     from vqvae2.config.models import Config, DataConfig
@@ -56,11 +56,6 @@ def work_of(config: Config, until: str) -> dict[str, tuple[float, float]]:
         names.get(cost.name, cost.name): (float(cost.total), 60.0 * cost.settings.minutes or float("inf"))
         for cost in costs
     }
-
-
-def _first_process() -> bool:
-    """Whether this is the only process, or the first of those that `torchrun` started."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def choose_config(
@@ -271,7 +266,7 @@ def command(
 
     At the end RUN/report/training.html shows the figures, the loss curves and what to change.
     """
-    reporter = Reporter(quiet=None if _first_process() else True)
+    reporter = Reporter(quiet=True if launched()[0] else None)
     reporter.say(f"training on {data} in {run}")
 
     from vqvae2.train import pipeline
@@ -290,11 +285,7 @@ def command(
 
         check_tracker(track.value)
     resolved = choose_config(data, run, base, config, assignments, split, streaming, reporter)
-    resolved = _labels_from_anywhere(resolved)
-    levels = resolved.autoencoder.levels
-    if wrong := [level for level in redo_prior or () if level >= levels]:
-        raise UserError(f"--redo-prior: expected a level 0..{levels - 1}, found {wrong[0]}")
-    if track is not None and _first_process():
+    if track is not None and launched()[0] == 0:
         following = tracked(track.value, run, resolved, reporter)
     reporter.plan = Plan(lambda: work_of(resolved, until.value))
     with following:
@@ -311,20 +302,12 @@ def command(
     finish(run, reporter, trained, as_json)
 
 
-def _labels_from_anywhere(config: Config) -> Config:
-    """The path of the file of labels made absolute, so that the run can be used from any folder, as its data can."""
-    if not config.data.labels:
-        return config
-    place = str(Path(config.data.labels).absolute())
-    return config.model_copy(update={"data": config.data.model_copy(update={"labels": place})})
-
-
 def tell_estimate(config: Config, run: Path, until: Stage, reporter: Reporter) -> None:
     """Say how long it will take, unless everything is done or several processes share the work."""
     from vqvae2.commands.estimate import say_estimate
     from vqvae2.train.device import best_device
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched()[1] == 1:
         say_estimate(config, run, best_device(), reporter, until.value)
 
 
@@ -337,7 +320,7 @@ def finish(run: Path, reporter: Reporter, trained: bool, as_json: bool) -> None:
     from vqvae2.commands.training_report import write_training_report
     from vqvae2.run import load
 
-    if not _first_process():
+    if launched()[0] > 0:
         return
     page = write_training_report(load(run, "cpu")) if trained else None
     if as_json:

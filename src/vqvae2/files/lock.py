@@ -30,6 +30,7 @@ from typing import ParamSpec, TypeVar
 from vqvae2.errors import UserError
 from vqvae2.files.process import Process, host
 from vqvae2.files.temporary import sweep
+from vqvae2.processes import launched
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def locked(folder: str | Path) -> Iterator[Lock]:
         UserError: the folder cannot be made, or the disk is full.
     """
     folder = Path(folder)
-    if os.environ.get("RANK", "0") != "0":
+    if launched()[0] > 0:
         yield Lock(folder, Process.own(), held=False)
         return
     outer = _held.get(folder.resolve())

@@ -77,6 +77,9 @@ def claim(
     """
     file = RunFolder(folder).config
     refuse_links(folder, config)
+    if wrong := [level for level in (redo or Redo()).levels if not 0 <= level < config.autoencoder.levels]:
+        raise RunError(f"{REDO}: expected a level 0..{config.autoencoder.levels - 1}, found {wrong[0]}")
+    config = _labels_from_anywhere(config)
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -119,6 +122,14 @@ def claim(
             raise RunError(f"cannot use {folder} as a run folder: {error}") from error
     accelerator.wait_for_everyone()
     return config
+
+
+def _labels_from_anywhere(config: Config) -> Config:
+    """The path of the file of labels made absolute, so that the run can be used from any folder, as its data can."""
+    if not config.data.labels:
+        return config
+    place = str(Path(config.data.labels).absolute())
+    return config.model_copy(update={"data": config.data.model_copy(update={"labels": place})})
 
 
 def _anew(changed: list[str], redo: Redo | None) -> list[int]:
