@@ -306,3 +306,22 @@ def test_importing_the_package_loads_no_torch() -> None:
     """`vqvae2 --help` is quick: the facade loads its names when they are first used."""
     code = f"import sys, {PACKAGE}; assert 'torch' not in sys.modules; assert {PACKAGE}.__version__"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_importing_what_commands_need_loads_nothing_slow() -> None:
+    """Every command starts with these imports; the parts of torch and scipy that few of them use take seconds more."""
+    slow = (
+        "scipy.stats",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor",
+        "datasets",
+        "torchmetrics",
+    )
+    code = (
+        f"import sys, {PACKAGE}.run, {PACKAGE}.train.pipeline; print([x for x in {slow} if x in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout.strip() == "[]"

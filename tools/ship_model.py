@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,19 @@ from vqvae2.files import tensor_file
 from vqvae2.run import Run
 from vqvae2.sharing import figure_table
 from vqvae2.train.folder import model_file, sharp_file, write_config
+from vqvae2.train.reference import reference_metadata
 
 ZOO = Path(__file__).resolve().parents[1] / "src" / "vqvae2" / "zoo"
 LIMIT = 30_000_000  # bytes of one model
 
 
-def copy_weights(source: Path, target: Path, changes: dict[str, Any] | None = None) -> None:
+def copy_weights(
+    source: Path, target: Path, changes: Callable[[dict[str, Tensor]], dict[str, Any]] = lambda rounded: {}
+) -> None:
     """Copy a model file with its floating-point tensors rounded to float16.
 
     Args:
-        changes: metadata that differ in the copy.
+        changes: of the rounded tensors, returns the metadata that differ in the copy.
 
     Raises:
         ValueError: a number is too large for float16.
@@ -39,7 +43,7 @@ def copy_weights(source: Path, target: Path, changes: dict[str, Any] | None = No
     """
     tensors, metadata = tensor_file.load_tensors(source)
     rounded = {name: _rounded(name, x) for name, x in tensors.items()}
-    tensor_file.save_tensors(target, rounded, {**metadata, **(changes or {})})
+    tensor_file.save_tensors(target, rounded, {**metadata, **changes(rounded)})
 
 
 def copy_run(run: Run, target: Path) -> None:
@@ -48,15 +52,18 @@ def copy_run(run: Run, target: Path) -> None:
     Raises:
         ValueError, FileError: as `copy_weights`.
     """
-    copy_weights(model_file(run.folder), model_file(target))
+    shape = run.config.autoencoder
+    copy_weights(
+        model_file(run.folder), model_file(target), lambda rounded: reference_metadata(shape, rounded)
+    )
     tensors, _ = tensor_file.load_tensors(model_file(target))
     belongs = {
         "autoencoder": tensor_file.digest(tensors)
     }  # what was derived from it names it, here the rounded one
     for level in range(run.config.autoencoder.levels):
-        copy_weights(model_file(run.folder, level), model_file(target, level), belongs)
+        copy_weights(model_file(run.folder, level), model_file(target, level), lambda _: belongs)
     if sharp_file(run.folder).exists():
-        copy_weights(sharp_file(run.folder), sharp_file(target), belongs)
+        copy_weights(sharp_file(run.folder), sharp_file(target), lambda _: belongs)
     write_config(target, run.record, run.config)
 
 

@@ -350,9 +350,9 @@ PLACES = {  # function of the pipeline, which of its calls, whether the process 
     "before the sharpening": ("_sharpen", 1, "before"),
     "after the sharpening": ("_sharpen", 1, "after"),
     "after level 0": ("_stage2", 1, "after"),
-    "after its samples": ("_draw_level", 1, "after"),
+    "after its samples": ("draw_level", 1, "after"),
     "after level 1": ("_stage2", 2, "after"),
-    "in the last samples": ("_draw_level", 2, "before"),
+    "in the last samples": ("draw_level", 2, "before"),
 }
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 _ENLARGED = (
@@ -59,6 +58,8 @@ class PatchDiscriminator(nn.Module):
 
         So both networks can learn in one backward pass.
         """
+        from torch.func import functional_call  # it imports torch's compiler, which takes seconds
+
         weights = {name: parameter.detach() for name, parameter in self.named_parameters()}
         logits: Tensor = functional_call(self, weights, (images,))
         return logits

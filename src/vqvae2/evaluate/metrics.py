@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy.stats import ks_2samp
 from torch import Tensor
 
 from vqvae2.errors import UserError
@@ -220,6 +219,8 @@ def two_sample(first: Tensor, second: Tensor) -> TwoSample:
     Raises:
         MetricError: a set without numbers, other shapes, or numbers that are not finite.
     """
+    from scipy.stats import ks_2samp  # a second of imports, for every command
+
     check(first[:, None], second[:, None])
     method = "exact" if max(len(first), len(second)) <= 1000 else "asymp"
     arrays = (numbers.detach().double().cpu().numpy() for numbers in (first, second))

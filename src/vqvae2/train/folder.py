@@ -29,6 +29,7 @@ from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.derived import check_origin, compare_priors, prior_of
 from vqvae2.train.longer import may_change, record_ends, set_aside
+from vqvae2.train.reference import check_device
 
 REDO = "--redo-prior"
 
@@ -289,13 +290,16 @@ def with_classes(
 
 
 def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -> tuple[VQVAE, str]:
-    """The trained autoencoder of a run in eval mode, and the digest of its weights.
+    """The trained autoencoder of a run in eval mode, and the digest of its weights; warns if the device computes other codes.
 
     Raises:
         FileError: not trained yet, or damaged.
     """
-    model, tensors, _ = tensor_file.load_network(lambda: VQVAE(config.autoencoder), model_file(folder))
-    return model.to(device).eval(), tensor_file.digest(tensors)
+    file = model_file(folder)
+    model, tensors, metadata = tensor_file.load_network(lambda: VQVAE(config.autoencoder), file)
+    model = model.to(device).eval()
+    check_device(model, metadata, file)
+    return model, tensor_file.digest(tensors)
 
 
 def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) -> VQVAE:

@@ -233,7 +233,7 @@ class _Trainer:
             )
         feed = Feed(self.objective.batches(outcome.step, rank, world), self.choices.device)
         with feed, self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
-            while outcome.step < config.steps and not self._tired() and not self._late():
+            while outcome.step < config.steps and not self._out_of_patience() and not self._out_of_time():
                 rate = learning_rate(config, outcome.step, self.seconds)
                 self.step(next(feed), outcome.step, rate, step_seed(seed, outcome.step))
                 feed.fetch_ahead()
@@ -247,7 +247,7 @@ class _Trainer:
                 due_line = due or not outcome.step % config.log_every
                 if world == 1 or due_line:
                     self._agree(stop)
-                due = due or self._late()
+                due = due or self._out_of_time()
                 if due or due_line or self.asked:
                     self._check()
                     self._flush()
@@ -264,7 +264,7 @@ class _Trainer:
             done = f"{self.objective.name}: saved at step {outcome.step} of {config.steps}"
             raise Interrupted(done, self.asked)
         if outcome.step < config.steps:
-            cause = f"its {config.minutes:g} minutes are over" if self._late() else ""
+            cause = f"its {config.minutes:g} minutes are over" if self._out_of_time() else ""
             cause = cause or f"{config.patience} evaluations in a row brought no better result"
             self.reporter.say(
                 f"{self.objective.name}: ended at step {outcome.step:,} of {config.steps:,}, because {cause}"
@@ -273,10 +273,10 @@ class _Trainer:
             self.state.put_best()
         return outcome
 
-    def _tired(self) -> bool:
+    def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.outcome.stale >= self.config.patience
 
-    def _late(self) -> bool:
+    def _out_of_time(self) -> bool:
         return bool(self.config.minutes) and self.seconds >= 60 * self.config.minutes
 
     def _agree(self, stop: StopRequest) -> None:

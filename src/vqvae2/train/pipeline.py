@@ -13,15 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
-from vqvae2.codes import Codes
 from vqvae2.config.models import Config
-from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.recorded import same_source
 from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
@@ -41,18 +38,18 @@ from vqvae2.train.folder import (
     claim,
     finished,
     load_autoencoder,
-    load_prior,
     model_file,
     read_run,
     samples_file,
-    sharp_autoencoder,
     sharp_file,
     with_classes,
 )
+from vqvae2.train.level_samples import draw_level
 from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
 from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
 from vqvae2.train.place import tidy
 from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.reference import with_reference
 from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
 from vqvae2.train.sharded import whole
 from vqvae2.train.sharpen import SharpenObjective
@@ -202,7 +199,16 @@ def _stage1(
         part, objective = RunFolder(folder).autoencoder, AutoencoderObjective(config, images, inputs[0])
         if inputs[1]:
             tensor_file.load_weights(objective.model, inputs[1], config.train_autoencoder.start)
-        _fit(objective, config.train_autoencoder, part, accelerator, reporter, config, config.seed)
+        _fit(
+            objective,
+            config.train_autoencoder,
+            part,
+            accelerator,
+            reporter,
+            config,
+            config.seed,
+            lambda: with_reference(objective.model),
+        )
     return load_autoencoder(folder, config, accelerator.device)
 
 
@@ -231,24 +237,6 @@ def _sharpen(
         config.seed + 5,  # four levels of priors take the numbers before
         lambda: (objective.weights(), {"autoencoder": digest}),
     )
-
-
-def _draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, level: int) -> None:
-    """Draw prior/level-L/samples.png: samples of the levels trained so far; finer levels are set to their mean code.
-
-    With all levels trained, the sharpened decoder is used if there is one.
-    """
-    device = next(autoencoder.parameters()).device
-    if level == config.autoencoder.levels - 1 and sharp_file(folder).exists():
-        autoencoder = sharp_autoencoder(folder, config, device)
-    count, classes = 64, config.prior.classes
-    prior = load_prior(folder, config, device, level + 1, digest)
-    labels = torch.arange(count) % classes if classes else None
-    drawn = prior.sample(count, labels, config.sampling.coarsest(level + 1), seed=config.seed)
-    finer = config.geometry.grids[level + 1 :]
-    rest = (torch.zeros(count, *grid, dtype=torch.int64, device=device) for grid in finer)
-    pictures = autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1)
-    save_grid(pictures.cpu(), samples_file(folder, level), columns=8)
 
 
 def _codes(
@@ -311,7 +299,7 @@ def _priors(
         if not model_file(folder, level).exists() or f"prior level {level}" in further:
             _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
         if accelerator.is_main_process and not samples_file(folder, level).exists():
-            _draw_level(folder, config, autoencoder, store.digest, level)
+            draw_level(folder, config, autoencoder, store.digest, level)
         accelerator.wait_for_everyone()
 
 

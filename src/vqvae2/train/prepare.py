@@ -34,4 +34,5 @@ def _wrapped(network: nn.Module, accelerator: Accelerator, choices: Choices) -> 
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, buffers)
         cards = [choices.device.index] if choices.device.type == "cuda" else None
         model = DistributedDataParallel(network, device_ids=cards, gradient_as_bucket_view=True)
-    return torch.compile(model) if choices.compiled else model  # type: ignore[return-value]
+    compiled = choices.compiled and getattr(network, "may_compile", True)
+    return torch.compile(model) if compiled else model  # type: ignore[return-value]

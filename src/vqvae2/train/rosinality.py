@@ -38,6 +38,7 @@ from vqvae2.files.run_folder import RunFolder, run_path
 from vqvae2.files.tensor_file import plain_names
 from vqvae2.files.torch_file import plain_tensors, read_torch_file
 from vqvae2.train.folder import begun, model_file, read_run, write_config
+from vqvae2.train.reference import reference_metadata
 
 _WHAT = "stage-1 checkpoint of rosinality/vq-vae-2-pytorch"
 _FIRST = "enc_b.blocks.0.weight"  # a file without this tensor is no checkpoint of that VQ-VAE
@@ -92,7 +93,8 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
         "imported": str(path),
     }
     write_config(folder, record, config)
-    tensor_file.save_tensors(model_file(folder), weights, {"figures": {}, "imported": str(path)})
+    about = {"figures": {}, "imported": str(path), **reference_metadata(config.autoencoder, weights)}
+    tensor_file.save_tensors(model_file(folder), weights, about)
     return config
 
 

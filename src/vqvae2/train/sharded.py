@@ -15,25 +15,28 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
 
 import safetensors
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from vqvae2.config.training import TrainConfig
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
+
+if TYPE_CHECKING:  # importing it takes seconds, which every command would pay
+    from torch.distributed.tensor import DTensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def shard(network: nn.Module, accelerator: Accelerator) -> None:
     """Cut up the weights of a prior, in place: each layer for itself, and what is outside of the layers."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     # torch warns of logits that are a view, for callers that change them in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -74,19 +77,29 @@ def bytes_per_process(network: nn.Module, processes: int, average: bool) -> tupl
 
 def is_sharded(network: nn.Module) -> bool:
     """Whether `shard` has cut up this network."""
-    return any(isinstance(weight, DTensor) for weight in network.parameters())
+    return any(_cut_up(weight) for weight in network.parameters())
 
 
 def own(weight: Tensor) -> Tensor:
     """This process's rows of a weight, or the weight itself where it is whole; shares its memory."""
-    local: Tensor = weight.to_local() if isinstance(weight, DTensor) else weight
+    local: Tensor = weight.to_local() if _cut_up(weight) else weight
     return local.detach()
+
+
+def _cut_up(tensor: object) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "full_tensor")
+
+
+def put_together(tensor: Tensor) -> Tensor:
+    """The tensor, of which each process may hold a part; then this is a collective call."""
+    together: Tensor = tensor.full_tensor() if _cut_up(tensor) else tensor
+    return together
 
 
 def whole(network: nn.Module) -> dict[str, Tensor]:
     """The state dict with whole weights, on the CPU where they were cut up; a collective."""
     return {
-        name: value.full_tensor().cpu() if isinstance(value, DTensor) else value
+        name: value.full_tensor().cpu() if _cut_up(value) else value
         for name, value in network.state_dict().items()
     }
 

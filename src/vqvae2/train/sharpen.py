@@ -56,6 +56,7 @@ class Sharpening(nn.Module):
     """
 
     seen: Tensor
+    may_compile = False  # a gradient is taken within the forward pass
 
     def __init__(self, plain: VQVAE, config: Config, distance: nn.Module | None = None) -> None:
         super().__init__()
@@ -87,7 +88,6 @@ class Sharpening(nn.Module):
             {"params": own, "betas": betas, "scale": self.settings.discriminator_rate},
         ]
 
-    @torch.compiler.disable  # a gradient is taken within
     def forward(self, vectors: Sequence[Tensor], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of both networks' losses, and figures to log.
 

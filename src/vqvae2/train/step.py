@@ -17,12 +17,11 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vqvae2.config.training import TrainConfig
 from vqvae2.train.device import Choices, own_seed
 from vqvae2.train.feed import Batch, mapped, parts, tensors
-from vqvae2.train.sharded import ShardedAverage, own
+from vqvae2.train.sharded import ShardedAverage, own, put_together
 
 _NEVER = 2**62  # the step at which the loss was not finite, when there is none
 _WARM_UP = (
@@ -234,9 +233,7 @@ class TrainingStep:
                 term = value.detach().float() * share
                 logs[key] = logs[key] + term if key in logs else term
         if self.config.clip:
-            norm = nn.utils.clip_grad_norm_(self.weights, self.config.clip)
-            if isinstance(norm, DTensor):
-                norm = norm.full_tensor()
+            norm = put_together(nn.utils.clip_grad_norm_(self.weights, self.config.clip))
             logs["gradient_norm"] = norm.detach().float()
         self.optimizer.step()
         if self.average is not None:

@@ -1,0 +1,31 @@
+"""Samples that are drawn when the prior of a level is trained: what the levels so far have learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Codes
+from vqvae2.config.models import Config
+from vqvae2.data.grid import save_grid
+from vqvae2.train.folder import load_prior, samples_file, sharp_autoencoder, sharp_file
+
+
+def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, level: int) -> None:
+    """Draw prior/level-L/samples.png: samples of the levels trained so far; finer levels are set to their mean code.
+
+    With all levels trained, the sharpened decoder is used if there is one.
+    """
+    device = next(autoencoder.parameters()).device
+    if level == config.autoencoder.levels - 1 and sharp_file(folder).exists():
+        autoencoder = sharp_autoencoder(folder, config, device)
+    count, classes = 64, config.prior.classes
+    prior = load_prior(folder, config, device, level + 1, digest)
+    labels = torch.arange(count) % classes if classes else None
+    drawn = prior.sample(count, labels, config.sampling.coarsest(level + 1), seed=config.seed)
+    finer = config.geometry.grids[level + 1 :]
+    rest = (torch.zeros(count, *grid, dtype=torch.int64, device=device) for grid in finer)
+    pictures = autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1)
+    save_grid(pictures.cpu(), samples_file(folder, level), columns=8)
