@@ -73,6 +73,33 @@ def test_renames_of_a_stranger_touch_no_file_of_the_user(run: Path, absolute: bo
         assert victim.read_text() == "mine"
 
 
+def test_a_linked_folder_of_parts_is_not_moved_from(run: Path) -> None:
+    """A store that is joined from parts renames `parts/level-0.npy`; a link there could lead to files of the user."""
+    codes, other = run / "codes", run.parent / "elsewhere"
+    manifest = json.loads((codes / "manifest.json").read_text())
+    names = [
+        *(f"level-{level}.npy" for level in range(len(manifest["geometry"]["grids"]))),
+        "labels.npy",
+        "split.npy",
+    ]
+    other.mkdir()
+    for name in names:
+        (codes / name).rename(other / name)
+    (codes / "next.json").write_text(
+        json.dumps({**manifest, "renames": {name: f"parts/{name}" for name in names}})
+    )
+    (codes / "parts").symlink_to(other)
+    with pytest.raises(StoreError, match="names files that are not its own"):
+        complete_renames(codes)
+    assert {path.name for path in other.iterdir()} == {*names}
+    (codes / "parts").unlink()
+    other.rename(codes / "parts")
+    before = [*open_store(codes).labels]
+    complete_renames(codes)
+    assert [*open_store(codes).labels] == before
+    assert not [*(codes / "parts").iterdir()]
+
+
 @pytest.mark.parametrize("name", ["../../../victim", "/etc/passwd", "pixels-../x.npy"])
 def test_an_index_names_only_files_of_its_own_folder(
     run: Path, name: str, command: Command, pictures: Path
