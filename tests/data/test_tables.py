@@ -218,7 +218,9 @@ def test_hub_is_asked_once(hub: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_hub_stream_larger_than_the_cache(hub: Path, tmp_path: Path) -> None:
     parquet_of(hub / "data.parquet", 9)
-    with pytest.raises(DataError, match="does not fit in cache_gb = 1e-06: raise it, or set limit"):
+    with pytest.raises(
+        DataError, match=r"does not fit in cache_gb = 1e-06: raise it, set limit, or copy .* tar shards"
+    ):
         opened("owner/name", tmp_path, streaming=True, cache_gb=1e-6)
     assert not list((tmp_path / "data").glob("*pixels*"))
 
