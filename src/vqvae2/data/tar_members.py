@@ -27,6 +27,9 @@ from vqvae2.errors import printable
 _BESIDE = ("cls", "json", "txt")  # endings of members that may tell a class; the first that does counts
 _LARGEST_LABEL = 1 << 20  # bytes of such a member
 _HEAD = 512
+_BEHIND = (
+    2**17
+)  # bytes behind the end of a tar in which another one would begin; programs fill 10 KB, seldom more
 
 
 class Member(NamedTuple):
@@ -195,6 +198,7 @@ def members_of(tars: Tars, shard: int, label_column: str | None) -> Members:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
             opened.seek(tar.offset)  # of the block that ended the loop
             end = opened.read(tarfile.BLOCKSIZE)
+            behind = opened.read(_BEHIND)
     except tarfile.TarError as error:
         raise DataError(
             f"cannot read {printable(tars.place(shard))}: {' '.join(str(error).split())}"
@@ -205,6 +209,8 @@ def members_of(tars: Tars, shard: int, label_column: str | None) -> Members:
         members.skipped.insert(0, (name, "cut off: the images at its end are missing"))
     elif any(end):
         members.skipped.insert(0, (name, "damaged: the images behind the damage are missing"))
+    elif any(behind[at + 257 : at + 262] == b"ustar" for at in range(0, len(behind), tarfile.BLOCKSIZE)):
+        members.skipped.insert(0, (name, "several tars in one file: only the images of the first are read"))
     return members
 
 
