@@ -160,6 +160,13 @@ def test_parts_of_other_codes_are_refused(run: Run, pictures: Path, tmp_path: Pa
         encode(run, str(pictures), tmp_path / "codes.npz", reporter=QUIET)
 
 
+def test_arrays_of_the_user_are_not_overwritten(run: Run, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "label.npy").write_text("mine")
+    with pytest.raises(UserError, match=r"label\.npy exists, and could be overwritten"):
+        encode(run, str(pictures), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["label.npy"]
+
+
 def test_two_processes_write_what_one_writes(
     run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 from vqvae2.commands import images, reconstruct, score
 from vqvae2.commands.complete import CompletionRequest, complete
 from vqvae2.data import grid
+from vqvae2.errors import UserError
+from vqvae2.files.atomic import FileError, write_json
 from vqvae2.files.parts import cut
 from vqvae2.run import Run, load
 
@@ -136,3 +138,30 @@ def test_complete(
     assert found.keys() == expected.keys()
     assert [name for name in found if name.endswith(".png") and found[name] != expected[name]] == []
     assert "begun" not in json.loads(found["completions.json"])
+
+
+def test_a_link_for_the_kept_results_is_refused(trained: Path, files: list[Path], tmp_path: Path) -> None:
+    """It may lead to files of the user, which would be taken for results of another command and removed."""
+    run, mine = load(trained), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "a.json").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".parts").symlink_to(mine)
+    (tmp_path / "scores.json.parts").symlink_to(mine)
+    with pytest.raises(FileError, match="is a link"):
+        reconstruct.reconstruct(run, files, tmp_path / "out")
+    with pytest.raises(FileError, match="is a link"):
+        score.score(run, files, out=tmp_path / "scores.json")
+    assert (mine / "a.json").read_text() == "mine"
+
+
+def test_a_folder_as_the_file_of_scores_is_refused_at_once(
+    trained: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Run, "log_prob", lambda *_: pytest.fail("scored before"))
+    for out in (Path(), tmp_path):
+        with pytest.raises(UserError, match="is a folder: expected a file"):
+            score.score(load(trained), files, out=out)
+    with pytest.raises(FileError, match=r"cannot write \.: Is a directory"):
+        write_json(".", {})

@@ -124,6 +124,28 @@ def test_a_link_out_of_the_run_folder_is_not_written_through(
     assert not any(elsewhere.iterdir())
 
 
+@pytest.mark.parametrize("name", ["report", "report/cache", "critic", "data"])
+def test_reports_and_critics_are_not_written_through_a_link(name: str, run: Path, command: Command) -> None:
+    """A file of the user may have the name of a report; the decoded images are put into the cache of the report instead."""
+    mine = run.parent / "mine"
+    mine.mkdir()
+    for file in ("report.html", "report.json", "index.json", "critic.json"):
+        (mine / file).write_text("mine")
+    place = run / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(mine)
+    said = command("critic", "fit", run, "--features", "resnet")
+    assert (said.code, "is a link to" in said.err) == (2, True)
+    said = command("evaluate", run, "--only", "codes")
+    assert (said.code, "is a link to" in said.err) == (2, True)
+    said = command("evaluate", run, "--only", "codes", "--out", run.parent / "elsewhere")
+    assert said.code == 0, said.err
+    assert {file.name: file.read_text() for file in mine.iterdir()} == dict.fromkeys(
+        ("report.html", "report.json", "index.json", "critic.json"), "mine"
+    )
+
+
 def test_metrics_are_not_appended_through_a_link(tmp_path: Path) -> None:
     target, link = tmp_path / "mine", tmp_path / "metrics.jsonl"
     target.write_text("mine\n")

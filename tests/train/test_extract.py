@@ -15,6 +15,7 @@ from vqvae2.codes import Codes
 from vqvae2.data.pixels import to_float
 from vqvae2.data.store import open_store
 from vqvae2.data.store_writer import StoreWriter
+from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter
 from vqvae2.train import extract as module
 from vqvae2.train.extract import extract, image_count, passes
@@ -167,3 +168,25 @@ def test_what_was_joined_is_looked_at_before_it_is_used(
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     if damage == "link":
         assert outside.read_bytes() == before
+
+
+def test_a_linked_folder_of_parts_is_refused(tmp_path: Path) -> None:
+    """A run folder of a stranger could have weights of the user removed, as parts of another extraction."""
+    settings = tiny(train={})
+    images = image_set(tmp_path, settings)
+    mine, codes = tmp_path / "mine", tmp_path / "codes"
+    for folder in (mine, codes):
+        folder.mkdir()
+    (mine / "a.safetensors").write_text("mine")
+    (codes / "parts").symlink_to(mine)
+    with pytest.raises(FileError, match="is a link"):
+        extract(
+            VQVAE(settings.autoencoder),
+            images,
+            settings,
+            codes,
+            "d",
+            make_accelerator(),
+            Reporter(quiet=True),
+        )
+    assert (mine / "a.safetensors").read_text() == "mine"

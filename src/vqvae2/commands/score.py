@@ -52,13 +52,16 @@ def score(
         files in `bits_map`. Without held-out images they are in the given order.
 
     Raises:
-        UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
+        UserError: a missing file, or `out` is one of the images or a folder; DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import shared_images
+    from vqvae2.errors import UserError
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
     from vqvae2.processes import Group
 
+    if out is not None and out.is_dir():  # said before hours of scoring
+        raise UserError(f"{out} is a folder: expected a file for the result")
     group, data = group or Group(), run.config.data
     shared = shared_images(run, paths, run.sampling.batch, group, report)
     files = shared.files

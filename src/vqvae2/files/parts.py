@@ -45,7 +45,12 @@ class Parts:
     mine: list[range] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Look for what is there, and share out the rest; a collective."""
+        """Look for what is there, and share out the rest; a collective.
+
+        Raises:
+            FileError: the folder is a link.
+        """
+        _refuse_link(self.folder)
         missing: list[range] = []
         if self.group.main:
             own = {self._file(rows) for rows in self.ranges}
@@ -134,11 +139,16 @@ class Kept:
         folder: for these files alone, the same for all processes; None keeps nothing.
         keys: one per result of this process; a key identifies all that a result is made from.
         group: the processes that share the work; making a `Kept` is a collective.
+
+    Raises:
+        FileError: the folder is a link.
     """
 
     def __init__(self, folder: Path | None, keys: Sequence[str], group: Group) -> None:
         self.folder, self.group = folder, group
         own = {f"{key}.json" for part in group.gathered(list(keys)) for key in part}
+        if folder is not None:
+            _refuse_link(folder)
         if folder is not None and group.main:
             for old in folder.glob("*.json"):
                 if old.name not in own:
@@ -174,6 +184,12 @@ class Kept:
         self.group.wait()
         if self.folder is not None and self.group.main:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _refuse_link(folder: Path) -> None:
+    """A link in a folder of a stranger could have files removed anywhere."""
+    if folder.is_symlink():
+        raise FileError(f"{folder} is a link, so nothing is written or removed there; delete it")
 
 
 def _sha256(file: Path) -> str:
