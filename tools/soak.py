@@ -84,6 +84,8 @@ def main() -> int:
                 _keep(options.json, name, seconds, new)
             done = f"{name}: {seconds} s, {sum(len(row.faults) for row in new)} faults"
             print(done, *_lines(new), *_faults(new), sep="\n", file=sys.stderr, flush=True)
+    if options.json and options.json.exists():
+        rows = [Row(**row) for part in json.loads(options.json.read_text()).values() for row in part["rows"]]
     faults = _faults(rows)
     print(
         "| attack | seed | count | what came of it | faults |",
