@@ -42,7 +42,7 @@ _MUTATIONS = {  # the file in this folder, its function, and the attack; counts 
     "mutated run files": ("attack_run_files", "mutate_run_files", 20_000, 60),
     "mutated compressed files": ("attack_compressed", "mutate_compressed", 10_000, 200),
 }
-_CHUNK = 500  # mutations in one process
+_CHUNK = 2000  # mutations in one process
 
 
 def main() -> int:

@@ -93,11 +93,14 @@ def test_every_form_holds_names_labels_codes_and_vectors(written: Path, run: Run
 
 
 def test_the_code_vectors_are_the_nearest_to_the_vectors_before(run: Run, pictures: Path) -> None:
+    """With the entropy penalty of the codes, as the quantiser chooses."""
     codes, before, after = encode_vectors(run.autoencoder, originals(run, pictures)[1][:4])
     for quantizer, level, z, q in zip(run.autoencoder.quantizers, codes.levels, before, after, strict=True):
-        distances = torch.cdist(z.flatten(0, 2).double(), quantizer.codebook().double())
-        chosen = distances.gather(1, level.flatten()[:, None])[:, 0]
-        assert torch.allclose(chosen, distances.min(1).values, rtol=1e-3), "the nearest but for rounding"
+        scores = torch.cdist(z.flatten(0, 2).double(), quantizer.codebook().double()).square()
+        if (penalty := quantizer._penalty()) is not None:
+            scores += penalty
+        chosen = scores.gather(1, level.flatten()[:, None])[:, 0]
+        assert torch.allclose(chosen, scores.min(1).values, atol=1e-5), "the nearest but for rounding"
         assert torch.equal(q, quantizer.lookup(level))
 
 
