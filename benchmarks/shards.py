@@ -5,8 +5,9 @@
 The images of `benchmarks/decoding.py` are packed into four shards and read in whole epochs of batches of 32, resized to
 64 px: from a local disk and from fsspec's memory file system, with 0 and 2 worker processes; as files in a folder; and, decoded
 once, from the cache.
-`share of cache` is the rate over the cache's, of medians of one run. A network as slow as that of an object store is not
-part of this.
+`share of cache` is the rate over that of the cache in the same repetition, and `share of files` over that of the files in the folder, with
+as many workers: median, least and most, which bear a busy machine better than the rates do. A network as slow as that of an
+object store is not part of this.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ def pack(pictures: Path, address: str) -> None:
         files.pipe_file(f"{path}/{number:04d}.tar", packed.getvalue())
 
 
+def share(base: list[float], values: list[float]) -> dict[str, float]:
+    """The rate over that of the base, repetition by repetition."""
+    ratios = [one / other for one, other in zip(base, values, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
 def main() -> None:
     """Measure and keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -75,11 +82,11 @@ def main() -> None:
         cases["cache"] = epoch(images, config)
         served = len(opened[0].train) // BATCH * BATCH
         seconds = interleaved(cases, options.repeats)
-        middle = {name: statistics.median(values) for name, values in seconds.items()}
-        figures |= {
-            name: {**summary(values, served), "share of cache": middle["cache"] / middle[name]}
-            for name, values in seconds.items()
-        }
+        for name, values in seconds.items():
+            figures[name] = {**summary(values, served), "share of cache": share(seconds["cache"], values)}
+            if name.startswith("shards"):
+                files = seconds[f"files in a folder, {name.rpartition(', ')[2]}"]
+                figures[name]["share of files"] = share(files, values)
         for images in opened:
             images.close()
     keep("shards", figures)

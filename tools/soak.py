@@ -2,6 +2,7 @@
 
     make soak             everything, about half an hour on two idle cores
     make soak SLICE=1     a slice of two minutes, which CI runs
+    python tools/soak.py --only "disk full" --json results/soak.json      one attack; the file keeps those of earlier calls
 
 Every attack has a seed and a count, so that it can be repeated. The exit code is 1 if anything happened that must not; each such
 thing is listed below the table. `docs/reliability.md` says what is promised and has the table of the last whole run.
@@ -41,7 +42,7 @@ _MUTATIONS = {  # the file in this folder, its function, and the attack; counts 
     "mutated run files": ("attack_run_files", "mutate_run_files", 20_000, 60),
     "mutated compressed files": ("attack_compressed", "mutate_compressed", 10_000, 200),
 }
-_CHUNK = 500  # mutations in one process
+_CHUNK = 2000  # mutations in one process
 
 
 def main() -> int:
@@ -51,6 +52,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="only attacks whose name contains this")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the counts")
+    parser.add_argument(
+        "--json", type=Path, help="a file in which the rows replace those of the same attacks"
+    )
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)  # started by disk_full
     options = parser.parse_args()
     prepare()
@@ -75,8 +79,13 @@ def main() -> int:
             started = time.monotonic()
             new = attack()
             rows += new
-            done = f"{name}: {time.monotonic() - started:.0f} s, {sum(len(row.faults) for row in new)} faults"
+            seconds = round(time.monotonic() - started)
+            if options.json:
+                _keep(options.json, name, seconds, new)
+            done = f"{name}: {seconds} s, {sum(len(row.faults) for row in new)} faults"
             print(done, *_lines(new), *_faults(new), sep="\n", file=sys.stderr, flush=True)
+    if options.json and options.json.exists():
+        rows = [Row(**row) for part in json.loads(options.json.read_text()).values() for row in part["rows"]]
     faults = _faults(rows)
     print(
         "| attack | seed | count | what came of it | faults |",
@@ -121,6 +130,11 @@ def _mutations(
             )
             row.faults += part.faults
             counts.update(json.loads(part.outcome or "{}"))
+            print(
+                f"{name}: {min(first + _CHUNK, count)} of {count}, {len(row.faults)} faults",
+                file=sys.stderr,
+                flush=True,
+            )
         row.outcome = ", ".join(f"{number:,} {what}" for what, number in sorted(counts.items()))
         return [row]
 
@@ -136,6 +150,13 @@ def _mutated(where: tuple[str, str], name: str, seed: int, count: int) -> Row:
         if found := value.get(what):
             counts[what] = sum(found.values()) if isinstance(found, dict) else found
     return Row(name, seed, count, json.dumps(counts), [str(item) for item in value.get("faults", [])])
+
+
+def _keep(file: Path, name: str, seconds: int, rows: list[Row]) -> None:
+    """Put what came of an attack into a JSON file, in place of what an earlier call put there."""
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    kept[name] = {"seconds": seconds, "rows": [vars(row) for row in rows]}
+    file.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def _lines(rows: list[Row]) -> list[str]:

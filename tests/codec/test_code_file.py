@@ -93,10 +93,14 @@ def test_every_form_holds_names_labels_codes_and_vectors(written: Path, run: Run
 
 
 def test_the_code_vectors_are_the_nearest_to_the_vectors_before(run: Run, pictures: Path) -> None:
+    """With the entropy penalty of the codes, as the quantiser chooses."""
     codes, before, after = encode_vectors(run.autoencoder, originals(run, pictures)[1][:4])
     for quantizer, level, z, q in zip(run.autoencoder.quantizers, codes.levels, before, after, strict=True):
-        nearest = torch.cdist(z.flatten(0, 2), quantizer.codebook()).argmin(1)
-        assert (nearest == level.flatten()).double().mean() > 0.99
+        scores = torch.cdist(z.flatten(0, 2).double(), quantizer.codebook().double()).square()
+        if (penalty := quantizer._penalty()) is not None:
+            scores += penalty
+        chosen = scores.gather(1, level.flatten()[:, None])[:, 0]
+        assert torch.allclose(chosen, scores.min(1).values, atol=1e-5), "the nearest but for rounding"
         assert torch.equal(q, quantizer.lookup(level))
 
 
@@ -158,6 +162,13 @@ def test_parts_of_other_codes_are_refused(run: Run, pictures: Path, tmp_path: Pa
     (work / "parts.json").write_text(json.dumps({"digest": "another"}))
     with pytest.raises(UserError, match="holds parts of other codes"):
         encode(run, str(pictures), tmp_path / "codes.npz", reporter=QUIET)
+
+
+def test_arrays_of_the_user_are_not_overwritten(run: Run, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "label.npy").write_text("mine")
+    with pytest.raises(UserError, match=r"label\.npy exists, and could be overwritten"):
+        encode(run, str(pictures), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["label.npy"]
 
 
 def test_two_processes_write_what_one_writes(

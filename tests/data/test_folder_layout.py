@@ -148,3 +148,31 @@ def test_it_is_said_and_loose_images_are_listed(tmp_path: Path) -> None:
 )
 def test_splits_in_the_names_of_files(names: list[str], splits: list[int | None]) -> None:
     assert file_splits(names)[0] == splits
+
+
+def test_splits_below_the_classes() -> None:
+    """As MVTec has them; before, test images were trained on without a word."""
+    found, paths = layout("a/train", "a/test", "b/train/good", "b/test/cut", "b/extra")
+    kept = [paths[index] for index in found.keep]
+    assert found.classes == [path[0] for path in kept]
+    assert found.held == ["/test" in path for path in kept]
+    assert not any("extra" in path for path in kept)
+    assert "3 images not used, in extra" in found.notes
+    for folders in (("a/train", "a/test", "b/train"), ("a/train", "b/test"), ("a/red", "a/blue", "b/red")):
+        found, _ = layout(*folders)
+        assert found.held is None
+        assert set(found.classes or ()) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("images", "masks"), "the folder masks is taken for a class"),
+        (("train", "train_masks"), "the folder train_masks is taken for a class"),
+        (("train/x", "train/y", "train_masks/x", "train_masks/y"), "have a word for a split"),
+    ],
+)
+def test_folders_that_are_hardly_classes_are_warned_of(folders: tuple[str, ...], words: str) -> None:
+    found, _ = layout(*folders)
+    assert any(words in note for note in found.notes if note.startswith("warning: "))
+    assert not any("warning" in note for note in layout("bus", "train", "car")[0].notes)

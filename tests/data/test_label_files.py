@@ -165,3 +165,11 @@ def test_names_that_fit_several_images(tmp_path: Path) -> None:
     images = opened(root, tmp_path / "run", labels=str(tmp_path / "a.csv"))
     assert images.labels is not None
     assert np.sum(images.labels >= 0) == 3
+
+
+def test_names_that_fit_several_images_are_told_from_unknown_ones(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        folder_of(tmp_path / "in" / folder, 4)
+    (tmp_path / "a.csv").write_text("file_name,label\n000.png,x\n001.png,y\n")
+    with pytest.raises(DataError, match=r"each name in a\.csv fits several images, such as one/000\.png"):
+        opened(tmp_path / "in", tmp_path, labels=str(tmp_path / "a.csv"))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from data_helpers import encoded
 from PIL import Image
 
 from vqvae2.config.models import DataConfig
@@ -18,6 +24,7 @@ from vqvae2.data.batches import TrainingOrder, pixel_batches
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.sources import locate
+from vqvae2.files import atomic
 
 CONFIG = DataConfig(size=8, workers=0, flip=False, cache_gb=0, shuffle_buffer=8, holdout=0.2)
 
@@ -72,10 +79,73 @@ def test_images_and_classes(place: str, tmp_path: Path) -> None:
 
 
 def test_the_index_is_made_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large it is; one that is damaged is made again."""
     data = f"{place}/train-*.tar"
     first = opened(data, tmp_path)
-    monkeypatch.setattr("tarfile.open", lambda *_, **__: pytest.fail("read again"))
-    assert opened(data, tmp_path).names == first.names
+    index = tmp_path / "run" / "data" / "table" / "shards.json"
+    whole = index.read_text()
+    index.write_text(whole + " " * atomic.TEXT_LIMIT)  # as long as that of a million images
+    with monkeypatch.context() as patch:
+        patch.setattr("tarfile.open", lambda *_, **__: pytest.fail("read again"))
+        again = opened(data, tmp_path)
+    assert again.names == first.names
+    assert (again.labels == first.labels).all()
+    assert np.array_equal(again.pixels([3]), first.pixels([3]))
+    for damaged in ("{}", "[1]", whole.replace('"images": [[', '"images": [3, ['), "no json"):
+        index.write_text(damaged)
+        assert opened(data, tmp_path).names == first.names
+        assert index.read_text() == whole
+
+
+def test_the_same_rules_as_for_tars_on_this_machine(tmp_path: Path) -> None:
+    """Dots in names, several formats, classes in JSON, folders, files that are no images, a cut-off end."""
+    members: dict[str, bytes] = {"notes.md": b"text"}
+    for number in range(8):
+        image = io.BytesIO()
+        Image.fromarray(picture(number)).save(image, "png" if number % 2 else "bmp")
+        stem = f"{'ab'[number % 2]}/scan.v1.{number:03d}"
+        members |= {f"{stem}.{'png' if number % 2 else 'bmp'}": image.getvalue()}
+        members |= {f"{stem}.json": json.dumps({"colour": "xyz"[number % 3]}).encode()}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    for folder, content in (("whole", out.getvalue()), ("cut", out.getvalue()[:-11_000])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.tar").write_bytes(content)
+        for more in ({}, {"label_column": "colour"}, {"split": "a"}, {"label_column": "none"}):
+            config = CONFIG.model_copy(update=more)
+            name = f"{folder}-{'-'.join(more)}"
+            here = opened(f"{tmp_path}/{folder}/a.tar", tmp_path / f"here-{name}", config)
+            there = opened(f"file://{tmp_path}/{folder}/a.tar", tmp_path / f"there-{name}", config)
+            assert there.names == here.names
+            assert there.classes == here.classes
+            assert there.skipped == here.skipped > 0
+            assert (there.labels is None) == (here.labels is None)
+            assert here.labels is None or (there.labels == here.labels).all()
+            assert np.array_equal(there.pixels(range(len(there))), here.pixels(range(len(here))))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("memory://x/*.parquet", "a row of a parquet file cannot be read without the rows around it"),
+        ("s3://bucket/a.tar.gz", "a compressed tar has no random access"),
+        ("file:///pictures", "expected PROTOCOL://....tar"),
+    ],
+)
+def test_what_is_not_read_from_elsewhere(data: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=reason):
+        locate(data, tmp_path)
+
+
+def test_a_chosen_split(place: str, tmp_path: Path) -> None:
+    files, path = fsspec.core.url_to_fs(place)
+    files.pipe_file(f"{path}/val-0000.tar", shard(range(30, 36)))
+    images = opened(f"{place}/*.tar", tmp_path, CONFIG.model_copy(update={"split": "val"}))
+    assert sorted(images.names) == [f"{number:04d}" for number in range(30, 36)]
 
 
 def test_a_training_resumes_at_the_right_image(place: str, tmp_path: Path) -> None:
@@ -118,3 +188,30 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar" * 500)
     with pytest.raises(DataError, match=r"cannot read .*a\.tar"):
         opened(f"file://{tmp_path}/a.tar", tmp_path)
+
+
+def test_the_script_that_copies_a_data_set_into_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of docs/cluster.md: every image and class of a stream, in several shards."""
+    images = [{"bytes": encoded(Image.fromarray(picture(number))), "path": None} for number in range(25)]
+    pq.write_table(pa.table({"image": images, "label": [n % 3 for n in range(25)]}), tmp_path / "a.parquet")
+    usual = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda _, **options: usual("parquet", data_files=str(tmp_path / "a.parquet"), **options),
+    )
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    place = f"file://{tmp_path}/shards"
+    (tmp_path / "shards").mkdir()
+    exec(script.replace("s3://bucket", place).replace("10_000", "10"), {})
+    copied = opened(f"{place}/*.tar", tmp_path)
+    assert len(copied) == 25
+    assert len([*(tmp_path / "shards").glob("*.tar")]) == 3
+    order = np.argsort(copied.names)
+    assert copied.classes == ("0", "1", "2")
+    assert copied.labels is not None
+    assert copied.labels[order].tolist() == [number % 3 for number in range(25)]
+    assert np.array_equal(copied.pixels(order), np.stack([picture(number) for number in range(25)]))

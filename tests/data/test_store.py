@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.data.array_writer import ArrayWriter
-from vqvae2.data.store import CodeStore, StoreError, StoreWriter, complete_renames, open_store
+from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
+from vqvae2.data.store_writer import StoreWriter
 from vqvae2.files import atomic
 from vqvae2.files.process import host
 

@@ -33,6 +33,42 @@ def test_parquet_with_everything(tmp_path: Path) -> None:
         opened(path, tmp_path, split="other")
 
 
+def test_parquet_files_without_rows(tmp_path: Path) -> None:
+    """Programs that write many files leave some of them empty."""
+    parquet_of(tmp_path / "in" / "a.parquet", 4)
+    whole = pq.read_table(tmp_path / "in" / "a.parquet")
+    for name in ("0", "b"):
+        pq.write_table(whole.slice(0, 0), tmp_path / "in" / f"{name}.parquet")
+    assert len(opened(tmp_path / "in", tmp_path)) == 4
+    with pytest.raises(DataError, match="holds no rows"):
+        opened(tmp_path / "in" / "b.parquet", tmp_path / "b")
+
+
+def test_a_test_file_without_classes_is_not_held_out(tmp_path: Path) -> None:
+    """As a test folder without folders of classes; before, the classes of all images were lost without a word."""
+    parquet_of(tmp_path / "in" / "train.parquet", 6, label=["x", "y"] * 3)
+    parquet_of(tmp_path / "in" / "test.parquet", 3, start=6)
+    says: list[str] = []
+    images = opened(tmp_path / "in", tmp_path, says)
+    assert (len(images), images.classes, len(images.heldout)) == (6, ("x", "y"), 1)
+    assert "warning: 3 rows of the held-out split have no column of classes and are not used" in says
+    parquet_of(tmp_path / "in" / "val.parquet", 3, start=9, label=["x", "y", "x"])
+    images = opened(tmp_path / "in", tmp_path / "2")
+    assert (len(images.train), len(images.heldout)) == (6, 3)
+    assert len(opened(tmp_path / "in", tmp_path / "3", label_column="none").heldout) == 3
+
+
+def test_files_with_other_columns_are_named_in_words(tmp_path: Path) -> None:
+    parquet_of(tmp_path / "in" / "a.parquet", 4, label=[1, 2, 1, 2])
+    parquet_of(tmp_path / "in" / "b.parquet", 4, label=list("abab"))
+    with pytest.raises(DataError, match="its files do not all have the same columns of the same types"):
+        opened(tmp_path / "in", tmp_path / "types")
+    table = pq.read_table(tmp_path / "in" / "a.parquet").rename_columns(["photo", "kind"])
+    pq.write_table(table, tmp_path / "in" / "b.parquet")
+    with pytest.raises(DataError, match="its files do not all have the same columns of the same types"):
+        opened(tmp_path / "in", tmp_path / "names")
+
+
 def test_parquet_made_by_datasets(tmp_path: Path) -> None:
     features = datasets.Features(
         {
@@ -218,7 +254,9 @@ def test_hub_is_asked_once(hub: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_hub_stream_larger_than_the_cache(hub: Path, tmp_path: Path) -> None:
     parquet_of(hub / "data.parquet", 9)
-    with pytest.raises(DataError, match="does not fit in cache_gb = 1e-06: raise it, or set limit"):
+    with pytest.raises(
+        DataError, match=r"does not fit in cache_gb = 1e-06: raise it, set limit, or copy .* tar shards"
+    ):
         opened("owner/name", tmp_path, streaming=True, cache_gb=1e-6)
     assert not list((tmp_path / "data").glob("*pixels*"))
 

@@ -147,3 +147,13 @@ def test_damage_is_an_error_or_is_listed(seed: int, tmp_path: Path) -> None:
             continue
         text = (tmp_path / str(number) / "data" / "skipped.txt").read_text() if images.skipped else ""
         assert len(images) + images.skipped == 6 or "damaged" in text or "cut off" in text
+
+
+def test_tars_that_are_put_together_are_noticed(tmp_path: Path) -> None:
+    """`cat a.tar b.tar` gives a file of which only the first tar is read, as `tar` itself does."""
+    one = tar(tmp_path / "a.tar", {f"{n}.png": png(n) for n in range(4)})
+    two = tar(tmp_path / "b.tar", {f"{n}.png": png(n) for n in range(4, 6)})
+    one.write_bytes(one.read_bytes() + two.read_bytes())
+    images = opened(one, tmp_path)
+    assert (len(images), images.skipped) == (4, 1)
+    assert "several tars in one file" in (tmp_path / "data" / "skipped.txt").read_text()

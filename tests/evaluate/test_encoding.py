@@ -12,7 +12,8 @@ from PIL import Image
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config.models import DataConfig
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.store import CodeStore, StoreWriter, open_store
+from vqvae2.data.store import CodeStore, open_store
+from vqvae2.data.store_writer import StoreWriter
 from vqvae2.evaluate.encoding import stored_rows
 
 GEOMETRY = Geometry(((1, 1),), (1000,))

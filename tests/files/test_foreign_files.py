@@ -73,6 +73,33 @@ def test_renames_of_a_stranger_touch_no_file_of_the_user(run: Path, absolute: bo
         assert victim.read_text() == "mine"
 
 
+def test_a_linked_folder_of_parts_is_not_moved_from(run: Path) -> None:
+    """A store that is joined from parts renames `parts/level-0.npy`; a link there could lead to files of the user."""
+    codes, other = run / "codes", run.parent / "elsewhere"
+    manifest = json.loads((codes / "manifest.json").read_text())
+    names = [
+        *(f"level-{level}.npy" for level in range(len(manifest["geometry"]["grids"]))),
+        "labels.npy",
+        "split.npy",
+    ]
+    other.mkdir()
+    for name in names:
+        (codes / name).rename(other / name)
+    (codes / "next.json").write_text(
+        json.dumps({**manifest, "renames": {name: f"parts/{name}" for name in names}})
+    )
+    (codes / "parts").symlink_to(other)
+    with pytest.raises(StoreError, match="names files that are not its own"):
+        complete_renames(codes)
+    assert {path.name for path in other.iterdir()} == {*names}
+    (codes / "parts").unlink()
+    other.rename(codes / "parts")
+    before = [*open_store(codes).labels]
+    complete_renames(codes)
+    assert [*open_store(codes).labels] == before
+    assert not [*(codes / "parts").iterdir()]
+
+
 @pytest.mark.parametrize("name", ["../../../victim", "/etc/passwd", "pixels-../x.npy"])
 def test_an_index_names_only_files_of_its_own_folder(
     run: Path, name: str, command: Command, pictures: Path
@@ -95,6 +122,28 @@ def test_a_link_out_of_the_run_folder_is_not_written_through(
     assert said.code == 2
     assert "is a link to" in said.err
     assert not any(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("name", ["report", "report/cache", "critic", "data"])
+def test_reports_and_critics_are_not_written_through_a_link(name: str, run: Path, command: Command) -> None:
+    """A file of the user may have the name of a report; the decoded images are put into the cache of the report instead."""
+    mine = run.parent / "mine"
+    mine.mkdir()
+    for file in ("report.html", "report.json", "index.json", "critic.json"):
+        (mine / file).write_text("mine")
+    place = run / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(mine)
+    said = command("critic", "fit", run, "--features", "resnet")
+    assert (said.code, "is a link to" in said.err) == (2, True)
+    said = command("evaluate", run, "--only", "codes")
+    assert (said.code, "is a link to" in said.err) == (2, True)
+    said = command("evaluate", run, "--only", "codes", "--out", run.parent / "elsewhere")
+    assert said.code == 0, said.err
+    assert {file.name: file.read_text() for file in mine.iterdir()} == dict.fromkeys(
+        ("report.html", "report.json", "index.json", "critic.json"), "mine"
+    )
 
 
 def test_metrics_are_not_appended_through_a_link(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.data.pixels import to_float
 from vqvae2.data.store import open_store
+from vqvae2.data.store_writer import StoreWriter
+from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter
 from vqvae2.train import extract as module
 from vqvae2.train.extract import extract, image_count, passes
@@ -85,3 +88,105 @@ def test_after_a_kill_only_what_is_missing_is_encoded(
         run("other", limit=11)
     run("other", "another digest")
     assert sum(encoded) == total
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_a_kill_while_parts_are_joined(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that are in the store are gone, so no code is on the disk twice, and none is computed again."""
+    for name, value in (("_BATCH", 2), ("_PART", 1), ("_REMOVED", 1)):
+        monkeypatch.setattr(module, name, value)
+    settings = tiny(train={}, train_prior=[{"copies": 2}, {}])
+    images = image_set(tmp_path, settings)
+    model = VQVAE(settings.autoencoder)
+
+    def run(name: str) -> None:
+        extract(model, images, settings, tmp_path / name, "digest", make_accelerator(), Reporter(quiet=True))
+
+    class Killed(BaseException):
+        """Stands in for the end of the process."""
+
+    usual, waiting, step = StoreWriter.keep, [], 0
+
+    def killed_at(writer: StoreWriter) -> None:
+        nonlocal step
+        waiting.append(len([*(tmp_path / "killed" / "parts").glob("*.safetensors")]))
+        if step == at:
+            (writer._writers[0]._file).write(b"half")  # lost when the process ends
+            raise Killed
+        usual(writer)
+        step += 1
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "keep", killed_at)
+        with pytest.raises(Killed):
+            run("killed")
+    assert waiting == list(range(waiting[0], waiting[0] - at - 1, -1)), (
+        "one part fewer with each that is joined"
+    )
+    monkeypatch.setattr(model, "encode", lambda _: pytest.fail("encoded again"))
+    run("killed")
+    for name in ("level-0.npy", "level-1.npy", "labels.npy", "split.npy", "manifest.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "killed" / "parts").exists()
+
+
+@pytest.mark.parametrize("damage", ["shorter", "link", "other rows", "no record"])
+def test_what_was_joined_is_looked_at_before_it_is_used(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with it, the codes are computed anew, and no file outside is touched."""
+    for name, value in (("_BATCH", 2), ("_PART", 1), ("_REMOVED", 2)):
+        monkeypatch.setattr(module, name, value)
+    settings = tiny(train={})
+    images = image_set(tmp_path, settings)
+    model = VQVAE(settings.autoencoder)
+
+    def run(name: str) -> None:
+        extract(model, images, settings, tmp_path / name, "digest", make_accelerator(), Reporter(quiet=True))
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "_finish", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("killed")
+    parts, outside = tmp_path / "killed" / "parts", tmp_path / "outside"
+    level = parts / "level-0.npy"
+    if damage == "shorter":
+        level.write_bytes(level.read_bytes()[:140])
+    elif damage == "link":
+        level.rename(outside)
+        level.symlink_to(outside)
+        before = outside.read_bytes()
+    elif damage == "other rows":
+        record = json.loads((parts / "joined.json").read_text())
+        (parts / "joined.json").write_text(json.dumps({**record, "rows": record["rows"] - 1}))
+    else:
+        (parts / "joined.json").unlink()
+    run("killed")
+    for name in ("level-0.npy", "level-1.npy", "labels.npy", "split.npy", "manifest.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    if damage == "link":
+        assert outside.read_bytes() == before
+
+
+def test_a_linked_folder_of_parts_is_refused(tmp_path: Path) -> None:
+    """A run folder of a stranger could have weights of the user removed, as parts of another extraction."""
+    settings = tiny(train={})
+    images = image_set(tmp_path, settings)
+    mine, codes = tmp_path / "mine", tmp_path / "codes"
+    for folder in (mine, codes):
+        folder.mkdir()
+    (mine / "a.safetensors").write_text("mine")
+    (codes / "parts").symlink_to(mine)
+    with pytest.raises(FileError, match="is a link"):
+        extract(
+            VQVAE(settings.autoencoder),
+            images,
+            settings,
+            codes,
+            "d",
+            make_accelerator(),
+            Reporter(quiet=True),
+        )
+    assert (mine / "a.safetensors").read_text() == "mine"

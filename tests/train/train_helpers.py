@@ -23,7 +23,8 @@ from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import merge
 from vqvae2.config.training import TrainConfig
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.store import CodeStore, StoreWriter, open_store
+from vqvae2.data.store import CodeStore, open_store
+from vqvae2.data.store_writer import StoreWriter
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train.autoencoder import AutoencoderObjective

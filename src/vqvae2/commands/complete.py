@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _SHEET = 256  # images on the sheet, at most
 _ROW = 10  # images in a row of the sheet, at most
+_BEGUN = "begun"  # in completions.json until all is written: how many images may be there
 
 
 @dataclass(frozen=True)
@@ -125,34 +126,35 @@ def complete(
 def _claim(out: Path, about: dict[str, Any], reporter: Reporter) -> None:
     """Check that a folder holds no results of something else; those of the same request are removed and drawn again.
 
+    What is begun is noted at once, so that the same command may go on after a kill.
+
     Raises:
         UserError: OUT holds completions of another request, or files that would be overwritten.
     """
-    from vqvae2.files.atomic import FileError, read_json
+    from vqvae2.files.atomic import FileError, read_json, write_json
 
     *_, listing = _files(out, 0)
-    if not listing.exists():
-        if taken := next((file for file in _files(out, about["n"]) if file.exists()), None):
-            raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
-        return
-    try:
-        before = read_json(listing)
-    except FileError:
-        before = {}
-    changed = [
-        key
-        for key in about
-        if key not in ("n", "batch") and (not isinstance(before, dict) or before.get(key) != about[key])
-    ]
-    if changed:
-        raise UserError(
-            f"{out} holds completions of another request (it differs in {', '.join(changed)}); choose another --out"
-        )
-    entries = before.get("completions", ())
-    reporter.say(f"{out}: the {len(entries)} completions that it holds are of the same request and replaced")
-    listing.unlink()
-    for number in range(len(entries)):
-        (out / f"{number:03d}.png").unlink(missing_ok=True)
+    held = 0
+    if listing.exists():
+        try:
+            before = read_json(listing)
+        except FileError:
+            before = {}
+        before = before if isinstance(before, dict) else {}
+        if changed := [key for key in about if key not in ("n", "batch") and before.get(key) != about[key]]:
+            raise UserError(
+                f"{out} holds completions of another request (it differs in {', '.join(changed)}); choose another --out"
+            )
+        entries, begun = before.get("completions"), before.get(_BEGUN)
+        held = begun if type(begun) is int else len(entries) if isinstance(entries, list) else 0
+        if begun is None:
+            reporter.say(f"{out}: the {held} completions that it holds are of the same request and replaced")
+    elif taken := next((file for file in _files(out, about["n"]) if file.exists()), None):
+        raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
+    write_json(listing, {**about, _BEGUN: max(held, about["n"])})
+    for file in out.glob("[0-9]*.png"):
+        if file.stem.isdecimal() and int(file.stem) < held:
+            file.unlink(missing_ok=True)
 
 
 def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:

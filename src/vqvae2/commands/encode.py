@@ -74,14 +74,17 @@ def encode(
 
     accelerator = accelerator or make_accelerator()
     reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
-    form_of(out)  # raises before anything is written, as do the next lines
-    work = out.with_name(f"{out.name}.parts")
+    form = form_of(out)  # raises before anything is written, as do the next lines
+    work = out.parent / f"{out.name}.parts"
     about = {**_about(run), "data": data, "vectors": vectors.value}
     if complete(out):
         stored = open_codes(out).about
         if changed := differences({name: stored.get(name) for name in about}, about):
             raise UserError(f"{out} holds other codes ({'; '.join(changed)}); use another --out")
         return stored if accelerator.is_main_process else None
+    arrays = sorted(out.glob("*.npy")) if form == "folder" else []
+    if arrays and not (work / "parts.json").exists():
+        raise UserError(f"{arrays[0]} exists, and could be overwritten; choose another --out")
     with accelerator.main_process_first():
         make_folder(work)
         claim(work / "parts.json", about, "parts of other codes")

@@ -28,7 +28,7 @@ from vqvae2.commands.options import (
 from vqvae2.errors import UserError
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.run_folder import RunFolder, leads_out, refuse_links
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ def evaluate(
 
     Raises:
         LockError: another command writes into OUT.
-        RunError: the sharpened decoder is asked for and not trained.
+        RunError: the sharpened decoder is asked for and not trained, or OUT is in the run and leads out of it.
         UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
     from vqvae2.commands.run_facts import collect
@@ -75,6 +75,8 @@ def evaluate(
     from vqvae2.processes import Group
 
     network = check_options(run, options)  # before the folder is made, and before images are read
+    if run is not None and out.resolve() == run.paths.report.resolve():
+        refuse_links(run.folder, run.config.autoencoder.levels)
     make_folder(out)
     if run is not None and data is None:
         reporter.say(f"the real images are those that the run names: {run.record.get('source')}")
@@ -128,7 +130,8 @@ def _decoded(run: Run, cache: Path) -> Path:
     """Where the run's own images are kept: with the run if they are there already, or if it can be written."""
     kept = (run.paths.data / "index.json").exists()
     write = run.done()["codes"] and os.access(run.folder, os.W_OK)
-    return run.paths.data if kept or write else cache / "data"
+    linked = leads_out(run.paths.data, run.folder)
+    return run.paths.data if (kept or write) and not linked else cache / "data"
 
 
 def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:

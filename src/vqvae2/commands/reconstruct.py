@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ def reconstruct(
 
     With the sharpened decoder, NAME.png is its image, which NAME-levels.png shows after those of the plain one.
 
+    `OUT/.parts` keeps what is done until all is, so that a command that was killed goes on from there.
+
     No image that is read is overwritten, and nothing is written if an image that is named itself cannot be used.
 
     Args:
@@ -59,6 +62,8 @@ def reconstruct(
     """
     from vqvae2.commands.images import free_name, shared_images
     from vqvae2.files.output import claim_results, make_folder
+    from vqvae2.files.parts import Kept
+    from vqvae2.files.tensor_file import digest
     from vqvae2.processes import Group
 
     group, name = group or Group(), run.decoder_name(decoder)
@@ -70,16 +75,22 @@ def reconstruct(
     stems = [
         out / free_name(file.stem, (".png", "-levels.png", ".tif", ".npy"), taken) for file in shared.files
     ]
-    own = {
-        numbers[0]: _reconstruct(run, shared.files[numbers[0]], pixels, stems[numbers[0]], name)
-        for numbers, pixels in shared.own
-    }
+    about = str(run.drawn_by(decoder))
+    keys = [digest({"pixels": pixels}, f"{about} {stems[numbers[0]]}") for numbers, pixels in shared.own]
+    kept = Kept(out / ".parts", keys, group)
+    own = {}
+    for ([number], pixels), key in zip(shared.own, keys, strict=True):
+        result = kept.result(key, partial(_reconstruct, run, pixels, stems[number], name))
+        own[number] = {"source": str(shared.files[number]), **_described(*result, name)}
     every = {number: item for part in group.gathered(own) for number, item in part.items()}
+    kept.remove()
     return [every[number] for number in range(len(shared.files))]
 
 
-def _reconstruct(run: Run, file: Path, pixels: Tensor, stem: Path, name: DecoderName) -> dict[str, Any]:
-    """Write what belongs to one image, uint8 [1, H, W, C]."""
+def _reconstruct(
+    run: Run, pixels: Tensor, stem: Path, name: DecoderName
+) -> tuple[dict[str, list[float]], list[Path]]:
+    """Write what belongs to one image, uint8 [1, H, W, C]; returns its figures, and the image and the sheet."""
     import torch
 
     from vqvae2.commands.images import save_image
@@ -92,15 +103,19 @@ def _reconstruct(run: Run, file: Path, pixels: Tensor, stem: Path, name: Decoder
     codes = plain.encode(original.to(run.device))
     counts = range(1, run.config.autoencoder.levels + 1)
     decoded = [plain.decode(codes, count).cpu() for count in counts]
-    decibels = [float(psnr(some, original)[0]) for some in decoded]
-    figures: dict[str, Any] = {"psnr": decibels}
+    figures = {"psnr": [float(psnr(some, original)[0]) for some in decoded]}
     if sharp is not None:
         decoded.append(sharp.decode(codes).cpu())
-        figures["psnr_sharp"] = float(psnr(decoded[-1], original)[0])
+        figures["psnr_sharp"] = [float(psnr(decoded[-1], original)[0])]
     whole, sheet = save_image(decoded[-1], stem, run), stem.with_name(f"{stem.name}-levels.png")
     save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
-    item = {"source": str(file), "file": str(whole), "levels": str(sheet)}
-    return {**item, "decoder": name, **figures}
+    return figures, [whole, sheet, stem.with_name(f"{stem.name}.png")]
+
+
+def _described(figures: dict[str, list[float]], files: list[Path], name: DecoderName) -> dict[str, Any]:
+    """What `_reconstruct` returned, in words of `reconstruct`."""
+    item = {"file": str(files[0]), "levels": str(files[1]), "decoder": name, "psnr": figures["psnr"]}
+    return item | {key: figures[key][0] for key in ("psnr_sharp",) if key in figures}
 
 
 def command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2.commands.images import SharedImages
+    from vqvae2.files.parts import Kept
     from vqvae2.processes import Group
     from vqvae2.run import Run
 
@@ -36,7 +38,8 @@ def score(
     Args:
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
-        out: a file for the result as JSON.
+        out: a file for the result as JSON. Until it is written, `OUT.parts` keeps what is done, and a command that was killed
+            goes on from there.
         report: called with lines of text about files of folders that are skipped.
         group: the processes that share the images, all of which call this and get the result; None is this one alone.
         bits_map: a folder for NAME-bits-L.png of each image and level L: where its bits are, from black for 0 to white for
@@ -49,47 +52,79 @@ def score(
         files in `bits_map`. Without held-out images they are in the given order.
 
     Raises:
-        UserError: a missing file, or `out` is one of the images; DataError: a file that cannot be used.
+        UserError: a missing file, or `out` is one of the images or a folder; DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import shared_images
-    from vqvae2.data.pixels import to_float
+    from vqvae2.errors import UserError
     from vqvae2.files.atomic import write_json
     from vqvae2.files.output import refuse_to_overwrite
     from vqvae2.processes import Group
 
+    if out is not None and out.is_dir():  # said before hours of scoring
+        raise UserError(f"{out} is a folder: expected a file for the result")
     group, data = group or Group(), run.config.data
     shared = shared_images(run, paths, run.sampling.batch, group, report)
     files = shared.files
     refuse_to_overwrite(files, [out] if out else [])
-    log_prob = _log_prob(run, shared, label, group)
+    targets = [] if bits_map is None else _map_files(run, files, bits_map)
+    log_prob, kept = _scored(run, shared, label, group, out, targets)
     dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
         {"source": str(file), "bits": row.tolist(), "bits_per_dimension": (row / dimensions).tolist()}
         for file, row in zip(files, bits, strict=True)
     ]
-    if bits_map is not None:
-        targets = _map_files(run, files, bits_map)
-        for numbers, pixels in shared.own:
-            _write_maps(run, to_float(pixels), label, [targets[number] for number in numbers])
-        for item, maps in zip(items, targets, strict=True):
-            item["maps"] = [str(path) for path in maps]
+    for item, maps in zip(items, targets, strict=False):  # there are none without `bits_map`
+        item["maps"] = [str(path) for path in maps]
     heldout = _add_typicality(run, items, log_prob, label)
     result = {"label": label, "heldout": heldout, "pictures": items}
     if out is not None and group.main:
         write_json(out, result)
+    kept.remove()
     return result
 
 
-def _log_prob(run: Run, shared: SharedImages, label: str | None, group: Group) -> Tensor:
-    """`Run.log_prob` of all images in their order, float64 [n, L], by all processes."""
+def _scored(
+    run: Run,
+    shared: SharedImages,
+    label: str | None,
+    group: Group,
+    out: Path | None,
+    targets: list[list[Path]],
+) -> tuple[Tensor, Kept]:
+    """`Run.log_prob` of all images in their order, float64 [n, L], by all processes, which also write the maps.
+
+    Args:
+        targets: files for the maps of each image; [] writes none.
+    """
     import torch
 
     from vqvae2.data.pixels import to_float
+    from vqvae2.files.parts import Kept
+    from vqvae2.files.tensor_file import digest
 
-    own = [(numbers, run.log_prob(to_float(pixels), label)) for numbers, pixels in shared.own]
-    done = sorted((item for part in group.gathered(own) for item in part), key=lambda item: item[0])
-    return torch.cat([values for _, values in done]).double()
+    def make(pixels: Tensor, maps: list[list[Path]]) -> tuple[dict[str, list[float]], list[Path]]:
+        levels = run.log_prob(to_float(pixels), label).double().T.tolist()
+        if maps:
+            _write_maps(run, to_float(pixels), label, maps)
+        return {f"level {level}": values for level, values in enumerate(levels)}, [
+            p for some in maps for p in some
+        ]
+
+    own = [
+        (numbers, pixels, [targets[n] for n in numbers] if targets else []) for numbers, pixels in shared.own
+    ]
+    about = f"{run.digests()} {label}"
+    keys = [
+        digest({"pixels": pixels}, f"{about} {[[*map(str, m)] for m in maps]}") for _, pixels, maps in own
+    ]
+    kept = Kept(out and out.parent / f"{out.name}.parts", keys, group)
+    done = []
+    for (numbers, pixels, maps), key in zip(own, keys, strict=True):
+        figures, _ = kept.result(key, partial(make, pixels, maps))
+        done.append((numbers, torch.tensor([*figures.values()], dtype=torch.float64).T))
+    every = sorted((item for part in group.gathered(done) for item in part), key=lambda item: item[0])
+    return torch.cat([values for _, values in every]), kept
 
 
 def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, label: str | None) -> int | None:

@@ -19,6 +19,11 @@ _STRAY = (
     0.05  # a smaller share of images beside folders with classes or splits is left out; a larger one is not
 )
 _SHOWN = 5  # names in a line
+_FEW = 3  # folders of which one that is named like a mask is odd
+_BESIDE = {  # words in the names of folders of what belongs to images
+    *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations"),
+    *("groundtruth", "gt", "depth", "thumbnails", "thumbs"),
+}
 
 Parts = tuple[str, ...]
 """The folders of one image, outermost first, and its file name."""
@@ -59,6 +64,8 @@ def understand(paths: Sequence[Parts], split: str | None, data: str, classes: bo
     rest = [list(path) for path in paths]  # what is still to be understood
     _unwrap(rest, layout, split)
     _find_splits(rest, layout, split, data)
+    if classes and split is None and layout.held is None:
+        _find_splits_in_classes(rest, layout)
     if classes:
         _find_classes(rest, layout)
     _summarise(layout)
@@ -103,6 +110,26 @@ def _find_splits(rest: list[list[str]], layout: Layout, split: str | None, data:
     for index in layout.keep:
         del rest[index][0]
     _unwrap_each(rest, [groups[name] for name in chosen])
+
+
+def _find_splits_in_classes(rest: list[list[str]], layout: Layout) -> None:
+    """Keep the images of splits that are below each class, as in `bottle/train/1.png` and `bottle/test/2.png`."""
+    if any(len(rest[index]) < 3 for index in layout.keep):
+        return
+    below = {name: {rest[index][1] for index in group} for name, group in _groups(rest, layout.keep).items()}
+    pair = choose_pair(folder_roles(sorted(set().union(*below.values()))))
+    chosen = {name: [split for split in splits if split in pair] for name, splits in below.items()}
+    if len(below) < 2 or any({pair[split] for split in splits} != {0, 1} for splits in chosen.values()):
+        return
+    unused = [index for index in layout.keep if rest[index][1] not in pair]
+    if unused:
+        layout.notes.append(
+            f"{_count(len(unused), 'image')} not used, in {_names(sorted({rest[i][1] for i in unused}))}"
+        )
+    layout.keep = [index for index in layout.keep if rest[index][1] in pair]
+    layout.held = [pair[rest[index][1]] for index in layout.keep]
+    for index in layout.keep:
+        del rest[index][1]
 
 
 def _choose(rest: list[list[str]], groups: dict[str, list[int]], layout: Layout) -> dict[str, int]:
@@ -189,6 +216,16 @@ def _warn_of_odd_classes(layout: Layout) -> None:
         layout.notes.append(
             f"warning: folders such as {in_train[0]} and {in_held[0]} are taken for classes, though their names have words "
             "for splits: put them below folders named train and test if they are"
+        )
+    if odd := [name for name in words if words[name] & _BESIDE] if len(counts) <= _FEW else []:
+        layout.notes.append(
+            f"warning: the folder {odd[0]} is taken for a class; if its images belong to those of another folder, name that "
+            "folder as DATA"
+        )
+    if len(counts) <= _FEW and len(in_train) > 1:
+        layout.notes.append(
+            f"warning: the folders {_names(in_train)} are taken for classes, though their names have a word for a split: name "
+            "one of them as DATA if it is the data"
         )
     if layout.held is None:
         return

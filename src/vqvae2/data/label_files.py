@@ -202,6 +202,10 @@ def _matched(
             value = row.get(column)
             labels[found[0]] = None if value in ("", None) else value
             splits[found[0]] = str(row["split"]) if row.get("split") else None
+    if not known and unclear:
+        raise DataError(
+            f"each name in {printable(shown)} fits several images, such as {printable(names[0])}: give their paths below the folder"
+        )
     if not known:
         raise DataError(
             f"{printable(shown)} names none of the {len(names)} images, the first of which is {printable(names[0])}"

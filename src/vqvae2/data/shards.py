@@ -6,37 +6,84 @@ Nothing is downloaded as a whole, and no copy is kept: a batch reads the bytes o
 be read at random, so the data are split by process, resumed and shuffled as any others. `data.shuffle_buffer` keeps
 the images of a batch near each other.
 
-The samples are WebDataset's: `KEY.jpg` with its class in `KEY.cls`, a number or a name. A shard whose name has the word
-`val`, `valid`, `validation` or `test` is held out when another has `train`.
+What the members and the names of the shards mean is understood as for tars on this machine (`tar_members`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
-import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.formats import IMAGE_SUFFIXES
-from vqvae2.data.labels import resolve_labels
 from vqvae2.data.listing import Listing, Payload
-from vqvae2.data.split_names import HELD, TRAIN
 from vqvae2.data.table_files import expand_braces
+from vqvae2.data.tar_members import Chosen, Member, Members, list_members, members_of
 from vqvae2.files import atomic
 
 _READERS = 16  # shards whose headers are read at a time
+_INDEX = 2**32  # bytes of an index, at most; a million images take about 100 MB
 _HEAD = 4096  # bytes of a shard that identify it together with its size
-_LABEL = 1024  # bytes of a .cls member, at most
+
+
+@dataclass(frozen=True)
+class RemoteTars:
+    """Tars on a file system of fsspec.
+
+    Attributes:
+        files: the file system.
+        names: of the tars, below the folder that holds all of them.
+        paths: of the tars.
+        sizes: in bytes.
+    """
+
+    files: Any
+    names: Sequence[str]
+    paths: Sequence[str]
+    sizes: Sequence[int]
+
+    def place(self, number: int) -> str:
+        """The path of a tar."""
+        return self.paths[number]
+
+    def size(self, number: int) -> int:
+        """Bytes of a tar."""
+        return self.sizes[number]
+
+    def open(self, number: int) -> IO[bytes]:
+        """A tar, with random access."""
+        opened: IO[bytes] = self.files.open(self.paths[number], "rb")
+        return opened
+
+    def read(self, members: Sequence[Member]) -> list[Payload | None]:
+        """The bytes of members, in order; distant file systems read them at the same time.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        paths = [self.paths[member.shard] for member in members]
+        starts = [member.offset for member in members]
+        ends = [member.offset + member.size for member in members]
+        try:
+            return list(self.files.cat_ranges(paths, starts, ends, on_error="raise"))
+        except (OSError, ValueError) as error:
+            where = self.paths[members[0].shard]
+            raise DataError(f"cannot read {where}: {atomic.reason(error)}") from error
+
+    def only(self, numbers: Sequence[int]) -> RemoteTars:
+        """Some of the tars."""
+        every = zip(self.names, self.paths, self.sizes, strict=True)
+        names, paths, sizes = zip(*(item for i, item in enumerate(every) if i in {*numbers}), strict=True)
+        return RemoteTars(self.files, names, paths, sizes)
 
 
 @dataclass(frozen=True)
@@ -45,107 +92,52 @@ class Shards:
 
     Attributes:
         data: DATA as the user wrote it.
-        files: fsspec's file system.
-        paths: of the shards, in order.
+        tars: the shards, in order.
         identity: sha256 of their names, sizes and first bytes.
     """
 
     data: str
-    files: Any
-    paths: tuple[str, ...]
+    tars: RemoteTars
     identity: str
 
     def list_images(self, config: DataConfig, scratch: Path) -> Listing:
-        """The images of all shards. Their index is made once and kept in `scratch`."""
-        index = self._index(scratch / "shards.json")
-        shards, names = [int(row[0]) for row in index], [f"{row[0]}/{row[1]}" for row in index]
-        if not names:
-            raise DataError(f"no images in {self.data!r}")
-        starts = np.array([row[2] for row in index], np.int64)
-        ends = starts + np.array([row[3] for row in index], np.int64)
-        raw = [row[4] for row in index]
-        numbers = all(value is None or re.fullmatch(r"\d+", value) for value in raw)
-        classes, labels = resolve_labels([int(v) if numbers and v is not None else v for v in raw], None)
-
-        def payloads(indices: Sequence[int]) -> list[Payload | None]:
-            paths = [self.paths[shards[i]] for i in indices]
-            return self._read(paths, starts[list(indices)].tolist(), ends[list(indices)].tolist())
-
-        held = self._held(config.split)
-        split = None if held is None else np.array([held[shard] for shard in shards], np.int8)
-        return Listing(names, payloads, classes, labels, split)
-
-    def _read(self, paths: list[str], starts: list[int], ends: list[int]) -> list[Payload | None]:
-        """The bytes of several stretches; distant file systems read them at the same time."""
-        try:
-            found = self.files.cat_ranges(paths, starts, ends, on_error="raise")
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {self.data}: {atomic.reason(error)}") from error
-        return list(found)
-
-    def _held(self, split: str | None) -> list[int] | None:
-        """Per shard 1 if it is held out; None if the names say nothing."""
-        words = [set(re.split(r"[^a-z]+", path.rpartition("/")[2].lower())) for path in self.paths]
-        if split is not None:
-            raise DataError(
-                f"{self.data!r} names its shards itself: leave data.split out and name those of the split"
-            )
-        held = [int(bool(own & {*HELD})) for own in words]
-        return held if any(held) and any(own & {*TRAIN} for own in words) else None
-
-    def _index(self, file: Path) -> list[list[Any]]:
-        """Per image its shard, its key, the offset and the size of its bytes, and its class as text or None."""
-        if file.exists():
-            try:
-                kept = atomic.read_json(file)
-                if kept["identity"] == self.identity:
-                    rows: list[list[Any]] = kept["images"]
-                    return rows
-            except (atomic.FileError, KeyError, TypeError):
-                pass  # damaged, or of something else: it is made again
-        with ThreadPoolExecutor(_READERS) as readers:
-            parts = list(readers.map(self._members, range(len(self.paths))))
-        images = [row for part in parts for row in part]
-        atomic.write_json(file, {"identity": self.identity, "images": images})
-        return images
-
-    def _members(self, number: int) -> list[list[Any]]:
-        """The rows of one shard."""
-        images: dict[str, tuple[int, int]] = {}
-        labels: dict[str, str] = {}
-        path = self.paths[number]
-        try:
-            with self.files.open(path, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-                for info in _regular(tar):
-                    folder, slash, name = info.name.removeprefix("./").rpartition("/")
-                    stem, _, field = name.partition(".")
-                    key, ending = folder + slash + stem, f".{field.lower()}"
-                    if ending in IMAGE_SUFFIXES:
-                        images.setdefault(key, (info.offset_data, info.size))
-                    elif ending == ".cls":
-                        opened.seek(info.offset_data)
-                        labels[key] = opened.read(min(info.size, _LABEL)).decode("utf-8", "replace").strip()
-        except (OSError, tarfile.TarError) as error:
-            raise DataError(f"cannot read {path}: {atomic.reason(error)}") from error
-        return [[number, key, *place, labels.get(key)] for key, place in images.items()]
+        """The images of all shards. The index of their members is made once and kept in `scratch`."""
+        chosen = Chosen.of(self.tars.names, config.split)
+        tars = self.tars.only(chosen.numbers)
+        key = json.dumps([self.identity, chosen.numbers, config.label_column])
+        members = _kept(scratch / "shards.json", key)
+        if members is None:
+            members = Members()
+            with ThreadPoolExecutor(_READERS) as readers:
+                for part in readers.map(
+                    lambda number: members_of(tars, number, config.label_column), range(len(tars.paths))
+                ):
+                    members.add(part)
+            atomic.write_json(scratch / "shards.json", {"key": key, **members.to_json()})
+        return list_members(self.data, tars, members, chosen, config)
 
 
-def _regular(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members that are files, hidden ones left out."""
-    while (info := tar.next()) is not None:
-        if info.isreg() and not any(part.startswith(".") for part in info.name.removeprefix("./").split("/")):
-            yield info
-        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+def _kept(file: Path, key: str) -> Members | None:
+    """The index that a file holds; None if there is none, it is of something else, or it is damaged."""
+    if not file.exists():
+        return None
+    try:
+        value = atomic.read_object(file, limit=_INDEX)
+        return Members.from_json(value) if value["key"] == key else None
+    except (atomic.FileError, KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def recognise_shards(data: str, run: Path) -> Shards | None:
     """The shards that `data` names, if it has the form `PROTOCOL://....tar`, with braces or wildcards or without.
 
     Raises:
-        DataError: no such protocol or file, or they cannot be reached.
+        DataError: another ending, no such protocol or file, or they cannot be reached.
     """
-    if not re.match(r"[a-z0-9+]+(::[a-z0-9+]+)*://", data) or not data.endswith(".tar"):
+    if not re.match(r"[a-z0-9+]+(::[a-z0-9+]+)*://", data):
         return None
+    if not data.endswith(".tar"):
+        raise DataError(_refusal(data))
     patterns = expand_braces(data)
     try:
         files, _ = fsspec.core.url_to_fs(patterns[0])
@@ -161,5 +153,19 @@ def recognise_shards(data: str, run: Path) -> Shards | None:
         raise DataError(f"cannot read {data}: {atomic.reason(error)}") from error
     total = hashlib.sha256()
     for path, size, head in zip(paths, sizes, heads, strict=True):
-        total.update(json.dumps([path.rpartition("/")[2], size]).encode() + bytes(head))
-    return Shards(data, files, tuple(paths), total.hexdigest())
+        total.update(json.dumps([posixpath.basename(path), size]).encode() + bytes(head))
+    folder = posixpath.commonpath([posixpath.dirname(path) or "." for path in paths]) if paths else ""
+    names = [posixpath.relpath(path, folder or ".") for path in paths]
+    return Shards(data, RemoteTars(files, names, paths, sizes), total.hexdigest())
+
+
+def _refusal(data: str) -> str:
+    """Why DATA of this form is not read, and what to do."""
+    if data.endswith(".parquet"):
+        return (
+            f"cannot read {data!r}: a row of a parquet file cannot be read without the rows around it, so only tar shards are "
+            "read from such places; see 'Parquet files as tar shards' on the page On several cards and machines"
+        )
+    if data.endswith((".tar.gz", ".tgz")):
+        return f"cannot read {data!r}: a compressed tar has no random access; store it as .tar, images are compressed anyway"
+    return f"cannot read {data!r}: expected PROTOCOL://....tar, with braces or wildcards, or a path without a protocol"

@@ -6,8 +6,8 @@
     RUN/codes/manifest.json     geometry, digest of the autoencoder's weights, n, classes, fingerprint of the data, and a
                                 checksum of each array
 
-A new store is first written under temporary names in the same folder. When all its arrays are complete, the file
-`next.json` is written: the new manifest together with the list of renames that are still to be done. From that
+A new store (`data/store_writer.py`) is first written under temporary names in the same folder, or under its own names in
+the folder `parts` below. When all its arrays are complete, the file `next.json` is written: the new manifest together with the list of renames that are still to be done. From that
 moment the new store counts, even if the process dies: readers find the arrays under either name, and the next training
 completes the renames. Reading never changes the folder.
 
@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -30,13 +28,13 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, field_validator
 
 from vqvae2.codes import Codes, Geometry
-from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.errors import UserError
 from vqvae2.files import arrays, atomic
 from vqvae2.files.records import Record
 from vqvae2.files.temporary import is_temporary_name, sweep
 
 FORMAT = 1  # a larger number in a manifest was written by a newer version
+PARTS = "parts"  # the sub-folder in which a store is put together from parts
 _AT_ONCE = 2**24  # bytes that are checked at a time
 _Side = Annotated[int, Field(ge=1, le=65536)]
 
@@ -77,7 +75,7 @@ class _Manifest(Record):
     @property
     def files(self) -> list[str]:
         """Names of the arrays."""
-        return _file_names(len(self.geometry.grids))
+        return file_names(len(self.geometry.grids))
 
 
 class CodeStore:
@@ -126,7 +124,7 @@ class CodeStore:
         Raises:
             StoreError: something is not so.
         """
-        levels = dict(zip(_file_names(self.geometry.levels), self._levels, strict=False))
+        levels = dict(zip(file_names(self.geometry.levels), self._levels, strict=False))
         sizes = {f"level-{i}.npy": size for i, size in enumerate(self.geometry.vocabulary)}
         sizes |= {"labels.npy": max(1, len(self.classes)), "split.npy": 2}
         for name, array in {**levels, "labels.npy": self.labels, "split.npy": self.split}.items():
@@ -144,132 +142,6 @@ class CodeStore:
                 raise StoreError(
                     f"{files[name]} is damaged: its content does not match the checksum in the manifest"
                 )
-
-
-class StoreWriter:
-    """Writes a code store; use it as a context manager.
-
-    When the block ends without an exception, the new store replaces an older one in the same folder. When it ends
-    with an exception, the older one stays as it was.
-
-    Args:
-        folder: RUN/codes; created when missing.
-        geometry: grid sizes and numbers of codes of the levels; at most 65536 codes per level.
-        digest: digest of the weights of the autoencoder that makes the codes.
-        n: number of images that will be appended.
-        classes: class names; () = no labels.
-        fingerprint: fingerprint of the data (`ImageSet.fingerprint`).
-
-    Raises:
-        StoreError: too many codes per level, fewer than n images when the block ends, or the folder cannot be written.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        geometry: Geometry,
-        digest: str,
-        n: int,
-        *,
-        classes: Sequence[str] = (),
-        fingerprint: str = "",
-    ) -> None:
-        if max(geometry.vocabulary) > 65536:
-            raise StoreError(
-                f"the store keeps 16 bits per code: expected at most 65536 codes, found {geometry.vocabulary}"
-            )
-        self.folder, self.geometry, self.n = Path(folder), geometry, n
-        self.count = 0
-        self._manifest = {
-            "format": FORMAT,
-            "geometry": geometry.to_json(),
-            "digest": digest,
-            "n": n,
-            "classes": list(classes),
-            "fingerprint": fingerprint,
-            "version": _version(),
-        }
-        self._writers: list[ArrayWriter] = []
-
-    def __enter__(self) -> Self:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                complete_renames(self.folder)
-            except StoreError:  # what cannot be read is replaced
-                (self.folder / "next.json").unlink(missing_ok=True)
-            sweep(self.folder)
-            for index, grid in enumerate(self.geometry.grids):
-                self._writers.append(ArrayWriter(self.folder / f"level-{index}.npy", grid, np.uint16))
-            self._writers.append(ArrayWriter(self.folder / "labels.npy", (), np.int64))
-            self._writers.append(ArrayWriter(self.folder / "split.npy", (), np.int8))
-        except OSError as error:
-            self._abandon()
-            raise self._failed(error) from error
-        return self
-
-    def append(self, codes: Codes, labels: ArrayLike, split: ArrayLike) -> None:
-        """Add the codes [b, h, w] of b images, their labels [b] and their split [b] (0 training, 1 held out).
-
-        Raises:
-            CodesError: the codes do not fit the geometry.
-            StoreError: more images than announced, lengths that differ, or the disk is full.
-        """
-        self.geometry.check(codes)
-        columns: list[NDArray[Any]] = [
-            np.asarray(labels, np.int64).reshape(-1),
-            np.asarray(split, np.int8).reshape(-1),
-        ]
-        if {len(column) for column in columns} != {len(codes)} or self.count + len(codes) > self.n:
-            raise StoreError(
-                f"expected at most {self.n - self.count} more images with a label and a split each, found "
-                f"{len(codes)} codes, {len(columns[0])} labels and {len(columns[1])} splits"
-            )
-        rows: list[NDArray[Any]] = [
-            *(level.cpu().numpy().astype(np.uint16) for level in codes.levels),
-            *columns,
-        ]
-        try:
-            for writer, row in zip(self._writers, rows, strict=True):
-                writer.append(row)
-        except OSError as error:
-            raise self._failed(error) from error
-        self.count += len(codes)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        except OSError as problem:
-            raise self._failed(problem) from problem
-        finally:
-            self._abandon()
-
-    def _finish(self) -> None:
-        if self.count != self.n:
-            raise StoreError(f"expected codes of {self.n} images, found {self.count}; the old store is kept")
-        for writer in self._writers:
-            writer.finish()
-        renames = {writer.path.name: writer.temporary.name for writer in self._writers}
-        self._manifest["checksums"] = {writer.path.name: writer.checksum for writer in self._writers}
-        try:
-            atomic.write_json(self.folder / "next.json", {**self._manifest, "renames": renames})
-        except atomic.FileError as error:
-            raise StoreError(str(error)) from error
-        self._writers = []
-        complete_renames(self.folder)
-
-    def _abandon(self) -> None:
-        for writer in self._writers:
-            writer.abandon()
-        self._writers = []
-
-    def _failed(self, error: OSError) -> StoreError:
-        return StoreError(
-            f"cannot write codes to {self.folder}: {error.strerror or error}; an older store is kept"
-        )
 
 
 def open_store(folder: str | Path, *, digest: str | None = None, check: bool = True) -> CodeStore:
@@ -357,7 +229,11 @@ def _read_manifest(path: Path) -> _Manifest:
     except atomic.FileError as error:
         raise StoreError(f"the code store in {path.parent} is damaged: {error}") from error
     pairs = manifest.renames.items()
-    own = all(is_temporary_name(temporary, name) for name, temporary in pairs)
+    below = not (path.parent / PARTS).is_symlink()  # it may lead anywhere
+    own = all(
+        is_temporary_name(temporary, name) or (below and temporary == f"{PARTS}/{name}")
+        for name, temporary in pairs
+    )
     expected = sorted(manifest.files) if path.name == "next.json" else []
     if sorted(manifest.renames) != expected or not own:
         raise StoreError(
@@ -366,12 +242,6 @@ def _read_manifest(path: Path) -> _Manifest:
     return manifest
 
 
-def _file_names(levels: int) -> list[str]:
+def file_names(levels: int) -> list[str]:
+    """The names of the arrays of a store of so many levels."""
     return [*(f"level-{index}.npy" for index in range(levels)), "labels.npy", "split.npy"]
-
-
-def _version() -> str:
-    try:
-        return metadata.version("vqvae2")
-    except metadata.PackageNotFoundError:
-        return "unknown"

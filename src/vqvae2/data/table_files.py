@@ -50,8 +50,12 @@ class TableFiles:
     def _open(self, config: DataConfig, scratch: Path) -> tuple[Tables, list[str]]:
         """Open the files; words such as `train` and `test` in their names are a split, folders `key=value` columns."""
         import datasets
+        import pyarrow.parquet as pq
 
-        inner = [Path(file.name) if self.root is None else file.relative_to(self.root) for file in self.files]
+        filled = [file for file in self.files if pq.read_metadata(file).num_rows]
+        if not filled:
+            raise DataError(f"{self.data!r} holds no rows")
+        inner = [Path(file.name) if self.root is None else file.relative_to(self.root) for file in filled]
         held, notes = file_splits([name.as_posix() for name in inner])
         split = config.split
         named = [split is not None and split.lower() in words_of(name.as_posix()) for name in inner]
@@ -61,7 +65,7 @@ class TableFiles:
             held = [0] * len(inner)
         known = 1 in held
         groups: dict[tuple[int | None, Path, tuple[tuple[str, str], ...]], list[str]] = {}
-        for file, name, own in zip(self.files, inner, held, strict=True):
+        for file, name, own in zip(filled, inner, held, strict=True):
             if own is not None:
                 key = (own if known else None, file.absolute().parent, _hive(name, config.label_column))
                 groups.setdefault(key, []).append(glob.escape(str(file.absolute())))
@@ -70,7 +74,24 @@ class TableFiles:
             OpenedTable(_with_columns(load(data_files={"train": names}), more), own, folder)
             for (own, folder, more), names in groups.items()
         ]
-        return Tables(tables, split=split), notes
+        tables, more = _with_classes(tables, config.label_column)
+        return Tables(tables, split=split), notes + more
+
+
+def _with_classes(tables: list[OpenedTable], wanted: str | None) -> tuple[list[OpenedTable], list[str]]:
+    """Without the held-out tables that have no column of classes, if the others have one; and notes.
+
+    A test split is often published so. It is not held out then, as a test folder without folders of classes is not.
+    """
+    columns = {wanted} if wanted else {*LABEL_COLUMNS, "json"}
+    kept = [opened for opened in tables if not columns.isdisjoint(opened.table.column_names)]
+    left = [opened for opened in tables if columns.isdisjoint(opened.table.column_names)]
+    if not kept or not left or not all(opened.held == 1 for opened in left):
+        return tables, []
+    if not any(opened.held == 1 for opened in kept):
+        kept = [opened._replace(held=None) for opened in kept]
+    rows = sum(len(opened.table) for opened in left)
+    return kept, [f"warning: {rows} rows of the held-out split have no column of classes and are not used"]
 
 
 def _hive(name: Path, label_column: str | None) -> tuple[tuple[str, str], ...]:

@@ -79,6 +79,8 @@ def reading(data: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The type of an exception and the first line of its message."""
     cause = error.__cause__ or error  # `datasets` wraps what happened in a general error
+    if type(cause).__name__ == "CastError" or "Failed to parse string" in str(cause):
+        return "its files do not all have the same columns of the same types"
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[0].strip()}" if lines else type(cause).__name__
 

@@ -39,7 +39,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
 from vqvae2.files.records import Record
-from vqvae2.files.run_folder import RunError, RunFolder
+from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
 from vqvae2.processes import Group
 
 RESNET = "resnet"
@@ -131,10 +131,11 @@ def fit_to_run(
 
     Raises:
         LockError: another command works in the run's folder.
-        RunError: `data` holds other images.
+        RunError: `data` holds other images, or a folder of the run leads out of it.
         DataError, CriticError, FeatureError, ClassifierError, FileError: see `open_images` and `fit_critic`.
     """
     source, config, group = run.record.get("source"), run.config, group or Group()
+    refuse_links(run.folder, config.autoencoder.levels)
     with ExitStack() as stack:
         own = data is None or same_source(data, run.record, run.folder)
         elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"

@@ -45,6 +45,8 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
         FileError: the disk is full or the folder cannot be written; an earlier file at `path` is kept.
     """
     path = Path(path)
+    if path.is_dir():  # also ".", which has no name
+        raise FileError(f"cannot write {path}: Is a directory")
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

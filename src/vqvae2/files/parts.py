@@ -10,6 +10,7 @@ Shapes: n rows in all, b rows of a part.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 from vqvae2.files import tensor_file
-from vqvae2.files.atomic import FileError
+from vqvae2.files.atomic import FileError, write_json
+from vqvae2.files.records import Record
 from vqvae2.processes import Group
 
 
@@ -43,7 +45,12 @@ class Parts:
     mine: list[range] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Look for what is there, and share out the rest; a collective."""
+        """Look for what is there, and share out the rest; a collective.
+
+        Raises:
+            FileError: the folder is a link.
+        """
+        _refuse_link(self.folder)
         missing: list[range] = []
         if self.group.main:
             own = {self._file(rows) for rows in self.ranges}
@@ -94,6 +101,11 @@ class Parts:
         parts = list(self)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    def forget(self, ranges: Sequence[range]) -> None:
+        """Remove the files of some parts, whose rows are kept elsewhere by now."""
+        for rows in ranges:
+            self._file(rows).unlink(missing_ok=True)
+
     def remove(self) -> None:
         """When every process has read what it needs: remove the files; a collective."""
         self.group.wait()
@@ -109,6 +121,80 @@ class Parts:
         except FileError:
             return False
         return all(len(tensor) == len(rows) for tensor in tensors.values())
+
+
+class _Finished(Record):
+    """What `Kept` knows of one finished result."""
+
+    figures: dict[str, list[float]]
+    files: dict[str, str]  # sha256 by path
+
+
+class Kept:
+    """The results of a command that writes some files and a few figures per image, kept as `FOLDER/KEY.json` until all are there.
+
+    Unlike those of `Parts`, each process makes results of images that it has already read; after a kill another one may find them.
+
+    Args:
+        folder: for these files alone, the same for all processes; None keeps nothing.
+        keys: one per result of this process; a key identifies all that a result is made from.
+        group: the processes that share the work; making a `Kept` is a collective.
+
+    Raises:
+        FileError: the folder is a link.
+    """
+
+    def __init__(self, folder: Path | None, keys: Sequence[str], group: Group) -> None:
+        self.folder, self.group = folder, group
+        own = {f"{key}.json" for part in group.gathered(list(keys)) for key in part}
+        if folder is not None:
+            _refuse_link(folder)
+        if folder is not None and group.main:
+            for old in folder.glob("*.json"):
+                if old.name not in own:
+                    with suppress(OSError):
+                        old.unlink()
+
+    def result(
+        self, key: str, make: Callable[[], tuple[dict[str, list[float]], list[Path]]]
+    ) -> tuple[dict[str, list[float]], list[Path]]:
+        """The figures and the files of one result: those that are kept if the files are as they were, or new ones.
+
+        Args:
+            make: writes the files; returns figures by name, and the files.
+
+        Raises:
+            FileError: the result cannot be kept.
+        """
+        if self.folder is None:
+            return make()
+        place = self.folder / f"{key}.json"
+        try:
+            kept = _Finished.read(place)
+            if all(_sha256(Path(file)) == digest for file, digest in kept.files.items()):
+                return kept.figures, [Path(file) for file in kept.files]
+        except (OSError, FileError):
+            pass  # not there, damaged, or one of its files is gone
+        figures, files = make()
+        write_json(place, {"figures": figures, "files": {str(file): _sha256(file) for file in files}})
+        return figures, files
+
+    def remove(self) -> None:
+        """When all results are there: forget them; a collective."""
+        self.group.wait()
+        if self.folder is not None and self.group.main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _refuse_link(folder: Path) -> None:
+    """A link in a folder of a stranger could have files removed anywhere."""
+    if folder.is_symlink():
+        raise FileError(f"{folder} is a link, so nothing is written or removed there; delete it")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def cut(count: int, size: int, begin: int = 0) -> list[range]:

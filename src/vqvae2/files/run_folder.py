@@ -182,3 +182,31 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether this is a run folder."""
         return self.config.is_file()
+
+
+def refuse_links(folder: Path, levels: int) -> None:
+    """Check that no folder into which a command may write is a link that leads out of the run folder.
+
+    Args:
+        folder: RUN.
+        levels: of the autoencoder.
+
+    Raises:
+        RunError: one is; a run folder of a stranger could make a command write anywhere.
+    """
+    paths = RunFolder(folder)
+    stages = paths.networks(levels).values()
+    written = [paths.data, paths.codes, paths.prior(0).path.parent, *(stage.path for stage in stages)]
+    written += [place for stage in stages for place in (stage.pictures, stage.checkpoints)]
+    written += [paths.critic.parent, paths.sheets, paths.report, paths.report / "cache"]
+    for place in written:
+        if leads_out(place, folder):
+            raise RunError(
+                f"{place} is a link to {place.resolve()}, outside of the run folder, so nothing is written there; "
+                f"use a real folder, or move the whole run"
+            )
+
+
+def leads_out(place: Path, folder: Path) -> bool:
+    """Whether a path in a run folder is a link that leads out of it."""
+    return place.is_symlink() and not place.resolve().is_relative_to(folder.resolve())

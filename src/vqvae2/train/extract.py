@@ -3,7 +3,8 @@
     images --any process--> RUN/codes/parts/ --main process--> code store, in order
 
 The parts, and the batches in them, do not depend on the number of processes, and so neither does the store. After a kill,
-extraction goes on with the parts that are missing, with any number of processes.
+extraction goes on with the parts that are missing, with any number of processes. Parts that were joined are removed while
+others still wait, so that the codes are never on the disk twice.
 
 Shapes: b images of a batch, h w the grid of a level.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,8 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.batches import sequential_pixels
 from vqvae2.data.images import ImageSet
-from vqvae2.data.store import StoreError, StoreWriter
+from vqvae2.data.store import PARTS, StoreError
+from vqvae2.data.store_writer import Joining, StoreWriter
 from vqvae2.files.atomic import FileError
 from vqvae2.files.parts import Parts, cut
 from vqvae2.files.progress import Reporter, Tracker
@@ -37,6 +40,7 @@ from vqvae2.train.resident import scaled
 _BATCH = 64  # images encoded at a time on a CPU
 _PIXELS = 2**23  # of the images encoded at a time on a GPU
 _PART = 16  # batches of a part
+_REMOVED = 16  # parts that are removed at a time
 
 
 def extract(
@@ -73,14 +77,17 @@ def extract(
     for indices, _, _ in passes(images, config):
         ranges += cut(len(indices), size * _PART, ranges[-1].stop if ranges else 0)
     key = digest_of({}, f"{digest} {images.fingerprint} {config.data} {config.seed} {copies(config)} {size}")
-    parts = Parts(parts_folder(folder), key, ranges, group)
+    joining = group.agreed(Joining.of(folder, key, config.geometry))
+    if joining.rows not in [rows.stop for rows in ranges]:
+        joining = Joining(key)
+    parts = Parts(parts_folder(folder), key, [rows for rows in ranges if rows.start >= joining.rows], group)
     parts.begin()
     try:
         with reporter.track("codes", sum(map(len, parts.mine)), unit="images") as tracker:
             _encode(autoencoder, images, config, parts, size, tracker)
         group.wait()
         if group.main:
-            _join(images, config, parts, folder, digest)
+            _join(images, config, parts, folder, digest, joining)
     except FileError as error:
         raise StoreError(str(error)) from error
     parts.remove()
@@ -88,7 +95,7 @@ def extract(
 
 def parts_folder(folder: Path) -> Path:
     """Where the parts are until the code store `folder` is complete."""
-    return folder / "parts"
+    return folder / PARTS
 
 
 def _encode(
@@ -115,16 +122,20 @@ def _encode(
                 parts.write(rows, {name: torch.cat([part[name] for part in done]) for name in done[0]})
 
 
-def _join(images: ImageSet, config: Config, parts: Parts, folder: Path, digest: str) -> None:
-    """Write the store from all parts."""
+def _join(
+    images: ImageSet, config: Config, parts: Parts, folder: Path, digest: str, joining: Joining
+) -> None:
+    """Write the store from all parts, and remove those that are in it."""
     total, levels = image_count(images, config), range(config.autoencoder.levels)
-    with StoreWriter(
-        folder, config.geometry, digest, total, classes=images.classes, fingerprint=images.fingerprint
-    ) as writer:
-        for rows, part in zip(parts.ranges, parts, strict=True):
+    about: dict[str, Any] = {"classes": images.classes, "fingerprint": images.fingerprint, "joining": joining}
+    with StoreWriter(folder, config.geometry, digest, total, **about) as writer:
+        for number, (rows, part) in enumerate(zip(parts.ranges, parts, strict=True), 1):
             codes = Codes(tuple(part[f"level_{level}"].long() & 0xFFFF for level in levels))
             split = np.full(len(rows), int(rows.start < len(images.heldout)), np.int8)
             writer.append(codes, part["labels"].numpy(), split)
+            if number % _REMOVED == 0:
+                writer.keep()
+                parts.forget(parts.ranges[number - _REMOVED : number])
 
 
 def image_count(images: ImageSet, config: Config) -> int:

@@ -25,7 +25,7 @@ from vqvae2.data.images import ImageSet
 from vqvae2.data.recorded import same_source, source_record
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
-from vqvae2.files.run_folder import RunError, RunFolder
+from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.derived import check_origin, compare_priors, prior_of
 from vqvae2.train.longer import may_change, record_ends, set_aside
@@ -77,7 +77,7 @@ def claim(
         RunError: see `train`.
     """
     file = RunFolder(folder).config
-    refuse_links(folder, config)
+    refuse_links(folder, config.autoencoder.levels)
     if wrong := [level for level in (redo or Redo()).levels if not 0 <= level < config.autoencoder.levels]:
         raise RunError(f"{REDO}: expected a level 0..{config.autoencoder.levels - 1}, found {wrong[0]}")
     config = _labels_from_anywhere(config)
@@ -146,25 +146,6 @@ def _of(line: str, levels: Sequence[int]) -> bool:
 
 def _only_priors(refused: list[str]) -> bool:
     return all(re.match(r"(prior\.levels|train_prior)\.\d+\.", line) for line in refused)
-
-
-def refuse_links(folder: Path, config: Config) -> None:
-    """Check that no folder into which a training writes is a link that leads out of the run folder.
-
-    Raises:
-        RunError: one is; a run folder of a stranger could make a training write anywhere.
-    """
-    paths, levels = RunFolder(folder), config.autoencoder.levels
-    stages = paths.networks(levels).values()
-    written = [paths.data, paths.codes, paths.prior(0).path.parent, *(stage.path for stage in stages)]
-    written += [place for stage in stages for place in (stage.pictures, stage.checkpoints)]
-    root = folder.resolve()
-    for place in written:
-        if place.is_symlink() and not place.resolve().is_relative_to(root):
-            raise RunError(
-                f"{place} is a link to {place.resolve()}, outside of the run folder, so nothing is written there; "
-                f"use a real folder, or move the whole run"
-            )
 
 
 def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
