@@ -127,7 +127,7 @@ def scripted(path: Path, classes: int = 3) -> Path:
 def resnet(path: Path, images: ImageSet) -> Path:
     """A small classifier that was trained on the training images."""
     pixels, labels = batch(images, images.train)
-    config = ClassifierConfig(width=4, stages=1, steps=10, batch=8, flip=False)
+    config = ClassifierConfig(width=8, stages=1, steps=10, batch=8, flip=False)
     save_classifier(path, train_classifier(pixels, labels, 3, config))
     return path
 
