@@ -976,7 +976,9 @@ def test_complete_says_what_it_did(
     how = ["--mask", mask, "--n", 2, "--passes", 3, "--out", tmp_path / "out"]
     said = command("complete", trained, pictures / "disc" / "01.png", *how)
     first, *passes = said.out.splitlines()
-    assert re.fullmatch(r"2 completions in [\d.]+ s, redrawn 25%, 25% of the levels: .*sheet\.png", first)
+    assert re.fullmatch(
+        r"2 completions in [\d.]+ s; 25% of level 0 redrawn, 25% of level 1 redrawn: .*sheet\.png", first
+    )
     assert [re.sub(r"[\d.]+ \+ [\d.]+|\d+%", "X", line) for line in passes] == [
         "pass 1: X bits, X of them of what is kept",
         "pass 2: X bits, X of them of what is kept, X of the moves accepted",
@@ -1002,9 +1004,9 @@ def test_a_picture_is_never_overwritten_by_its_completion(
 
 @pytest.fixture
 def known(run: Path) -> Path:
-    """A run with ten held-out pictures in its code store."""
+    """A run with twenty held-out pictures in its code store."""
     split = np.load(run / "codes" / "split.npy")
-    split[:10] = 1
+    split[:20] = 1
     np.save(run / "codes" / "split.npy", split)
     manifest = json.loads((run / "codes" / "manifest.json").read_text())
     manifest["checksums"]["split.npy"] = hashlib.sha256(split.tobytes()).hexdigest()
@@ -1030,7 +1032,7 @@ def test_score_puts_the_least_typical_first(
     )
     for item in items:
         assert np.allclose(np.array(item["bits"]) / (3 * 16 * 16), item["bits_per_dimension"])
-    assert value["heldout"] in (10, 11)
+    assert 20 <= value["heldout"] <= 22
     lines = command("score", known, pictures).out.splitlines()
     assert [line.split(": ")[0] for line in lines] == [item["source"] for item in items]
     pattern = (
@@ -1055,7 +1057,7 @@ def test_score_without_held_out_codes(known: Path, pictures: Path, command: Comm
     shutil.rmtree(run / "codes")
     said = command("score", run, pictures, "--json")
     assert said.code == 0
-    text = "holds codes of fewer than two held-out images: bits only, in the order of the command"
+    text = "holds codes of fewer than 19 held-out images, which typicality needs: bits only, in the order of the command"
     assert said.err == f"{run} {text}\n"
     value = json.loads(said.out)
     assert value["heldout"] is None

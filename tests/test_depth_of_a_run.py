@@ -119,3 +119,54 @@ def test_other_numbers_of_channels(
         command("reconstruct", tmp_path / "run", tmp_path / "in" / "0.npy", "--out", tmp_path / "again").code
         == 0
     )
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five volumes of eight slices, values from -1000 to 2000."""
+    nibabel = pytest.importorskip("nibabel")
+    root = tmp_path_factory.mktemp("volumes")
+    for number in range(5):
+        x, y, z = np.mgrid[0:16, 0:16, 0:8]
+        values = (100 * x + 60 * y + 40 * z + 20 * number - 1000).clip(-1000, 2000).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), root / f"scan-{number}.nii.gz")
+    return root
+
+
+def test_slices_of_volumes_are_images_everywhere(
+    volumes: Path, settings: list[str], tmp_path: Path, command: Command
+) -> None:
+    more = (
+        "data.channels=1",
+        "data.range=[-1000, 2000]",
+        "train_autoencoder.steps=4",
+        "train_prior.*.steps=2",
+    )
+    arguments = [part for setting in more for part in ("--set", setting)]
+    run = tmp_path / "run"
+    said = command("train", volumes, "--run", run, "--preset", "tiny", *settings, *arguments)
+    assert said.code == 0, said.err
+    assert "40 images" in said.err
+    assert "32 to train, 8 held out" in said.err, "a volume as a whole"
+    scan, out = volumes / "scan-1.nii.gz", tmp_path / "out"
+    said = command("reconstruct", run, scan, f"{volumes / 'scan-2.nii.gz'}#5", "--out", out)
+    assert said.code == 0, said.err
+    written = {path.stem for path in out.glob("*.png")} - {path.stem for path in out.glob("*-levels.png")}
+    assert written == {*(f"scan-1-{number}" for number in range(8)), "scan-2-5"}
+    said = command("score", run, f"{scan}#3", "--bits-map", tmp_path / "maps")
+    assert said.code == 0, said.err
+    assert f"{scan}#3: " in said.out
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {
+        "scan-1-3-bits-0.png",
+        "scan-1-3-bits-1.png",
+    }
+    said = command("complete", run, f"{scan}#3", "--keep-levels", 1, "--n", 1, "--out", tmp_path / "more")
+    assert said.code == 0, said.err
+    assert "level 0 kept, level 1 redrawn" in said.out
+    said = command("complete", run, scan, "--keep-levels", 1, "--n", 1, "--out", tmp_path / "none")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "8 slices in one file: name one of them, such as FILE#4" in said.err
+    said = command("encode", run, volumes, "--out", tmp_path / "codes.npz")
+    assert said.code == 0, said.err
+    assert command("decode", run, tmp_path / "codes.npz", "--out", tmp_path / "decoded").code == 0
+    assert (tmp_path / "decoded" / "scan-4-7.png").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterable
 
 _UNSAFE = (
     re.compile(  # control characters, bidirectional overrides, separators of lines, halves of surrogate pairs
@@ -21,6 +22,11 @@ def printable(text: str) -> str:
     tabs and all visible characters stay as they are.
     """
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas between them; a name that has a comma itself is quoted."""
+    return ", ".join(repr(name) if "," in name else name for name in names)
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -22,7 +22,7 @@ from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.code_likelihood import bits_in_batches, log_prob_in_batches
 from vqvae2.evaluate.critic import Critic, fit_to_run, load_critic
-from vqvae2.evaluate.typicality import Typical
+from vqvae2.evaluate.typicality import LEAST, Typical
 from vqvae2.files.locate import find_run
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunError
@@ -384,7 +384,7 @@ class Run(StoredRun):
             labelled: whether each is scored under its own class, or all under "no label".
 
         Returns:
-            None if RUN/codes holds fewer than two held-out images, as for a model of the package.
+            None if RUN/codes holds fewer than 19 held-out images (`typicality.LEAST`), as for a model of the package.
 
         Raises:
             StoreError: RUN/codes is damaged, or belongs to another autoencoder.
@@ -393,7 +393,7 @@ class Run(StoredRun):
             return None
         store = open_store(self.paths.codes, digest=self._autoencoder[1])
         heldout = store.heldout[:: -(-len(store.heldout) // _REFERENCE) or 1]
-        if len(heldout) < 2:
+        if len(heldout) < LEAST:
             return None
         labels = torch.from_numpy(np.array(store.labels[heldout])) if labelled else None
         batch = self.sampling.batch

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from vqvae2.config.training import TrainConfig
 from vqvae2.data.store import open_store
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, listed
 from vqvae2.files.atomic import reason, write_text
 from vqvae2.files.locate import HUB_FILES
 from vqvae2.files.run_folder import RunError
@@ -140,7 +140,7 @@ def model_card(run: StoredRun, card: Card, repository: str) -> str:
         "tags": ["vqvae2", "vq-vae-2", "image-generation", "vector-quantization"],
     }
     grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
-    classes = f" Classes ({len(run.classes)}): {', '.join(run.classes)}." if run.classes else " No classes."
+    classes = f" Classes ({len(run.classes)}): {listed(run.classes)}." if run.classes else " No classes."
     kinds = ", ".join(f"level {i}: {level.kind}" for i, level in enumerate(config.prior.levels))
     height, width = (side * config.autoencoder.strides[0] for side in config.geometry.grids[-1])
     lines = [

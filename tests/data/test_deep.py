@@ -132,7 +132,7 @@ def test_written_files_are_read_again(
     if library:
         pytest.importorskip("tifffile")
     else:
-        monkeypatch.setattr(deep, "_optional", lambda name: None)
+        monkeypatch.setattr(deep, "optional", lambda name: None)
     options = config(channels=channels, range=bounds)
     image = torch.rand(channels, 8, 8) * 2 - 1
     path = save_values(image, tmp_path / "a.b", options)
@@ -250,9 +250,3 @@ def test_dicom(tmp_path: Path) -> None:
     assert np.array_equal(back[..., 0], values.astype(int) - 1024)
     with pytest.raises(ImageError):
         load_image((tmp_path / "a.dcm").read_bytes()[:200], options)
-
-
-def test_dicom_without_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deep, "_optional", lambda name: None)
-    with pytest.raises(DataError, match=r"need the extra medical: pip install 'vqvae2\[medical\]'"):
-        load_image(bytes(128) + b"DICM" + bytes(100), config(range=(0, 1)))

@@ -22,7 +22,7 @@ from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.files.atomic import FileError
 from vqvae2.files.tensor_file import load_tensors, save_tensors
 
-SMALL = ClassifierConfig(width=4, stages=2, steps=40, batch=16, lr=2e-2, flip=False, shift=0)
+SMALL = ClassifierConfig(width=8, stages=2, steps=40, batch=16, lr=2e-2, flip=False, shift=0)
 
 
 def clouds(count: int = 90, spread: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ def test_equal_arguments_give_equal_weights_and_touch_no_generator(trained: ResN
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 33), (4, 64), (3, 5)])
 def test_any_channels_and_sizes(channels: int, size: int) -> None:
     images, labels = stripes(6, channels, size)
-    config = ClassifierConfig(width=2, steps=10, batch=2, shift=2)
+    config = ClassifierConfig(width=8, steps=10, batch=2, shift=2)
     logits = predict(train_classifier(images, labels, 3, config), images)
     assert logits.shape == (6, 3)
     assert logits.isfinite().all()

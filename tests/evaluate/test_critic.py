@@ -21,6 +21,7 @@ from vqvae2.evaluate.critic import CriticError, CriticKind, critic_file, fit_cri
 from vqvae2.evaluate.probe import Probe, fit_probe
 from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
 from vqvae2.files.atomic import FileError
+from vqvae2.files.progress import Reporter
 from vqvae2.run import Run, load
 
 Command = Callable[..., Any]
@@ -68,8 +69,10 @@ def test_a_probe_on_the_training_images(run: Path, images: ImageSet, monkeypatch
         return fit_probe(features, labels, *more, **options)
 
     monkeypatch.setattr("vqvae2.evaluate.critic.fit_probe", noted)
-    seen: list[int] = []
-    critic = fit_critic(run, images, load(run, "cpu").config.data, progress=seen.append)
+    lines: list[str] = []
+    reporter = Reporter(quiet=True)
+    monkeypatch.setattr(reporter, "say", lines.append)
+    critic = fit_critic(run, images, load(run, "cpu").config.data, reporter=reporter)
     pixels, labels = batch(images, images.train)
     ((features, known),) = given
     assert torch.equal(known, labels)
@@ -79,7 +82,13 @@ def test_a_probe_on_the_training_images(run: Path, images: ImageSet, monkeypatch
     assert critic.accuracy == (likeliest == labels).double().mean()
     assert critic.record["train"] == len(images.train)
     assert critic.record["heldout"] == len(images.heldout)
-    assert seen[-1] == len(images)
+    ends = [
+        f"critic: training images: {len(images.train)}/{len(images.train)} images",
+        "critic: fitting: 7/7 fits",
+        f"critic: held-out images: {len(images.heldout)}/{len(images.heldout)} images",
+    ]
+    said = [line.split(", ")[0] for line in lines]
+    assert [line for line in said if line in ends] == ends
     assert critic.classes == images.classes
     assert critic.backbone_digest == "c" * 64
 
@@ -118,7 +127,7 @@ def scripted(path: Path, classes: int = 3) -> Path:
 def resnet(path: Path, images: ImageSet) -> Path:
     """A small classifier that was trained on the training images."""
     pixels, labels = batch(images, images.train)
-    config = ClassifierConfig(width=4, stages=1, steps=10, batch=8, flip=False)
+    config = ClassifierConfig(width=8, stages=1, steps=10, batch=8, flip=False)
     save_classifier(path, train_classifier(pixels, labels, 3, config))
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,10 @@ def test_the_command_chooses_reports_and_writes(
 
 
 def test_too_few_held_out_images_are_said(trained: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    (tmp_path / "report.json").write_text("{}")  # a report that is there already
     said = command("evaluate", trained, "--tune-sampling", "--out", tmp_path)
     assert said.code == 2
-    assert "tuning needs 40 held-out images, found" in said.err
+    (line,) = said.err.splitlines()[-1:]
+    assert re.fullmatch(r".*cannot measure tuning: tuning needs 40 held-out images, found \d+", line)
+    assert said.err.count("needs 40") == 1
+    assert "replaced" not in said.err

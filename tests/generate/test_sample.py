@@ -95,6 +95,11 @@ def test_other_alphabets() -> None:
         assert class_number(label, names) == number
 
 
+def test_a_name_with_a_comma_is_quoted_in_a_list() -> None:
+    with pytest.raises(UserError, match=r"a name such as cats, 'hats, coats', mats$"):
+        class_number("???", ["cats", "hats, coats", "mats"])
+
+
 def test_the_exact_name_goes_before_another_case() -> None:
     """Letters, say: upper and lower case are classes of their own."""
     assert [class_number(name, ["A", "a", "B", "b"]) for name in ("A", "a", "B", "b")] == [0, 1, 2, 3]

@@ -244,6 +244,13 @@ def _entries(part: Completed, files: Sequence[Path], classes: Sequence[str]) -> 
     return entries
 
 
+def _redrawn(level: int, share: float) -> str:
+    """What happened to the codes of a level."""
+    if share in (0, 1):
+        return f"level {level} {'redrawn' if share else 'kept'}"
+    return f"{share:.0%} of level {level} redrawn"
+
+
 def command(
     run: RunName,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="an image file")],
@@ -310,8 +317,8 @@ def command(
     if as_json:
         print_json({"seconds": seconds, **result})
         return
-    shares = ", ".join(f"{share:.0%}" for share in result["redrawn"])
-    print_text(f"{n} completions in {seconds:.1f} s, redrawn {shares} of the levels: {result['sheet']}")
+    shares = ", ".join(_redrawn(level, share) for level, share in enumerate(result["redrawn"]))
+    print_text(f"{n} completions in {seconds:.1f} s; {shares}: {result['sheet']}")
     for number, (bits, own) in enumerate(zip(result["bits"], result["kept_bits"], strict=True), 1):
         moves = f", {result['accepted'][number - 2]:.0%} of the moves accepted" if number > 1 else ""
         print_text(f"pass {number}: {per_level(bits)} bits, {per_level(own)} of them of what is kept{moves}")

@@ -56,6 +56,7 @@ def compress(
         RunError, CodecError: not trained yet, or an image that is too large.
     """
     from vqvae2.commands.images import free_name, image_files
+    from vqvae2.data.frames import plain_stem
     from vqvae2.files.atomic import write_atomic
     from vqvae2.files.output import make_folder
     from vqvae2.generate.sample import class_number
@@ -74,7 +75,7 @@ def compress(
             images = [_load(run, file, resize) for file in some]
             contents = run.codec.compress(images, [number] * len(images), mode.value)
             for file, image, content in zip(some, images, contents, strict=True):
-                target = out / f"{free_name(file.stem, [SUFFIX], taken)}{SUFFIX}"
+                target = out / f"{free_name(plain_stem(file), [SUFFIX], taken)}{SUFFIX}"
                 write_atomic(target, partial(_write, content=content))
                 _, height, width = image.shape
                 item = {"source": str(file), "file": str(target), "bytes": len(content)}

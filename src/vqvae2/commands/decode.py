@@ -73,10 +73,12 @@ def _file_name(name: str, taken: set[str]) -> str:
 
     Parts that would leave the folder, and characters that a file system may refuse, are replaced.
     """
+    from vqvae2.data.frames import plain_stem
+
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", ".", "..")]
     clean = ["".join(c if c.isprintable() and c not in '<>:"|?*' else "_" for c in part) for part in parts]
     whole = PurePosixPath(*clean) if clean else PurePosixPath("image")
-    stem = whole.with_suffix("") if whole.suffix else whole
+    stem = whole.with_name(plain_stem(Path(whole.name)))
     for number in itertools.count(1):
         file = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
         if file.casefold() not in taken:

@@ -16,6 +16,7 @@ from vqvae2.data.decoding import load_image
 from vqvae2.data.deep import save_values
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.folder_files import list_folder
+from vqvae2.data.frames import frames_of, split_frame
 from vqvae2.data.grid import save_picture
 from vqvae2.data.pixels import Pixels, to_float, to_pil, viewable
 from vqvae2.data.skipped import one_line
@@ -33,7 +34,7 @@ Skipped = list[tuple[str, str]]
 def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[Path]:
     """The files among `paths`, and the image files in the folders among them, sorted per folder.
 
-    A folder is listed by the rule of `data.folder_files`, as for training.
+    A folder is listed by the rule of `data.folder_files`, as for training. A file of several images stands for all of them.
 
     Args:
         skipped: the other files of the folders are appended, with their reasons.
@@ -41,13 +42,13 @@ def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[P
     Raises:
         UserError: a path does not exist, or a folder holds no image.
     """
-    missing = [printable(str(path)) for path in paths if not path.exists()]
+    missing = [printable(str(path)) for path in paths if not split_frame(path)[0].exists()]
     if missing:
         raise UserError(f"no such file: {', '.join(missing)}")
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            files.append(path)
+            files += [path] if split_frame(path)[1] is not None else frames_of(path)
             continue
         found = list_folder(path)
         unread = found.unread()

@@ -61,6 +61,7 @@ def reconstruct(
         DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import free_name, shared_images
+    from vqvae2.data.frames import plain_stem
     from vqvae2.files.output import claim_results, make_folder
     from vqvae2.files.parts import Kept
     from vqvae2.files.tensor_file import digest
@@ -73,7 +74,8 @@ def reconstruct(
         claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
     taken = {file.name.casefold() for file in shared.files if file.resolve().parent == out.resolve()}
     stems = [
-        out / free_name(file.stem, (".png", "-levels.png", ".tif", ".npy"), taken) for file in shared.files
+        out / free_name(plain_stem(file), (".png", "-levels.png", ".tif", ".npy"), taken)
+        for file in shared.files
     ]
     about = str(run.drawn_by(decoder))
     keys = [digest({"pixels": pixels}, f"{about} {stems[numbers[0]]}") for numbers, pixels in shared.own]

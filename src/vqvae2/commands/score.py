@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from vqvae2.processes import Group
     from vqvae2.run import Run
 
-_UNLIKE = 0.05  # an image of at most this typicality is marked
-
 
 def score(
     run: Run,
@@ -46,10 +44,10 @@ def score(
             log2 K, the bits of a code that nothing is known about; as large as the image.
 
     Returns:
-        `label`; `heldout`: the number of held-out images of the run, None if it has none; `pictures`: per image `source`,
-        `bits` (per level), `bits_per_dimension` (bits over C x H x W, per level) and, if the run has held-out images,
+        `label`; `heldout`: the number of held-out images of the run, None if it has fewer than 19; `pictures`: per image `source`,
+        `bits` (per level), `bits_per_dimension` (bits over C x H x W, per level) and, if the run has so many held-out images,
         `score`, `typicality` and `unlike` (see `Typical`), and `maps`, the
-        files in `bits_map`. Without held-out images they are in the given order.
+        files in `bits_map`. Without these they are in the given order.
 
     Raises:
         UserError: a missing file, or `out` is one of the images or a folder; DataError: a file that cannot be used.
@@ -128,13 +126,15 @@ def _scored(
 
 
 def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, label: str | None) -> int | None:
-    """Score and sort the items if the run has held-out images; their number, or None."""
+    """Score and sort the items if the run has enough held-out images; their number, or None."""
+    from vqvae2.evaluate.typicality import UNLIKE
+
     typical = run.typical(label is not None)
     if typical is None:
         return None
     scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
     for item, (value, typicality) in zip(items, scores, strict=True):
-        item |= {"score": value, "typicality": typicality, "unlike": typicality <= _UNLIKE}
+        item |= {"score": value, "typicality": typicality, "unlike": typicality <= UNLIKE}
     items.sort(key=lambda item: -item["score"])
     return len(typical)
 
@@ -142,12 +142,13 @@ def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, lab
 def _map_files(run: Run, files: Sequence[Path], folder: Path) -> list[list[Path]]:
     """The files for the maps of each image, one per level; their folder is made."""
     from vqvae2.commands.images import free_name
+    from vqvae2.data.frames import plain_stem
     from vqvae2.files.output import make_folder
 
     make_folder(folder)
     endings = [f"-bits-{level}.png" for level in range(run.config.autoencoder.levels)]
     taken = {file.name.casefold() for file in files if file.resolve().parent == folder.resolve()}
-    stems = [free_name(file.stem, endings, taken) for file in files]
+    stems = [free_name(plain_stem(file), endings, taken) for file in files]
     return [[folder / f"{stem}{ending}" for ending in endings] for stem in stems]
 
 
@@ -186,6 +187,7 @@ def command(
     the usual one, above or below. Images with a typicality of at most 5 % are marked "unlike".
     `torchrun --nproc-per-node P -m -- vqvae2 score ...` shares the images between P processes.
     """
+    from vqvae2.evaluate.typicality import LEAST
     from vqvae2.processes import joined
     from vqvae2.run import load
 
@@ -193,7 +195,9 @@ def command(
     report = Reporter(quiet=not group.main).say
     result = score(load(run), images, label, out, report, group, bits_map)
     if result["heldout"] is None:
-        report(f"{run} holds codes of fewer than two held-out images: bits only, in the order of the command")
+        report(
+            f"{run} holds codes of fewer than {LEAST} held-out images, which typicality needs: bits only, in the order of the command"
+        )
     if as_json:
         print_json(result)
         return

@@ -14,6 +14,7 @@ from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.commands.run_facts import collect
 from vqvae2.data.grid import save_picture
 from vqvae2.data.store import open_store
+from vqvae2.errors import listed
 from vqvae2.evaluate.advice import advise
 from vqvae2.evaluate.plot import Curve
 from vqvae2.evaluate.report import Cell, Page
@@ -71,9 +72,7 @@ class TrainingReport:
         samples = self.run.paths.prior(self.run.config.autoencoder.levels - 1).samples
         if samples.exists():
             self.page.heading("Samples")
-            order = (
-                ", classes in turn, row by row: " + ", ".join(self.run.classes) if self.run.classes else ""
-            )
+            order = ", classes in turn, row by row: " + listed(self.run.classes) if self.run.classes else ""
             self.page.picture(samples, f"64 samples, unselected{order}")
 
     def add_curves(self) -> None:

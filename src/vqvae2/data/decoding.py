@@ -23,6 +23,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.colours import Depth, background, deep_grey, has_alpha, is_deep, to_channels
 from vqvae2.data.deep import (
     TIFF,
+    checked_values,
     is_array_file,
     pillow_values,
     png_16,
@@ -33,11 +34,14 @@ from vqvae2.data.deep import (
 )
 from vqvae2.data.errors import DataError, ImageError, reading_failed
 from vqvae2.data.formats import READ, check_costs, check_memory, formats_for, unread, without_metadata
+from vqvae2.data.frames import split_frame
 from vqvae2.data.listing import Payload
+from vqvae2.data.medical import NIFTI_SUFFIXES, frame_size, read_frame
 from vqvae2.data.pixels import Pixels
 from vqvae2.errors import printable
 
 _ORIENTATION = 0x0112  # tag of the EXIF data
+_ARRAY = "an array of values, which is read with data.range set"
 _TURNED = (5, 6, 7, 8)  # its values for an image that lies on its side
 
 
@@ -136,6 +140,9 @@ def raw_values(source: bytes | str | Path | None, config: DataConfig) -> NDArray
     """
     if source is None:
         raise ImageError("the row holds no image")
+    if (place := _frame(source)) is not None:
+        with _blaming(_head(place[0]), config.max_memory):
+            return checked_values(read_frame(*place, config.max_pixels, config.max_memory))
     data = source if isinstance(source, bytes) else _read(Path(source))
     if is_array_file(data) or data.startswith(TIFF):
         with _blaming(data, config.max_memory):
@@ -156,6 +163,9 @@ def image_size(source: bytes | str | Path) -> tuple[int, int]:
     Raises:
         ImageError, DataError: as `decode`.
     """
+    if (place := _frame(source)) is not None:
+        with _blaming(_head(place[0]), 0):
+            return frame_size(*place)
     data = source if isinstance(source, bytes) else _read(Path(source))
     if is_array_file(data):
         with _blaming(data, 0):
@@ -169,6 +179,14 @@ def image_size(source: bytes | str | Path) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
+def _frame(source: bytes | str | Path) -> tuple[Path, int | None] | None:
+    """The file and the number of an image that is one of several in a file, or that is in a NIfTI volume; None for others."""
+    if isinstance(source, bytes):
+        return None
+    file, number = split_frame(Path(source))
+    return (file, number) if number is not None or file.name.lower().endswith(NIFTI_SUFFIXES) else None
+
+
 @contextmanager
 def _opened(source: bytes | str | Path, max_memory: int, name: str = "") -> Iterator[Image.Image]:
     """The image, opened by Pillow.
@@ -177,11 +195,13 @@ def _opened(source: bytes | str | Path, max_memory: int, name: str = "") -> Iter
         max_memory: see `_blaming`, which holds for what is done with the image, too.
         name: of the file, if `source` is its content.
     """
+    if _frame(source) is not None:
+        raise ImageError(_ARRAY)
     data = source if isinstance(source, bytes) else _read(Path(source))
     name = name if isinstance(source, bytes) else str(source)
     with _blaming(data, max_memory):
         if is_array_file(data):
-            raise ImageError("an array of values, which is read with data.range set")
+            raise ImageError(_ARRAY)
         plain = without_metadata(data)
         with _quiet(), Image.open(BytesIO(plain.data), formats=formats_for(data, name)) as image:
             if plain.profile is not None:
@@ -211,7 +231,18 @@ def _blaming(data: bytes, max_memory: int) -> Iterator[None]:
         _blame_memory(max_memory)
         raise ImageError("broken: it asks for more memory than its size needs") from error
     except Exception as error:  # Pillow and others may raise any exception for a damaged file
+        if isinstance(error, OSError) and error.errno is not None:
+            raise reading_failed(error) from error
         raise ImageError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise reading_failed(error) from error
 
 
 def _read(path: Path) -> bytes:

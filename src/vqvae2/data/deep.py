@@ -8,7 +8,6 @@ This path is taken where `data.range` is set. All channels share one range.
 
 from __future__ import annotations
 
-import importlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError, ImageError
+from vqvae2.data.formats import check_pixels, optional
+from vqvae2.data.medical import is_dicom, is_nifti, read_frame
 from vqvae2.files.atomic import write_atomic
 
 CLIPPED = "values outside data.range clipped to it"
@@ -32,28 +33,33 @@ _MOST_CHANNELS = 16
 
 
 def is_array_file(data: bytes) -> bool:
-    """Whether a file is an image that only this path reads: a NumPy array or a DICOM file."""
-    return data.startswith(NUMPY) or data[128:132] == b"DICM"
+    """Whether a file is an image that only this path reads: a NumPy array, a DICOM file or a NIfTI volume."""
+    return data.startswith(NUMPY) or is_dicom(data) or is_nifti(data)
 
 
 def read_values(data: bytes, most_pixels: int, most_megabytes: int) -> NDArray[Any]:
     """The values of an image file as they are stored: numbers [H, W, C].
 
     NumPy arrays are [H, W] or [H, W, C]. TIFF files are read by tifffile (extra `deep`), else by Pillow, which knows grey
-    ones. DICOM files are read by pydicom (extra `medical`) in the units of their rescaling, for example Hounsfield units.
+    ones. `medical` reads DICOM files and NIfTI volumes.
 
     Raises:
-        ImageError: the file is none of these, or has another shape or type.
+        ImageError: the file is none of these, holds several images, or has another shape or type.
         DataError: an extra is missing.
     """
     if data.startswith(NUMPY):
-        values = _numpy(data, most_pixels)
-    elif data[128:132] == b"DICM":
-        values = _dicom(data, most_pixels)
-    elif data.startswith(TIFF):
-        values = _tiff(data, most_pixels, most_megabytes)
-    else:
-        raise ImageError("neither a NumPy array nor a TIFF or DICOM file")
+        return checked_values(_numpy(data, most_pixels))
+    if data.startswith(TIFF):
+        return checked_values(_tiff(data, most_pixels, most_megabytes))
+    return checked_values(read_frame(data, None, most_pixels, most_megabytes))
+
+
+def checked_values(values: NDArray[Any]) -> NDArray[Any]:
+    """Values [H, W] or [H, W, C] as [H, W, C].
+
+    Raises:
+        ImageError: another shape, or no real numbers.
+    """
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or not values.size or values.shape[2] > _MOST_CHANNELS:
@@ -102,7 +108,7 @@ def _numpy(data: bytes, most_pixels: int) -> NDArray[Any]:
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         shape, fortran, dtype = read(stream)
-        _check_pixels(shape[:2], most_pixels)
+        check_pixels((shape[0], shape[1]) if len(shape) > 1 else (1, 1), most_pixels)
         if dtype.hasobject:
             raise ImageError("expected real numbers, found Python objects")
         count = int(np.prod(shape, dtype=np.int64))
@@ -115,10 +121,10 @@ def _numpy(data: bytes, most_pixels: int) -> NDArray[Any]:
 
 
 def _tiff(data: bytes, most_pixels: int, most_megabytes: int) -> NDArray[Any]:
-    library = _optional("tifffile")
+    library = optional("tifffile")
     if library is None:
         with Image.open(BytesIO(data), formats=("TIFF",)) as image:
-            _check_pixels(image.size, most_pixels)
+            check_pixels(image.size[::-1], most_pixels)
             if len(image.getbands()) > 1 and set(image.tag_v2.get(258) or (8,)) != {8}:  # type: ignore[attr-defined]
                 raise DataError(
                     "TIFF files of several channels with more than 8 bits need the extra deep (tifffile)"
@@ -127,7 +133,7 @@ def _tiff(data: bytes, most_pixels: int, most_megabytes: int) -> NDArray[Any]:
             return pillow_values(image)
     with library.TiffFile(BytesIO(data)) as file:
         page = file.pages[0]
-        _check_pixels((page.imagelength, page.imagewidth), most_pixels)
+        check_pixels((page.imagelength, page.imagewidth), most_pixels)
         if page.nbytes > most_megabytes * 1e6:
             raise ImageError(
                 f"{page.nbytes / 1e6:.0f} MB of values, more than max_memory = {most_megabytes} (MB)"
@@ -143,7 +149,7 @@ def _tiff(data: bytes, most_pixels: int, most_megabytes: int) -> NDArray[Any]:
 
 def tiff_size(data: bytes) -> tuple[int, int] | None:
     """Height and width of a TIFF of several channels or of deep ones; None without tifffile, and for all others."""
-    library = _optional("tifffile")
+    library = optional("tifffile")
     if library is None:
         return None
     try:
@@ -153,37 +159,6 @@ def tiff_size(data: bytes) -> tuple[int, int] | None:
             return None if usual else (int(page.imagelength), int(page.imagewidth))
     except Exception:  # damaged: Pillow says how
         return None
-
-
-def _dicom(data: bytes, most_pixels: int) -> NDArray[Any]:
-    library = _optional("pydicom")
-    if library is None:
-        raise DataError("DICOM files need the extra medical: pip install 'vqvae2[medical]'")
-    try:
-        file = library.dcmread(BytesIO(data))
-        if int(file.get("NumberOfFrames", 1) or 1) > 1:
-            raise ImageError(f"{file.NumberOfFrames} frames: expected one image per file")
-        _check_pixels((int(file.Rows), int(file.Columns)), most_pixels)
-        values = np.asarray(importlib.import_module("pydicom.pixels").apply_rescale(file.pixel_array, file))
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # pydicom and its decoders raise many kinds of exceptions for a damaged file
-        raise ImageError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
-    if file.get("PhotometricInterpretation") == "MONOCHROME1":  # the lowest value is white
-        values = values.max() + values.min() - values
-    return values
-
-
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
-
-
-def _check_pixels(sides: tuple[int, ...], most: int) -> None:
-    if len(sides) == 2 and sides[0] * sides[1] > most:
-        raise ImageError(f"{sides[1]}x{sides[0]} pixels, more than max_pixels = {most}")
 
 
 def with_channels(values: NDArray[Any], channels: int) -> NDArray[Any]:
@@ -254,7 +229,7 @@ def save_values(image: Tensor, stem: Path, config: DataConfig) -> Path:
         FileError: it cannot be written.
     """
     values = to_values(image, config)
-    library = _optional("tifffile")
+    library = optional("tifffile")
     stream = BytesIO()
     if values.shape[2] == 1 and values.dtype != np.int16:
         Image.fromarray(values[..., 0]).save(stream, "TIFF", compression="tiff_adobe_deflate")

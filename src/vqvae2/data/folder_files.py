@@ -2,7 +2,7 @@
 
 - Sub-folders are read, and links are followed; each folder is read once.
 - Files and folders whose name begins with a dot are left out without a word.
-- Images are recognised by the ending of their name or by their first bytes.
+- Images are recognised by the ending of their name or by their first bytes; a file may hold several (`frames`).
 - Everything else is listed with the reason why it is not read.
 """
 
@@ -15,6 +15,8 @@ from pathlib import Path
 
 from vqvae2.data.errors import DataError, ImageError, reading_failed
 from vqvae2.data.formats import IMAGE_SUFFIXES, RAW_SUFFIXES, is_image, unread
+from vqvae2.data.frames import frames_of
+from vqvae2.data.medical import NIFTI_SUFFIXES, is_dicom, is_nifti
 
 _HEAD = 512  # bytes of a file that are looked at
 
@@ -25,13 +27,15 @@ class FolderFiles:
 
     Attributes:
         root: the folder.
-        images: the image files, sorted.
+        files: the image files, sorted.
+        images: the images in them, in the same order: `a.png`, `scan.nii#0`, `scan.nii#1`.
         others: the other regular files, sorted, each with the reason why it is no image.
         skipped: (path below the folder, reason) of what is no file or cannot be read.
         sizes: of all files, in bytes.
     """
 
     root: Path
+    files: list[Path] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
     others: list[tuple[Path, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -103,11 +107,10 @@ def _kind(path: Path, found: FolderFiles) -> str:
 
 def _sort_in(file: Path, found: FolderFiles) -> None:
     """Put a file among the images or among the others."""
-    suffix = file.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        found.images.append(file)
+    if file.name.lower().endswith(IMAGE_SUFFIXES):
+        _add(file, file.name.lower().endswith((*NIFTI_SUFFIXES, ".dcm")), found)
         return
-    if suffix in RAW_SUFFIXES:
+    if file.suffix.lower() in RAW_SUFFIXES:
         found.others.append((file, "camera raw: a known format that is not read"))
         return
     try:
@@ -117,9 +120,15 @@ def _sort_in(file: Path, found: FolderFiles) -> None:
         _skip(file, error, found)
         return
     if is_image(head):
-        found.images.append(file)
+        _add(file, is_dicom(head) or is_nifti(head), found)
     else:
         found.others.append((file, unread(head)))
+
+
+def _add(file: Path, several: bool, found: FolderFiles) -> None:
+    """Add an image file; `several` says whether it is of a kind that may hold several images."""
+    found.files.append(file)
+    found.images += frames_of(file) if several else [file]
 
 
 def _skip(path: Path, error: OSError, found: FolderFiles) -> None:

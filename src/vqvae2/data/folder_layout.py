@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from vqvae2.data.labels import find_split
 from vqvae2.data.split_names import HELD, TRAIN, UNUSED, choose_pair, first, folder_roles, words_of
+from vqvae2.errors import listed
 
 _STRAY = (
     0.05  # a smaller share of images beside folders with classes or splits is left out; a larger one is not
@@ -260,4 +261,4 @@ def _count(number: int, noun: str) -> str:
 
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return listed(names[:_SHOWN]) + more

@@ -10,7 +10,7 @@ import importlib
 import re
 import struct
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -29,7 +29,7 @@ READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM, QOI, TGA, PSD, SG
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".avif", ".jp2", ".j2k", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".tga"),
-    *(".psd", ".sgi", ".rgb", ".dds", ".npy", ".dcm"),
+    *(".psd", ".sgi", ".rgb", ".dds", ".npy", ".dcm", ".nii", ".nii.gz"),
 )
 
 TABLE_SUFFIXES = (".parquet", ".tar", ".tar.gz", ".tgz")
@@ -53,7 +53,8 @@ _SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
         ("ICO", rb"\0\0[\x01\x02]\0[^\0]\0"),
         ("camera raw", rb"FUJIFILMCCD-RAW|IIU\0|....ftypcrx "),
         ("", rb".{128}DICM|\x93NUMPY"),
-        ("NIfTI", rb"\x5c\x01\0\0.{340}n[i+]1\0"),
+        ("", rb"(\x5c\x01\0\0|\0\0\x01\x5c).{340}n\+1\0|(\x1c\x02\0\0|\0\0\x02\x1c)n\+2\0"),
+        ("NIfTI in two files", rb"(\x5c\x01\0\0|\0\0\x01\x5c).{340}ni1\0"),
         ("OpenEXR", rb"\x76\x2f\x31\x01"),
         ("video", rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI "),
         ("ZIP", rb"PK\x03\x04"),
@@ -95,14 +96,21 @@ def recognised(head: bytes) -> str | None:
     return "" if name == "HEIC" and _reads_heic() else name
 
 
+def optional(name: str) -> Any:
+    """A library of an extra; None if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
 @functools.cache
 def _reads_heic() -> bool:
     """Whether the extra `heic` is installed; Pillow then reads the format, too."""
-    try:
-        importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
-    except ImportError:
-        return False
-    return True
+    library = optional("pillow_heif")
+    if library is not None:
+        library.register_heif_opener(thumbnails=False)
+    return library is not None
 
 
 def unread(head: bytes) -> str:
@@ -164,6 +172,21 @@ def _profile(chunk: bytes) -> bytes | None:
     return profile if unpacking.eof else None
 
 
+def check_pixels(shape: tuple[int, int], most: int) -> None:
+    """Refuse an image of too many pixels.
+
+    Args:
+        shape: height and width.
+        most: `max_pixels` of the settings.
+
+    Raises:
+        ImageError: it has more.
+    """
+    height, width = shape
+    if height * width > most:
+        raise ImageError(f"{width}x{height} pixels, more than max_pixels = {most}")
+
+
 def check_costs(image: Image.Image, most_pixels: int) -> None:
     """Refuse, from the header alone, an image of too many pixels or one that would take too long to decode.
 
@@ -175,8 +198,7 @@ def check_costs(image: Image.Image, most_pixels: int) -> None:
         ImageError: it would.
     """
     width, height = image.size
-    if width * height > most_pixels:
-        raise ImageError(f"{width}x{height} pixels, more than max_pixels = {most_pixels}")
+    check_pixels((height, width), most_pixels)
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
         scans = image.info["scans"]
         if scans > _MOST_SCANS or scans * width * height > _MOST_SCAN_PIXELS:

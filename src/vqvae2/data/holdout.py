@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.data.errors import DataError
+from vqvae2.data.frames import file_of
 
 Indices = NDArray[np.int64]
 
@@ -20,7 +21,8 @@ def split_images(
 
     Without a split in the data, an image is held out when a hash of its name falls below `share`. The decision
     depends on the name alone, so the same images stay held out when others are added. At least one image is held
-    out and at least one is left for training.
+    out and at least one is left for training. The images of one file, such as the slices of a volume, stay together, unless there is
+    only one file.
 
     Args:
         names: of all images, n of them.
@@ -45,11 +47,12 @@ def split_images(
         if heldout.all() or not heldout.any():
             raise DataError(f"the {'training' if heldout.all() else 'held-out'} split has no usable image")
     else:
-        fractions = np.array([_hash_fraction(names[index]) for index in usable.tolist()])
-        heldout = fractions < share
-        heldout[fractions.argmin()] = True
+        chosen = [names[index] for index in usable.tolist()]
+        files = [file_of(name) for name in chosen]
+        fractions = np.array([_hash_fraction(name) for name in (files if len(set(files)) > 1 else chosen)])
+        heldout = (fractions < share) | (fractions == fractions.min())
         if heldout.all():
-            heldout[fractions.argmax()] = False
+            heldout[fractions == fractions.max()] = False
     return usable[~heldout].astype(np.int64), usable[heldout].astype(np.int64)
 
 

@@ -32,9 +32,9 @@ def folder_digest(found: FolderFiles, whole: Sequence[Path] = ()) -> str:
         DataError: a file cannot be read for a reason that is not its own.
     """
     total = hashlib.sha256(b"folder 2")
-    for file in found.images:
+    for file in found.files:
         total.update(f"{found.name(file)}\0{found.sizes[file]}\n".encode("utf-8", "surrogateescape"))
-    for file in _spread(found.images):
+    for file in _spread(found.files):
         total.update(_ends(file))
     for file in whole:
         try:

@@ -28,7 +28,7 @@ class ImageFolder:
 
     Attributes:
         root: the folder.
-        files: the image files below it, in order.
+        files: the images below it, in order; see `FolderFiles.images`.
         identity: sha256 of their paths below the folder, their sizes, and bytes of them.
         skipped: (path below the folder, reason) of the other files.
         metadata: files with the classes of images (`label_files`): their paths below the folder, and the files.

@@ -19,8 +19,9 @@ from typing import Any
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError, reading_failed
+from vqvae2.data.frames import file_of
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, assign_splits
-from vqvae2.errors import printable
+from vqvae2.errors import listed, printable
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.json")
 NAMES = ("file_name", "filename", "file", "path", "image_path", "image", "img", "name", "image_id", "id")
@@ -173,21 +174,31 @@ def _name_column(columns: Sequence[str]) -> str | None:
 def _columns(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(str(key) for row in rows[:1000] for key in row))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"the columns {printable(', '.join(names[:_SHOWN]))}{more}"
+    return f"the columns {printable(listed(names[:_SHOWN]))}{more}"
 
 
 def _matched(
     names: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, Any]]], column: str, shown: str
 ) -> FileLabels:
-    """The rows of the images. A row names an image by its path, by its file name alone, or without the ending."""
+    """The rows of the images. A row names an image, or a file of several, by its path, by its file name alone, or without the ending."""
     by_name: dict[str, list[int]] = {}
+    files = [file_of(name) for name in names]
     for index, name in enumerate(names):
-        path = PurePosixPath(name)
-        for key in {name, path.name, path.stem, path.with_suffix("").as_posix()}:
+        path = PurePosixPath(files[index].removesuffix(".gz"))
+        stem = path.with_suffix("").as_posix()
+        for key in {
+            name,
+            PurePosixPath(name).name,
+            files[index],
+            PurePosixPath(files[index]).name,
+            path.stem,
+            stem,
+        }:
             by_name.setdefault(key, []).append(index)
     labels: list[Any] = [None] * len(names)
     splits: list[str | None] = [None] * len(names)
-    known, unknown, unclear = set(), 0, 0
+    known: set[int] = set()
+    unknown = unclear = 0
     for folder, rows in tables.items():
         for row in rows:
             column_of_names = _name_column(list(row))
@@ -195,13 +206,14 @@ def _matched(
             path = PurePosixPath(text.replace("\\", "/").removeprefix("./"))
             whole = (PurePosixPath(folder) / path).as_posix() if folder else path.as_posix()
             found = by_name.get(whole) or by_name.get(path.name) or []
-            if len(found) != 1:
+            if len({files[index] for index in found}) != 1:
                 unknown, unclear = unknown + (not found), unclear + bool(found)
                 continue
-            known.add(found[0])
+            known.update(found)
             value = row.get(column)
-            labels[found[0]] = None if value in ("", None) else value
-            splits[found[0]] = str(row["split"]) if row.get("split") else None
+            for index in found:
+                labels[index] = None if value in ("", None) else value
+                splits[index] = str(row["split"]) if row.get("split") else None
     if not known and unclear:
         raise DataError(
             f"each name in {printable(shown)} fits several images, such as {printable(names[0])}: give their paths below the folder"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vqvae2.data.errors import DataError
 from vqvae2.data.split_names import HELD, TRAIN, first, folder_roles
-from vqvae2.errors import printable
+from vqvae2.errors import listed, printable
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 """Names of columns that hold classes; the first that exists is taken."""
@@ -107,6 +107,6 @@ def find_split(names: Sequence[str], split: str, data: str) -> str:
     roles = folder_roles(list(names))
     meant = [name for name, word in roles.items() if word == split.lower()]
     if not meant:
-        found = f": found {printable(', '.join(sorted(names)))}" if names else ""
+        found = f": found {printable(listed(sorted(names)))}" if names else ""
         raise DataError(f"no split {split!r} in {data!r}{found}")
     return meant[0]

@@ -11,7 +11,7 @@ Shapes: B batch, C image channels, H W image size, K classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +31,21 @@ from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
 from vqvae2.evaluate.critic_images import ImageReader
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
-from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe
+from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe, fits
 from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.lock import locks
-from vqvae2.files.progress import Reporter
+from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
 from vqvae2.processes import Group
 
 RESNET = "resnet"
 """Given instead of the name of a feature network: a classifier that is trained from random weights."""
+_READ, _FIT, _TEST = "critic: training images", "critic: fitting", "critic: held-out images"
+_PROBE = 30.0  # images: features took .055 s of processor time each, the probe 1.0 s of 400 images and 2.2 s of 100
 _EPOCHS, _LEAST_STEPS = (
     100,
     200,
@@ -150,10 +152,8 @@ def fit_to_run(
             raise RunError(
                 f"expected the images that {run.folder} was trained on ({source}), found others in {data or source}"
             )
-        count = len(images.heldout) + (0 if model else len(images.train))
-        tracker = stack.enter_context(reporter.track("critic", count, unit="images"))
         kind = CriticKind(features, weights, model)
-        return fit_critic(run.folder, images, config.data, kind, run.device, tracker.update, group)
+        return fit_critic(run.folder, images, config.data, kind, run.device, reporter, group)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def fit_critic(
     data: DataConfig,
     kind: CriticKind | None = None,
     device: torch.device | str = "cpu",
-    progress: Callable[[int], None] = lambda done: None,
+    reporter: Reporter | None = None,
     group: Group | None = None,
 ) -> Critic:
     """Fit a critic to the training images of a run, test it on the held-out ones and save it in RUN/critic.
@@ -190,7 +190,7 @@ def fit_critic(
         folder: RUN.
         images, data: the run's own, split as the run splits them.
         kind: which classifier; None is a probe on lite0.
-        progress: called with the number of images that were read so far: all of them, but only the held-out ones for a model.
+        reporter: shows the progress of each of the three jobs, and the time left for all; None shows nothing.
         group: the processes, all of which call this; None is this one alone.
 
     Raises:
@@ -203,7 +203,9 @@ def fit_critic(
         )
     kind, group = kind or CriticKind(), group or Group()
     model = kind.model
-    read = ImageReader(folder, images, data, progress, group)
+    reporter = reporter or Reporter(quiet=True)
+    reporter.plan = _plan(kind, images)
+    read = ImageReader(folder, images, data, reporter, group)
     own: Probe | ResNet | None = None
     if model is not None:
         classifier, about = _read(model, device), {"name": model.name}
@@ -215,7 +217,7 @@ def fit_critic(
             f"found {classifier.classes} classes in {model}"
         )
     identity = _digest(model) if model else tensor_file.digest(own.state_dict()) if own else ""
-    rows = read.rows(identity, images.heldout, lambda some: {"logits": predict(classifier, some)})
+    rows = read.rows(_TEST, identity, images.heldout, lambda some: {"logits": predict(classifier, some)})
     right = rows["logits"].argmax(1) == rows["labels"]
     file = critic_file(folder).with_name(f"model{model.suffix}" if model else "model.safetensors")
     if group.main:
@@ -226,6 +228,20 @@ def fit_critic(
         atomic.write_json(critic_file(folder), record)
     read.done()
     return Critic(classifier, record)
+
+
+def _plan(kind: CriticKind, images: ImageSet) -> Plan:
+    """How the work is divided between the jobs, in images of which the feature network computes the features.
+
+    A training step counts like a batch forth and back. To fit a probe takes about as long as `_PROBE` images.
+    """
+    jobs = {_READ: float(len(images.train)), _FIT: _PROBE, _TEST: float(len(images.heldout))}
+    if kind.model is not None:
+        jobs = {_TEST: jobs[_TEST]}
+    elif kind.features == RESNET:
+        config = classifier_config(len(images.train))
+        jobs = {_FIT: 3.0 * config.steps * config.batch, _TEST: jobs[_TEST]}
+    return Plan(lambda: {title: (work, math.inf) for title, work in jobs.items()})
 
 
 def _record(
@@ -265,17 +281,23 @@ def _trained(
         if group.main:
             labels = images.labels_of(images.train)
             config = classifier_config(len(labels))
-            net = train_classifier(read(images.train), labels, len(images.classes), config, device).cpu()
+            with read.reporter.track(_FIT, config.steps) as tracker:
+                classes, pixels = len(images.classes), read(images.train)
+                net = train_classifier(pixels, labels, classes, config, device, tracker.update).cpu()
         net = group.agreed(net)
         assert net is not None
         net = net.to(device)
         return net, net, {"name": RESNET}
     network = feature_network(kind.features, kind.weights, device)
-    rows = read.rows(network.digest, images.train, lambda some: {"pooled": extract(network, some).pooled})
+    rows = read.rows(
+        _READ, network.digest, images.train, lambda some: {"pooled": extract(network, some).pooled}
+    )
     probe: Probe | None = None
     if group.main:
-        classes = len(images.classes)
-        probe = fit_probe(rows["pooled"], rows["labels"], classes, backbone_digest=network.digest).cpu()
+        features, labels, classes = rows["pooled"], rows["labels"], len(images.classes)
+        with read.reporter.track(_FIT, fits(), unit="fits") as tracker:
+            done = tracker.update
+            probe = fit_probe(features, labels, classes, backbone_digest=network.digest, progress=done).cpu()
     probe = group.agreed(probe)
     assert probe is not None
     probe = probe.to(device)

@@ -16,6 +16,7 @@ from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet
 from vqvae2.evaluate.sets import digest
 from vqvae2.files.parts import Parts, cut
+from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import RunFolder
 from vqvae2.processes import Group
 
@@ -27,19 +28,24 @@ class ImageReader:
     """Reads images in order, with the labels of those that are really read: a broken one is replaced by another of the data set."""
 
     def __init__(
-        self, folder: Path, images: ImageSet, data: DataConfig, progress: Callable[[int], None], group: Group
+        self, folder: Path, images: ImageSet, data: DataConfig, reporter: Reporter, group: Group
     ) -> None:
-        self.images, self.data, self.progress, self.group = images, data, progress, group
+        self.images, self.data, self.reporter, self.group = images, data, reporter, group
         self.folder = RunFolder(folder).critic.with_name("parts")
-        self._count = 0
+        self._tracker: Tracker | None = None
         self._labels: list[Tensor] = []
 
     def rows(
-        self, work: str, indices: NDArray[np.int64], some: Callable[[Iterator[Tensor]], dict[str, Tensor]]
+        self,
+        title: str,
+        work: str,
+        indices: NDArray[np.int64],
+        some: Callable[[Iterator[Tensor]], dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         """What `some` makes of batches of images, of all these images, with their `labels`; computed by all processes in parts.
 
         Args:
+            title: under which the progress is shown.
             work: identifies what is made.
         """
         key = digest(work, self.images.fingerprint, len(indices))
@@ -50,7 +56,8 @@ class ImageReader:
             return {**made, "labels": torch.cat(self._labels)}
 
         parts.begin()
-        parts.compute(of)
+        with self.reporter.track(title, len(indices), unit="images") as self._tracker:
+            parts.compute(of)
         return parts.joined()
 
     def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
@@ -58,8 +65,8 @@ class ImageReader:
         for pixels, labels in sequential(self.images, indices, self.data, batch=BATCH):
             self._labels.append(labels)
             yield pixels
-            self._count += len(labels)
-            self.progress(self._count)
+            if self._tracker is not None:
+                self._tracker.update(self._tracker.done + len(labels))
 
     def done(self) -> None:
         """Remove the parts; a collective."""

@@ -5,7 +5,7 @@ Shapes: N images, B batch, C channels, H W px, D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ def fit_probe(
     weight_decays: Sequence[float] = _WEIGHT_DECAYS,
     validation: float = 0.2,
     seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Probe:
     """Choose the weight decay on images that are left out, then fit the probe to all images.
 
@@ -66,6 +67,7 @@ def fit_probe(
         backbone_digest: digest of the feature network.
         validation: share of each class that is left out for the choice; a class with one image is not split.
         seed: decides which images are left out.
+        progress: called with the number of fits that are done, of `fits()`.
 
     Raises:
         ClassifierError: no images, labels out of range, or features that are not finite.
@@ -79,15 +81,22 @@ def fit_probe(
     held = _left_out(labels.cpu(), validation, seed).to(features.device)
     if len(decays) > 1 and held.any():
         probe = _standardising(features[~held], classes, backbone_digest)
-        losses = []
+        losses: list[float] = []
         for decay in decays:  # each fit starts from the weights of the next larger decay
             _minimise(probe, features[~held], labels[~held], decay)
             losses.append(functional.cross_entropy(probe(features[held]), labels[held]).item())
+            progress(len(losses))
         best = decays[int(np.argmin(losses))]
     probe = _standardising(features, classes, backbone_digest)
     _minimise(probe, features, labels, best)
+    progress(fits(weight_decays))
     probe.weight_decay = best
     return probe.requires_grad_(False).eval()
+
+
+def fits(weight_decays: Sequence[float] = _WEIGHT_DECAYS) -> int:
+    """How often `fit_probe` fits: with every weight decay on some of the images, and then once on all."""
+    return len(weight_decays) + 1
 
 
 def _standardising(features: Tensor, classes: int, backbone_digest: str) -> Probe:

@@ -5,6 +5,8 @@ Shapes: N images, B batch, C channels, H W px, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -108,6 +110,7 @@ def train_classifier(
     classes: int,
     config: ClassifierConfig | None = None,
     device: str | torch.device = "cpu",
+    progress: Callable[[int], None] = lambda done: None,
 ) -> ResNet:
     """Train a `ResNet` from random weights: AdamW, one cycle of the learning rate, cross-entropy.
 
@@ -117,6 +120,7 @@ def train_classifier(
         images: images in one of the forms of `evaluate.classifier`.
         labels: int [N], 0 to K-1.
         config: default `ClassifierConfig()`.
+        progress: called with the number of steps that are done.
 
     Raises:
         ClassifierError: no images, or labels out of range.
@@ -146,4 +150,5 @@ def train_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
+        progress(step + 1)
     return net.requires_grad_(False).eval()

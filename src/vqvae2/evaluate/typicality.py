@@ -11,6 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+UNLIKE = 0.05
+"""An image of at most this typicality is called unlike the held-out ones."""
+LEAST = round(1 / UNLIKE) - 1
+"""Held-out images that this needs: with fewer, no image can have so small a typicality."""
+
 
 class Typical:
     """The distribution of log-probabilities over held-out images.

@@ -19,7 +19,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, listed
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.draw import check_seed
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -68,7 +68,7 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
         return operator.index(label)
     folded = {name.strip().casefold(): name for name in classes}
     near = difflib.get_close_matches(str(label).strip().casefold(), list(folded), 3, 0.4)
-    hint = ", ".join([folded[name] for name in near] or classes[:12])
+    hint = listed([folded[name] for name in near] or classes[:12])
     raise UserError(f"no class {label!r}: expected a number 0..{len(classes) - 1} or a name such as {hint}")
 
 

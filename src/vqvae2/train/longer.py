@@ -9,7 +9,6 @@ Until then the run can be used as before. What was built on the stage is removed
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, StageFolder
 from vqvae2.train.sharded_state import holds_shards
-from vqvae2.train.state import Outcome
+from vqvae2.train.state import Outcome, SavedOutcome
 
 _LINE = re.compile(
     r"(?P<stage>train_autoencoder|sharpen|train_prior\.\d+)\.(?P<name>steps|minutes|patience|evaluate_every|log_every): "
@@ -89,21 +88,10 @@ def record_ends(folder: Path, old: Config, changed: list[str], write: bool) -> N
             )
 
 
-class _Ended(Record):
-    """How a training ended, see `Outcome`."""
-
-    step: int = 0
-    best_step: int = 0
-    best_score: float = math.inf
-    stale: int = 0
-    seconds: float = 0.0
-    figures: dict[str, Any] = Field(default_factory=dict)
-
-
 class _StageRecord(Record):
     """STAGE/config.json."""
 
-    outcome: _Ended = Field(default_factory=_Ended)
+    outcome: SavedOutcome | None = None
     config: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -113,11 +101,8 @@ def ended(stage: StageFolder) -> Outcome:
     Raises:
         FileError: the record is damaged.
     """
-    return (
-        Outcome(**_StageRecord.read(stage.record).outcome.model_dump())
-        if stage.record.exists()
-        else Outcome()
-    )
+    saved = _StageRecord.read(stage.record).outcome if stage.record.exists() else None
+    return Outcome(**saved.model_dump()) if saved else Outcome()
 
 
 def wanted(folder: Path, config: Config) -> list[str]:
@@ -133,7 +118,7 @@ def wanted(folder: Path, config: Config) -> list[str]:
         if not stage.done() or not stage.record.exists():
             continue
         record = _StageRecord.read(stage.record)
-        if not record.config:
+        if not record.config or record.outcome is None:
             continue
         trained = settings_of(parse(record.config))[name][1]
         raised = training.steps > trained.steps or training.minutes != trained.minutes

@@ -20,8 +20,8 @@ from vqvae2.train.step import TrainingStep, WeightAverage
 _LINE = 2**20  # bytes of a line of metrics, at most
 
 
-class _SavedOutcome(Record):
-    """An `Outcome` in a checkpoint."""
+class SavedOutcome(Record):
+    """An `Outcome` in a file."""
 
     step: Annotated[int, Field(ge=0)]
     best_step: Annotated[int, Field(ge=0)]
@@ -34,7 +34,7 @@ class _SavedOutcome(Record):
 class Saved(Record):
     """The metadata of a checkpoint."""
 
-    outcome: _SavedOutcome
+    outcome: SavedOutcome
     summed: Annotated[int, Field(ge=0)] = 0
     shards: str | None = None  # the folder beside it in which the processes have written their parts
     averaged: Annotated[int, Field(ge=0)] = 0  # weights in the average of such a state

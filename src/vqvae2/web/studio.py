@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae2.codes import Codes
+from vqvae2.config.sampling import Sampling
 from vqvae2.data.pixels import psnr
 from vqvae2.errors import UserError
 from vqvae2.generate.complete import Kept
@@ -80,7 +81,7 @@ class Studio:
             request.n,
             request.label,
             request.seed,
-            request.sampling(self.run.sampling, batch),
+            self._sampling(request, batch),
             None,
             request.decoder,
         )
@@ -195,7 +196,7 @@ class Studio:
 
     def _complete(self, request: Completion, kept: Kept) -> str:
         batch = max(1, -(-request.n // 4))
-        sampling = request.sampling(self.run.sampling, batch)
+        sampling = self._sampling(request, batch)
         drawn = self.run.complete(
             kept, request.n, request.label, request.seed, request.passes, sampling, request.decoder
         )
@@ -207,6 +208,16 @@ class Studio:
                 yield part.numbers.stop, [{"image": url, "bits": bits} for url, bits in pairs]
 
         return self.jobs.start(request.n, steps)
+
+    def _sampling(self, request: Request, batch: int) -> Sampling:
+        """How the request draws.
+
+        Raises:
+            UserError: out of range, or a list of values that is not one for each level.
+        """
+        sampling = request.sampling(self.run.sampling, batch)
+        sampling.level(0, self.run.config.autoencoder.levels)
+        return sampling
 
     def _find(self, name: str) -> _Upload:
         if name not in self._uploads:

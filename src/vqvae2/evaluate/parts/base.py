@@ -73,6 +73,7 @@ class Part:
         on_request: measured only if it is asked for by name, or by an option of its own.
         prepare: what several processes make together before the main one measures: samples, features and the like, which the
             context then has; None if there is nothing to share.
+        hindered: a further reason why it cannot be measured, which is known before anything is; None if there is none.
     """
 
     name: str
@@ -81,8 +82,10 @@ class Part:
     needs: tuple[Need, ...] = ()
     on_request: bool = False
     prepare: Callable[[Context], None] | None = None
+    hindered: Callable[[Context], str | None] | None = None
 
     def obstacle(self, context: Context) -> str | None:
         """Why this part cannot be measured; None if it can."""
         reasons = (context.missing(need) for need in self.needs)
-        return next((reason for reason in reasons if reason is not None), None)
+        found = next((reason for reason in reasons if reason is not None), None)
+        return self.hindered(context) if found is None and self.hindered is not None else found

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vqvae2.config.sampling import Sampling
-from vqvae2.errors import UserError
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.features import Features
 from vqvae2.evaluate.manifolds import manifolds
@@ -120,17 +119,19 @@ def _half(context: Context, number: int) -> NamedImages:
     return real_images(f"{name} half of the held-out images", context.images, order, context.data)
 
 
-def measure(context: Context) -> PartResult:
-    """Choose on one half of the held-out images, report on the other.
+def _hindered(context: Context) -> str | None:
+    """A half would have fewer than 20 images."""
+    if len(context.images.heldout) < 2 * _LEAST:
+        return f"tuning needs {2 * _LEAST} held-out images, found {len(context.images.heldout)}"
+    return f"tuning needs --n {_LEAST} or more" if context.options.n < _LEAST else None
 
-    Raises:
-        UserError: a half would have fewer than 20 images.
-    """
+
+def measure(context: Context) -> PartResult:
+    """Choose on one half of the held-out images, report on the other."""
     run = context.run
     assert run is not None
     halves = [_half(context, number).first(context.options.n) for number in (0, 1)]
-    if (n := min(map(len, halves))) < _LEAST:
-        raise UserError(f"tuning needs {2 * _LEAST} held-out images, found {len(context.images.heldout)}")
+    n = min(map(len, halves))
     seeds = (context.options.seed, context.options.seed + _OTHER_SEED)
     decoded = [
         context.features(context.encoder.reconstructed(f"reconstructions of the {half.name}", half))
@@ -169,4 +170,5 @@ PART = Part(
     measure,
     needs=("run", "priors", "samples", "network"),
     on_request=True,
+    hindered=_hindered,
 )
