@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError, reading_failed
+from vqvae2.data.errors import DataError, LabelsError, reading_failed
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, assign_splits
 from vqvae2.errors import printable
 
@@ -203,7 +203,7 @@ def _matched(
             labels[found[0]] = None if value in ("", None) else value
             splits[found[0]] = str(row["split"]) if row.get("split") else None
     if not known:
-        raise DataError(
+        raise LabelsError(
             f"{printable(shown)} names none of the {len(names)} images, the first of which is {printable(names[0])}"
         )
     notes = [f"classes from the column {column!r} of {shown}: {len(known)} of {len(names)} images are in it"]

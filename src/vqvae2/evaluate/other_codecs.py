@@ -1,6 +1,6 @@
 """Files of JPEG, WebP, AVIF and JPEG XL at many qualities, with which compressed images are compared; Pillow writes them.
 
-Shapes: C channels, S the size.
+Shapes: C channels, H W the size.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class OtherCodec:
     settings: tuple[dict[str, Any], ...]
 
     def files(self, image: Tensor, variant: int) -> Iterator[tuple[int, Tensor]]:
-        """Bytes of a file, and the image [C, S, S] in [-1, 1] that it shows, for each quality from the lowest.
+        """Bytes of a file, and the image [C, H, W] in [-1, 1] that it shows, for each quality from the lowest.
 
         Args:
-            image: [C, S, S] in [-1, 1].
+            image: [C, H, W] in [-1, 1].
             variant: which of the settings.
         """
         picture = to_pil(image[None])[0]
