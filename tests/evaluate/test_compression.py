@@ -105,7 +105,7 @@ def test_the_report(
 ) -> None:
     monkeypatch.setattr(other_codecs, "_QUALITIES", (5, 95))
     jpeg = OtherCodec("JPEG", "JPEG", ({},))
-    monkeypatch.setattr(compression, "other_codecs", lambda: [jpeg])
+    monkeypatch.setattr(compression, "other_codecs", lambda large: [jpeg])
     said = command(
         "evaluate", trained, "--data", pictures, "--only", "compression", "--out", tmp_path, "--json"
     )
@@ -127,7 +127,7 @@ def test_images_of_a_folder_keep_their_size(
 ) -> None:
     """Bytes are those of `compress`, and the bits of a pixel are of the images' own pixels."""
     monkeypatch.setattr(other_codecs, "_QUALITIES", (5, 95))
-    monkeypatch.setattr(compression, "other_codecs", lambda: [OtherCodec("JPEG", "JPEG", ({},))])
+    monkeypatch.setattr(compression, "other_codecs", lambda large: [OtherCodec("JPEG", "JPEG", ({},))])
     photos = tmp_path / "photos"
     photos.mkdir()
     random = np.random.default_rng(0)

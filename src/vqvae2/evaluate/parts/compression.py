@@ -32,7 +32,10 @@ from vqvae2.evaluate.report import Curve
 from vqvae2.files.run_folder import RunFolder
 
 _IMAGES = 96  # held-out images, at most
-_CUT = 256  # px of the part of a large image that is shown
+_CUT = 256  # px of the middle of a large image that is shown, and of which a perceptual distance is computed
+_LARGE = (
+    2**18
+)  # pixels of an image from which that is done, and from which other formats take faster settings
 _PIXELS = 2**17  # of which a perceptual distance is computed at a time, at least one image
 
 Measured = dict[str, NDArray[np.float64]]
@@ -54,7 +57,7 @@ def measure(context: Context) -> PartResult:
         for name, own in aims.items():
             curves[name] = [(float(own["bytes"].mean()), float(own["psnr"].mean()))]
         best = aims["vqvae2"]
-        for other in other_codecs():
+        for other in other_codecs(originals[0][0].numel() >= _LARGE):
             row, curves[other.name] = _compared(other, originals, best, distance, tracker.tick)
             rows.append(row)
             tracker.update(len(originals), other.name)
@@ -148,7 +151,9 @@ def _figures(
         figures.setdefault("psnr", []).extend(psnr(pixels, batch).tolist())
         if distance is not None and min(batch.shape[2:]) >= 16:
             with torch.no_grad():
-                figures.setdefault("perceptual", []).extend(distance(pixels, batch).tolist())
+                figures.setdefault("perceptual", []).extend(
+                    distance(_middle(pixels), _middle(batch)).tolist()
+                )
         similarity = multiscale_similarity(pixels, batch)
         if similarity is not None:
             figures.setdefault("ms_ssim", []).extend(similarity.tolist())
@@ -167,18 +172,21 @@ def _alike(images: list[Tensor]) -> Iterator[slice]:
             begin = end
 
 
+def _middle(images: Tensor, side: int | None = None) -> Tensor:
+    """The middle of images [B, C, H, W]: of large ones, or, with `side`, of all."""
+    if side is None and images.shape[2] * images.shape[3] < _LARGE:
+        return images
+    height, width = (min(side or _CUT, length) for length in images.shape[2:])
+    top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+    return images[:, :, top : top + height, left : left + width]
+
+
 def _cut(images: list[Tensor]) -> Tensor:
-    """The middle of each image, as large as all of them have it, in one tensor."""
-    side = min(_CUT, *(min(image.shape[1:]) for image in images))
-    if all(image.shape == images[0].shape and max(image.shape[1:]) <= _CUT for image in images):
+    """The images, or if they differ in size or are large the middle of each, in one tensor."""
+    if len({image.shape for image in images}) == 1 and images[0][0].numel() < _LARGE:
         return torch.stack(images)
-    corners = [((image.shape[1] - side) // 2, (image.shape[2] - side) // 2) for image in images]
-    return torch.stack(
-        [
-            image[:, top : top + side, left : left + side]
-            for image, (top, left) in zip(images, corners, strict=True)
-        ]
-    )
+    side = min(_CUT, *(min(image.shape[1:]) for image in images))
+    return torch.cat([_middle(image[None], side) for image in images])
 
 
 def _compared(
@@ -200,7 +208,8 @@ def _compared(
     points: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for image, original in enumerate(originals):
         tick(image)
-        aims = distance.aims(original[None]) if distance is not None and "perceptual" in own else None
+        seen = distance is not None and "perceptual" in own
+        aims = distance.aims(_middle(original[None])) if distance is not None and seen else None
         reached: dict[str, list[float]] = {name: [] for name in measures}
         sizes: list[float] = []
         for variant in range(len(other.settings)):
@@ -263,7 +272,8 @@ class _Tried:
             assert self._distance is not None
             assert self._aims is not None
             with torch.no_grad():
-                self._distances[index] = float(self._distance.between(self._shown[index][None], self._aims))
+                shown = _middle(self._shown[index][None])
+                self._distances[index] = float(self._distance.between(shown, self._aims))
         return self._distances[index] <= self._wanted[name]
 
     def smallest(self, name: str) -> list[float]:
