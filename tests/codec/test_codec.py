@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,13 +120,16 @@ def test_blocks_with_their_border_are_the_whole_image(strides: tuple[int, ...], 
     for block in (total * 4, total * 11):
         found = encode_large(model, image, block)
         same = [(a == b).double().mean().item() for a, b in zip(codes.levels, found.levels, strict=True)]
-        assert min(same) > 0.999, same  # a vector half-way between two codes may go either way
+        assert min(same) > 0.99, same  # a vector half-way between two codes may go either way
         assert (decode_large(model, codes, block=block) - model.decode(codes)).abs().max() < 1e-5
     for halo, name in ((encoder_halo, "encoder_halo"), (decoder_halo, "decoder_halo")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 f"vqvae2.codec.halo.{name}", lambda model, halo=halo: halo(model) // 4 // total * total
             )
+            if name == "encoder_halo":
+                found = encode_large(model, image, total * 4)
+                assert (codes.levels[0] == found.levels[0]).double().mean() < 0.98
             if name == "decoder_halo":
                 worst = (decode_large(model, codes, block=total * 4) - model.decode(codes)).abs().max()
                 assert worst > 1e-5 or halo(model) // 4 < total
@@ -299,10 +303,46 @@ def test_the_verbs(loaded: Run, pictures: Path, tmp_path: Path, command: Callabl
     assert np.abs(first - (expected[0].permute(1, 2, 0).numpy() + 1) * 127.5).max() <= 0.51
     broken = files / "broken.vq"
     broken.write_bytes(b"VQ")
-    said = command("decompress", loaded.folder, files, "--out", images)
+    said = command("decompress", loaded.folder, broken, "--out", images)
     assert (said.code, said.err) == (2, f"vqvae2: {broken}: it is cut off within its header\n")
     said = command("decompress", loaded.folder, tmp_path / "none", "--out", images)
     assert (said.code, said.err) == (2, f"vqvae2: no such file: {tmp_path / 'none'}\n")
+
+
+def test_a_folder_with_files_that_cannot_be_used(
+    loaded: Run, pictures: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """They are counted and named, and the others are done; if none can be used, that is an error."""
+    photos, files, images = (tmp_path / name for name in ("photos", "files", "images"))
+    shutil.copytree(pictures / "disc", photos)
+    (photos / "torn.png").write_bytes((photos / "01.png").read_bytes()[:60])
+    said = command("compress", loaded.folder, photos, "--out", files)
+    assert said.code == 0
+    assert "skipped 1 file that cannot be used:\n" in said.err
+    assert f"  {photos / 'torn.png'}: " in said.err
+    assert len(list(files.iterdir())) == said.out.count(" bytes, ") == 8
+    said = command("compress", loaded.folder, photos / "torn.png", "--out", tmp_path / "none")
+    assert said.code == 2
+    assert said.err.startswith(f"vqvae2: {photos / 'torn.png'}: ")
+
+    (files / "broken.vq").write_bytes(b"VQ")
+    damaged = bytearray((files / "01.vq").read_bytes())
+    damaged[-1] ^= 64
+    (files / "damaged.vq").write_bytes(damaged)
+    said = command("decompress", loaded.folder, files, "--out", images)
+    assert said.code == 0
+    assert "skipped 2 files that cannot be used:\n" in said.err
+    assert f"  {files / 'broken.vq'}: it is cut off within its header\n" in said.err
+    assert len(list(images.glob("*.png"))) == 8
+
+    for folder, verb in ((photos, "compress"), (files, "decompress")):
+        for file in folder.iterdir():
+            if file.stem not in ("torn", "broken", "damaged"):
+                file.unlink()
+        said = command(verb, loaded.folder, folder, "--out", tmp_path / "none")
+        assert said.code == 2
+        assert "vqvae2: no usable " in said.err
+    assert not (tmp_path / "none").exists()
 
 
 def _pixels(file: Path) -> np.ndarray:

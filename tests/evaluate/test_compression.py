@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from vqvae2.commands.compress import compress
 from vqvae2.data.pixels import psnr
 from vqvae2.evaluate import other_codecs
 from vqvae2.evaluate.other_codecs import OtherCodec
@@ -30,8 +32,8 @@ class Steps(OtherCodec):
 
 def test_the_smallest_file_that_is_as_near_counts() -> None:
     """Of the first image the file of 8 bytes is as near; of the second none, so that its largest counts."""
-    originals = torch.zeros(2, 1, 8, 8)
-    near = psnr(torch.full((2, 1, 8, 8), 0.3), originals).numpy()
+    originals = [torch.zeros(1, 8, 8), torch.zeros(1, 8, 24)]
+    near = psnr(torch.full((2, 1, 8, 8), 0.3), torch.zeros(2, 1, 8, 8)).numpy()
     own = {"bytes": np.array([10.0, 10.0]), "psnr": near + np.array([0, 60])}
     row, curve = compression._compared(Steps("X", "X", ({},)), originals, own, None)
     assert row == {
@@ -41,6 +43,42 @@ def test_the_smallest_file_that_is_as_near_counts() -> None:
         "larger_than_ours_at_equal_psnr": 0.5,
     }
     assert [size for size, _ in curve] == [5, 8, 20]
+
+
+class Brightness:
+    """A distance that counts how often it is asked for."""
+
+    asked = 0
+
+    def aims(self, originals: Tensor) -> list[Tensor]:
+        return [originals]
+
+    def between(self, images: Tensor, aims: list[Tensor]) -> Tensor:
+        self.asked += len(images)
+        return (images - aims[0]).abs().mean((1, 2, 3))
+
+
+class Many(OtherCodec):
+    """A format with 24 qualities and errors that fall."""
+
+    def files(self, image: Tensor, variant: int) -> Iterator[tuple[int, Tensor]]:
+        """As `OtherCodec.files`."""
+        for number in range(24):
+            yield 10 + number, torch.full_like(image, 1 - number / 24)
+
+
+@pytest.mark.parametrize(("wanted", "size"), [(1.0, 10), (0.5, 22), (0.49, 23), (1 / 24, 33), (0.0, 33)])
+def test_a_perceptual_distance_is_bisected(wanted: float, size: int) -> None:
+    """The file is the one that asking for every distance would find, with at most six distances; none is near enough for 0."""
+    own = {
+        "bytes": np.array([100.0]),
+        "psnr": np.array([0.0]),
+        "perceptual": np.array([wanted + 1e-6 * (wanted > 0)]),
+    }
+    distance = Brightness()
+    row, _ = compression._compared(Many("X", "X", ({},)), [torch.zeros(1, 8, 8)], own, distance)  # type: ignore[arg-type]
+    assert row["bytes_at_equal_perceptual"] == size
+    assert distance.asked <= 6
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -67,7 +105,7 @@ def test_the_report(
 ) -> None:
     monkeypatch.setattr(other_codecs, "_QUALITIES", (5, 95))
     jpeg = OtherCodec("JPEG", "JPEG", ({},))
-    monkeypatch.setattr(compression, "other_codecs", lambda: [jpeg])
+    monkeypatch.setattr(compression, "other_codecs", lambda large: [jpeg])
     said = command(
         "evaluate", trained, "--data", pictures, "--only", "compression", "--out", tmp_path, "--json"
     )
@@ -82,3 +120,30 @@ def test_the_report(
     assert rows["vqvae2"]["bits_per_pixel"] == 8 * rows["vqvae2"]["bytes"] / 256
     assert part["shape"] == list(run.config.data.shape) == [16, 16]
     assert "<svg" in (tmp_path / "report.html").read_text()
+
+
+def test_images_of_a_folder_keep_their_size(
+    trained: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are those of `compress`, and the bits of a pixel are of the images' own pixels."""
+    monkeypatch.setattr(other_codecs, "_QUALITIES", (5, 95))
+    monkeypatch.setattr(compression, "other_codecs", lambda large: [OtherCodec("JPEG", "JPEG", ({},))])
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    random = np.random.default_rng(0)
+    sizes = {"a": (40, 24), "b": (24, 40), "c": (24, 40)}
+    for name, size in sizes.items():
+        Image.fromarray(random.integers(0, 255, (*size, 3), np.uint8)).save(photos / f"{name}.png")
+    words = ["evaluate", trained, "--only", "compression", "--compress", photos, "--out", tmp_path / "report"]
+    said = command(*words, "--json")
+    assert said.code == 0
+    part = json.loads(said.out)["parts"]["compression"]
+    rows = {row["codec"]: row for row in part["rows"]}
+    files = [item["bytes"] for item in compress(load(trained, "cpu"), [photos], tmp_path / "files")]
+    assert rows["vqvae2"]["bytes"] == np.mean(files)
+    assert rows["vqvae2"]["bits_per_pixel"] == pytest.approx(8 * np.mean(files) / (24 * 40))
+    assert (part["n"], part["shape"], part["pixels"]) == (3, None, 24 * 40)
+    said = command(*words[:-3], tmp_path / "none", *words[-2:])
+    assert (said.code, said.err) == (
+        2, f"vqvae2: compress: expected a folder of images, found no folder {tmp_path / 'none'}\n"
+    )  # fmt: skip

@@ -109,12 +109,19 @@ class PerceptualDistance(nn.Module):
             )
         if min(images.shape[2:]) < _LEAST:
             raise ValueError(f"expected sides of at least {_LEAST} px, found {list(images.shape[2:])}")
-        with torch.no_grad():
-            aims = self._units(originals)
+        return self.between(images, self.aims(originals))
+
+    def between(self, images: Tensor, aims: list[Tensor]) -> Tensor:
+        """As `forward`, to originals of which `aims` is kept because they are compared more than once."""
         total = torch.zeros(len(images), device=images.device)
         for head, own, aim in zip(self.heads, self._units(images), aims, strict=True):
             total = total + ((own - aim).square() * head[:, None, None]).sum(1).mean((1, 2))
         return total
+
+    @torch.no_grad()
+    def aims(self, originals: Tensor) -> list[Tensor]:
+        """What `between` compares with: the unit vectors of each stage, [B, 64 to 512, H/2**i, W/2**i]."""
+        return self._units(originals)
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The output of each of the five stages after its last ReLU, float32 [B, 64 to 512, H/2**i, W/2**i].

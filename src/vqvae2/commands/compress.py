@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -41,35 +41,35 @@ def compress(
     """Write NAME.vq of each image. Every file is decoded again as a check before it is written.
 
     Args:
-        paths: image files, or folders with image files.
+        paths: image files, or folders with image files; files of folders that cannot be used are skipped and counted.
         out: folder for the files; created.
         mode: see `Run.compress`.
         label: the class of all of them; None for no class.
         resize: resize and cut the images to the model's own square first, as in training; otherwise they keep their size.
-        reporter: shows the progress; None takes a new one.
+        reporter: shows the progress and says what is skipped; None takes a new one.
 
     Returns:
         Per image: `source`, `file`, `bytes`, `width`, `height`, `bits_per_pixel`.
 
     Raises:
-        UserError: a missing file, or a folder that cannot be made; DataError: a file that is no image.
-        RunError, CodecError: not trained yet, or an image that is too large.
+        UserError: a missing file, or a folder that cannot be made; DataError: a file that is named itself is no image, or no
+            file of the folders can be used.
+        RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
-    from vqvae2.commands.images import free_name, image_files
+    from vqvae2.commands.images import free_name
     from vqvae2.data.frames import plain_stem
     from vqvae2.files.atomic import write_atomic
     from vqvae2.files.output import make_folder
     from vqvae2.generate.sample import class_number
 
-    files = image_files(paths)
+    reporter = reporter or Reporter()
     number = None if label is None else class_number(label, run.classes)
     run.codec.digest(mode.value)  # raises before the folder is made if the priors are not trained yet
-    for file in files:
-        _load(run, file, resize)  # so that nothing is written if one of them cannot be read
+    files = _usable(run, paths, resize, reporter.say)
     make_folder(out)
     taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
     results: list[dict[str, Any]] = []
-    with (reporter or Reporter()).track("compress", len(files), unit="images") as tracker:
+    with reporter.track("compress", len(files), unit="images") as tracker:
         for begin in range(0, len(files), _BATCH):
             some = files[begin : begin + _BATCH]
             images = [_load(run, file, resize) for file in some]
@@ -85,6 +85,30 @@ def compress(
     return results
 
 
+def _usable(run: Run, paths: Sequence[Path], resize: bool, say: Callable[[str], None]) -> list[Path]:
+    """The images among the paths; all are read once, so that nothing is written if one that is named cannot be used."""
+    from vqvae2.codec.errors import CodecError
+    from vqvae2.commands.images import Skipped, image_files, reason_alone, say_skipped
+    from vqvae2.data.errors import DataError, ImageError
+    from vqvae2.errors import printable
+
+    named, skipped, files = {path for path in paths if not path.is_dir()}, Skipped(), []
+    for file in image_files(paths, skipped):
+        try:
+            _, height, width = _load(run, file, resize).shape
+            run.codec.layout((height, width))
+            files.append(file)
+        except (ImageError, CodecError) as error:
+            reason = reason_alone(file, error)
+            if file in named:
+                raise type(error)(f"{printable(str(file))}: {reason}") from error
+            skipped.append((str(file), reason))
+    say_skipped(skipped, say)
+    if not files:
+        raise DataError(f"no usable image: {len(skipped)} files were skipped")
+    return files
+
+
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
@@ -94,18 +118,12 @@ def _load(run: Run, file: Path, resize: bool) -> Tensor:
     import torch
 
     from vqvae2.commands.images import load_images
-    from vqvae2.data.decoding import image_size, load_image
-    from vqvae2.data.errors import DataError
+    from vqvae2.data.decoding import load_whole
     from vqvae2.data.pixels import to_float
-    from vqvae2.errors import printable
 
     if resize:
         return load_images(run, [file])[0]
-    try:
-        own = {"size": image_size(file), "scale": 1.0}
-    except DataError as error:
-        raise DataError(f"{printable(str(file))}: {error}") from error
-    return to_float(torch.from_numpy(load_image(file, run.config.data.model_copy(update=own))[None]))[0]
+    return to_float(torch.from_numpy(load_whole(file, run.config.data)[None]))[0]
 
 
 def command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
     from vqvae2.codec.codec import Decompressed
+    from vqvae2.commands.images import Skipped
     from vqvae2.files.run_folder import DecoderName
     from vqvae2.run import Run
 
@@ -32,56 +33,82 @@ def decompress(
     """Write NAME.png of each file.
 
     Args:
-        paths: files of `compress`, or folders with such files (those that end in .vq).
+        paths: files of `compress`, or folders with such files (those that end in .vq); files of folders that cannot be
+            decoded are skipped and counted.
         out: folder for the images; created.
         decoder: see `Run.decoder_name`.
         fill: draw the levels that a file lacks from the prior; otherwise they are left out.
         seed: of these draws.
-        reporter: shows the progress; None takes a new one.
+        reporter: shows the progress and says what is skipped; None takes a new one.
 
     Returns:
         Per file: `source`, `file`, `levels` (how many the file holds), `filled` (how many were drawn).
 
     Raises:
         UserError: a missing file, or a folder that cannot be made.
-        CodecError: a file that is damaged or of another model; the images of the files before it have been written.
+        CodecError: a file that is named itself is damaged or of another model (the images of the files before it have been
+            written), or no file of the folders can be decoded.
     """
     from vqvae2.codec.errors import CodecError
-    from vqvae2.commands.images import free_name, save_image
+    from vqvae2.commands.images import Skipped, free_name, save_image, say_skipped
     from vqvae2.files.output import make_folder
 
-    files, model = _files(paths), run.decoder(decoder)
-    taken: set[str] = set()
+    files, model, reporter = _files(paths), run.decoder(decoder), reporter or Reporter()
+    named, skipped, taken = {path for path in paths if not path.is_dir()}, Skipped(), set[str]()
     results: list[dict[str, Any]] = []
-    with (reporter or Reporter()).track("decompress", len(files), unit="images") as tracker:
+    with reporter.track("decompress", len(files), unit="images") as tracker:
         for begin in range(0, len(files), _BATCH):
             some = files[begin : begin + _BATCH]
-            contents = [file.read_bytes() for file in some]
-            try:
-                found = run.codec.decompress(contents)
-            except CodecError:
-                found = [_one(run, file, content) for file, content in zip(some, contents, strict=True)]
+            read = _read(run, some, named, skipped)
+            found = [one for _, one in read]
             whole = [run.codec.fill(one, seed, run.sampling) for one in found] if fill else found
             images = run.codec.decode(whole, model)
-            make_folder(out)  # only now, so that a refused command leaves nothing
-            for file, one, other, image in zip(some, found, whole, images, strict=True):
+            if read:
+                make_folder(out)  # only now, so that a refused command leaves nothing
+            for (file, one), other, image in zip(read, whole, images, strict=True):
                 stem = free_name(file.stem, (".png", ".tif", ".npy"), taken)
                 target = save_image(image[None], out / stem, run)
                 filled = len(other.grids) - len(one.grids)
                 item = {"source": str(file), "file": str(target)}
                 results.append({**item, "levels": len(one.grids), "filled": filled})
-            tracker.update(len(results))
+            tracker.update(begin + len(some))
+    say_skipped(skipped, reporter.say)
+    if not results:
+        raise CodecError(f"no usable file: {len(skipped)} were skipped")
     return results
 
 
-def _one(run: Run, file: Path, content: bytes) -> Decompressed:
-    """The codes of one file; the message of an error names it."""
+def _read(
+    run: Run, files: Sequence[Path], named: Container[Path], skipped: Skipped
+) -> list[tuple[Path, Decompressed]]:
+    """The codes of the files that can be decoded; the others are appended to `skipped`, or raised if they are `named`."""
     from vqvae2.codec.errors import CodecError
+    from vqvae2.data.errors import ImageError, reading_failed
+    from vqvae2.errors import printable
 
+    def refuse(file: Path, error: UserError) -> None:
+        if file in named or not isinstance(error, CodecError | ImageError):
+            raise type(error)(f"{printable(str(file))}: {error}") from error
+        skipped.append((str(file), str(error)))
+
+    contents: list[tuple[Path, bytes]] = []
+    for file in files:
+        try:
+            contents.append((file, file.read_bytes()))
+        except OSError as error:
+            refuse(file, reading_failed(error))
     try:
-        return run.codec.decompress([content])[0]
-    except CodecError as error:
-        raise CodecError(f"{file}: {error}") from error
+        found = run.codec.decompress([content for _, content in contents])
+        return [(file, one) for (file, _), one in zip(contents, found, strict=True)]
+    except CodecError:  # of one of them: one by one
+        pass
+    read: list[tuple[Path, Decompressed]] = []
+    for file, content in contents:
+        try:
+            read.append((file, run.codec.decompress([content])[0]))
+        except CodecError as error:
+            refuse(file, error)
+    return read
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -90,11 +117,13 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
     files: list[Path] = []
     for path in paths:
-        inside = sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob(f"*{SUFFIX}") if not file.is_dir())
         if not inside:
             raise UserError(f"no compressed images in {path}: expected files that end in {SUFFIX}")
         files += inside
-    if missing := [str(path) for path in files if not path.is_file()]:
+    if missing := [str(path) for path in paths if not path.exists()]:
         raise UserError(f"no such file: {', '.join(missing)}")
     return files
 

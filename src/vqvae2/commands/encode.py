@@ -114,10 +114,12 @@ def _about(run: Run) -> dict[str, Any]:
 def _open(run: Run, data: str, work: Path, reporter: Reporter) -> ImageSet:
     """The images, decoded into the work folder unless they are those of the run's own folder."""
     from vqvae2.data.images import open_images
+    from vqvae2.data.recorded import open_other, same_source
 
-    own = run.done()["codes"] and data == run.record.get("source")
-    folder = run.paths.data if own else work / "data"
-    return open_images(data, run.config.data, folder, seed=run.config.seed, say=reporter.say)
+    config, seed = run.config.data, run.config.seed
+    if run.done()["codes"] and same_source(data, run.record, run.folder):
+        return open_images(data, config, run.paths.data, seed=seed, say=reporter.say)
+    return open_other(data, config, work / "data", seed=seed, say=reporter.say, both=False)
 
 
 def _parts(work: Path, count: int, run: Run, vectors: Vectors) -> dict[range, Path]:

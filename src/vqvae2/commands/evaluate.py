@@ -99,14 +99,13 @@ def _images(
     run: Run | None, data: str | None, config: DataConfig, cache: Path, seed: int, say: Callable[[str], None]
 ) -> ImageSet:
     """The real images."""
-    from vqvae2.data.images import open_images
-    from vqvae2.data.recorded import open_source
+    from vqvae2.data.recorded import open_other, open_source
 
     if run is not None and (data is None or _is_own(run, data)):
         return open_source(run.record, run.folder, config, _decoded(run, cache), seed, say)
     if data is None:
         raise UserError("expected --data DATA, the real images")
-    return open_images(data, config, cache / "data", seed=seed, say=say)
+    return open_other(data, config, cache / "data", seed=seed, say=say)
 
 
 def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
@@ -226,6 +225,12 @@ def command(
         ),
     ] = False,
     decoder: DecoderOption = None,
+    compress: Annotated[
+        Path | None,
+        typer.Option(
+            help="the part compression compresses the images of this folder at their own size [default: held-out images]"
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="seed of the samples and of the choice of real images")
     ] = 0,
@@ -273,6 +278,7 @@ def command(
         sampling=sampling,
         decoder=decoder.value if decoder else None,
         seed=seed,
+        compress=compress,
         size=size,
     )
     result = evaluate(loaded, data, out, options, reporter, group)

@@ -123,13 +123,10 @@ def shared_images(
             except ImageError as error:
                 if file in named:
                     raise
-                broken[number] = str(error).removeprefix(f"{printable(str(file))}: ")
+                broken[number] = reason_alone(file, error)
     every = {number: reason for part in group.gathered(broken) for number, reason in part.items()}
     skipped += [(str(listed[number]), every[number]) for number in sorted(every)]
-    if skipped:
-        say(f"skipped {len(skipped)} file{'s' * (len(skipped) != 1)} that cannot be used:")
-        for item in skipped[:_SHOWN]:
-            say(f"  {one_line(*item, ': ')}")
+    say_skipped(skipped, say)
     usable = [number for number in range(len(listed)) if number not in every]
     if not usable:
         raise DataError(f"no usable image: {len(skipped)} files were skipped")
@@ -140,6 +137,19 @@ def shared_images(
         if numbers
     ]
     return SharedImages([listed[number] for number in usable], own)
+
+
+def say_skipped(skipped: Skipped, say: Callable[[str], None]) -> None:
+    """One line that counts the files, and one for each of the first 20; nothing if there are none."""
+    if skipped:
+        say(f"skipped {len(skipped)} file{'s' * (len(skipped) != 1)} that cannot be used:")
+    for item in skipped[:_SHOWN]:
+        say(f"  {one_line(*item, ': ')}")
+
+
+def reason_alone(file: Path, error: UserError) -> str:
+    """What an error says about a file, without the file's name."""
+    return str(error).removeprefix(f"{printable(str(file))}: ")
 
 
 def read_image(run: Run, data: bytes) -> Tensor:

@@ -85,6 +85,20 @@ def load_image(
         ) from error
 
 
+def load_whole(source: bytes | str | Path, config: DataConfig) -> Pixels:
+    """Decode one image as `load_image` does, but at its own size: uint8 [H, W, C], int16 where `data.range` is set.
+
+    Raises:
+        ImageError, DataError: as `load_image`.
+    """
+    try:
+        own = {"size": image_size(source), "scale": 1.0}
+    except DataError as error:
+        name = "" if isinstance(source, bytes) else f"{printable(str(source))}: "
+        raise type(error)(f"{name}{error}") from error
+    return load_image(source, config.model_copy(update=own))
+
+
 def load_mask(source: bytes | str | Path, config: DataConfig) -> NDArray[np.bool_]:
     """Decode a mask as `load_image` decodes the image that it belongs to, but with the nearest pixel instead of smoothing.
 

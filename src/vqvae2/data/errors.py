@@ -20,6 +20,10 @@ class ImageError(DataError):
     """One image that cannot be used because of its own file; among other images it is skipped and counted."""
 
 
+class LabelsError(DataError):
+    """A file of labels that says nothing about the images at hand, because it belongs to others or is gone."""
+
+
 def reading_failed(error: OSError) -> DataError:
     """What a failed attempt to read a file means.
 

@@ -15,7 +15,11 @@ Indices = NDArray[np.int64]
 
 
 def split_images(
-    names: Sequence[str], labels: Indices | None, held: Sequence[int] | None, share: float
+    names: Sequence[str],
+    labels: Indices | None,
+    held: Sequence[int] | None,
+    share: float,
+    both: bool = True,
 ) -> tuple[Indices, Indices]:
     """Divide images into training and held-out ones.
 
@@ -29,29 +33,32 @@ def split_images(
         labels: [n], -1 = unlabelled; None = no labels. Unlabelled images among labelled ones are in neither set.
         held: the data's own split, [n], 1 = held out, 0 = training; None = the data names none.
         share: of the images to hold out, between 0 and 1; not used with `held`.
+        both: whether both sets are needed; without it either may be empty, and no image changes its set.
 
     Returns:
         Sorted indices of the training images and of the held-out images.
 
     Raises:
-        DataError: fewer than two images, or one of the two sets is empty.
+        DataError: both sets are needed, and there are fewer than two images or one of the sets is empty.
     """
     usable = np.arange(len(names)) if labels is None else np.flatnonzero(labels >= 0)
-    if len(usable) < 2:
+    if both and len(usable) < 2:
         raise DataError(
             f"found {len(usable)} usable image{'s' * (len(usable) != 1)}: "
             "at least 2 are needed, one of them to hold out"
         )
     if held is not None:
         heldout = np.array(held, np.int8)[usable] == 1
-        if heldout.all() or not heldout.any():
+        if both and (heldout.all() or not heldout.any()):
             raise DataError(f"the {'training' if heldout.all() else 'held-out'} split has no usable image")
     else:
         chosen = [names[index] for index in usable.tolist()]
         files = [file_of(name) for name in chosen]
         fractions = np.array([_hash_fraction(name) for name in (files if len(set(files)) > 1 else chosen)])
-        heldout = (fractions < share) | (fractions == fractions.min())
-        if heldout.all():
+        heldout = fractions < share
+        if both:
+            heldout |= fractions == fractions.min()
+        if both and heldout.all():
             heldout[fractions == fractions.max()] = False
     return usable[~heldout].astype(np.int64), usable[heldout].astype(np.int64)
 

@@ -51,11 +51,16 @@ class ImageSet:
     """
 
     def __init__(
-        self, index: ImageIndex, stored: Pixels | Listing, config: DataConfig, skipped: SkippedFile
+        self,
+        index: ImageIndex,
+        stored: Pixels | Listing,
+        config: DataConfig,
+        skipped: SkippedFile,
+        both: bool = True,
     ) -> None:
         self.names, self.classes, self.fingerprint = index.names, index.classes, index.fingerprint
         self.labels = None if index.labels is None else np.array(index.labels, np.int64)
-        self.train, self.heldout = split_images(index.names, self.labels, index.held, config.holdout)
+        self.train, self.heldout = split_images(index.names, self.labels, index.held, config.holdout, both)
         self.skipped = len(index.skipped)
         self._stored, self._shape, self._skipped_file = stored, config.shape, skipped
         self._decoder = Decoder(config)
@@ -157,6 +162,7 @@ def open_images(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
     check: Callable[[str], None] | None = None,
+    both: bool = True,
 ) -> ImageSet:
     """Open a data set; its decoded images are kept in `folder` while they fit in `config.cache_gb`.
 
@@ -169,12 +175,11 @@ def open_images(
             source of `register_source` recognises.
         config: every option of the data.
         folder: RUN/data, for the decoded images, `index.json` and `skipped.txt`; created when missing.
-        seed: decides which images are used when `config.limit` is smaller than their number. Which images are held
-            out does not depend on it.
-        say: called with a line of text for what was understood of folders and names, for what looks odd, the speed of
-            decoding, converted colour profiles, and the skipped images.
+        seed: decides which images are used, not which are held out, when `config.limit` is smaller than their number.
+        say: called with lines of text: what was understood, what looks odd, the speed of decoding, the skipped images.
         progress: see `Progress`.
         check: called with the fingerprint before anything is decoded or written; it may raise to refuse the images.
+        both: whether there have to be training images and held-out ones; without it one image is enough, of either kind.
 
     Raises:
         DataError: no image is usable, none is left to hold out, or the data cannot be read; one line.
@@ -183,7 +188,7 @@ def open_images(
     run = folder.parent.resolve()
     source = locate(data, folder if run == Path(os.path.realpath(data)) else run)
     key = index_key(source.identity, config, seed)
-    kept = _reuse(folder, key, config)
+    kept = _reuse(folder, key, config, both)
     if kept is not None:
         if check is not None:
             check(kept.fingerprint)
@@ -202,9 +207,9 @@ def open_images(
         raise
     size = math.prod(stored_shape(config)) * config.channels * stored_type(config).itemsize
     if isinstance(listed, Listing) and len(listed) * size > config.cache_gb * 1e9:
-        return _open_uncached(listed, index, config, folder, say)
+        return _open_uncached(listed, index, config, folder, say, both)
     try:
-        return _fill(listed, index, config, folder, say, progress)
+        return _fill(listed, index, config, folder, say, progress, both)
     finally:
         shutil.rmtree(folder / "table", ignore_errors=True)
 
@@ -216,6 +221,7 @@ def _fill(
     folder: Path,
     say: Callable[[str], None],
     progress: Progress | None,
+    both: bool,
 ) -> ImageSet:
     """Decode all images and keep them in `folder`."""
     began = time.perf_counter()
@@ -224,7 +230,7 @@ def _fill(
     except (OSError, atomic.FileError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write the decoded images to {folder}: {reason}") from error
-    images = _open_cached(folder, index, config)
+    images = _open_cached(folder, index, config, both)
     _say_notes(listed, say)
     seconds = time.perf_counter() - began
     say(f"decoded {len(images)} images in {seconds:.1f} s ({len(images) / seconds:.0f} images/s)")
@@ -251,19 +257,20 @@ def open_kept(folder: Path, config: DataConfig, fingerprint: str) -> ImageSet | 
         return None
 
 
-def _reuse(folder: Path, key: str, config: DataConfig) -> ImageSet | None:
+def _reuse(folder: Path, key: str, config: DataConfig, both: bool) -> ImageSet | None:
     """The images in the cache if it is undamaged and has this key, else None."""
     try:
         index = ImageIndex.load(folder / "index.json")
-        return _open_cached(folder, index, config) if index.key == key else None
+        return _open_cached(folder, index, config, both) if index.key == key else None
     except DataError:
         raise
     except (OSError, EOFError, ValueError, TypeError, AttributeError):
         return None
 
 
-def _open_cached(folder: Path, index: ImageIndex, config: DataConfig) -> ImageSet:
-    return ImageSet(index, load_pixels(folder, index, config), config, SkippedFile(folder / "skipped.txt"))
+def _open_cached(folder: Path, index: ImageIndex, config: DataConfig, both: bool = True) -> ImageSet:
+    skipped = SkippedFile(folder / "skipped.txt")
+    return ImageSet(index, load_pixels(folder, index, config), config, skipped, both)
 
 
 def _say_notes(listed: Listing | Stream, say: Callable[[str], None]) -> None:
@@ -273,13 +280,18 @@ def _say_notes(listed: Listing | Stream, say: Callable[[str], None]) -> None:
 
 
 def _open_uncached(
-    listed: Listing, index: ImageIndex, config: DataConfig, folder: Path, say: Callable[[str], None]
+    listed: Listing,
+    index: ImageIndex,
+    config: DataConfig,
+    folder: Path,
+    say: Callable[[str], None],
+    both: bool,
 ) -> ImageSet:
     """Images that are too large to be kept; one of each split is decoded as a check that there are usable ones."""
     skipped = SkippedFile(folder / "skipped.txt", say)
     index.fill(listed, [], [None] * len(listed), skipped)
-    images = ImageSet(index, listed, config, skipped)
-    for indices in (images.train, images.heldout):
+    images = ImageSet(index, listed, config, skipped, both)
+    for indices in filter(len, (images.train, images.heldout)):
         images.pixels(indices[:1])  # raises DataError if no image of the split is usable
     _say_notes(listed, say)
     report_skipped(index.skipped, skipped.path, say)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError, reading_failed
+from vqvae2.data.errors import DataError, LabelsError, reading_failed
 from vqvae2.data.identity import file_digest
 from vqvae2.data.listing import Listing, Row, Stream
 from vqvae2.data.skipped import SkippedFile, one_line
@@ -157,4 +157,4 @@ def _digest(labels: Path) -> str:
     try:
         return file_digest(labels).hex()
     except OSError as error:
-        raise DataError(f"cannot read {printable(str(labels))}: {reading_failed(error)}") from error
+        raise LabelsError(f"cannot read {printable(str(labels))}: {reading_failed(error)}") from error

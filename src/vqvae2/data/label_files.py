@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError, reading_failed
+from vqvae2.data.errors import DataError, LabelsError, reading_failed
 from vqvae2.data.frames import file_of
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, assign_splits
 from vqvae2.errors import listed, printable
@@ -219,7 +219,7 @@ def _matched(
             f"each name in {printable(shown)} fits several images, such as {printable(names[0])}: give their paths below the folder"
         )
     if not known:
-        raise DataError(
+        raise LabelsError(
             f"{printable(shown)} names none of the {len(names)} images, the first of which is {printable(names[0])}"
         )
     notes = [f"classes from the column {column!r} of {shown}: {len(known)} of {len(names)} images are in it"]

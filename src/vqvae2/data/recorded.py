@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.errors import DataError
+from vqvae2.data.errors import DataError, LabelsError
 from vqvae2.data.images import ImageSet, open_images, open_kept
+from vqvae2.errors import printable
 
 
 def source_record(data: str, run: Path) -> dict[str, str]:
@@ -81,6 +82,35 @@ def open_source(
             f"the images that {run} was trained on are not in {record.get('source')} any more: name them with --data"
         )
     return open_images(source, config, decoded, seed=seed, say=say)
+
+
+def open_other(
+    data: str,
+    config: DataConfig,
+    decoded: Path,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    both: bool = True,
+) -> ImageSet:
+    """Images that a run was not trained on; its file of labels counts only if it names some of them.
+
+    Args:
+        data: see `open_images`.
+        config: the run's options of the data.
+        decoded, seed, say, both: see `open_images`.
+
+    Raises:
+        DataError: as `open_images`.
+    """
+    try:
+        return open_images(data, config, decoded, seed=seed, say=say, both=both)
+    except LabelsError:
+        if config.labels is None:
+            raise
+        say(f"the run's file of labels, {printable(config.labels)}, is not for these images: it is not read")
+        own = config.model_copy(update={"labels": None, "label_column": None})
+        return open_images(data, own, decoded, seed=seed, say=say, both=both)
 
 
 def _places(record: Mapping[str, Any], run: Path) -> list[str]:

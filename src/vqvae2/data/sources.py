@@ -17,7 +17,7 @@ import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.embedded import recognise_embedded
-from vqvae2.data.errors import DataError
+from vqvae2.data.errors import DataError, LabelsError
 from vqvae2.data.hub import recognise_hub
 from vqvae2.data.image_folder import ImageFolder, recognise_folder
 from vqvae2.data.listing import Listing, Stream
@@ -93,7 +93,7 @@ def list_images(source: DataSource, config: DataConfig, scratch: Path, seed: int
         DataError: the data cannot be read; one line.
     """
     if config.labels is not None and not isinstance(source, ImageFolder):
-        raise DataError("data.labels is for a folder of image files; a table has its classes in a column")
+        raise LabelsError("data.labels is for a folder of image files; a table has its classes in a column")
     listed = source.list_images(config, scratch)
     if isinstance(listed, Listing) and config.limit is not None and config.limit < len(listed):
         return _limited(listed, config.limit, seed)

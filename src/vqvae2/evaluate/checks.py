@@ -34,7 +34,8 @@ def check_options(run: TrainedRun | None, options: EvaluateOptions) -> FeatureNe
         raise UserError(f"the report has a set named {', '.join(taken)}: another name is needed")
     if run is None and options.samples is None:
         raise UserError("expected a RUN or --samples DIR, or both")
-    for name, folder in {"samples": options.samples, **options.against}.items():
+    named = {"samples": options.samples, "compress": options.compress, **options.against}
+    for name, folder in named.items():
         if folder is not None:
             _check_folder(name, folder)
     _check_numbers(options)

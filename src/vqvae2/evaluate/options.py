@@ -29,6 +29,8 @@ class EvaluateOptions:
         sampling: how samples of the run are drawn; None takes the run's own settings.
         decoder: of reconstructions and samples; None takes the sharpened one if the run has it, else the plain one.
         seed: decides which images are chosen, and which samples are drawn.
+        compress: a folder of images that the part `compression` compresses at their own size, instead of held-out images at the
+            run's; None for these.
         size: px, used without a run only; None takes the size of the samples.
     """
 
@@ -46,4 +48,5 @@ class EvaluateOptions:
     sampling: Sampling | None = None
     decoder: DecoderName | None = None
     seed: int = 0
+    compress: Path | None = None
     size: int | None = None

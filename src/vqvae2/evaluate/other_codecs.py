@@ -1,6 +1,6 @@
 """Files of JPEG, WebP, AVIF and JPEG XL at many qualities, with which compressed images are compared; Pillow writes them.
 
-Shapes: C channels, S the size.
+Shapes: C channels, H W the size.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class OtherCodec:
     settings: tuple[dict[str, Any], ...]
 
     def files(self, image: Tensor, variant: int) -> Iterator[tuple[int, Tensor]]:
-        """Bytes of a file, and the image [C, S, S] in [-1, 1] that it shows, for each quality from the lowest.
+        """Bytes of a file, and the image [C, H, W] in [-1, 1] that it shows, for each quality from the lowest.
 
         Args:
-            image: [C, S, S] in [-1, 1].
+            image: [C, H, W] in [-1, 1].
             variant: which of the settings.
         """
         picture = to_pil(image[None])[0]
@@ -53,8 +53,13 @@ class OtherCodec:
             yield len(buffer.getvalue()), to_float(pixels[None])[0]
 
 
-def other_codecs() -> list[OtherCodec]:
-    """Those that are installed: JPEG XL needs the package pillow-jxl-plugin."""
+def other_codecs(large: bool = False) -> list[OtherCodec]:
+    """Those that are installed: JPEG XL needs the package pillow-jxl-plugin.
+
+    Args:
+        large: images of many pixels: AVIF and JPEG XL take settings that are about ten times as fast, with files of about the
+            same size, and AVIF always subsamples the chroma.
+    """
     found = [
         OtherCodec(
             "JPEG",
@@ -65,12 +70,13 @@ def other_codecs() -> list[OtherCodec]:
     if features.check("webp"):
         found.append(OtherCodec("WebP", "WEBP", ({"method": 6},)))
     if features.check("avif"):
+        speed, chroma = (6, ("4:2:0",)) if large else (2, ("4:2:0", "4:4:4"))
         variants = tuple(
-            {"speed": 2, "subsampling": subsampling, "max_threads": 1} for subsampling in ("4:2:0", "4:4:4")
+            {"speed": speed, "subsampling": subsampling, "max_threads": 1} for subsampling in chroma
         )
         found.append(OtherCodec("AVIF", "AVIF", variants))
     if importlib.util.find_spec("pillow_jxl") is not None:
         import pillow_jxl  # noqa: F401 - registers the format
 
-        found.append(OtherCodec("JPEG XL", "JXL", ({"effort": 9},)))
+        found.append(OtherCodec("JPEG XL", "JXL", ({"effort": 7 if large else 9},)))
     return found

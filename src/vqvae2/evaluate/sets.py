@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
-from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.images import ImageSet
+from vqvae2.data.recorded import open_other
 from vqvae2.generate.sample_folder import holds_arrays, listed_classes, read_samples
 
 BATCH = 64
@@ -113,7 +114,7 @@ def folder_images(
     """
     if holds_arrays(folder):
         return drawn_samples(name, folder)
-    images = open_images(str(folder), config, cache, say=lambda text: None)
+    images = open_other(str(folder), config, cache, seed=0, say=lambda text: None, both=False)
     listed = listed_classes(folder)
     order = np.sort(np.concatenate([images.train, images.heldout]))
     if listed:  # the folder also holds sheets, which are no samples

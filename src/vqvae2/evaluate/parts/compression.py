@@ -3,14 +3,13 @@
     held-out images --codec--> files --> bytes, PSNR, perceptual distance
     the same images --JPEG, WebP, AVIF, JPEG XL at 24 qualities--> the smallest file of each image that is at least as near to it
 
-Shapes: n images.
+Shapes: n images, C channels, H W the size of an image.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,10 @@ from torch import Tensor
 
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codec.codec import Codec, Decompressed
+from vqvae2.data.decoding import load_whole
+from vqvae2.data.folder_files import list_folder
 from vqvae2.data.pixels import psnr, to_float, to_uint8
+from vqvae2.errors import UserError
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.image_metrics import multiscale_similarity
 from vqvae2.evaluate.other_codecs import OtherCodec, other_codecs
@@ -30,19 +32,21 @@ from vqvae2.evaluate.report import Curve
 from vqvae2.files.run_folder import RunFolder
 
 _IMAGES = 96  # held-out images, at most
-_CHUNK = 4  # files that are measured at a time
+_CUT = 256  # px of the middle of a large image that is shown, and of which a perceptual distance is computed
+_LARGE = (
+    2**18
+)  # pixels of an image from which that is done, and from which other formats take faster settings
+_PIXELS = 2**17  # of which a perceptual distance is computed at a time, at least one image
 
 Measured = dict[str, NDArray[np.float64]]
 """Of each of some files: "bytes", "psnr" and, if there are weights, "perceptual"."""
 
 
 def measure(context: Context) -> PartResult:
-    """The first held-out images, `_IMAGES` at most or `n` if that is less; files are written with the class of each image."""
+    """The first held-out images, `_IMAGES` at most or `n` if that is less, with the class of each; or the images of a folder."""
     run = context.run
     assert run is not None
-    images = context.heldout.first(min(_IMAGES, context.options.n))
-    originals = images.images()
-    labels = None if images.labels is None or not run.prior.classes else images.labels.tolist()
+    originals, labels = _originals(context)
     weights = context.options.perceptual
     distance = None if weights is None else PerceptualDistance.read(weights)
     codec = Codec(run.autoencoder, run.config.data.shape, run.prior)
@@ -53,22 +57,23 @@ def measure(context: Context) -> PartResult:
         for name, own in aims.items():
             curves[name] = [(float(own["bytes"].mean()), float(own["psnr"].mean()))]
         best = aims["vqvae2"]
-        for other in other_codecs():
-            row, curves[other.name] = _compared(other, originals, best, distance)
+        for other in other_codecs(originals[0][0].numel() >= _LARGE):
+            row, curves[other.name] = _compared(other, originals, best, distance, tracker.tick)
             rows.append(row)
             tracker.update(len(originals), other.name)
-    pixels = originals.shape[2] * originals.shape[3]
+    pixels = float(np.mean([image.shape[1] * image.shape[2] for image in originals]))
     for row in rows:
         if "bytes" in row:
             row["bits_per_pixel"] = 8 * row["bytes"] / pixels
     folder = RunFolder(run.folder)
     stages = folder.networks(codec.levels).values()
-    model = sum(stage.model.stat().st_size for stage in stages if stage.done())
+    shapes = {tuple(image.shape[1:]) for image in originals}
     result.figures = {
         "rows": rows,
         "n": len(originals),
-        "shape": list(originals.shape[2:]),
-        "model_bytes": model,
+        "shape": list(shapes.pop()) if len(shapes) == 1 else None,
+        "pixels": pixels,
+        "model_bytes": sum(stage.model.stat().st_size for stage in stages if stage.done()),
     }
     result.plots.append(
         Plot(
@@ -76,21 +81,36 @@ def measure(context: Context) -> PartResult:
         )
     )
     caption = "originals, and below them what the files show: the coarsest level alone, then one level more in each row"
-    pictures = sheet(torch.cat([originals[:SHOWN], *shown]), min(SHOWN, len(originals)))
+    pictures = sheet(_cut([*originals[:SHOWN], *shown]), min(SHOWN, len(originals)))
     result.pictures.append(Picture(caption, pictures, ("originals", *aims)))
     return result
+
+
+def _originals(context: Context) -> tuple[list[Tensor], list[int | None] | None]:
+    """The images [C, H, W], and the class number of each or None."""
+    run, folder = context.run, context.options.compress
+    assert run is not None
+    if folder is None:
+        images = context.heldout.first(min(_IMAGES, context.options.n))
+        known = images.labels is not None and run.prior.classes
+        return list(images.images()), images.labels.tolist() if known and images.labels is not None else None
+    files = list_folder(folder).images[: context.options.n]
+    if not files:
+        raise UserError(f"no images in {folder}")
+    pixels = [torch.from_numpy(load_whole(file, run.config.data)[None]) for file in files]
+    return [to_float(one)[0] for one in pixels], None
 
 
 def _own(
     context: Context,
     codec: Codec,
-    originals: Tensor,
+    originals: list[Tensor],
     labels: list[int | None] | None,
     distance: PerceptualDistance | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Measured], list[Tensor]]:
     """Rows of the run's own files, what was measured of each by its name on the plot, and images to look at."""
     assert context.run is not None
-    encoded = codec.encode(list(originals))
+    encoded = codec.encode(originals)
     begun = time.perf_counter()
     files = codec.compress_codes(encoded, labels)
     coded = time.perf_counter()
@@ -104,81 +124,108 @@ def _own(
         part = [
             Decompressed(one.layout, one.label, one.mode, one.grids[:held], one.tiles[:held]) for one in found
         ]
-        decoded = torch.stack(codec.decode(part))
-        shown.append(decoded[:SHOWN])
-        measured[name] = _figures(sizes, decoded, originals, distance)
-        rows.append({"codec": name, **_means(measured[name], decoded, originals)})
+        decoded = codec.decode(part)
+        shown += decoded[:SHOWN]
+        measured[name], row = _figures(sizes, decoded, originals, distance)
+        rows.append({"codec": name, **row})
     rows[-1] |= {"images_per_second_compressed": len(files) / (coded - begun)}
     rows[-1] |= {"images_per_second_decompressed": len(files) / seconds}
     if context.run.decoder_name() == "sharp":
-        decoded = torch.stack(codec.decode(found, context.run.decoder("sharp")))
-        shown.append(decoded[:SHOWN])
+        decoded = codec.decode(found, context.run.decoder("sharp"))
+        shown += decoded[:SHOWN]
         name = "vqvae2, sharp decoder"
-        measured[name] = _figures([len(data) for data in files], decoded, originals, distance)
-        rows.append({"codec": name, **_means(measured[name], decoded, originals)})
+        measured[name], row = _figures([len(data) for data in files], decoded, originals, distance)
+        rows.append({"codec": name, **row})
     rows.append({"codec": "vqvae2, packed", "bytes": float(np.mean([len(data) for data in packed]))})
     return rows, measured, shown
 
 
 def _figures(
-    sizes: list[int], decoded: Tensor, originals: Tensor, distance: PerceptualDistance | None
-) -> Measured:
-    """What is measured of one file per image, or of several of one original."""
-    pixels = to_float(to_uint8(decoded))
-    figures = {"bytes": np.array(sizes, np.float64), "psnr": psnr(pixels, originals).numpy()}
-    if distance is not None and min(originals.shape[2:]) >= 16:
-        with torch.no_grad():
-            if len(originals) == 1:
-                figures["perceptual"] = distance(pixels, originals).double().numpy()
-            else:
-                parts = zip(pixels.split(32), originals.split(32), strict=True)
-                figures["perceptual"] = torch.cat([distance(a, b) for a, b in parts]).double().numpy()
-    return figures
+    sizes: list[int], decoded: list[Tensor], originals: list[Tensor], distance: PerceptualDistance | None
+) -> tuple[Measured, dict[str, float]]:
+    """What is measured of one file per image; and the means, with the mean MS-SSIM where it is defined."""
+    figures: dict[str, list[float]] = {"bytes": list(map(float, sizes))}
+    for some in _alike(originals):
+        batch = torch.stack(originals[some])
+        pixels = to_float(to_uint8(torch.stack(decoded[some])))
+        figures.setdefault("psnr", []).extend(psnr(pixels, batch).tolist())
+        if distance is not None and min(batch.shape[2:]) >= 16:
+            with torch.no_grad():
+                figures.setdefault("perceptual", []).extend(
+                    distance(_middle(pixels), _middle(batch)).tolist()
+                )
+        similarity = multiscale_similarity(pixels, batch)
+        if similarity is not None:
+            figures.setdefault("ms_ssim", []).extend(similarity.tolist())
+    means = {name: float(np.mean(values)) for name, values in figures.items()}
+    figures.pop("ms_ssim", None)
+    return {name: np.array(values, np.float64) for name, values in figures.items()}, means
 
 
-def _means(figures: Measured, decoded: Tensor, originals: Tensor) -> dict[str, float]:
-    """The means of some figures, and the mean MS-SSIM where it is defined."""
-    similarity = multiscale_similarity(to_float(to_uint8(decoded)), originals)
-    means = {name: float(values.mean()) for name, values in figures.items()}
-    return means if similarity is None else means | {"ms_ssim": float(similarity.mean())}
+def _alike(images: list[Tensor]) -> Iterator[slice]:
+    """Runs of images of one size, of which a distance can be computed at a time."""
+    begin = 0
+    for end in range(1, len(images) + 1):
+        most = max(1, _PIXELS // (images[begin].shape[1] * images[begin].shape[2]))
+        if end == len(images) or images[end].shape != images[begin].shape or end - begin == most:
+            yield slice(begin, end)
+            begin = end
+
+
+def _middle(images: Tensor, side: int | None = None) -> Tensor:
+    """The middle of images [B, C, H, W]: of large ones, or, with `side`, of all."""
+    if side is None and images.shape[2] * images.shape[3] < _LARGE:
+        return images
+    height, width = (min(side or _CUT, length) for length in images.shape[2:])
+    top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+    return images[:, :, top : top + height, left : left + width]
+
+
+def _cut(images: list[Tensor]) -> Tensor:
+    """The images, or if they differ in size or are large the middle of each, in one tensor."""
+    if len({image.shape for image in images}) == 1 and images[0][0].numel() < _LARGE:
+        return torch.stack(images)
+    side = min(_CUT, *(min(image.shape[1:]) for image in images))
+    return torch.cat([_middle(image[None], side) for image in images])
 
 
 def _compared(
-    other: OtherCodec, originals: Tensor, own: Measured, distance: PerceptualDistance | None
+    other: OtherCodec,
+    originals: list[Tensor],
+    own: Measured,
+    distance: PerceptualDistance | None,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, Any], Curve]:
     """A row on another format, and the mean PSNR over the mean bytes of its settings.
 
     Of each image the smallest file counts that is at least as near to the original as our own; if none is, its largest one.
-    Qualities are tried from the lowest, until the files are as near by every measure and large enough for the curve.
+    Qualities are tried from the lowest, until a file is as near by every measure and large enough for the curve.
     """
     measures = [name for name in own if name != "bytes"]
     most = 4 * float(own["bytes"].mean())
     fewest: list[float] = []
     smallest: dict[str, list[float]] = {name: [] for name in measures}
-    points: dict[int, list[tuple[float, float]]] = {}
+    points: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for image, original in enumerate(originals):
-        found: list[tuple[int, Measured]] = []
+        tick(image)
+        seen = distance is not None and "perceptual" in own
+        aims = distance.aims(_middle(original[None])) if distance is not None and seen else None
+        reached: dict[str, list[float]] = {name: [] for name in measures}
+        sizes: list[float] = []
         for variant in range(len(other.settings)):
-            done = False
-            for number, part in enumerate(_parts(other.files(original, variant))):
-                decoded = torch.stack([shown for _, shown in part])
-                figures = _figures([size for size, _ in part], decoded, original[None], distance)
-                for index in range(len(part)):
-                    one = {name: values[index] for name, values in figures.items()}
-                    setting = variant * 1000 + number * _CHUNK + index
-                    found.append((setting, one))
-                    points.setdefault(setting, []).append((float(one["bytes"]), float(one["psnr"])))
-                done = all(
-                    any(_as_near(one, own, name, image) for _, one in found[-len(part) :])
-                    for name in measures
-                )
-                if done and figures["bytes"].max() > most:
+            tried = _Tried(original, own, image, distance, aims)
+            for size, shown in other.files(original, variant):
+                tried.add(size, shown)
+                setting = (variant, len(tried.sizes) - 1)
+                points.setdefault(setting, []).append((float(size), tried.decibels[-1]))
+                if size > most and all(tried.near(name, setting[1]) for name in measures):
                     break
-        sizes = [float(one["bytes"]) for _, one in found]
+            sizes += tried.sizes
+            for name in measures:
+                reached[name] += tried.smallest(name)
         fewest.append(min(sizes))
         for name in measures:
-            reached = [float(one["bytes"]) for _, one in found if _as_near(one, own, name, image)]
-            smallest[name].append(min(reached, default=max(sizes)))
+            smallest[name].append(min(reached[name], default=max(sizes)))
     row: dict[str, Any] = {"codec": other.name, "fewest_bytes": float(np.mean(fewest))}
     for name in measures:
         row[f"bytes_at_equal_{name}"] = float(np.mean(smallest[name]))
@@ -186,16 +233,61 @@ def _compared(
     return row, _curve([values for values in points.values() if len(values) == len(originals)], most)
 
 
-def _as_near(one: Measured, own: Measured, name: str, image: int) -> bool:
-    """Whether a file is at least as near to the original as ours of the image."""
-    better = one[name] >= own[name][image] if name == "psnr" else one[name] <= own[name][image]
-    return bool(better)
+class _Tried:
+    """The files of one image in one format, from the lowest quality; a perceptual distance is computed where it is asked for.
 
+    Args:
+        original: [C, H, W].
+        own: what was measured of our own files.
+        image: the number of this one.
+        distance, aims: None without weights.
+    """
 
-def _parts(files: Iterator[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:
-    """The files, some at a time."""
-    while part := list(itertools.islice(files, _CHUNK)):
-        yield part
+    def __init__(
+        self,
+        original: Tensor,
+        own: Measured,
+        image: int,
+        distance: PerceptualDistance | None,
+        aims: list[Tensor] | None,
+    ) -> None:
+        self._original, self._distance, self._aims = original, distance, aims
+        self._wanted = {name: float(values[image]) for name, values in own.items()}
+        self._shown: list[Tensor] = []
+        self._distances: dict[int, float] = {}
+        self.sizes: list[float] = []
+        self.decibels: list[float] = []
+
+    def add(self, size: int, shown: Tensor) -> None:
+        """The next file, and the image [C, H, W] that it shows."""
+        self.sizes.append(float(size))
+        self._shown.append(shown)
+        self.decibels.append(float(psnr(shown[None], self._original[None])[0]))
+
+    def near(self, name: str, index: int) -> bool:
+        """Whether a file is at least as near to the original as ours."""
+        if name == "psnr":
+            return self.decibels[index] >= self._wanted[name]
+        if index not in self._distances:
+            assert self._distance is not None
+            assert self._aims is not None
+            with torch.no_grad():
+                shown = _middle(self._shown[index][None])
+                self._distances[index] = float(self._distance.between(shown, self._aims))
+        return self._distances[index] <= self._wanted[name]
+
+    def smallest(self, name: str) -> list[float]:
+        """The bytes of the smallest file that is as near; [] if none is. Distances fall with quality, so that one is bisected."""
+        if name == "psnr":
+            enough = [size for index, size in enumerate(self.sizes) if self.near(name, index)]
+            return [min(enough)] if enough else []
+        low, high = 0, len(self.sizes) - 1
+        if not self.near(name, high):
+            return []
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.near(name, middle) else (middle + 1, high)
+        return [self.sizes[high]]
 
 
 def _curve(settings: list[list[tuple[float, float]]], most: float) -> Curve:
