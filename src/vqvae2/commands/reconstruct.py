@@ -36,11 +36,8 @@ def reconstruct(
 ) -> list[dict[str, Any]]:
     """Write NAME.png and NAME-levels.png (the original, the coarsest level alone, ... all levels) of each image.
 
-    Where the run has a `data.range`, NAME.tif holds the values in that range, and NAME.png is for looking at.
-
-    With the sharpened decoder, NAME.png is its image, which NAME-levels.png shows after those of the plain one.
-
-    `OUT/.parts` keeps what is done until all is, so that a command that was killed goes on from there.
+    Where the run has a `data.range`, NAME.tif holds the values in that range, and NAME.png is for looking at. With the
+    sharpened decoder, NAME.png is its image, which NAME-levels.png shows after those of the plain one. `OUT/.parts` keeps what is done until all is, so that a command that was killed goes on from there.
 
     No image that is read is overwritten, and nothing is written if an image that is named itself cannot be used.
 
