@@ -130,11 +130,8 @@ def _mutations(
             )
             row.faults += part.faults
             counts.update(json.loads(part.outcome or "{}"))
-            print(
-                f"{name}: {min(first + _CHUNK, count)} of {count}, {len(row.faults)} faults",
-                file=sys.stderr,
-                flush=True,
-            )
+            done = f"{name}: {min(first + _CHUNK, count)} of {count}, {len(row.faults)} faults"
+            print(done, *part.faults, sep="\n", file=sys.stderr, flush=True)
         row.outcome = ", ".join(f"{number:,} {what}" for what, number in sorted(counts.items()))
         return [row]
 
