@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import statistics
 import tarfile
 import tempfile
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="counted repetitions (default 5)")
     options = parser.parse_args()
     figures: dict[str, Any] = {"count": options.count, "side": options.side, "unit": "images/s"}
+    figures["load"] = os.getloadavg()[0]  # of the machine, before
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         make_pictures(root / "pictures", options.count, options.side)

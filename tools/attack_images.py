@@ -30,7 +30,7 @@ from PIL import Image
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.decoding import decode, stored_type
-from vqvae2.data.errors import ImageError
+from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.images import open_images
 from vqvae2.data.sources import list_images, locate
 
@@ -309,6 +309,10 @@ def _decoded(data: bytes, config: DataConfig) -> str:
         pixels = decode(data, config)
     except ImageError as error:
         return f"skipped: {error}"
+    except DataError as error:
+        if "extra" in str(error):  # a fault of the installation: said, and not kept as one of the file
+            return "skipped: an extra is missing"
+        return f"fault: {type(error).__name__}: {error}"
     except BaseException as error:
         return f"fault: {type(error).__name__}: {error}"
     if pixels.shape != (*config.shape, config.channels) or pixels.dtype != stored_type(config):

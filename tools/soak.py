@@ -1,6 +1,6 @@
 """The soak: attack the package as an unlucky user, a full disk and a stranger would, and print one table.
 
-    make soak             everything, about half an hour on two idle cores
+    make soak             everything, about an hour on two idle cores
     make soak SLICE=1     a slice of two minutes, which CI runs
     python tools/soak.py --only "disk full" --json results/soak.json      one attack; the file keeps those of earlier calls
 
@@ -130,11 +130,8 @@ def _mutations(
             )
             row.faults += part.faults
             counts.update(json.loads(part.outcome or "{}"))
-            print(
-                f"{name}: {min(first + _CHUNK, count)} of {count}, {len(row.faults)} faults",
-                file=sys.stderr,
-                flush=True,
-            )
+            done = f"{name}: {min(first + _CHUNK, count)} of {count}, {len(row.faults)} faults"
+            print(done, *part.faults, sep="\n", file=sys.stderr, flush=True)
         row.outcome = ", ".join(f"{number:,} {what}" for what, number in sorted(counts.items()))
         return [row]
 
