@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from torch import Tensor
 
 import vqvae2
 from vqvae2.codes import Codes
@@ -41,9 +42,16 @@ def compare(run: Run, folder: Path, count: int, cache: Path) -> dict[str, Any]:
     chosen = np.sort(np.concatenate([images.heldout, images.train])[:count])
     codes = differ = differ_in_torch = 0
     furthest = 0.0
+    margins: list[float] = []
+    vectors: dict[int, Tensor] = {}  # by level, what is quantised
+    for level, quantizer in enumerate(run.autoencoder.quantizers):
+        quantizer.register_forward_pre_hook(lambda _, given, level=level: vectors.update({level: given[0]}))
     for batch, _ in sequential(images, chosen, run.config.data, batch=50):
         ours = run.autoencoder.encode(batch)
         theirs = encoder.run(None, {"images": batch.numpy()})
+        for level, other in enumerate(theirs):
+            codebook = run.autoencoder.quantizers[level].codebook()
+            margins += margin(vectors[level], codebook, ours.levels[level], torch.from_numpy(other))
         single = Codes.cat([run.autoencoder.encode(one) for one in batch.split(7)])
         for own, other, alone in zip(ours.levels, theirs, single.levels, strict=True):
             codes += own.numel()
@@ -55,9 +63,22 @@ def compare(run: Run, folder: Path, count: int, cache: Path) -> dict[str, Any]:
         "images": len(chosen),
         "codes": codes,
         "codes_that_differ": differ,
+        "relative_difference_of_their_squared_distances": margins,
         "codes_that_differ_in_torch_between_batches_of_50_and_7": differ_in_torch,
         "largest_difference_of_a_pixel_value": furthest,
     }
+
+
+def margin(vectors: Tensor, codebook: Tensor, own: Tensor, other: Tensor) -> list[float]:
+    """Where two grids of codes [B, h, w] differ: by how much one code is nearer to the vector [B, h, w, D] than the other.
+
+    Returns:
+        The difference of the two squared distances over their mean, in float64.
+    """
+    where = own != other
+    pair = torch.stack([own[where], other[where]]).long()
+    squares = (codebook.double()[pair] - vectors[where].double()).square().sum(2)
+    return ((squares[0] - squares[1]).abs() / squares.mean(0)).tolist()
 
 
 def draw(run: Run, folder: Path) -> dict[str, Any]:

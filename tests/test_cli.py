@@ -1057,8 +1057,8 @@ def test_score_without_held_out_codes(known: Path, pictures: Path, command: Comm
     shutil.rmtree(run / "codes")
     said = command("score", run, pictures, "--json")
     assert said.code == 0
-    text = "holds codes of fewer than 19 held-out images, which typicality needs: bits only, in the order of the command"
-    assert said.err == f"{run} {text}\n"
+    text = "bits only, in the order of the command: typicality needs the codes of 19 held-out images, and"
+    assert said.err == f"{text} {run} holds fewer\n"
     value = json.loads(said.out)
     assert value["heldout"] is None
     assert [item["source"] for item in value["pictures"]] == [*map(str, sorted(pictures.rglob("*.png")))]

@@ -250,3 +250,17 @@ def test_dicom(tmp_path: Path) -> None:
     assert np.array_equal(back[..., 0], values.astype(int) - 1024)
     with pytest.raises(ImageError):
         load_image((tmp_path / "a.dcm").read_bytes()[:200], options)
+
+
+@pytest.mark.parametrize(("largest", "dark"), [(65535, False), (9000, False), (4095, True)])
+def test_a_depth_that_is_lost_is_said(largest: int, dark: bool) -> None:
+    """Values of 12 bits in a file of 16 are nearly black where 65535 is white."""
+    ramp = np.linspace(0, largest, 64).astype(np.uint16).reshape(8, 8)
+    said: list[str] = []
+    decode(encoded(Image.fromarray(ramp)), config(channels=1), remarks=said)
+    (line,) = said
+    assert line.startswith("more than 8 bits reduced to 8")
+    assert ("nearly black" in line) == dark
+    said.clear()
+    decode(encoded(Image.fromarray(ramp)), config(channels=1, range=(0, 65535)), remarks=said)
+    assert said == []

@@ -133,6 +133,14 @@ def test_facts_of_a_report() -> None:
     assert from_report({}) == {}
 
 
+def test_a_rough_model_is_trained_further_before_it_is_sharpened() -> None:
+    rough = replace(SOUND, psnr=9.0, sharpness=0.2, ended_by_minutes=("autoencoder",))
+    first, *_, second = advise(rough)
+    assert (first.rule, second.rule) == ("out of time", "blurred")
+    assert "sharpen.steps" not in second.change
+    assert "sharpen.steps" in advise(replace(SOUND, sharpness=0.2))[0].change
+
+
 def test_clothing_is_blurred_and_its_coarse_prior_overfits() -> None:
     found = {item["rule"]: item for item in explain(load("clothing128", "cpu"))["advice"]}
     assert found.keys() == {"blurred", "prior overfits"}

@@ -61,4 +61,4 @@ def command(
     if as_json:
         print_json({"repository": repository, "written": where})
         return
-    typer.echo(where)
+    typer.echo(where if dry_run is None else f"{where}: what would be uploaded to {repository}; nothing was")

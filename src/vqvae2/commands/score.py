@@ -196,7 +196,7 @@ def command(
     result = score(load(run), images, label, out, report, group, bits_map)
     if result["heldout"] is None:
         report(
-            f"{run} holds codes of fewer than {LEAST} held-out images, which typicality needs: bits only, in the order of the command"
+            f"bits only, in the order of the command: typicality needs the codes of {LEAST} held-out images, and {run} holds fewer"
         )
     if as_json:
         print_json(result)

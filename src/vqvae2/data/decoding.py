@@ -42,6 +42,11 @@ from vqvae2.errors import printable
 
 _ORIENTATION = 0x0112  # tag of the EXIF data
 _ARRAY = "an array of values, which is read with data.range set"
+_DARK = 31  # of 255
+_REDUCED = "more than 8 bits reduced to 8 (data.range keeps them)"
+_REDUCED_DARK = (
+    "more than 8 bits reduced to 8, and nearly black then (data.range=percentiles takes their own range)"
+)
 _TURNED = (5, 6, 7, 8)  # its values for an image that lies on its side
 
 
@@ -125,7 +130,7 @@ def decode(
     """As `load_image`, but the message of an error is the reason alone, without the name of the file.
 
     Args:
-        remarks: what was done with the colour profile is appended.
+        remarks: what was done with the colour profile or with the depth is appended.
     """
     said: list[str] = [] if remarks is None else remarks
     if config.range is not None:
@@ -141,6 +146,8 @@ def decode(
         whole = _upright(image)
         if is_deep(whole):
             whole = deep_grey(whole, depth)
+            lightest = int(np.asarray(whole.getchannel(0)).max())
+            said.append(_REDUCED if lightest > _DARK else _REDUCED_DARK)
         if has_alpha(whole) or whole.mode in ("1", "P"):  # what cannot be resized as it is
             return _padded(_array(_resized(to_channels(whole, config, said), config, resample)), config)
         return _padded(_array(to_channels(_resized(whole, config, resample), config, said)), config)

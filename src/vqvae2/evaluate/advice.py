@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vqvae2.evaluate.facts import Curve, Facts, LevelFacts
-from vqvae2.evaluate.verdict import BLURRED, COPIES, FAITHFUL, LEARNT_LITTLE, MOSTLY, OVERFITS
+from vqvae2.evaluate.verdict import BLURRED, COPIES, FAITHFUL, LEARNT_LITTLE, MOSTLY, OVERFITS, ROUGH
 
 UNUSED = 0.5
 """Share of the codebook that occurs, below which its size is questioned."""
@@ -92,6 +92,14 @@ def blurred(facts: Facts) -> Advice | None:
             finding[:-1] + ", though the decoder is sharpened.",
             "The codes have lost the detail. Give each image more codes (smaller `autoencoder.strides`, or one level more) "
             "in a new run; a larger `sharpen.adversarial` or more `sharpen.steps` invents more detail, at a lower PSNR.",
+        )
+    if facts.psnr is not None and facts.psnr < ROUGH:
+        return Advice(
+            "blurred",
+            finding,
+            "Train the autoencoder longer (`train_autoencoder.steps`), or give each image more codes (smaller "
+            "`autoencoder.strides`) in a new run. To sharpen the decoder is of no use yet, because it cannot show what the codes "
+            "do not hold.",
         )
     return Advice(
         "blurred",
@@ -310,7 +318,7 @@ def learnt_little(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
 
 
 RULES: tuple[Callable[[Facts], Advice | None], ...] = (
-    limit, blurred, standing_still, still_rising, out_of_time, empty, strong_guidance, guidance_without_classes,
+    limit, out_of_time, still_rising, standing_still, blurred, empty, strong_guidance, guidance_without_classes,
     lost_variety, copies,
 )  # fmt: skip
 LEVEL_RULES: tuple[Callable[[int, LevelFacts, Facts], Advice | None], ...] = (

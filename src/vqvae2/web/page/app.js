@@ -70,7 +70,8 @@ function resetSettings() {
 function showSettings() {
   const parts = [`class ${$("label").selectedOptions[0].textContent}`, `seed ${$("seed").value}`];
   for (const name of Object.keys(NAMES)) {
-    const values = run.grids.map((_, level) => $(`${name}-${level}`)?.value).filter((value) => value !== undefined);
+    const values = run.grids.map((_, level) => $(`${name}-${level}`)?.value).filter((value) => value !== undefined)
+      .map((value) => (name === "top_k" && Number(value) === 0 ? "off" : value));
     if (values.length) parts.push(`${NAMES[name].toLowerCase()} ${[...new Set(values)].length === 1 ? values[0] : values.join(" / ")}`);
   }
   $("settings-now").textContent = parts.join(", ");
