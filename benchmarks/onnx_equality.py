@@ -3,7 +3,7 @@
     python benchmarks/onnx_equality.py [--images 1000] [--out results/onnx.json]
 
 Two programs add up in different orders, so a code can differ where two codes are equally near to within rounding. The same
-happens in torch between batch sizes; both are counted.
+happens in torch between batch sizes; both are counted. Of the codes that differ, the distances are given.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def compare(run: Run, folder: Path, count: int, cache: Path) -> dict[str, Any]:
     chosen = np.sort(np.concatenate([images.heldout, images.train])[:count])
     codes = differ = differ_in_torch = 0
     furthest = 0.0
-    margins: list[float] = []
+    margins: list[dict[str, float]] = []
     vectors: dict[int, Tensor] = {}  # by level, what is quantised
     for level, quantizer in enumerate(run.autoencoder.quantizers):
         quantizer.register_forward_pre_hook(lambda _, given, level=level: vectors.update({level: given[0]}))
@@ -63,22 +63,27 @@ def compare(run: Run, folder: Path, count: int, cache: Path) -> dict[str, Any]:
         "images": len(chosen),
         "codes": codes,
         "codes_that_differ": differ,
-        "relative_difference_of_their_squared_distances": margins,
+        "their_squared_distances": margins,
         "codes_that_differ_in_torch_between_batches_of_50_and_7": differ_in_torch,
         "largest_difference_of_a_pixel_value": furthest,
     }
 
 
-def margin(vectors: Tensor, codebook: Tensor, own: Tensor, other: Tensor) -> list[float]:
+def margin(vectors: Tensor, codebook: Tensor, own: Tensor, other: Tensor) -> list[dict[str, float]]:
     """Where two grids of codes [B, h, w] differ: by how much one code is nearer to the vector [B, h, w, D] than the other.
 
     Returns:
-        The difference of the two squared distances over their mean, in float64.
+        Of each such place the two squared distances and the squared length of the vector, in float64. The distances are computed
+        as differences of terms as large as that length, so rounding is relative to it.
     """
     where = own != other
     pair = torch.stack([own[where], other[where]]).long()
     squares = (codebook.double()[pair] - vectors[where].double()).square().sum(2)
-    return ((squares[0] - squares[1]).abs() / squares.mean(0)).tolist()
+    lengths = vectors[where].double().square().sum(1)
+    return [
+        {"ours": float(mine), "onnxruntime": float(theirs), "vector": float(length)}
+        for mine, theirs, length in zip(*squares, lengths, strict=True)
+    ]
 
 
 def draw(run: Run, folder: Path) -> dict[str, Any]:

@@ -225,5 +225,12 @@ def command(
     for title, rows in value.items():
         table = Table(printable(title), "", title_justify="left")
         for key, item in rows.items():
-            table.add_row(printable(key), printable(item if isinstance(item, str) else json.dumps(item)))
+            table.add_row(printable(key), printable(_text(item)))
         console.print(table)
+
+
+def _text(item: Any) -> str:
+    """A value of a table; whole numbers have separators."""
+    if type(item) is int:
+        return f"{item:,}"
+    return item if isinstance(item, str) else json.dumps(item)
