@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 import vqvae2
+from vqvae2.autoencoder.base import Quantizer
+from vqvae2.autoencoder.quantizer import VectorQuantizer
 from vqvae2.codes import Codes
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import open_images
@@ -50,8 +52,8 @@ def compare(run: Run, folder: Path, count: int, cache: Path) -> dict[str, Any]:
         ours = run.autoencoder.encode(batch)
         theirs = encoder.run(None, {"images": batch.numpy()})
         for level, other in enumerate(theirs):
-            codebook = run.autoencoder.quantizers[level].codebook()
-            margins += margin(vectors[level], codebook, ours.levels[level], torch.from_numpy(other))
+            quantizer = run.autoencoder.quantizers[level]
+            margins += margin(vectors[level], quantizer, ours.levels[level], torch.from_numpy(other))
         single = Codes.cat([run.autoencoder.encode(one) for one in batch.split(7)])
         for own, other, alone in zip(ours.levels, theirs, single.levels, strict=True):
             codes += own.numel()
@@ -63,26 +65,35 @@ def compare(run: Run, folder: Path, count: int, cache: Path) -> dict[str, Any]:
         "images": len(chosen),
         "codes": codes,
         "codes_that_differ": differ,
-        "their_squared_distances": margins,
+        "where_they_differ": margins,
         "codes_that_differ_in_torch_between_batches_of_50_and_7": differ_in_torch,
         "largest_difference_of_a_pixel_value": furthest,
     }
 
 
-def margin(vectors: Tensor, codebook: Tensor, own: Tensor, other: Tensor) -> list[dict[str, float]]:
-    """Where two grids of codes [B, h, w] differ: by how much one code is nearer to the vector [B, h, w, D] than the other.
+def margin(vectors: Tensor, quantizer: Quantizer, own: Tensor, other: Tensor) -> list[dict[str, float]]:
+    """Where two grids of codes [B, h, w] differ: by how much one code is a better choice for the vector [B, h, w, D].
 
     Returns:
-        Of each such place the two squared distances and the squared length of the vector, in float64. The distances are computed
-        as differences of terms as large as that length, so rounding is relative to it.
+        Of each such place, in float64, the cost of both codes (squared distance plus entropy penalty), their squared distances,
+        and the squared length of the vector. Costs are computed as differences of terms as large as that length, so rounding is
+        relative to it.
     """
     where = own != other
     pair = torch.stack([own[where], other[where]]).long()
-    squares = (codebook.double()[pair] - vectors[where].double()).square().sum(2)
+    squares = (quantizer.codebook().double()[pair] - vectors[where].double()).square().sum(2)
+    penalty = quantizer._penalty() if isinstance(quantizer, VectorQuantizer) else None
+    costs = squares if penalty is None else squares + penalty.double()[pair]
     lengths = vectors[where].double().square().sum(1)
     return [
-        {"ours": float(mine), "onnxruntime": float(theirs), "vector": float(length)}
-        for mine, theirs, length in zip(*squares, lengths, strict=True)
+        {
+            "cost_ours": float(ours),
+            "cost_onnxruntime": float(theirs),
+            "distance_ours": float(near),
+            "distance_onnxruntime": float(far),
+            "vector": float(length),
+        }
+        for ours, theirs, near, far, length in zip(*costs, *squares, lengths, strict=True)
     ]
 
 

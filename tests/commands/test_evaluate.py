@@ -297,7 +297,7 @@ def test_the_critics_curves(
 ) -> None:
     """At rate 1 they begin with the samples; the class counts stay; the measuring network is never the critic's."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    small = ClassifierConfig(width=4, stages=1, steps=10, batch=8)
+    small = ClassifierConfig(width=8, stages=1, steps=10, batch=8)
     monkeypatch.setattr(critic, "classifier_config", lambda n: small)
     assert command("critic", "fit", run, "--features", "resnet").code == 0
     wanted = ("--only", "distances,precision,critic", "--critic-sweep", "1,0.5,0.25")

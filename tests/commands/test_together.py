@@ -41,7 +41,7 @@ class Colours:
 
 torch.set_num_threads(1)
 context._PART = critic_images.PART = 8
-critic.classifier_config = lambda n: ClassifierConfig(width=4, stages=1, steps=10)
+critic.classifier_config = lambda n: ClassifierConfig(width=8, stages=1, steps=10)
 context.feature_network = lambda *_: Colours()
 rank, fault = int(os.environ["RANK"]), sys.argv[2]
 if fault == "killed" and rank == 1:
@@ -141,7 +141,7 @@ def place(
     patch.setattr(context, "_PART", 8)
     patch.setattr(critic_images, "PART", 8)
     patch.setattr(context, "feature_network", lambda *_: Colours())
-    small = ClassifierConfig(width=4, stages=1, steps=10)
+    small = ClassifierConfig(width=8, stages=1, steps=10)
     patch.setattr(critic, "classifier_config", lambda n: small)
     torch.set_num_threads(1)
     try:

@@ -28,8 +28,9 @@ class ClassifierConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    # at least 8: with 4 channels and one thread, convolutions of torch 2.13 on a CPU wrote outside of their memory
     width: int = Field(
-        32, ge=1, le=1024, description="channels of the first stage; each next has twice as many"
+        32, ge=8, le=1024, description="channels of the first stage; each next has twice as many"
     )
     stages: int = Field(3, ge=1, le=6, description="residual stages, each on half the grid of the one before")
     blocks: int = Field(1, ge=1, le=32, description="residual blocks per stage")
