@@ -1,8 +1,8 @@
 """Whether files compressed in one process decode to the same codes in others that compute differently, and by how much their logits differ.
 
-    python benchmarks/codec_portability.py [--run emoji64] [--images 64] [--alone 16]
+    python benchmarks/codec_portability.py [--run emoji64] [--data emoji64] [--images 64] [--alone 16] [--keep codec-portability]
 
-One process compresses held-out images of the embedded data (16 side by side, one thread). Further processes decode them: all
+One process compresses images of the data, held-out ones first (16 side by side, one thread). Further processes decode them: all
 combinations of 1 and 2 threads, batches of 1 and 16, `ATEN_CPU_CAPABILITY=default` and `avx2`, and oneDNN on and off. With a batch of 1
 only `--alone` images are decoded. Each process also writes the logits that the prior gives along the known codes of `--alone`
 images, and they are compared with those of the first process.
@@ -70,8 +70,8 @@ def worker(options: argparse.Namespace) -> None:
     run = load(options.run, "cpu")
     folder = Path(options.worker)
     if options.write:
-        images = open_images("emoji64", run.config.data, folder / "data", seed=0)
-        chosen = images.heldout[: options.images]
+        images = open_images(options.data, run.config.data, folder / "data", seed=0)
+        chosen = np.concatenate([images.heldout, images.train])[: options.images]
         some, labels = to_float(images.pixels(chosen)), images.labels_of(chosen).tolist()
         begun = time.perf_counter()
         for at in range(0, len(some), 16):
@@ -85,7 +85,8 @@ def worker(options: argparse.Namespace) -> None:
 def start(options: argparse.Namespace, folder: Path, capability: str, **settings: Any) -> None:
     """Run a worker and wait for it."""
     words = [f"--{name}={value}" for name, value in settings.items()]
-    words += [f"--images={options.images}", f"--alone={options.alone}", f"--run={options.run}"]
+    names = ("images", "alone", "run", "data")
+    words += [f"--{name}={getattr(options, name)}" for name in names]
     own = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(settings["threads"])}
     subprocess.run(
         [sys.executable, __file__, f"--worker={folder}", *words],
@@ -100,6 +101,8 @@ def main() -> int:
     parser.add_argument("--run", default="emoji64")
     parser.add_argument("--images", type=int, default=64, help="images that are decoded 16 side by side")
     parser.add_argument("--alone", type=int, default=16, help="images that are decoded one by one")
+    parser.add_argument("--data", default="emoji64", help="the images")
+    parser.add_argument("--keep", default="codec-portability", help="name of the file in results/")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--write", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--out", default="", help=argparse.SUPPRESS)
@@ -143,7 +146,7 @@ def main() -> int:
         "edge over the largest difference": EDGE / max(row["largest"] for row in rows),
         "rows": rows,
     }
-    keep("codec-portability", result)
+    keep(options.keep, result)
     return 0
 
 
