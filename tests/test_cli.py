@@ -1079,7 +1079,8 @@ def test_inspect_a_run(trained: Path, half: Path, command: Command) -> None:
     for title, rows in value.items():
         assert title in said.out
         for key, item in rows.items():
-            assert re.search(rf"{re.escape(key)} +│ {re.escape(str(item))} ", said.out), (title, key)
+            text = f"{item:,}" if type(item) is int else str(item)
+            assert re.search(rf"{re.escape(key)} +│ {re.escape(text)} ", said.out), (title, key)
     assert json.loads(command("inspect", half, "--json").out)["done"]["prior level 1"] == "no"
 
 

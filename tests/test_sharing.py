@@ -140,6 +140,7 @@ def test_the_licence_is_asked_for(trained: Path, command: Callable[..., Any], tm
     assert "--license" in said.err
     said = command("push", trained, "me/pictures", "--dry-run", tmp_path / "out", "--license", "mit")
     assert said.code == 0
+    assert "what would be uploaded to me/pictures; nothing was" in said.out
     assert (tmp_path / "out" / "README.md").is_file()
     assert command("push", trained, "me/x", "--dry-run", tmp_path / "out", "--license", "mit").code == 2
 
