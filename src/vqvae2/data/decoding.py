@@ -41,13 +41,10 @@ from vqvae2.data.pixels import Pixels
 from vqvae2.errors import printable
 
 _ORIENTATION = 0x0112  # tag of the EXIF data
+_TURNED = (5, 6, 7, 8)  # its values for an image that lies on its side
 _ARRAY = "an array of values, which is read with data.range set"
 _DARK = 31  # of 255
-_REDUCED = "more than 8 bits reduced to 8 (data.range keeps them)"
-_REDUCED_DARK = (
-    "more than 8 bits reduced to 8, and nearly black then (data.range=percentiles takes their own range)"
-)
-_TURNED = (5, 6, 7, 8)  # its values for an image that lies on its side
+_REDUCED = "more than 8 bits reduced to 8"
 
 
 class Decoded(NamedTuple):
@@ -147,7 +144,8 @@ def decode(
         if is_deep(whole):
             whole = deep_grey(whole, depth)
             lightest = int(np.asarray(whole.getchannel(0)).max())
-            said.append(_REDUCED if lightest > _DARK else _REDUCED_DARK)
+            dark = ", and nearly black then (data.range=percentiles takes their own range)"
+            said.append(_REDUCED + (" (data.range keeps them)" if lightest > _DARK else dark))
         if has_alpha(whole) or whole.mode in ("1", "P"):  # what cannot be resized as it is
             return _padded(_array(_resized(to_channels(whole, config, said), config, resample)), config)
         return _padded(_array(to_channels(_resized(whole, config, resample), config, said)), config)
