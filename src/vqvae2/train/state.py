@@ -28,7 +28,7 @@ class SavedOutcome(Record):
     best_score: float
     stale: Annotated[int, Field(ge=0)]
     seconds: float
-    figures: dict[str, Any]
+    figures: dict[str, int | float]
 
 
 class Saved(Record):
