@@ -154,7 +154,7 @@ class _Network:
 
 
 def _add_critic(run: Path) -> None:
-    classifier = ResNet(3, 16, 3, ClassifierConfig(width=4, stages=1))
+    classifier = ResNet(3, 16, 3, ClassifierConfig(width=8, stages=1))
     file = run / "critic" / "model.safetensors"
     digest = save_classifier(file, classifier)
     network = {"name": "resnet", "digest": classifier.backbone_digest}
