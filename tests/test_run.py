@@ -321,9 +321,9 @@ def test_log_prob_is_the_priors(labels: Any, numbers: Any, trained: Path, pictur
 
 def test_what_is_typical_is_of_the_held_out_codes(run: Path, pictures: Path) -> None:
     known = load(run, "cpu")
-    assert known.typical() is None, "one picture says nothing of what is usual"
+    assert known.typical() is None, "few pictures say nothing of what is usual"
     split = np.load(run / "codes" / "split.npy")
-    split[:6] = 1
+    split[:20] = 1
     np.save(run / "codes" / "split.npy", split)
     manifest = json.loads((run / "codes" / "manifest.json").read_text())
     manifest["checksums"]["split.npy"] = hashlib.sha256(split.tobytes()).hexdigest()

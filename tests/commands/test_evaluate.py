@@ -153,11 +153,11 @@ def test_stored_codes_give_the_figures_of_encoding(
     monkeypatch.setattr(VQVAE, "encode", noted)
     arguments = ("--only", "nll,reconstruction,codes,distances")
     assert command("evaluate", trained, "--out", tmp_path / "stored", *arguments).code == 0
-    assert encoded == [8]  # the images on the sheet of reconstructions
+    assert encoded == [1, 8]  # the reference image, and the images on the sheet of reconstructions
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     shutil.rmtree(run / "codes")
     assert command("evaluate", run, "--out", tmp_path / "encoded", *arguments).code == 0
-    assert sum(encoded[1:]) > 2 * 24
+    assert sum(encoded[2:]) > 2 * 24
     assert report(tmp_path / "encoded")["parts"] == report(tmp_path / "stored")["parts"]
 
 
