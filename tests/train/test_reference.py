@@ -83,6 +83,15 @@ def test_a_device_that_computes_other_codes_is_named_in_one_line(
     assert "\n" not in record.getMessage()
 
 
+def test_a_second_decoder_does_not_repeat_the_line(
+    sharpened: Path, wrong: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = vqvae2.load(sharpened, "cpu")
+    wrong(1000)
+    assert run.decoder("sharp") is not run.decoder("plain")
+    assert len(caplog.records) == 1
+
+
 def test_rounding_may_change_two_codes_of_a_hundred(
     wrong: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -276,11 +276,17 @@ def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -
     Raises:
         FileError: not trained yet, or damaged.
     """
-    file = model_file(folder)
-    model, tensors, metadata = tensor_file.load_network(lambda: VQVAE(config.autoencoder), file)
-    model = model.to(device).eval()
-    check_device(model, metadata, file)
-    return model, tensor_file.digest(tensors)
+    model, digest, metadata = _stored_autoencoder(folder, config, device)
+    check_device(model, metadata, model_file(folder))
+    return model, digest
+
+
+def _stored_autoencoder(
+    folder: Path, config: Config, device: torch.device | str
+) -> tuple[VQVAE, str, dict[str, Any]]:
+    """The trained autoencoder in eval mode, the digest of its weights, and their metadata."""
+    model, tensors, metadata = tensor_file.load_network(lambda: VQVAE(config.autoencoder), model_file(folder))
+    return model.to(device).eval(), tensor_file.digest(tensors), metadata
 
 
 def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) -> VQVAE:
@@ -293,7 +299,9 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
         FileError: not sharpened yet, damaged, or sharpened for other weights of the autoencoder.
     """
     file = sharp_file(folder)
-    model, digest = load_autoencoder(folder, config, device)
+    model, digest, _ = _stored_autoencoder(
+        folder, config, device
+    )  # its device was checked with the plain one
     check_origin(file, digest, required=True)
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tensor_file.compare_shapes(own, own | tensor_file.read_header(file).shapes, file)
