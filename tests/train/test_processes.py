@@ -32,6 +32,7 @@ import json, math, os, shutil, signal, sys, warnings
 from pathlib import Path
 import torch
 from vqvae2.config.models import parse
+from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import digest
 from vqvae2.train import loop, pipeline
@@ -93,7 +94,7 @@ pipeline.AutoencoderObjective.loss = spoilt
 for name, config in (("spoilt", "whole"), ("uneven", "uneven")):
     try:
         train(name, config)
-    except loop.TrainingError as error:
+    except UserError as error:
         notes[name] = str(error)
 
 sys.path.insert(0, sys.argv[3])
@@ -262,4 +263,7 @@ def test_a_loss_that_spoils_on_one_process_ends_both(place: Path) -> None:
 
 def test_a_batch_that_cannot_be_shared_out(place: Path) -> None:
     for note in notes(place):
-        assert note["uneven"] == "autoencoder: a batch of 5 cannot be shared out evenly to 2 processes"
+        assert note["uneven"] == (
+            "train_autoencoder.batch: 5 images cannot be shared out evenly to 2 processes; take a multiple of 2"
+        )
+    assert not (place / "uneven/data").exists(), "it is refused before images are read"

@@ -14,6 +14,7 @@ from vqvae2.files import tensor_file
 from vqvae2.files.locate import find_run
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.train.folder import model_file, read_run
+from vqvae2.train.longer import settings_of
 
 _LABELS = "label.weight"  # of a prior: an embedding for each class, then one for "no label"
 
@@ -48,6 +49,26 @@ def check_starts(folder: Path, config: Config) -> None:
         if not RunFolder(start).prior(level).done():
             raise RunError(
                 f"train_prior.{level}.start: the prior of level {level} of {training.start} is not trained"
+            )
+
+
+def check_batches(folder: Path, config: Config, further: list[str], processes: int) -> None:
+    """Check that the processes can share out the batches of all stages that are still to be trained, before images are read.
+
+    Args:
+        further: names of finished stages that are trained further.
+        processes: how many there are.
+
+    Raises:
+        RunError: a batch is no multiple of their number.
+    """
+    stages = RunFolder(folder).networks(config.autoencoder.levels)
+    for name, (key, training) in settings_of(config).items():
+        todo = training.steps and (name in further or not stages[name].done())
+        if todo and training.batch % processes:
+            raise RunError(
+                f"{key}.batch: {training.batch} images cannot be shared out evenly to {processes} processes; "
+                f"take a multiple of {processes}"
             )
 
 

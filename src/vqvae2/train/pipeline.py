@@ -28,7 +28,7 @@ from vqvae2.files.lock import locks, still_locked
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.beginning import begin_prior, check_starts, read_distance, stage1_inputs
+from vqvae2.train.beginning import begin_prior, check_batches, check_starts, read_distance, stage1_inputs
 from vqvae2.train.derived import check_derived
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
@@ -109,6 +109,7 @@ def train(
     if not todo and same_source(data, read_run(folder)[0], folder):
         reporter.say(f"{folder}: all is done; nothing to train")
         return False
+    check_batches(folder, config, further, accelerator.num_processes)
     check_starts(folder, config)
     begins(config)
     _stages(data, folder, config, further, until, accelerator, reporter)
