@@ -110,8 +110,12 @@ def test_the_report(
         "evaluate", trained, "--data", pictures, "--only", "compression", "--out", tmp_path, "--json"
     )
     assert said.code == 0
-    part = json.loads(said.out)["parts"]["compression"]
+    report = json.loads(said.out)
+    part = report["parts"]["compression"]
     rows = {row["codec"]: row for row in part["rows"]}
+    (plot,) = report["plots"]["compression"]
+    assert plot["curves"]["vqvae2"] == [[rows["vqvae2"]["bytes"], rows["vqvae2"]["psnr"]]]
+    assert list(plot["curves"]) == ["vqvae2, 1 of 2 levels", "vqvae2", "JPEG"]
     assert list(rows) == ["vqvae2, 1 of 2 levels", "vqvae2", "vqvae2, packed", "JPEG"]
     run = load(trained, "cpu")
     assert part["model_bytes"] == sum(file.stat().st_size for file in trained.rglob("model.safetensors"))

@@ -170,6 +170,21 @@ class Codec:
         Raises:
             CodecError: no prior; or a file does not decode to its codes, which would be an error of this program.
         """
+        files = self.write(encoded, labels, mode)
+        self.read_back(files, encoded)
+        return files
+
+    def write(
+        self,
+        encoded: Sequence[tuple[Layout, Grids]],
+        labels: Sequence[int | None] | None = None,
+        mode: Mode = "prior",
+    ) -> list[bytes]:
+        """The files of `compress_codes` before they are checked; only for somebody who times the two, or checks them himself.
+
+        Raises:
+            CodecError: no prior.
+        """
         known: list[int | None] = [None] * len(encoded)
         if mode == "prior" and labels is not None and self.prior.classes:
             known = list(labels)
@@ -194,10 +209,21 @@ class Codec:
                 checks=code_checks(grids, mode, size, label),
             )
             files.append(header.pack() + b"".join(own))
-        for (_, grids), found in zip(encoded, self.decompress(files), strict=True):
-            if len(found.grids) != self.levels or not all(map(np.array_equal, grids, found.grids)):
-                raise CodecError("a file does not decode to its codes; please report this")
         return files
+
+    def read_back(
+        self, files: Sequence[bytes], encoded: Sequence[tuple[Layout, Grids]]
+    ) -> list[Decompressed]:
+        """What `decompress` returns of the files, after a check that these are the codes that were written.
+
+        Raises:
+            CodecError: a file does not decode to its codes, which would be an error of this program.
+        """
+        found = self.decompress(files)
+        for (_, grids), one in zip(encoded, found, strict=True):
+            if len(one.grids) != self.levels or not all(map(np.array_equal, grids, one.grids)):
+                raise CodecError("a file does not decode to its codes; please report this")
+        return found
 
     def _under_the_prior(
         self, encoded: Sequence[tuple[Layout, Grids]], labels: Sequence[int | None]

@@ -13,7 +13,7 @@ from vqvae2.evaluate.advice import advise
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.facts import Facts, from_report
 from vqvae2.evaluate.glossary import PARTS, SETS
-from vqvae2.evaluate.parts.base import Part, PartResult
+from vqvae2.evaluate.parts.base import Part, PartResult, Plot
 from vqvae2.evaluate.parts.registry import asked_parts, wanted_parts
 from vqvae2.evaluate.report import Cell, Page
 from vqvae2.evaluate.tables import plain, tables
@@ -38,8 +38,8 @@ def write_report(
         facts: what the run itself knows; what is measured here is added to it for the verdict.
 
     Returns:
-        The content of report.json: protocol, parts, left_out (reasons by name), warnings, seconds; None on all processes but the
-        main one.
+        The content of report.json: protocol, parts, plots (the points of their curves, by part), left_out (reasons by name),
+        warnings, seconds; None on all processes but the main one.
 
     Raises:
         UserError: no part can be measured, or one that was asked for cannot; the others are written first.
@@ -100,6 +100,7 @@ def _measured(
     report: dict[str, Any] = {
         "protocol": context.protocol(),
         "parts": {part.name: result.figures for part, result in results},
+        "plots": {part.name: _points(result.plots) for part, result in results if result.plots},
         "left_out": left_out,
         "warnings": context.warnings,
         "seconds": seconds | context.seconds(),
@@ -111,6 +112,14 @@ def _measured(
         name = failed[0]
         raise UserError(f"cannot measure {name}: {left_out[name]}; the rest is in {out}")
     return report
+
+
+def _points(plots: list[Plot]) -> list[dict[str, Any]]:
+    """The plots of a part as JSON, so that others can draw them: the points (x, y) of each curve by its name."""
+    return [
+        {"caption": plot.caption, "x": plot.x_title, "y": plot.y_title, "curves": dict(plot.curves)}
+        for plot in plots
+    ]
 
 
 def _page(title: str, report: dict[str, Any], results: list[tuple[Part, PartResult]], facts: Facts) -> Page:
