@@ -7,8 +7,10 @@ import json
 import os
 import resource
 import shutil
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +223,43 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     for name, limit in (("pipe", 99), ("endless", 99), ("large", 99), (".", 99), ("none", 99)):
         with pytest.raises(FileError):
             atomic.read_text(tmp_path / name, limit)
+    with pytest.raises(FileError, match="expected a regular file"):
+        arrays.map_array(tmp_path / "pipe", (None,), np.uint8)
+    with pytest.raises(FileError, match="expected a regular file"), arrays.open_members(tmp_path / "pipe"):
+        pass
     assert len(atomic.read_text(tmp_path / "large", 100)) == 100
+
+
+def _sample_one(run: Path) -> None:
+    Run(run, "cpu").sample(1)
+
+
+def _open_codes(run: Path) -> None:
+    open_store(run / "codes")
+
+
+def test_no_reader_waits_for_a_pipe(run: Path) -> None:
+    """A pipe in place of any file of a run folder, whose other end nobody opens: an error or success, at once."""
+
+    def waited(*_: object) -> None:
+        raise AssertionError(f"{file} was waited for")
+
+    before = signal.signal(signal.SIGALRM, waited)
+    try:
+        for file in sorted(path for path in run.rglob("*") if path.is_file()):
+            contents = file.read_bytes()
+            file.unlink()
+            os.mkfifo(file)
+            signal.alarm(60)
+            for read in (_sample_one, _open_codes, read_metrics):
+                with suppress(UserError, FileNotFoundError):
+                    read(file if read is read_metrics else run)
+            signal.alarm(0)
+            file.unlink()
+            file.write_bytes(contents)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # --- arrays --------------------------------------------------------------------------------------------------------------

@@ -155,21 +155,9 @@ class Codec:
             mode: "prior", or "packed", which needs none.
 
         Raises:
-            CodecError: see `encode`; no prior.
+            CodecError: see `encode` and `write`; or a file does not decode to its codes, which would be an error of this program.
         """
-        return self.compress_codes(self.encode(images), labels, mode)
-
-    def compress_codes(
-        self,
-        encoded: Sequence[tuple[Layout, Grids]],
-        labels: Sequence[int | None] | None = None,
-        mode: Mode = "prior",
-    ) -> list[bytes]:
-        """As `compress`, of codes that `encode` returned.
-
-        Raises:
-            CodecError: no prior; or a file does not decode to its codes, which would be an error of this program.
-        """
+        encoded = self.encode(images)
         files = self.write(encoded, labels, mode)
         self.read_back(files, encoded)
         return files
@@ -180,15 +168,17 @@ class Codec:
         labels: Sequence[int | None] | None = None,
         mode: Mode = "prior",
     ) -> list[bytes]:
-        """The files of `compress_codes` before they are checked; only for somebody who times the two, or checks them himself.
+        """The files of `compress` before they are checked, of codes that `encode` returned; `read_back` checks them.
+
+        Args:
+            labels, mode: see `compress`.
 
         Raises:
             CodecError: no prior.
         """
         known: list[int | None] = [None] * len(encoded)
-        if mode == "prior" and labels is not None and self.prior.classes:
-            known = list(labels)
         if mode == "prior":
+            known = list(labels) if labels is not None and self.prior.classes else known
             streams, listed = self._under_the_prior(encoded, known)
         else:
             streams = [

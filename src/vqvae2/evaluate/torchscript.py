@@ -73,11 +73,11 @@ def read_torchscript(path: Path, device: str | torch.device = "cpu") -> TorchScr
 
 
 def _check_archive(path: Path) -> None:
+    if not path.is_file():
+        raise ClassifierError(f"no classifier at {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             inside = {name.partition("/")[2] for name in archive.namelist()}
-    except FileNotFoundError:
-        raise ClassifierError(f"no classifier at {path}") from None
     except (OSError, zipfile.BadZipFile):
         raise ClassifierError(f"{path} is no TorchScript file") from None
     if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.files.atomic import FileError, flush_folder, reason
+from vqvae2.files.atomic import FileError, flush_folder, open_regular, reason
 
 _HEADER = 10_000  # characters of a header, at most; those that are written here have fewer than 200
 
@@ -35,10 +35,10 @@ def map_array(path: Path, shape: tuple[int | None, ...], dtype: Any) -> NDArray[
         FileError: it is damaged, or holds an array of another shape or type.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found, kind = _header(file)
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, FileError):
         raise
     except Exception as error:  # NumPy's reader of headers raises almost anything
         raise FileError(f"{path} is damaged: {reason(error)}") from error
@@ -103,7 +103,7 @@ def open_members(path: Path) -> Iterator[Members]:
         FileError: the file is missing or damaged, or its arrays are compressed, which could take any amount of memory.
     """
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except OSError as error:
         raise FileError(f"{path} cannot be read: {reason(error)}") from error
     with file:

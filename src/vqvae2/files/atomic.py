@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -115,20 +116,30 @@ def read_text(path: str | Path, limit: int = TEXT_LIMIT) -> str:
         FileError: the file is missing, no regular file, larger, or no UTF-8.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise FileError(f"cannot read {path}: expected a regular file")
-            if about.st_size > limit:
-                raise FileError(
-                    f"cannot read {path}: expected at most {limit:,} bytes, found {about.st_size:,}"
-                )
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise FileError(f"cannot read {path}: expected at most {limit:,} bytes, found {size:,}")
             text: bytes = file.read(limit)
             return text.decode("utf-8")
     except FileError:
         raise
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a null character
         raise FileError(f"cannot read {path}: {reason(error)}") from error
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a file for reading, at once: a pipe of a stranger, whose other end nobody opens, would stop the program for ever.
+
+    Raises:
+        FileError: it is a pipe, a device or the like.
+        OSError: it cannot be opened.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise FileError(f"cannot read {path}: expected a regular file")
 
 
 def read_json(path: str | Path, limit: int = TEXT_LIMIT) -> Any:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vqvae2.files import tensor_file
-from vqvae2.files.atomic import FileError, write_json
+from vqvae2.files.atomic import FileError, open_regular, write_json
 from vqvae2.files.records import Record
 from vqvae2.processes import Group
 
@@ -193,7 +193,7 @@ def _refuse_link(folder: Path) -> None:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

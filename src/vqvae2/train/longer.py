@@ -182,7 +182,7 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
         meta = {"outcome": {**asdict(ended(stage)), "stale": 0}}
     else:
         return further
-    if stage.metrics.exists():
+    if stage.metrics.is_file():
         text = stage.metrics.read_text(encoding="utf-8")
         atomic.write_text(further.metrics, text)
     tensor_file.save_tensors(further.checkpoint, tensors, meta)

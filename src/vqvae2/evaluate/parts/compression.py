@@ -116,7 +116,7 @@ def _own(
     written = time.perf_counter()
     found = codec.read_back(files, encoded)
     checked = time.perf_counter()
-    packed = codec.compress_codes(encoded, mode="packed")
+    packed = codec.write(encoded, mode="packed")
     rows, measured, shown = [], {}, []
     for held in range(1, codec.levels + 1):
         name = "vqvae2" if held == codec.levels else f"vqvae2, {held} of {codec.levels} levels"
