@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -111,3 +112,28 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
     return len(left) == len(right) and all(
         torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(left, right, strict=True)
     )
+
+
+def dicom(path: Path, frames: Any, **more: Any) -> Path:
+    """A DICOM file of 12-bit values in uint16 frames [N, H, W], or of one image [H, W]."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
+
+    storage = EnhancedCTImageStorage if frames.ndim == 3 else CTImageStorage
+    file = Dataset()
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = storage
+    file.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    file.SOPClassUID, file.SOPInstanceUID = storage, "1.2.3"
+    file.Rows, file.Columns = frames.shape[-2:]
+    if frames.ndim == 3:
+        file.NumberOfFrames = len(frames)
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
+    for name, value in more.items():
+        setattr(file, name, value)
+    file.PixelData = frames.tobytes()
+    pydicom.dcmwrite(path, file, enforce_file_format=True)
+    return path

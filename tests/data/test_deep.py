@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import config, encoded, noise, opened
+from data_helpers import config, dicom, encoded, noise, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -229,22 +229,8 @@ def test_only_training_images_decide(tmp_path: Path) -> None:
 
 
 def test_dicom(tmp_path: Path) -> None:
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-
-    file = Dataset()
-    file.file_meta = FileMetaDataset()
-    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    file.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    file.SOPClassUID, file.SOPInstanceUID = CTImageStorage, "1.2.3"
-    file.Rows, file.Columns, file.SamplesPerPixel, file.PhotometricInterpretation = 8, 8, 1, "MONOCHROME2"
-    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
-    file.RescaleSlope, file.RescaleIntercept = 1, -1024
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 60
-    file.PixelData = values.tobytes()
-    pydicom.dcmwrite(tmp_path / "a.dcm", file, enforce_file_format=True)
+    dicom(tmp_path / "a.dcm", values, RescaleSlope=1, RescaleIntercept=-1024)
     options = config(channels=1, range=(-1024, 3071))
     back = to_values(floats(load_image(tmp_path / "a.dcm", options)), options)
     assert np.array_equal(back[..., 0], values.astype(int) - 1024)

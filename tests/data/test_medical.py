@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import config, opened
+from data_helpers import config, dicom, opened
 
 from vqvae2.data import deep, medical
 from vqvae2.data.decoding import image_size, load_image
@@ -173,28 +173,6 @@ def test_a_range_is_needed(tmp_path: Path) -> None:
 
 
 # --- DICOM ---
-
-
-def dicom(path: Path, frames: Any, **more: Any) -> Path:
-    """A DICOM file of uint16 frames [N, H, W]."""
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian
-
-    file = Dataset()
-    file.file_meta = FileMetaDataset()
-    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    file.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    file.SOPClassUID, file.SOPInstanceUID = EnhancedCTImageStorage, "1.2.3"
-    file.NumberOfFrames, file.Rows, file.Columns = frames.shape
-    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
-    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
-    for name, value in more.items():
-        setattr(file, name, value)
-    file.PixelData = frames.tobytes()
-    pydicom.dcmwrite(path, file, enforce_file_format=True)
-    return path
 
 
 FRAMES = (np.arange(4 * 6 * 5).reshape(4, 6, 5) * 30).astype(np.uint16)
