@@ -297,6 +297,32 @@ def test_the_preset_fits_the_pictures_when_none_is_given(
         assert asked.pop() == (str(data), tmp_path / "run", preset(name))
 
 
+def test_the_preset_fits_the_machine_and_the_size_that_is_asked_for(
+    tmp_path: Path, asked: list[Any], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU would train for months with the preset that the images alone would have."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (310, 300)).save(folder / "a.png")
+    start = ["train", folder, "--run", tmp_path / "run"]
+
+    said = command(*start)
+    assert "1 image, short side about 300 px, no GPU: preset small64 (choose others with --preset" in said.err
+    assert asked.pop()[2] == preset("small64")
+
+    said = command(*start, "--size", "128")
+    assert "short side about 300 px: preset small128 (choose another with --preset)" in said.err
+    assert asked.pop()[2] == preset("small128")
+
+    (tmp_path / "own.yaml").write_text("data: {size: [32, 64]}")
+    command(*start, "--config", tmp_path / "own.yaml")
+    assert asked.pop()[2] == plain("small32", "data.size=[32, 64]")
+
+    monkeypatch.setattr("vqvae2.train.device.best_device", lambda: torch.device("cuda"))
+    command(*start)
+    assert asked.pop()[2] == preset("small256")
+
+
 def test_a_run_that_exists_keeps_its_own_preset(
     half: Path, pictures: Path, asked: list[Any], command: Command
 ) -> None:

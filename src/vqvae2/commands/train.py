@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 _SQUARE = 1.25  # ratios of the sides below this keep the square
 _LONGEST = 4.0  # the long side of chosen images, in short sides
-
-
+_CPU_SIDE = 64  # px, at most, that are chosen for a CPU, on which small64 takes hours and small256 months
 _GENTLE = 0.3  # of the steps and the learning rates, in fine-tuning
 
 
@@ -96,8 +95,8 @@ def choose_config(
     if preset is None and RunFolder(run).exists():
         base = read_run(run)[1]
     elif preset is None:
-        sized = any(text.startswith("data.size=") for text in settings)
-        base = _fitting_preset(data, run, DataConfig(split=split, streaming=streaming), sized, reporter)
+        size = _size_given(changes, settings)
+        base = _fitting_preset(data, run, DataConfig(split=split, streaming=streaming), size, reporter)
     else:
         base = named(preset) if isinstance(preset, str) else preset
     extra = [f"data.split={split}"] if split else []
@@ -148,22 +147,45 @@ def fine_tuning(start: str) -> Config:
     return parse(value)
 
 
-def _fitting_preset(data: str, run: Path, reading: DataConfig, sized: bool, reporter: Reporter) -> Config:
-    """The preset for the number, the size and, unless the user `sized` them, the shape of the images; it is reported."""
+def _size_given(changes: dict[str, Any], settings: Sequence[str]) -> int | None:
+    """The short side in pixels for which the user has asked; None if nothing, or nothing that can be, which is said later."""
+    from vqvae2.config.models import DataConfig
+    from vqvae2.config.overrides import override
+
+    own = changes.get("data")
+    value = {"data": {"size": own.get("size") if isinstance(own, dict) else None}}
+    size = override(value, [text for text in settings if text.startswith("data.size=")])["data"]["size"]
+    try:
+        return None if size is None else min(DataConfig(size=size).shape)
+    except ValueError:
+        return None
+
+
+def _fitting_preset(
+    data: str, run: Path, reading: DataConfig, size: int | None, reporter: Reporter
+) -> Config:
+    """The preset for the images, which is reported.
+
+    It follows their number, their size and shape unless the user has given a `size`, and the machine: a CPU would take months
+    for the presets of large images.
+    """
     from vqvae2.config.presets import choose
     from vqvae2.config.presets import preset as named
     from vqvae2.data.peek import peek
+    from vqvae2.train.device import best_device
 
     preview = peek(data, reading, run)
-    preset = choose(preview.images, preview.side)
+    side = preview.side if size is None else size
+    slow = size is None and side >= 2 * _CPU_SIDE and best_device().type == "cpu"
+    preset = choose(preview.images, _CPU_SIDE if slow else side)
     base = named(preset)
-    size = () if sized else fitting(base, preview.aspect)
-    if size:
-        base = resolve(base, {"data": {"size": list(size)}}, ())
-    shape = f" at {base.data.shape_text} px, height first, like most images" if size else ""
+    shape = fitting(base, preview.aspect) if size is None else ()
+    if shape:
+        base = resolve(base, {"data": {"size": list(shape)}}, ())
+    wide = f" at {base.data.shape_text} px, height first, like most images" if shape else ""
     reporter.say(
-        f"{preview.images} image{'s' * (preview.images != 1)}, short side about {preview.side} px: preset {preset}{shape} "
-        f"(choose {'others with --preset and --size' if size else 'another with --preset'})"
+        f"{preview.images} image{'s' * (preview.images != 1)}, short side about {preview.side} px{', no GPU' * slow}: "
+        f"preset {preset}{wide} (choose {'another with --preset' if size else 'others with --preset and --size'})"
     )
     return base
 
