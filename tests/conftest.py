@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -56,6 +57,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections() -> None:
+    """A training collects garbage three times: spare it the walk through all of torch, which takes longer than its steps."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
