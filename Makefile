@@ -40,7 +40,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope
 test: $(READY) ## run the tests, one process per core
 	@$(PYTEST)
 
-coverage: $(READY) ## run the tests and measure their coverage (90 % at least), which takes half as long again
+coverage: $(READY) ## run the tests and measure their coverage (90 % at least), which takes longer
 	@$(PYTEST) --cov --cov-fail-under=90
 
 test-inception: $(INCEPTION)/.ready ## run the tests of FID, IS and KID, which need a torch and a torchvision of their own (6 GB)
