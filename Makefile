@@ -12,7 +12,7 @@ BASELINES := .venv-baselines
 NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo soak test test-inception test-web test-baselines check bench experiments docs dist clean
+.PHONY: help setup demo soak test coverage test-inception test-web test-baselines check bench experiments docs dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -34,8 +34,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## run the whole pipeline on the embedded pictures, into runs/demo
 	$(BIN)/vqvae2 demo --out runs/demo
 
-test: $(READY) ## run the tests, one process per core, and measure their coverage (90 % at least)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov --cov-fail-under=90
+# One process per core. Each takes whole files, because fixtures belong to a file, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test: $(READY) ## run the tests, one process per core
+	@$(PYTEST)
+
+coverage: $(READY) ## run the tests and measure their coverage (90 % at least), which takes longer
+	@$(PYTEST) --cov --cov-fail-under=90
 
 test-inception: $(INCEPTION)/.ready ## run the tests of FID, IS and KID, which need a torch and a torchvision of their own (6 GB)
 	$(INCEPTION)/bin/python -m pytest tests/evaluate/inception

@@ -763,41 +763,6 @@ def test_choices_are_not_mixed(judged: None, trained: Path, tmp_path: Path, comm
     assert (said.code, "critic: None ->" in said.err) == (2, True)
 
 
-def test_two_processes_choose_what_one_does(
-    judged: None, trained: Path, tmp_path: Path, command: Command
-) -> None:
-    """Candidates and the best are shared out by torchrun on gloo: the same folder."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys, vqvae2.run, vqvae2.cli\n"
-        "class Judge:\n"
-        f"    digest, backbone_digest = {'d' * 64!r}, {'n' * 64!r}\n"
-        "    def __call__(self, images, labels):\n"
-        "        return images[:, 2].mean((1, 2))\n"
-        "vqvae2.run.Run.critic = Judge()\n"
-        "vqvae2.cli.main(sys.argv[1:])\n"
-    )
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", str(script)]
-    ask = ["sample", str(trained), "--n", "7", "--batch", "2", "--critic", "0.4", "--out"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, *ask, str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1
-    assert command(*ask, tmp_path / "one").code == 0
-    names = [
-        sorted(file.relative_to(tmp_path / name) for file in (tmp_path / name).rglob("*"))
-        for name in ("one", "two")
-    ]
-    assert names[0] == names[1]
-    for folder in (".", "candidates"):
-        one, two = (joined_npz(tmp_path / name / folder) for name in ("one", "two"))
-        assert all(np.array_equal(one[key], two[key]) for key in one)
-    assert entries(tmp_path / "one") == entries(tmp_path / "two")
-
-
 # --- reconstruct ---
 
 

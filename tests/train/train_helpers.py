@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import signal
 from collections.abc import Iterator
@@ -32,9 +31,6 @@ from vqvae2.train.loop import Interrupted, Outcome, fit, make_accelerator, read_
 from vqvae2.train.prior import PriorObjective
 from vqvae2.train.resident import scaled
 from vqvae2.train.sharded import whole
-
-gc.collect()
-gc.freeze()  # `fit` collects garbage at its end: spare it the walk through all of torch, hundreds of times
 
 STRIDES = {1: (4,), 2: (4, 2), 3: (2, 2, 2)}
 TRAIN: dict[str, Any] = {

@@ -1,7 +1,9 @@
 """What the networks of a configuration cost: parameters, FLOPs, memory, and GPU-hours of training.
 
-Every figure that follows from the configuration comes from fake tensors: they have shapes and types but no storage, so
-the largest preset is measured in seconds without being allocated. Two operations are replaced meanwhile:
+Every figure that follows from the configuration comes from tensors that have shapes and types but no storage, so the
+largest preset is measured in seconds without being allocated. They are on the device "meta", except for bf16: autocast
+does not know that device, so there they are fake tensors, which say that they are on the CPU and take twice as long.
+Two operations are replaced meanwhile:
 
 - attention by the fused kernel, which does not store the N x N scores, as on a GPU;
 - dropout by the fused kernel, which stores one byte per element for its mask, as on a GPU.
@@ -13,7 +15,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -131,8 +133,9 @@ class Costs:
         return (self.autoencoder, *([self.sharpening] if self.sharpening else []), *self.priors)
 
 
+@lru_cache(maxsize=32)
 def measure(config: Config) -> Costs:
-    """Count parameters, FLOPs and memory of every network of a configuration.
+    """Count parameters, FLOPs and memory of every network of a configuration; once for each, because it takes seconds.
 
     The autoencoder is measured in eval mode, without the update of its codebooks, which is small compared with the
     convolutions. Attention counts as N x N scores, without the half that causality saves.
@@ -144,43 +147,39 @@ def measure(config: Config) -> Costs:
         autoencoder = VQVAE(settings).eval()
         prior = HierarchicalPrior(config.prior, config.geometry).train()
         sharpened = Sharpening(autoencoder, config).requires_grad_(True) if config.sharpen.steps else None
-    with FakeTensorMode():
-        _make_fake(autoencoder)
-        _make_fake(prior)
-        for i, training in enumerate(config.train_prior):
-            prior.level(i).checkpointing = training.checkpointing
+    for i, training in enumerate(config.train_prior):
+        prior.level(i).checkpointing = training.checkpointing
 
-        def images(batch: int) -> Tensor:
-            return torch.zeros(batch, channels, *shape)
+    def images(batch: int) -> Tensor:
+        return torch.zeros(batch, channels, *shape)
 
-        def reconstruct(batch: int) -> Tensor:
-            x = images(batch)
-            out = autoencoder(x)
-            loss: Tensor = (out.images.float() - x).square().mean() + out.commitment
-            return loss
+    def reconstruct(batch: int) -> Tensor:
+        x = images(batch)
+        out = autoencoder(x)
+        loss: Tensor = (out.images.float() - x).square().mean() + out.commitment
+        return loss
 
-        def predict(level: LevelPrior, batch: int) -> Tensor:
-            grids = [torch.zeros(batch, h, w, dtype=torch.int64) for h, w in config.geometry.grids]
-            labels = torch.zeros(batch, dtype=torch.int64) if classes else None
-            logits = level(grids[level.level], tuple(grids[: level.level]), labels)
-            return functional.cross_entropy(logits.float(), grids[level.level])
+    def predict(level: LevelPrior, batch: int) -> Tensor:
+        grids = [torch.zeros(batch, h, w, dtype=torch.int64) for h, w in config.geometry.grids]
+        labels = torch.zeros(batch, dtype=torch.int64) if classes else None
+        logits = level(grids[level.level], tuple(grids[: level.level]), labels)
+        return functional.cross_entropy(logits.float(), grids[level.level])
 
-        whole = _cost("autoencoder", autoencoder, reconstruct, config.train_autoencoder)
-        levels = tuple(
-            _cost(f"prior level {i}", prior.level(i), partial(predict, prior.level(i)), training)
-            for i, training in enumerate(config.train_prior)
-        )
-        with _Substitutes(), _flop_counter() as counter:
-            autoencoder.encode(images(1))
-        encode = int(counter.get_total_flops())
-        sharpening = None if sharpened is None else _sharpening(sharpened, config, encode, images)
-        codebooks = sum(q.num_embeddings * q.embedding_dim for q in autoencoder.quantizers)
+    with torch.device("meta"), _Substitutes(), _flop_counter() as counter:
+        autoencoder.encode(images(1))
+    encode = int(counter.get_total_flops())
+    whole = _cost("autoencoder", autoencoder, reconstruct, config.train_autoencoder)
+    sharpening = None if sharpened is None else _sharpening(sharpened, config, encode, images)
+    levels = tuple(
+        _cost(f"prior level {i}", prior.level(i), partial(predict, prior.level(i)), training)
+        for i, training in enumerate(config.train_prior)
+    )
+    codebooks = sum(q.num_embeddings * q.embedding_dim for q in autoencoder.quantizers)
     return Costs(encode, whole, sharpening, levels, codebooks)
 
 
 def _sharpening(net: Sharpening, config: Config, encode: int, images: Callable[[int], Tensor]) -> Cost:
     """The stage `sharpen`, without a perceptual network; every step also encodes its images."""
-    _make_fake(net)
 
     def play(batch: int) -> Tensor:
         grids = config.geometry.grids
@@ -209,15 +208,18 @@ def _make_fake(net: nn.Module) -> None:
 
 def _cost(name: str, net: nn.Module, loss: Callable[[int], Tensor], settings: TrainConfig) -> Cost:
     kept = _Kept()
-    with kept, _Substitutes(), _flop_counter() as counter:
+    with torch.device("meta"), kept, _Substitutes(), _flop_counter() as counter:
         value = loss(1)
         alone, forward = kept.bytes, counter.get_total_flops()
         # by edges, because with tensors autograd leaves the substitutes, which recomputed layers need as well
         edges = [get_gradient_edge(p) for p in net.parameters() if p.requires_grad]
         torch.autograd.grad(get_gradient_edge(value), edges, torch.ones_like(value), allow_unused=True)
     # a batch of two minus a batch of one: what does not grow with the batch, such as cast weights, cancels
-    plain = kept_bytes(loss, 2) - alone
-    mixed = kept_bytes(loss, 2, bf16=True) - kept_bytes(loss, 1, bf16=True)
+    with torch.device("meta"):
+        plain = kept_bytes(loss, 2) - alone
+    with FakeTensorMode():
+        _make_fake(net)
+        mixed = kept_bytes(loss, 2, bf16=True) - kept_bytes(loss, 1, bf16=True)
     parameters = sum(p.numel() for p in net.parameters())
     buffers = sum(b.numel() * b.element_size() for b in net.buffers())
     state = 4 * parameters * (5 if settings.average else 4) + buffers
