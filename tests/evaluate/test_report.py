@@ -19,6 +19,7 @@ from PIL import Image
 from vqvae2.evaluate.glossary import FIGURES
 from vqvae2.evaluate.plot import linear_axis, log_axis
 from vqvae2.evaluate.report import Cell, Page, svg
+from vqvae2.evaluate.style import STYLE
 from vqvae2.evaluate.tables import tables, text
 
 NASTY = """<script>alert("1")</script> & 'q' </title></table> ü €"""
@@ -164,6 +165,18 @@ def test_curves_share_their_axes_and_have_names() -> None:
     (half, _), (end, top) = found["high"]
     assert right == end > half
     assert bottom > low > found["high"][0][1] > top
+
+
+def test_nine_curves_have_nine_colours() -> None:
+    """As many as a codec of four levels has beside four other formats, in the light and in the dark style."""
+    drawing = svg({f"curve {number}": [(0.0, number), (1.0, number)] for number in range(9)})
+    names = set(re.findall(r"var\((--c\d)\)", drawing))
+    assert len(names) == 9
+    light, dark = STYLE.split("@media (prefers-color-scheme:dark)")
+    for style in (light, dark):
+        colours = dict(re.findall(r"(--c\d):(#[0-9a-f]{6})", style))
+        assert colours.keys() == names
+        assert len({*colours.values()}) == 9
 
 
 def test_what_is_not_finite_or_not_positive_is_left_out() -> None:

@@ -1,7 +1,8 @@
 """The members of tars with images, such as WebDataset shards: which belong together, and what their classes are.
 
-The tars may be on this machine (`tar_files`) or anywhere (`shards`); the rules are the same. A member `a/0001.jpg` is an image; `a/0001.cls`, `.json` and `.txt` beside it tell its class. Without any of these, folders
-inside the tar are understood as folders on the disk are (`folder_layout`).
+The tars may be on this machine (`tar_files`) or anywhere (`shards`); the rules are the same. A member `a/0001.jpg` is an
+image; `a/0001.cls`, `.json` and `.txt` beside it tell its class. Without any of these, folders inside the tar are understood as
+folders on the disk are (`folder_layout`).
 """
 
 from __future__ import annotations

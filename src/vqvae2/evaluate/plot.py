@@ -13,8 +13,8 @@ _WIDTH, _HEIGHT = 680, 300  # units of the drawing, which scales with the page
 _RIGHT, _BOTTOM, _LINE = 16, 46, 18  # margins, and the height of a line of the legend
 _CHARACTER = 6.6  # the width of a character of the labels, about
 _TICKS = 5  # intervals between ticks, about
-COLOURS = 6
-"""Curves of one drawing with colours of their own: the style of the page defines --c0 to --c5."""
+COLOURS = 9
+"""Curves of one drawing with colours of their own: the style of the page defines --c0 to --c8."""
 
 
 @dataclass(frozen=True)

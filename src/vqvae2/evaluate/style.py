@@ -2,9 +2,11 @@
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--text:#1c1e21;--soft:#5a6068;--line:#d9dce0;--panel:#f4f6f8;--accent:#0b57d0;
---good:#1a6b32;--c0:#0b62b8;--c1:#b5480a;--c2:#1d7a3c;--c3:#9c1f5c;--c4:#6b3fb5;--c5:#6a5500}
+--good:#1a6b32;--c0:#0b62b8;--c1:#b5480a;--c2:#1d7a3c;--c3:#9c1f5c;--c4:#6b3fb5;--c5:#6a5500;
+--c6:#00727a;--c7:#5a616b;--c8:#a81c1c}
 @media (prefers-color-scheme:dark){:root{--page:#15171a;--text:#e6e8eb;--soft:#a3aab3;--line:#3a3f46;--panel:#1f2327;
---accent:#8ab4f8;--good:#7fd197;--c0:#6cb2ff;--c1:#ffa366;--c2:#74d394;--c3:#ff8fc4;--c4:#bda0ff;--c5:#dcc35a}}
+--accent:#8ab4f8;--good:#7fd197;--c0:#6cb2ff;--c1:#ffa366;--c2:#74d394;--c3:#ff8fc4;--c4:#bda0ff;--c5:#dcc35a;
+--c6:#5fd0d8;--c7:#b4bac2;--c8:#ff8a80}}
 *{box-sizing:border-box}
 body{font:16px/1.55 system-ui,sans-serif;margin:0;background:var(--page);color:var(--text)}
 main{max-width:64rem;margin:0 auto;padding:1.5rem 1rem 4rem}
