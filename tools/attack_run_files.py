@@ -225,11 +225,12 @@ def _features(run: Path) -> None:
 
 
 def _resume(run: Path) -> None:
-    opened = Run(run, "cpu")
+    own = Run(run, "cpu").config
     source = (run.parent / VICTIM).read_text().strip()
-    if opened.config.data.size > 64 or max(t.steps for t in opened.config.train_prior) > _STEPS:
+    steps = [training.steps for training in (own.train_autoencoder, own.sharpen, *own.train_prior)]
+    if own.data.area > 64**2 or max(steps) > _STEPS:
         return  # a longer training is no fault
-    pipeline.train(source, run, opened.config, command="attack", reporter=Reporter(quiet=True))
+    pipeline.train(source, run, own, command="attack", reporter=Reporter(quiet=True))
 
 
 READERS: dict[str, Callable[[Path], None]] = {
