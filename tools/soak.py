@@ -1,6 +1,6 @@
 """The soak: attack the package as an unlucky user, a full disk and a stranger would, and print one table.
 
-    make soak             everything, about an hour on two idle cores
+    make soak             everything, two to three hours; most of it are the damaged run files
     make soak SLICE=1     a slice of two minutes, which CI runs
     python tools/soak.py --only "disk full" --json results/soak.json      one attack; the file keeps those of earlier calls
 
