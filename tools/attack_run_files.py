@@ -217,7 +217,10 @@ def _samples(run: Path) -> None:
     stored.claim()
     if not stored.missing(4):
         opened.autoencoder.decode(stored.codes([0, 3]))
-        stored.finish(4, [0, 1, 2, 0], opened.classes)
+        labels = (
+            [0, 1, 2, 0] if len(opened.classes) > 2 else None
+        )  # a damaged configuration may name fewer classes
+        stored.finish(4, labels, opened.classes)
 
 
 def _features(run: Path) -> None:
