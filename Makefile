@@ -65,7 +65,7 @@ $(BASELINES)/.ready: pyproject.toml constraints.txt
 	@$(BASELINES)/bin/python -m pip install --disable-pip-version-check --quiet -c $(BASELINES)/constraints.txt -e . pytest pytorch-pretrained-biggan==0.1.1
 	@touch $@
 
-soak: $(READY) ## attack the package for hours: kills, damaged files, full disks; SLICE=1 takes two minutes
+soak: $(READY) ## attack the package for hours: kills, damaged files, full disks; SLICE=1 takes some minutes
 	@$(BIN)/python tools/soak.py $(if $(SLICE),--slice)
 
 check: $(READY) ## check format, lint and types, and change nothing

@@ -217,9 +217,8 @@ def _samples(run: Path) -> None:
     stored.claim()
     if not stored.missing(4):
         opened.autoencoder.decode(stored.codes([0, 3]))
-        labels = (
-            [0, 1, 2, 0] if len(opened.classes) > 2 else None
-        )  # a damaged configuration may name fewer classes
+        # a damaged configuration may name fewer classes
+        labels = [0, 1, 2, 0] if len(opened.classes) > 2 else None
         stored.finish(4, labels, opened.classes)
 
 

@@ -299,9 +299,8 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
         FileError: not sharpened yet, damaged, or sharpened for other weights of the autoencoder.
     """
     file = sharp_file(folder)
-    model, digest, _ = _stored_autoencoder(
-        folder, config, device
-    )  # its device was checked with the plain one
+    # the device was checked with the plain decoder
+    model, digest, _ = _stored_autoencoder(folder, config, device)
     check_origin(file, digest, required=True)
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tensor_file.compare_shapes(own, own | tensor_file.read_header(file).shapes, file)
