@@ -5,7 +5,7 @@
 One process compresses images of the data, held-out ones first (16 side by side, one thread). Further processes decode them: all
 combinations of 1 and 2 threads, batches of 1 and 16, `ATEN_CPU_CAPABILITY=default` and `avx2`, and oneDNN on and off. With a batch of 1
 only `--alone` images are decoded. Each process also writes the logits that the prior gives along the known codes of `--alone`
-images, and they are compared with those of the first process.
+images, and they are compared with those of the first process. `--card` compares a CPU with a GPU instead: each writes the files, both decode them.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def decode(run: Run, folder: Path, out: Path, batch: int, alone: int) -> None:
         kept.rows = []
         found = run.codec.decompress(contents[at : at + batch])
         codes += [np.concatenate([grid.reshape(-1) for grid in one.grids]) for one in found]
-        if at < alone:
-            logits.append(torch.stack(kept.rows, 1).numpy())  # [B, positions of all levels, K]
+        if len(logits) * batch < alone:
+            logits.append(torch.stack(kept.rows, 1).cpu().numpy())  # [B, positions of all levels, K]
     seconds = time.perf_counter() - begun
     np.savez(out, codes=np.stack(codes), logits=np.concatenate(logits)[:alone], seconds=seconds)
 
@@ -67,7 +67,7 @@ def worker(options: argparse.Namespace) -> None:
     """One process with settings of its own."""
     torch.set_num_threads(options.threads)
     torch.backends.mkldnn.enabled = options.onednn == "on"  # type: ignore[assignment]
-    run = load(options.run, "cpu")
+    run = load(options.run, options.device)
     folder = Path(options.worker)
     if options.write:
         images = open_images(options.data, run.config.data, folder / "data", seed=0)
@@ -95,6 +95,34 @@ def start(options: argparse.Namespace, folder: Path, capability: str, **settings
     )
 
 
+def card(options: argparse.Namespace) -> dict[str, Any]:
+    """Files written on the CPU and on the card, each decoded on both: how many images have equal codes, and how far logits differ."""
+    rows = []
+    for writer in ("cpu", "cuda"):
+        with tempfile.TemporaryDirectory() as name:
+            folder, found = Path(name), {}
+            start(options, folder, "avx2", threads=4, write=1, device=writer)
+            for reader in ("cpu", "cuda"):
+                out = folder / f"{reader}.npz"
+                start(options, folder, "avx2", threads=4, batch=64, out=out, device=reader)
+                with np.load(out) as file:
+                    found[reader] = {key: file[key] for key in file.files}
+            ours, theirs = found["cpu"], found["cuda"]
+            apart = np.abs(ours["logits"] - theirs["logits"])
+            rows.append(
+                {
+                    "written on": writer,
+                    "images": len(ours["codes"]),
+                    "equal": int((ours["codes"] == theirs["codes"]).all(1).sum()),
+                    "largest": float(apart.max()),
+                    "mean": float(apart.mean()),
+                    "seconds": {reader: float(found[reader]["seconds"]) for reader in found},
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return {"run": Path(options.run).name, "card": torch.cuda.get_device_name(), "rows": rows}
+
+
 def main() -> int:
     """Compress, decode in every combination, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -109,9 +137,14 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--onednn", default="on", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    parser.add_argument("--card", action="store_true", help="only CPU against CUDA: each writes, both decode")
     options = parser.parse_args()
     if options.worker:
         worker(options)
+        return 0
+    if options.card:
+        keep(options.keep, card(options))
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

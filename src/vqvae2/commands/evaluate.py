@@ -212,6 +212,12 @@ def command(
             min=2, help="images that its classifier learns from [default: as many as training images]"
         ),
     ] = None,
+    classifier_width: Annotated[
+        int, typer.Option(min=8, max=1024, help="channels of the first stage of its small ResNet")
+    ] = 32,
+    classifier_blocks: Annotated[
+        int, typer.Option(min=1, max=32, help="residual blocks of each of its three stages")
+    ] = 1,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -273,7 +279,7 @@ def command(
         samples=samples,
         against=_folders(against or ()),
         critic_fractions=tuple(_share(text) for text in _items(critic_sweep)),
-        classifier=ClassifierConfig(steps=classifier_steps),
+        classifier=ClassifierConfig(steps=classifier_steps, width=classifier_width, blocks=classifier_blocks),
         classifier_n=classifier_n,
         sampling=sampling,
         decoder=decoder.value if decoder else None,
