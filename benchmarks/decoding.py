@@ -9,6 +9,7 @@ for the cache: whole epochs of batches of 32, augmented. Rates are images per se
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import TrainingOrder, pixel_batches
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.train.resident import TrainingImages
 
 BATCH = 32
 
@@ -42,6 +44,18 @@ def epoch(images: ImageSet, config: DataConfig) -> Callable[[], None]:
     def read() -> None:
         order = TrainingOrder(images.train, BATCH, 0, buffer=config.shuffle_buffer)
         for _ in pixel_batches(images, order, config, stop=max(1, len(images.train) // BATCH)):
+            pass
+
+    return read
+
+
+def uncut(images: ImageSet, config: DataConfig) -> Callable[[], None]:
+    """One pass over the stored training pictures and their windows, which a card cuts out itself."""
+    training = TrainingImages(images, config, BATCH, 0)
+    training.cuts_there = True
+
+    def read() -> None:
+        for _ in itertools.islice(training.batches(0, 0, 1), max(1, len(images.train) // BATCH)):
             pass
 
     return read
@@ -72,6 +86,7 @@ def main() -> None:
                 )
                 opened.append(images)
                 cases[name] = epoch(images, config)
+            cases["cache, for a card to cut"] = uncut(images, config)
             served = len(opened[0].train) // BATCH * BATCH
             seconds = interleaved(cases, options.repeats)
             figures[f"to {size} px"] = {name: summary(values, served) for name, values in seconds.items()}

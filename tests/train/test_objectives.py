@@ -306,6 +306,26 @@ def test_images_kept_on_the_device_give_the_same_batches(data: dict[str, Any], t
             assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize(
+    "data", [{}, {"flip": True}, {"flip": True, "shift": 2}, {"crop": "random", "scale": 1.5, "shift": 1}]
+)
+@pytest.mark.parametrize("cache_gb", [8.0, 0.0])
+def test_stored_images_that_the_device_cuts_give_the_same_batches(
+    cache_gb: float, data: dict[str, Any], tmp_path: Path
+) -> None:
+    """From the cache and decoded anew: the same images and losses as batches that the host cuts."""
+    config = tiny(data={**data, "cache_gb": cache_gb})
+    images = image_set(tmp_path, config)
+    plain, cutting = AutoencoderObjective(config, images), AutoencoderObjective(config, images)
+    cutting.training.cuts_there = True
+    cpu = torch.device("cpu")
+    for start, rank, world in ((0, 0, 1), (3, 1, 2)):
+        ours, theirs = plain.batches(start, rank, world), cutting.batches(start, rank, world)
+        for expected, stored in itertools.islice(zip(ours, theirs, strict=False), 6):
+            assert torch.equal(cutting.training.scaled(stored, cpu), plain.training.scaled(expected, cpu))
+            assert torch.equal(plain.loss(plain.model, expected)[0], cutting.loss(cutting.model, stored)[0])
+
+
 # --- prior ---
 
 

@@ -238,6 +238,7 @@ def test_stage_1_begins_with_the_weights_of_another_run(tmp_path: Path, data: Pa
     other = changed(config, train_autoencoder=begin, autoencoder={"hidden": 16})
     for wrong, told in (
         (other, "first"),
+        (changed(config, train_autoencoder=begin, autoencoder={"decay": 0.9}), "autoencoder.decay 0.999999"),
         (changed(config, train_autoencoder={"start": "nowhere"}), "no run nowhere"),
     ):
         with pytest.raises(UserError, match=told):

@@ -20,11 +20,19 @@ _LABELS = "label.weight"  # of a prior: an embedding for each class, then one fo
 
 
 def check_starts(folder: Path, config: Config) -> None:
-    """Check that the runs from which priors start have priors of the same networks, before anything is trained.
+    """Check that the runs from which stages start fit the settings, before anything is trained.
 
     Raises:
-        RunError: no such run, one whose prior is not trained, or other networks.
+        RunError: no such run, one whose prior is not trained, other networks, or codebooks of another decay.
     """
+    first = config.train_autoencoder.start
+    if first and not RunFolder(folder).autoencoder.done() and RunFolder(_find(first)).exists():
+        decays = [each.autoencoder.decay for each in (read_run(_find(first))[1], config)]
+        if decays[0] != decays[1]:  # the averages are divided by 1 - decay^updates
+            raise RunError(
+                f"train_autoencoder.start: expected autoencoder.decay {decays[0]:g}, with which the codebooks of {first} were "
+                f"trained, found {decays[1]:g}"
+            )
     for level, training in enumerate(config.train_prior):
         if not training.start or RunFolder(folder).prior(level).done():
             continue

@@ -220,11 +220,7 @@ class _Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         began, before = clock(), outcome.seconds
         self._agree(stop)
-        resident = (
-            self.objective.keep_on(self.choices.device, self.choices.resident_bytes)
-            if self.choices.resident_bytes
-            else 0
-        )
+        resident = self.objective.keep_on(self.choices.device, self.choices.resident_bytes)
         if self.choices.device.type == "cuda":
             self.reporter.say(f"{self.objective.name}: {self.choices.line(resident)}")
         if outcome.step:

@@ -1,9 +1,10 @@
-"""Training images: shipped batch by batch, or kept on the device, where gathering a batch costs one kernel.
+"""Training images: shipped batch by batch, or kept on the device. A card does the cropping, shifting and mirroring either way.
 
-    images --once--> pixels [n, PH, PW, C] on the device
-    TrainingOrder + augmentation --host--> positions, rows, columns --device--> pixels [b, H, W, C]
+    images --once, or batch by batch--> stored pixels [n or b, PH, PW, C] on the device
+    TrainingOrder + augmentation --host--> positions, rows, columns --device, one kernel--> pixels [b, H, W, C]
 
-What is gathered equals what `data.batches.pixel_batches` makes on the host.
+What is gathered equals what `data.batches.pixel_batches` makes on the host, where cutting out a batch takes most of the
+time (benchmarks/decoding.py).
 
 Shapes: b this process's part of a batch, C channels, H W the configured shape, PH PW the stored shape, n training images.
 """
@@ -68,11 +69,19 @@ class ResidentImages:
 
     def pixels_at(self, positions: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The batch that `places` describes, uint8 [b, H, W, C]."""
-        return self.pixels[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return cut(self.pixels, positions, rows, columns)
+
+
+def cut(stored: Tensor, positions: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Of the stored images [n, PH, PW, C] at positions [b], the pixels at rows [b, H] and columns [b, W]: [b, H, W, C]."""
+    return stored[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 class TrainingImages:
     """The batches of training images of one objective, from the host or, where they fit, from the device itself.
+
+    Attributes:
+        cuts_there: whether the device cuts the windows out of the stored images; otherwise the host does.
 
     Args:
         images: `images.train` are taken.
@@ -84,28 +93,44 @@ class TrainingImages:
     def __init__(self, images: ImageSet, config: DataConfig, batch: int, seed: int) -> None:
         self.images, self.config, self.batch, self.seed = images, config, batch, seed
         self.resident: ResidentImages | None = None
+        self.cuts_there = False
 
     def keep_on(self, device: torch.device, limit: int) -> int:
         """Keep the stored training images on the device, if they take at most `limit` bytes; returns how many they take."""
+        self.cuts_there = device.type == "cuda"
         self.resident = ResidentImages.of(self.images, self.config, device, limit)
         return self.resident.pixels.nbytes if self.resident else 0
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """This process's batches from step `start` on: uint8 pixels [b, H, W, C] and labels [b].
+        """This process's batches from step `start` on, in host memory; `scaled` makes images of them.
 
-        Where the images are on the device, it is where to find them there; see `ResidentImages.places`.
+        They are pixels [b, H, W, C] and labels [b]; or, where the device cuts, stored pixels [b, PH, PW, C], rows [b, H] and
+        columns [b, W]; or, where the images are on the device, what `ResidentImages.places` yields.
         """
         order = TrainingOrder(
             self.images.train, self.batch, self.seed, rank, world, self.config.shuffle_buffer
         )
         if self.resident is not None:
             return self.resident.places(order, start)
+        if self.cuts_there:
+            return self._uncut(order, start)
         return pixel_batches(self.images, order, self.config, start=start)
 
     def scaled(self, batch: Batch, device: torch.device) -> Tensor:
         """A batch of `batches` as images [b, C, H, W] in [-1, 1] on the device."""
-        pixels = batch[0] if self.resident is None else self.resident.pixels_at(*batch)
-        return scaled(pixels.to(device))
+        if self.resident is not None:
+            return scaled(self.resident.pixels_at(*batch))
+        if not self.cuts_there:
+            return scaled(batch[0].to(device))
+        stored, rows, columns = (part.to(device) for part in batch)
+        return scaled(cut(stored, torch.arange(len(stored), device=device), rows, columns))
+
+    def _uncut(self, order: TrainingOrder, start: int) -> Iterator[Batch]:
+        """Stored pixels, and the rows and columns that the augmentation takes."""
+        raws = self.images.raw(indices for _, indices in order.steps(start))
+        for keys, (raw, _) in zip(order.places(start), raws, strict=False):
+            rows, columns = windows((raw.shape[1], raw.shape[2]), keys, self.seed, self.config)
+            yield torch.from_numpy(raw), torch.from_numpy(rows.copy()), torch.from_numpy(columns)
 
 
 def scaled(pixels: Tensor) -> Tensor:
