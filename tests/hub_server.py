@@ -83,7 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(data)
             name = f"{asked['organization']}/{asked['name']}"
             if name in self.hub.repositories:
-                self._refuse(409, "You already created this model repo")
+                there = {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
+                self._answer(409, json.dumps(there).encode(), "application/json")
                 return
             self.hub.repositories[name] = Repository(
                 bool(asked.get("private")) or asked.get("visibility") == "private"

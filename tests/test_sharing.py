@@ -20,7 +20,7 @@ from vqvae2.train.stored_run import StoredRun
 
 sys.path.append(str(Path(__file__).parent))
 
-from hub_server import TOKEN, Hub, serving
+from hub_server import TOKEN, Hub, Repository, serving
 
 WEIGHTS = [f"{name}/model.safetensors" for name in ("autoencoder", "prior/level-0", "prior/level-1")]
 SHARED = ["README.md", *WEIGHTS[:1], "config.yaml", *WEIGHTS[1:]]
@@ -51,6 +51,9 @@ def test_a_private_run_is_pushed_and_drawn_from_elsewhere_and_then_without_a_net
         assert done.stdout.startswith(f"{hub.url}/{name}/commit/")
         assert hub.repositories[name].private
         assert sorted(hub.repositories[name].files) == SHARED
+        again = client(hub, home, *upload, HF_TOKEN=TOKEN)
+        assert again.returncode == 0, again.stderr
+        assert sorted(hub.repositories[name].files) == SHARED
 
         stranger = client(hub, tmp_path / "other", "sample", name, "--n", 2, "--out", tmp_path / "no")
         assert stranger.returncode == 2
@@ -63,6 +66,15 @@ def test_a_private_run_is_pushed_and_drawn_from_elsewhere_and_then_without_a_net
     done = client(hub, home, "sample", name, "--n", 2, "--out", tmp_path / "cached")  # the server is gone
     assert done.returncode == 0, done.stderr
     assert drawn(tmp_path / "own") == drawn(tmp_path / "there") == drawn(tmp_path / "cached") != []
+
+
+def test_a_repository_without_a_run_is_named(tmp_path: Path) -> None:
+    with serving() as hub:
+        hub.repositories["me/empty"] = Repository(private=False, files={"README.md": b"nothing yet"})
+        done = client(hub, tmp_path, "inspect", "me/empty", HF_TOKEN=TOKEN)
+    assert done.returncode == 2
+    assert "the Hub repository me/empty holds no run" in done.stderr
+    assert str(tmp_path) not in done.stderr
 
 
 def test_without_a_token_the_error_says_how_to_get_one(

@@ -42,11 +42,14 @@ def find_run(name: str | Path, **hub: Any) -> Path:
         raise RunError(f"{path} is no run folder: it has no config.yaml")
     if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
         try:
-            return Path(snapshot_download(text, allow_patterns=HUB_FILES, **hub))
+            downloaded = Path(snapshot_download(text, allow_patterns=HUB_FILES, **hub))
         except (OSError, ValueError, HfHubHTTPError) as error:
             raise RunError(
                 f"no folder {text}, and it cannot be fetched from the Hub: {' '.join(str(error).split())[:200]}"
             ) from None
+        if not RunFolder(downloaded).exists():
+            raise RunError(f"the Hub repository {text} holds no run: it has no config.yaml")
+        return downloaded
     known = ", ".join(zoo()) or "none"
     raise RunError(
         f"no run {text}: expected a run folder, a model of the package ({known}) or a Hub id owner/name"
