@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data_helpers import break_some, config, folder_of, opened, same
+from PIL import Image
 
-from vqvae2.data import cache, workers
+from vqvae2.data import cache, handover, workers
 from vqvae2.data.batches import sequential
+from vqvae2.data.handover import Parcel, dropped, packed
+from vqvae2.data.workers import Decoder
 
 
 def test_worker_processes_give_the_same(tmp_path: Path) -> None:
@@ -49,3 +55,82 @@ def test_workers_start_only_when_they_pay(
     monkeypatch.setattr(cache, "_WORTHWHILE", 0.0)
     opened(folder, tmp_path, workers=-1, size=9)
     assert started
+
+
+def gone(parcel: Parcel) -> bool:
+    """Whether the shared memory of a parcel was given back."""
+    try:
+        memory = SharedMemory(parcel.name)
+    except FileNotFoundError:
+        return True
+    memory.close()
+    memory.unlink()
+    return False
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16])
+def test_pixels_pass_through_shared_memory_unchanged(kind: type) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 300, 301, 3)).astype(kind)
+    sent = packed(pixels)
+    assert isinstance(sent, Parcel)
+    found = handover.opened(sent)
+    assert found.dtype == pixels.dtype
+    assert np.array_equal(found, pixels)
+    assert found.flags.writeable
+    assert gone(sent)
+    sent = packed(pixels)
+    assert isinstance(sent, Parcel)
+    dropped(sent)
+    assert gone(sent)
+    few = pixels[:1, :9]
+    assert packed(few) is few, "not worth it"
+    assert handover.opened(few) is few
+
+
+def test_without_room_in_shared_memory_the_pipe_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros((5, 300, 301, 3), np.uint8)
+    made: list[str] = []
+
+    def full(file: int, begin: int, size: int) -> None:
+        made.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert packed(pixels) is pixels
+    assert len(made) == 1
+    assert not Path(made[0]).exists()
+    monkeypatch.setattr(
+        handover, "SharedMemory", lambda **_: (_ for _ in ()).throw(OSError(errno.EMFILE, "too many files"))
+    )
+    assert packed(pixels) is pixels
+
+
+def test_workers_hand_over_batches_in_shared_memory_and_give_back_what_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a caller that stops early too: nothing is left behind."""
+    files = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, file in enumerate(files):
+        noise = np.random.default_rng(number).integers(0, 256, (512, 512, 3), np.uint8)
+        Image.fromarray(noise).save(file)
+    parcels: dict[str, list[Parcel]] = {"opened": [], "dropped": []}
+    for name in parcels:
+
+        def noted(sent: Parcel, name: str = name, usual: object = getattr(workers, name)) -> object:
+            parcels[name].append(sent)
+            return usual(sent)  # type: ignore[operator]
+
+        monkeypatch.setattr(workers, name, noted)
+    settings = config(size=512, workers=2)
+    decoder, alone = Decoder(settings), Decoder(settings)
+    decoder.start()
+    tasks = [[str(file) for file in (files[i % 4], files[(i + 1) % 4])] for i in range(9)]
+    few = decoder.map(tasks)
+    expected = alone.map(tasks)
+    for _ in range(3):
+        assert np.array_equal(next(few).pixels, next(expected).pixels)
+    few.close()  # type: ignore[attr-defined]
+    decoder.close()
+    assert len(parcels["opened"]) == 3
+    assert parcels["dropped"], "the tasks that were under way"
+    assert all(isinstance(sent, Parcel) and gone(sent) for sent in parcels["opened"] + parcels["dropped"])

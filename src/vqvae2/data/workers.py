@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,7 +14,11 @@ from typing import Any
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.decoding import Decoded, decode_many
+from vqvae2.data.handover import Parcel, dropped, opened, packed
 from vqvae2.data.listing import Payload
+from vqvae2.data.pixels import Pixels
+
+_Sent = tuple[Pixels | Parcel, list[str | None], Counter[str]]
 
 
 class Decoder:
@@ -35,13 +39,18 @@ class Decoder:
 
     def map(self, tasks: Iterable[Sequence[Payload | None]]) -> Iterator[Decoded]:
         """`decode_many` of each task, in order; up to two tasks per worker are under way."""
-        waiting: deque[tuple[Sequence[Payload | None], Future[Decoded] | None]] = deque()
-        for task in tasks:
-            waiting.append((task, self._submit(task)))
-            while waiting and (waiting[-1][1] is None or len(waiting) > 2 * self.count):
+        waiting: deque[tuple[Sequence[Payload | None], Future[_Sent] | None]] = deque()
+        try:
+            for task in tasks:
+                waiting.append((task, self._submit(task)))
+                while waiting and (waiting[-1][1] is None or len(waiting) > 2 * self.count):
+                    yield self._result(*waiting.popleft())
+            while waiting:
                 yield self._result(*waiting.popleft())
-        while waiting:
-            yield self._result(*waiting.popleft())
+        finally:  # of a caller that needs no more
+            for _, future in waiting:
+                if future is not None:
+                    future.add_done_callback(_drop)
 
     def start(self) -> None:
         """Use worker processes from now on (none when config.workers is 0)."""
@@ -57,20 +66,21 @@ class Decoder:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, task: Sequence[Payload | None]) -> Future[Decoded] | None:
+    def _submit(self, task: Sequence[Payload | None]) -> Future[_Sent] | None:
         pool = self.pool
         if pool is None:
             return None
         try:
-            return pool.submit(decode_many, task, self.config)
+            return pool.submit(_decode, task, self.config)
         except RuntimeError:  # broken, or just shut down by another thread that found it broken
             self._without()
             return None
 
-    def _result(self, task: Sequence[Payload | None], future: Future[Decoded] | None) -> Decoded:
+    def _result(self, task: Sequence[Payload | None], future: Future[_Sent] | None) -> Decoded:
         if future is not None:
             try:
-                return future.result()
+                pixels, reasons, remarks = future.result()
+                return Decoded(opened(pixels), reasons, remarks)
             except (BrokenProcessPool, CancelledError):
                 self._without()
         return decode_many(task, self.config)
@@ -79,6 +89,18 @@ class Decoder:
         """The worker processes died (a script without a main guard, too little memory): decode in this process."""
         self.count = 0
         self.close()
+
+
+def _decode(task: Sequence[Payload | None], config: DataConfig) -> _Sent:
+    """`decode_many` in a worker."""
+    pixels, reasons, remarks = decode_many(task, config)
+    return packed(pixels), reasons, remarks
+
+
+def _drop(future: Future[_Sent]) -> None:
+    """Give back what a worker sent and nobody took."""
+    if not future.cancelled() and future.exception() is None:
+        dropped(future.result()[0])
 
 
 def _cores() -> int:
