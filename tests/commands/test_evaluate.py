@@ -234,10 +234,13 @@ def test_any_folder_without_a_run(
 def test_the_classifier_learns_from_as_many_pictures_as_are_asked_for(
     trained: Path, tmp_path: Path, command: Command
 ) -> None:
-    """And no more samples are drawn for it."""
+    """And no more samples are drawn for it. The report says how wide and deep it was."""
     arguments = ("--only", "classification", "--classifier-steps", 10, "--classifier-n", 8)
+    arguments += ("--classifier-width", 9, "--classifier-blocks", 2)
     assert command("evaluate", trained, "--out", tmp_path / "out", *arguments).code == 0
-    rows = report(tmp_path / "out")["parts"]["classification"]["rows"]
+    part = report(tmp_path / "out")["parts"]["classification"]
+    assert (part["classifier"]["width"], part["classifier"]["blocks"]) == (9, 2)
+    rows = part["rows"]
     assert {row["trained_on"] for row in rows} == {"training", "reconstructions of training", "samples"}
     assert {row["n"] for row in rows} == {8}
     drawn = drawn_samples("samples", next((tmp_path / "out" / "cache").glob("samples-*")))

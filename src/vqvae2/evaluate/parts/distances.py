@@ -62,7 +62,7 @@ def distances(
         result.figures["sets"][name] = figures
         if warning := too_few(min(len(features), len(reference)), network.dimension):
             warned.setdefault(warning, []).append(name)
-    result.warnings += [f"{', '.join(names)}: {warning}" for warning, names in warned.items()]
+    result.warnings += [f"{'; '.join(names)}: {warning}" for warning, names in warned.items()]
     if reconstructed is not None:
         base = Moments.of(reconstructed.pooled)
         for name, title in (titles or {}).items():
