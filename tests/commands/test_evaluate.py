@@ -313,7 +313,7 @@ def test_the_critics_curves(
     assert [row["candidates"] for row in (whole, half, quarter)] == [samples["n"] * k for k in (1, 2, 4)]
     assert whole["least_score"] <= half["least_score"] <= quarter["least_score"]
     few = [line.split(":")[0] for line in report(tmp_path / "out")["warnings"] if "are few for 12" in line]
-    sets = ("held out, reconstructions, samples", "critic's 1, critic's 0.5, critic's 0.25")
+    sets = ("held out; reconstructions; samples", "critic's 1; critic's 0.5; critic's 0.25")
     assert few == list(sets)  # once for all sets of a size
     network.digest = load(run).critic.backbone_digest
     said = command("evaluate", run, "--out", tmp_path / "refused", *wanted)
