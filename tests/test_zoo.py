@@ -87,7 +87,9 @@ def test_it_is_small_and_complete(name: str, classes: int, limit: float) -> None
 
 def test_the_models_together_are_no_burden() -> None:
     """The wheel holds them all."""
-    sizes = [f.stat().st_size for name in vqvae2.zoo() for f in vqvae2.load(name).folder.rglob("*") if f.is_file()]
+    sizes = [
+        f.stat().st_size for name in vqvae2.zoo() for f in vqvae2.load(name).folder.rglob("*") if f.is_file()
+    ]
     assert sum(sizes) < 45e6
 
 
