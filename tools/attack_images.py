@@ -34,7 +34,7 @@ from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.images import open_images
 from vqvae2.data.sources import list_images, locate
 
-_MEMORY = 2_500_000_000  # bytes of address space of the process that decodes
+_MEMORY = 1_800_000_000  # bytes of address space that the process that decodes may add to what its libraries take
 _SECONDS = 30.0  # for one mutant
 _FOLDER = 50  # mutants that are written to one folder
 _NAMES = ("a", "\x1b[31mred", "line\nbreak", "\udcff", "ü ö", "..", "x" * 200)  # parts of names of files
@@ -293,7 +293,9 @@ class _Decoder:
 
 
 def _serve(pipe: Connection) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + _MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     config = DataConfig(**_CONFIG)  # type: ignore[arg-type]
     deep = DataConfig(**_CONFIG, range=(0, 4095))  # type: ignore[arg-type]
     while True:
