@@ -34,7 +34,9 @@ from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.images import open_images
 from vqvae2.data.sources import list_images, locate
 
-_MEMORY = 1_800_000_000  # bytes of address space that the process that decodes may add to what its libraries take
+_MEMORY = (
+    1_800_000_000  # bytes of address space that the process that decodes may add to what its libraries take
+)
 _SECONDS = 30.0  # for one mutant
 _FOLDER = 50  # mutants that are written to one folder
 _NAMES = ("a", "\x1b[31mred", "line\nbreak", "\udcff", "ü ö", "..", "x" * 200)  # parts of names of files
