@@ -252,7 +252,7 @@ def fine_tuned(short: Config, whole: Path, **patch: Any) -> Config:
     start = {"start": str(whole), "lr": 1e-12, "warmup": 0}
     priors = [training.model_dump() | start for training in short.train_prior]
     more = {"train_autoencoder": {**start, "steps": 1}, "train_prior": priors}
-    return changed(short, **more, autoencoder={"decay": 0.999999, "revive": False}, **patch)
+    return changed(short, **more, autoencoder={"revive": False}, **patch)
 
 
 def test_priors_begin_with_those_of_another_run(
