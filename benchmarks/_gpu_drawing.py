@@ -56,12 +56,11 @@ def rows(report: Report, tiny: bool = False, seconds: float = 180.0, only: str =
         ("ffhq1024", lambda say, small: preset_images(say, small, "ffhq1024", (1,))),
         ("imagenet256", lambda say, small: preset_images(say, small, "imagenet256", (1, 256))),
     ]
-    unknown = {*only.split(",")} - {name for name, _ in parts} - {""}
-    if unknown:
-        raise SystemExit(f"no row {sorted(unknown)[0]!r}: expected some of {', '.join(n for n, _ in parts)}")
-    for name, part in parts:
-        if only and name not in only.split(","):
-            continue
+    names = [name for name, _ in parts]
+    chosen = only.split(",") if only else names
+    if unknown := sorted({*chosen} - {*names}):
+        raise SystemExit(f"no row {unknown[0]!r}: expected some of {', '.join(names)}")
+    for name, part in (part for part in parts if part[0] in chosen):
         if time.perf_counter() - begun > seconds:
             report(f"drawing: {name}", "skipped: out of time")
             continue

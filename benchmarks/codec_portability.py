@@ -57,7 +57,7 @@ def decode(run: Run, folder: Path, out: Path, batch: int, alone: int) -> None:
         kept.rows = []
         found = run.codec.decompress(contents[at : at + batch])
         codes += [np.concatenate([grid.reshape(-1) for grid in one.grids]) for one in found]
-        if len(logits) * batch < alone:
+        if at < alone:
             logits.append(torch.stack(kept.rows, 1).cpu().numpy())  # [B, positions of all levels, K]
     seconds = time.perf_counter() - begun
     np.savez(out, codes=np.stack(codes), logits=np.concatenate(logits)[:alone], seconds=seconds)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from vqvae2.config.models import DataConfig
@@ -295,8 +296,7 @@ class _Decoder:
 
 
 def _serve(pipe: Connection) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + _MEMORY
+    limit = psutil.Process().memory_info().vms + _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     config = DataConfig(**_CONFIG)  # type: ignore[arg-type]
     deep = DataConfig(**_CONFIG, range=(0, 4095))  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from vqvae2.data.augmentation import augmented, centre
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet
 from vqvae2.data.nearby import NearbyShuffle
-from vqvae2.data.pixels import to_float
+from vqvae2.data.pixels import Pixels, to_float
 
 
 class Shuffle:
@@ -98,6 +98,17 @@ class TrainingOrder:
             yield places, self.shuffle(places)
 
 
+def stored_batches(
+    images: ImageSet, order: TrainingOrder, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[NDArray[np.int64], Pixels, NDArray[np.int64]]]:
+    """For the steps from `start` to `stop` - 1 (None: without end): places [b] as of `TrainingOrder.steps`, the stored pixels
+    [b, PH, PW, C] of the images there, and the indices [b] of the images that they show, as of `ImageSet.raw`.
+    """
+    raws = images.raw(indices for _, indices in order.steps(start, stop))
+    for places, (raw, actual) in zip(order.places(start, stop), raws, strict=False):
+        yield places, raw, actual
+
+
 def pixel_batches(
     images: ImageSet,
     order: TrainingOrder,
@@ -118,8 +129,7 @@ def pixel_batches(
     Yields:
         uint8 [b, H, W, C] and int64 labels [b] (zeros without classes).
     """
-    raws = images.raw(indices for _, indices in order.steps(start, stop))
-    for places, (raw, actual) in zip(order.places(start, stop), raws, strict=False):
+    for places, raw, actual in stored_batches(images, order, start, stop):
         pixels = augmented(raw, places, order.seed, config) if augment else centre(raw, config.shape)
         yield torch.from_numpy(pixels), images.labels_of(actual)
 

@@ -26,8 +26,9 @@ def check_starts(folder: Path, config: Config) -> None:
         RunError: no such run, one whose prior is not trained, other networks, or codebooks of another decay.
     """
     first = config.train_autoencoder.start
-    if first and not RunFolder(folder).autoencoder.done() and RunFolder(_find(first)).exists():
-        decays = [each.autoencoder.decay for each in (read_run(_find(first))[1], config)]
+    begins = _find(first) if first and not RunFolder(folder).autoencoder.done() else None
+    if begins is not None and RunFolder(begins).exists():
+        decays = [each.autoencoder.decay for each in (read_run(begins)[1], config)]
         if decays[0] != decays[1]:  # the averages are divided by 1 - decay^updates
             raise RunError(
                 f"train_autoencoder.start: expected autoencoder.decay {decays[0]:g}, with which the codebooks of {first} were "

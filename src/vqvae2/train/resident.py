@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import windows
-from vqvae2.data.batches import TrainingOrder, pixel_batches
+from vqvae2.data.batches import TrainingOrder, pixel_batches, stored_batches
 from vqvae2.data.decoding import stored_shape
 from vqvae2.data.images import ImageSet
 from vqvae2.data.pixels import to_float
@@ -127,8 +127,7 @@ class TrainingImages:
 
     def _uncut(self, order: TrainingOrder, start: int) -> Iterator[Batch]:
         """Stored pixels, and the rows and columns that the augmentation takes."""
-        raws = self.images.raw(indices for _, indices in order.steps(start))
-        for keys, (raw, _) in zip(order.places(start), raws, strict=False):
+        for keys, raw, _ in stored_batches(self.images, order, start):
             rows, columns = windows((raw.shape[1], raw.shape[2]), keys, self.seed, self.config)
             yield torch.from_numpy(raw), torch.from_numpy(rows.copy()), torch.from_numpy(columns)
 
