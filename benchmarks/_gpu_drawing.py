@@ -28,9 +28,9 @@ from vqvae2.prior.draw import uniforms
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.kinds import make_level, static_kind
 from vqvae2.prior.level import LevelPrior
-from vqvae2.prior.precision import without_tf32
 from vqvae2.prior.scan import scan
 from vqvae2.prior.step_ops import StepSpec
+from vqvae2.tf32 import without_tf32
 
 Report = Callable[[str, Any], None]
 CUDA = torch.cuda.is_available()
@@ -229,7 +229,7 @@ def step_and_grid(
 ) -> dict[str, float]:
     """Largest difference of logits between static steps and the whole grid, and of bits between the two precisions."""
     known = prior.check_labels(labels, len(codes))
-    with without_tf32():
+    with without_tf32(torch.device(DEVICE)):
         context = prior.level(level).context(codes.levels[:level], known)
     whole = prior.logits(codes, level, labels)
     result: dict[str, float] = {"standard deviation of the logits": whole.std().item()}
@@ -237,7 +237,7 @@ def step_and_grid(
     result["grid with the library's default of TF32"] = (direct - whole).abs().max().item()
     bits = {}
     for precision in (torch.float32, torch.bfloat16):
-        with without_tf32():
+        with without_tf32(torch.device(DEVICE)):
             logits = static_logits(prior.level(level), codes.levels[level], context, precision)
         name = str(precision).removeprefix("torch.")
         result[f"{name}, step against grid"] = (logits - whole).abs().max().item()

@@ -34,6 +34,7 @@ from vqvae2.autoencoder.quantizers import make_quantizer
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import AutoencoderConfig, ConfigError
 from vqvae2.noise import integers, uniform
+from vqvae2.tf32 import without_tf32
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
-        """The codes of images [B, C, H, W], float in [-1, 1]. The codebooks do not change, whatever the mode.
+        """The codes of images [B, C, H, W], float in [-1, 1], without TF32. The codebooks do not change, whatever the mode.
 
         Raises:
             ConfigError: the strides do not divide the size, the channels differ, or the numbers are no floating-point ones.
@@ -169,7 +170,8 @@ class VQVAE(nn.Module):
         try:
             for quantizer in training:
                 quantizer.eval()
-            return Codes(tuple(level.encoding_indices for level in self._quantize(images)))
+            with without_tf32(images.device):
+                return Codes(tuple(level.encoding_indices for level in self._quantize(images)))
         finally:
             for quantizer in training:
                 quantizer.train()

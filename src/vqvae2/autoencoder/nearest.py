@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from vqvae2.tf32 import without_tf32
 
 _CHUNK_ELEMENTS = (
     512 * 1024
@@ -108,7 +108,7 @@ def _chunks(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor
     held = torch.empty(rows, padded, dtype=norms.dtype, device=device)
     positions = torch.arange(rows, device=device)
     indices = torch.empty(vectors.shape[0], dtype=torch.int64, device=device)
-    with _without_tf32(device):
+    with without_tf32(device):
         for start in range(0, vectors.shape[0], rows):
             chunk = vectors[start : start + rows]
             # ||z||^2 is the same for every code
@@ -121,28 +121,3 @@ def _chunks(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor
             within = groups[positions[: len(chunk)], best].argmin(1)
             indices[start : start + rows] = within.add_(best, alpha=group)
     return indices.clamp_max_(size - 1)  # beyond K only for vectors that are not finite
-
-
-@contextmanager
-def _without_tf32(device: torch.device) -> Iterator[None]:
-    """Products of float32 matrices on a GPU are exact in here.
-
-    The switch is process-wide and read on the host when a product is launched, so it may stand in a graph's capture.
-    Both of torch's interfaces to it are set, because torch refuses to multiply when they disagree.
-    """
-    matmul = torch.backends.cuda.matmul
-    new = getattr(matmul, "fp32_precision", None)  # torch 2.9 and later
-    try:
-        old = torch.get_float32_matmul_precision()
-    except RuntimeError:  # only the new interface was used, and the old one has its default
-        old = "highest"
-    if device.type != "cuda" or (new != "tf32" if new is not None else old == "highest"):
-        yield
-        return
-    matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(old)
-        if new is not None:
-            matmul.fp32_precision = new

@@ -20,9 +20,10 @@ from vqvae2.errors import UserError
 from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
-from vqvae2.prior.precision import Precision, without_tf32
+from vqvae2.prior.precision import Precision
 from vqvae2.prior.static import StaticPrior
 from vqvae2.prior.step_ops import StepOps, StepSpec
+from vqvae2.tf32 import without_tf32
 
 LEAST_POSITIONS = 48
 """Recording a row with PyTorch's kernels takes as long as 42 to 104 plain steps (results/gpu-h200.json), and grids have 64 positions or
@@ -82,7 +83,7 @@ class StepGraphs:
     ) -> Tensor:
         """As `scan.scan`, for the first `stop` positions."""
         device = prior.embedding.weight.device
-        with without_tf32(), torch.autocast(device.type, enabled=False), _on(device):
+        with without_tf32(device), torch.autocast(device.type, enabled=False), _on(device):
             recording = self._recording(prior, batch, context, chooser)
             recording.chooser.copy_(chooser)
             recording.static.load(prior, context)

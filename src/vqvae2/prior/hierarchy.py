@@ -24,8 +24,8 @@ from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.draw import uniforms
 from vqvae2.prior.kinds import make_level as make_level
 from vqvae2.prior.level import LevelPrior
-from vqvae2.prior.precision import without_tf32
 from vqvae2.prior.scan import scan
+from vqvae2.tf32 import without_tf32
 
 
 class HierarchicalPrior(nn.Module):
@@ -58,9 +58,9 @@ class HierarchicalPrior(nn.Module):
 
     def logits(self, codes: Codes, level: int, labels: Tensor | None = None) -> Tensor:
         """Logits [B, K, H, W] of one level's positions, without gradients also without TF32. `labels` as in `log_prob`."""
-        known = self.check_labels(labels, len(codes))
-        with without_tf32(always=False):
-            logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
+        prior, known = self.level(level), self.check_labels(labels, len(codes))
+        with without_tf32(prior.embedding.weight.device, always=False):
+            logits: Tensor = prior(codes.levels[level], codes.levels[:level], known)
         return logits
 
     def log_prob(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
@@ -125,7 +125,7 @@ class HierarchicalPrior(nn.Module):
         numbers = [how.level(index, self.geometry.levels) for index in range(self.geometry.levels)]
         levels = self._check_given(given, len(images))
         graphs = graphs or StepGraphs()
-        with _eval_mode(self), without_tf32():
+        with _eval_mode(self), without_tf32(self.level(0).embedding.weight.device):
             for index, kept in enumerate(levels):
                 asked = (kept == UNKNOWN).flatten(1).any(0).tolist()
                 if not any(asked):

@@ -24,7 +24,7 @@ from torch import distributed as dist
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.errors import UserError
-from vqvae2.prior.precision import without_tf32
+from vqvae2.tf32 import without_tf32
 
 _CAPTURE_FROM = 50  # steps from which on recording the step is worth its second or two (our decision)
 
@@ -112,7 +112,7 @@ class Choices:
     def exactly(self) -> Iterator[None]:
         """The precision of held-out scores: float32 without TF32, whatever the training's."""
         autocast = torch.autocast(self.device.type, enabled=False) if self.bf16 else nullcontext()
-        with autocast, without_tf32():
+        with autocast, without_tf32(self.device):
             yield
 
     def line(self, resident: int) -> str:

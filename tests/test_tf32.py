@@ -1,0 +1,104 @@
+"""Where a card must not compute in TF32: the switches of torch inside and after the block, and who uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vqvae2.autoencoder import model
+from vqvae2.config.models import AutoencoderConfig
+from vqvae2.tf32 import without_tf32
+
+CARD, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def switches() -> tuple[str, bool, bool]:
+    """Products by both interfaces, convolutions."""
+    matmul = torch.backends.cuda.matmul
+    return torch.get_float32_matmul_precision(), matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 is allowed everywhere, as in a training on a card."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@pytest.mark.usefixtures("tf32")
+def test_everything_is_off_inside_and_restored_after_it() -> None:
+    before = switches()
+    assert before == ("high", True, True)
+    with without_tf32(CARD):
+        assert switches() == ("highest", False, False)
+        with without_tf32(CARD):  # one block in another
+            assert switches() == ("highest", False, False)
+        assert switches() == ("highest", False, False)
+    assert switches() == before
+    with pytest.raises(ZeroDivisionError), without_tf32(CARD):
+        raise ZeroDivisionError
+    assert switches() == before
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"),
+    reason="torch before 2.9 has one interface only",
+)
+def test_only_the_newer_interface_of_torch_was_used() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with without_tf32(CARD):
+            assert switches()[:2] == ("highest", False)
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("tf32")
+def test_training_and_other_devices_are_left_alone() -> None:
+    with without_tf32(CPU):
+        assert switches() == ("high", True, True)
+    with without_tf32(CARD, always=False):
+        assert switches() == ("high", True, True)
+    with torch.no_grad(), without_tf32(CARD, always=False):
+        assert switches() == ("highest", False, False)
+
+
+@pytest.mark.usefixtures("tf32")
+def test_encoding_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All convolutions of an encoder, and none of a forward pass, which trains."""
+
+    @contextmanager
+    def on_a_card(device: torch.device) -> Iterator[None]:
+        assert device == CPU
+        with without_tf32(CARD):
+            yield
+
+    monkeypatch.setattr(model, "without_tf32", on_a_card)
+    net = model.VQVAE(AutoencoderConfig(strides=[2, 2], codes=[8, 8], hidden=8, residual=8, blocks=1))
+    seen: list[bool] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(torch.backends.cudnn.allow_tf32)
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    images = torch.zeros(1, 3, 8, 8)
+    net.encode(images)
+    assert seen
+    assert not any(seen)
+    seen.clear()
+    net(images)
+    assert seen
+    assert all(seen)
