@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 from _common import keep
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2.codec import prior_coding
+from vqvae2.codec.errors import CodecError
 from vqvae2.codec.frequencies import EDGE, STEPS
 from vqvae2.data.images import open_images
 from vqvae2.data.pixels import to_float
@@ -53,14 +55,32 @@ def decode(run: Run, folder: Path, out: Path, batch: int, alone: int) -> None:
     kept, codes, logits = Kept(), [], []
     run.codec.decompress(contents[:1])  # so that the time is without preparations
     begun = time.perf_counter()
+    positions = sum(run.codec.geometry.positions)
     for at in range(0, len(contents), batch):
         kept.rows = []
-        found = run.codec.decompress(contents[at : at + batch])
-        codes += [np.concatenate([grid.reshape(-1) for grid in one.grids]) for one in found]
-        if at < alone:
-            logits.append(torch.stack(kept.rows, 1).cpu().numpy())  # [B, positions of all levels, K]
+        try:
+            codes += _codes(run, contents[at : at + batch])
+        except CodecError:
+            codes += [_codes_or_none(run, data, positions) for data in contents[at : at + batch]]
+        if at < alone:  # [B, positions of all levels, K]
+            logits.append(torch.stack(kept.rows[:positions], 1).cpu().numpy())
     seconds = time.perf_counter() - begun
     np.savez(out, codes=np.stack(codes), logits=np.concatenate(logits)[:alone], seconds=seconds)
+
+
+def _codes(run: Run, contents: list[bytes]) -> list[NDArray[Any]]:
+    """The codes of each file, all levels in a row."""
+    return [
+        np.concatenate([grid.reshape(-1) for grid in one.grids]) for one in run.codec.decompress(contents)
+    ]
+
+
+def _codes_or_none(run: Run, data: bytes, positions: int) -> NDArray[Any]:
+    """The codes of a file; -1 everywhere if what is decoded is refused because it is not what was written."""
+    try:
+        return _codes(run, [data])[0]
+    except CodecError:
+        return np.full(positions, -1)
 
 
 def worker(options: argparse.Namespace) -> None:

@@ -166,11 +166,11 @@ def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:
             if cost.name == "autoencoder"
             else _prior(config, cost.name, images, device)
         )
-        step()
-        begun = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        for _ in range(2):  # the first one is the warm-up
+            begun = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
         return images * cost.training / (time.perf_counter() - begun)
 
 

@@ -26,6 +26,7 @@ from vqvae2.codes import Codes
 from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
+from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.draw import check_seed, exact, guided, probabilities, uniforms
 from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
 
@@ -257,6 +258,7 @@ class _Chain:
     ) -> None:
         self.prior, self.numbers, self.labels = prior, numbers, labels
         self.seed, self.sampling = seed, sampling
+        self.graphs = StepGraphs()  # of all draws, whose shapes are the same
         kept = Codes(tuple(level.expand(len(numbers), -1, -1) for level in known.levels))
         self.codes = self._draw(kept, seed)
         self.unknown = [level[0] == UNKNOWN for level in known.to(self.codes.levels[0].device).levels]
@@ -309,7 +311,9 @@ class _Chain:
         return accept
 
     def _draw(self, known: Codes, seed: int) -> Codes:
-        return self.prior.sample(self.numbers, self.labels, self.sampling, seed=seed, given=known)
+        return self.prior.sample(
+            self.numbers, self.labels, self.sampling, seed=seed, given=known, graphs=self.graphs
+        )
 
     def _score(self, codes: Codes, first: int) -> list[tuple[Tensor, Tensor]]:
         """Per level from `first` on, [B, h, w] float64: log p of each code without top-k and top-p, and with them."""

@@ -66,7 +66,8 @@ class _Gate(torch.autograd.Function):
             memory_format=torch.channels_last,
         )
         grid, block = _grid(x)
-        _forward[grid](x, x if y is None else y, z, out, channels // 2, y is not None, block)
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            _forward[grid](x, x if y is None else y, z, out, channels // 2, y is not None, block)
         ctx.save_for_backward(z)
         ctx.both = y is not None
         return out
@@ -77,7 +78,8 @@ class _Gate(torch.autograd.Function):
         grad_z = torch.empty_like(z, memory_format=torch.channels_last)
         grid, block = _grid(z)
         grad = grads[0].to(z.dtype).contiguous(memory_format=torch.channels_last)
-        _backward[grid](z, grad, grad_z, z.shape[1] // 2, block)
+        with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
+            _backward[grid](z, grad, grad_z, z.shape[1] // 2, block)
         return grad_z, grad_z if ctx.both else None
 
 

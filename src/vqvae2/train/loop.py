@@ -311,7 +311,10 @@ class _Trainer:
         outcome, step = self.outcome, self.step
         means = step.means(self.accelerator)
         self._write(outcome.step, {**means, "lr": rate})
-        best = f", best {outcome.best_score:.4f}" if outcome.best_step else ""
+        measured = (
+            outcome.best_step and outcome.best_score >= 0
+        )  # sharpening keeps its latest weights, by a score below 0
+        best = f", best {outcome.best_score:.4f}" if measured else ""
         tracker.update(outcome.step, f"loss {means['loss']:.4f}{best}", self.config.batch, "images")
         if step.refused and not self.said_refused:
             self.said_refused = True

@@ -24,12 +24,15 @@ def speed(autoencoder: VQVAE, prior: HierarchicalPrior, images: NamedImages, bat
     codes = autoencoder.encode(originals)
     positions = sum(level[0].numel() for level in codes.levels)
 
-    def seconds(call: Callable[[], object]) -> float:
-        call()
-        begun = time.perf_counter()
+    def finish(call: Callable[[], object]) -> None:
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+
+    def seconds(call: Callable[[], object]) -> float:
+        finish(call)
+        begun = time.perf_counter()
+        finish(call)
         return time.perf_counter() - begun
 
     sampling = seconds(lambda: prior.sample(batch, labels))
