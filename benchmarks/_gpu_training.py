@@ -344,9 +344,8 @@ def _fed(
     try:
         stage = AutoencoderObjective(whole, images)
         stage.model = case.model  # type: ignore[assignment]
-        stage.keep_on(
-            DEVICE, 10**10 if way == "on the card" else 0
-        )  # with 0 the card cuts what the host sends
+        # without room on the card, the card cuts what the host sends
+        stage.keep_on(DEVICE, 10**10 if way == "on the card" else 0)
         step = TrainingStep(
             stage, case.model, case.model, make_optimizer(case.model, settings, CAPTURED), settings, CAPTURED
         )

@@ -311,9 +311,8 @@ class _Trainer:
         outcome, step = self.outcome, self.step
         means = step.means(self.accelerator)
         self._write(outcome.step, {**means, "lr": rate})
-        measured = (
-            outcome.best_step and outcome.best_score >= 0
-        )  # sharpening keeps its latest weights, by a score below 0
+        # sharpening keeps its latest weights, by a score below 0 that says nothing to the user
+        measured = outcome.best_step and outcome.best_score >= 0
         best = f", best {outcome.best_score:.4f}" if measured else ""
         tracker.update(outcome.step, f"loss {means['loss']:.4f}{best}", self.config.batch, "images")
         if step.refused and not self.said_refused:
