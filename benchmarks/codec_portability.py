@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -58,12 +59,15 @@ def decode(run: Run, folder: Path, out: Path, batch: int, alone: int) -> None:
     positions = sum(run.codec.geometry.positions)
     for at in range(0, len(contents), batch):
         kept.rows = []
+        part = contents[at : at + batch]
         try:
-            codes += _codes(run, contents[at : at + batch])
-        except CodecError:
-            codes += [_codes_or_none(run, data, positions) for data in contents[at : at + batch]]
+            found, rows = _codes(run, part), kept.rows
+        except CodecError:  # the logits of positions that were not reached are unknown
+            rows = kept.rows + [torch.full_like(kept.rows[0], math.nan)] * (positions - len(kept.rows))
+            found = [_codes_if_right(run, data, positions) for data in part]
+        codes += found
         if at < alone:  # [B, positions of all levels, K]
-            logits.append(torch.stack(kept.rows[:positions], 1).cpu().numpy())
+            logits.append(torch.stack(rows, 1).cpu().numpy())
     seconds = time.perf_counter() - begun
     np.savez(out, codes=np.stack(codes), logits=np.concatenate(logits)[:alone], seconds=seconds)
 
@@ -75,7 +79,7 @@ def _codes(run: Run, contents: list[bytes]) -> list[NDArray[Any]]:
     ]
 
 
-def _codes_or_none(run: Run, data: bytes, positions: int) -> NDArray[Any]:
+def _codes_if_right(run: Run, data: bytes, positions: int) -> NDArray[Any]:
     """The codes of a file; -1 everywhere if what is decoded is refused because it is not what was written."""
     try:
         return _codes(run, [data])[0]
@@ -134,8 +138,8 @@ def card(options: argparse.Namespace) -> dict[str, Any]:
                     "written on": writer,
                     "images": len(ours["codes"]),
                     "equal": int((ours["codes"] == theirs["codes"]).all(1).sum()),
-                    "largest": float(apart.max()),
-                    "mean": float(apart.mean()),
+                    "largest": float(np.nanmax(apart)),
+                    "mean": float(np.nanmean(apart)),
                     "seconds": {reader: float(found[reader]["seconds"]) for reader in found},
                 }
             )

@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,10 +21,12 @@ from vqvae2.errors import UserError
 from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
-from vqvae2.prior.precision import Precision
 from vqvae2.prior.static import StaticPrior
 from vqvae2.prior.step_ops import StepOps, StepSpec
 from vqvae2.tf32 import without_tf32
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the weights while codes are drawn. The residual streams, the logits and the choice of a code stay in float32 or wider."""
 
 LEAST_POSITIONS = 48
 """Recording a row with PyTorch's kernels takes as long as 42 to 104 plain steps (results/gpu-h200.json), and grids have 64 positions or

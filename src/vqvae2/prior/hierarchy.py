@@ -58,9 +58,9 @@ class HierarchicalPrior(nn.Module):
 
     def logits(self, codes: Codes, level: int, labels: Tensor | None = None) -> Tensor:
         """Logits [B, K, H, W] of one level's positions, without gradients also without TF32. `labels` as in `log_prob`."""
-        prior, known = self.level(level), self.check_labels(labels, len(codes))
-        with without_tf32(prior.embedding.weight.device, always=False):
-            logits: Tensor = prior(codes.levels[level], codes.levels[:level], known)
+        known = self.check_labels(labels, len(codes))
+        with without_tf32(self._device(), always=False):
+            logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
         return logits
 
     def log_prob(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
@@ -125,7 +125,7 @@ class HierarchicalPrior(nn.Module):
         numbers = [how.level(index, self.geometry.levels) for index in range(self.geometry.levels)]
         levels = self._check_given(given, len(images))
         graphs = graphs or StepGraphs()
-        with _eval_mode(self), without_tf32(self.level(0).embedding.weight.device):
+        with _eval_mode(self), without_tf32(self._device()):
             for index, kept in enumerate(levels):
                 asked = (kept == UNKNOWN).flatten(1).any(0).tolist()
                 if not any(asked):
