@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from vqvae2.config.sampling import Sampling
 from vqvae2.evaluate.report import svg
@@ -55,14 +56,16 @@ def command(experiment: dict[str, Any], settings: list[str], run: Path, data: st
 
 
 def figures(run: Path) -> dict[str, Any]:
-    """The figures of a run folder, per stage: the last means of training, the held-out figures, the seconds."""
+    """The figures of a run folder, per stage: parameters, the last means of training, the held-out figures, the seconds."""
     stages = {}
     for file in sorted(run.glob("**/config.json")):
         stage = file.parent
         outcome = json.loads(file.read_text())["outcome"]
         lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
         last = next(line for line in reversed(lines) if "loss" in line)
+        weights = load_file(stage / "model.safetensors").values()
         stages[str(stage.relative_to(run))] = {
+            "parameters": sum(weight.numel() for weight in weights),
             "training, last mean": last,
             "held out": outcome["figures"],
             "step": outcome["best_step"],
@@ -72,15 +75,20 @@ def figures(run: Path) -> dict[str, Any]:
 
 
 def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
-    """Draw each metric of stage 1 as one curve per arm, into docs/images/NAME-METRIC.svg."""
-    for metric in metrics:
+    """Draw each metric (STAGE/METRIC) as one curve per arm.
+
+    The drawing is docs/images/NAME-METRIC.svg, or NAME-level-I-METRIC.svg for a metric of a prior.
+    """
+    for named in metrics:
+        stage, _, metric = named.rpartition("/")
         curves = {}
         for arm, folder in folders.items():
-            text = (folder / "autoencoder" / "metrics.jsonl").read_text()
+            text = (folder / stage / "metrics.jsonl").read_text()
             lines = [json.loads(line) for line in text.splitlines()]
             curves[arm] = [(line["step"], line[metric]) for line in lines if metric in line]
         drawing = svg(curves).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        (ROOT / "docs" / "images" / f"{name}-{metric.replace('_', '-')}.svg").write_text(drawing + "\n")
+        title = "-".join([name, *stage.split("/")[1:], metric.replace("_", "-")])
+        (ROOT / "docs" / "images" / f"{title}.svg").write_text(drawing + "\n")
 
 
 def first_stages(experiment: dict[str, Any]) -> list[tuple[str, list[str]]]:

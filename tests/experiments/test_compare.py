@@ -14,6 +14,7 @@ from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import complete, merge, override, read_yaml
 from vqvae2.config.presets import preset
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.run import load
 
 sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 
@@ -139,3 +140,20 @@ def test_seconds_per_sample(run: Path) -> None:
     assert all(0 < value < 10 for each in result.values() for value in each.values())
     assert torch.get_num_threads() == threads
     assert compare.seconds_per_sample({"a": Path("nowhere")}, []) == {}
+
+
+def test_curves_of_any_stage_are_drawn_under_names_of_their_own(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    compare.draw("some", ["autoencoder/heldout_psnr", "prior/level-1/heldout_bits"], {"arm": run})
+    for name in ("some-heldout-psnr", "some-level-1-heldout-bits"):
+        assert "arm" in (tmp_path / "docs" / "images" / f"{name}.svg").read_text()
+
+
+def test_the_parameters_of_a_stage_are_those_of_its_file(run: Path) -> None:
+    result = compare.figures(run)
+    for level in (0, 1):
+        prior = load(run, "cpu").prior.levels[level]
+        assert result[f"prior/level-{level}"]["parameters"] == sum(p.numel() for p in prior.parameters())
