@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 INCEPTION := .venv-inception
 BASELINES := .venv-baselines
-NAME ?= $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
+NAME ?= autoencoder codec decoding evaluating quantizer sampling shards
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo soak test coverage test-inception test-web test-baselines check bench experiments docs dist clean
@@ -73,8 +73,7 @@ check: $(READY) ## check format, lint and types, and change nothing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) ## run the benchmarks on this machine, or one: make bench NAME=...
-	@test -n "$(NAME)" || echo "no benchmarks in benchmarks/"
+bench: $(READY) ## run the benchmarks of a CPU that need no arguments, or one: make bench NAME=...
 	@set -e; for name in $(NAME); do echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 experiments: $(READY) ## list the experiments with the time that each takes
