@@ -95,6 +95,9 @@ def test_what_is_shared_is_a_run_without_images_and_without_paths_of_this_machin
     run = StoredRun(trained)
     run.config = run.config.model_copy(
         update={
+            "data": run.config.data.model_copy(
+                update={"labels": str(tmp_path / "labels.csv"), "image_root": "../../clients/x/faces"}
+            ),
             "sharpen": run.config.sharpen.model_copy(update={"perceptual_weights": str(tmp_path / "vgg.st")}),
             "train_prior": tuple(
                 training.model_copy(update={"start": str(tmp_path / "before")})
@@ -102,14 +105,17 @@ def test_what_is_shared_is_a_run_without_images_and_without_paths_of_this_machin
             ),
         }
     )
+    run.record |= {"source_from_run": "../../clients/x/faces", "imported": str(tmp_path / "old.pt")}
     stage(run, tmp_path / "shared", Card("mit"), "me/pictures")
     files = [file for file in (tmp_path / "shared").rglob("*") if file.is_file()]
     assert sorted(file.relative_to(tmp_path / "shared").as_posix() for file in files) == SHARED
     for file in files:
         assert str(pictures.parent).encode() not in file.read_bytes(), file
         assert str(tmp_path).encode() not in file.read_bytes(), file
+        assert b"clients" not in file.read_bytes(), file
     record = read_yaml(tmp_path / "shared" / "config.yaml")["run"]
     assert record["source"] == pictures.name
+    assert record["imported"] == "old.pt"
     assert "command" not in record
     assert Run(tmp_path / "shared", "cpu").digests() == Run(trained, "cpu").digests()
 

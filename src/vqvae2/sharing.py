@@ -110,11 +110,11 @@ def stage(run: StoredRun, target: Path, card: Card, repository: str) -> None:
             file = target / network.model.relative_to(run.folder)
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(network.model, file)
-    record = {key: value for key, value in run.record.items() if key != "command"}
-    if "source" in record:
-        record["source"] = _public(str(record["source"]))
+    record = {key: value for key, value in run.record.items() if key not in ("command", "source_from_run")}
+    record |= {key: _public(str(record[key])) for key in ("source", "imported") if key in record}
     config = run.config
     changes = {
+        "data": config.data.model_copy(update={"labels": None, "image_root": None}),
         "train_autoencoder": _without_paths(config.train_autoencoder),
         "sharpen": _without_paths(config.sharpen),
         "train_prior": tuple(_without_paths(training) for training in config.train_prior),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -161,3 +163,20 @@ def test_the_configuration_that_train_takes(trained: Path, pictures: Path, tmp_p
     (tmp_path / "own.yaml").write_text("seed: 5\n")
     assert chosen(tmp_path, "tiny", file=tmp_path / "own.yaml").seed == 5
     assert read_yaml(tmp_path / "own.yaml") == {"seed": 5}
+
+
+def test_the_choice_of_a_preset_reads_the_images_as_the_settings_say(pictures: Path, tmp_path: Path) -> None:
+    """Paths in a table are below data.image_root; settings that cannot be are refused as they are elsewhere."""
+    files = [file.relative_to(pictures).as_posix() for file in sorted(pictures.rglob("*.png"))]
+    pq.write_table(pa.table({"image": files}), tmp_path / "table.parquet")
+
+    def chosen(*settings: str) -> Any:
+        data = str(tmp_path / "table.parquet")
+        return choose_config(data, tmp_path / "run", None, None, settings, None, False, QUIET)
+
+    with pytest.raises(UserError, match="no usable image"):
+        chosen()
+    config = chosen(f"data.image_root={pictures}")
+    assert (config.data.image_root, config.data.size) == (str(pictures), 32)
+    with pytest.raises(UserError, match=r"^data\.fit: Input should be"):
+        chosen(f"data.image_root={pictures}", "data.fit=no")

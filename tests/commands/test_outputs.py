@@ -198,5 +198,11 @@ def test_fine_tuning_from_a_model_of_the_package(tmp_path: Path, pictures: Path,
     } == {0}
     assert (config.precision, config.data.image_column, config.data.label_column) == ("auto", None, None)
     assert config.data.size == 128
+    emoji = fine_tuning("emoji64").sharpen
+    assert (emoji.perceptual, emoji.perceptual_weights, emoji.steps) == (
+        0,
+        "",
+        3000,
+    )  # its file is not shipped
     said = command("train", pictures, "--run", tmp_path / "run", "--from", "no such model")
     assert said.code == 2

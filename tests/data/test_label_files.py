@@ -124,6 +124,17 @@ def test_metadata_in_the_folder(root: Path, tmp_path: Path) -> None:
     assert opened(root, tmp_path / "run3", label_column="none").classes == ()
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_that_holds_only_splits(root: Path, tmp_path: Path, named: bool) -> None:
+    """Named or in the folder: the classes, if any, are those of the folders then."""
+    lines = "".join(f"batch{int(n) // 3}/{n}.png,{'test' if n > '003' else 'train'}\n" for n, _ in ROWS)
+    file = tmp_path / "splits.csv" if named else root / "metadata.csv"
+    file.write_text("file_name,split\n" + lines)
+    images = opened(root, tmp_path / "run", labels=str(file) if named else None)
+    assert (images.skipped, images.heldout.tolist()) == (0, [4, 5])
+    assert images.classes == opened(root, tmp_path / "run2", labels=None, holdout=0.5).classes
+
+
 def test_metadata_in_each_split(tmp_path: Path) -> None:
     root = tmp_path / "in"
     for split, first, count in (("train", 0, 6), ("test", 6, 4)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
@@ -19,12 +20,13 @@ from vqvae2.files.run_folder import RunFolder
 from vqvae2.processes import launched
 
 if TYPE_CHECKING:
-    from vqvae2.config.models import Config, DataConfig
+    from vqvae2.config.models import Config
 
 _SQUARE = 1.25  # ratios of the sides below this keep the square
 _LONGEST = 4.0  # the long side of chosen images, in short sides
 _CPU_SIDE = 64  # px, at most, that are chosen for a CPU, on which small64 takes hours and small256 months
 _GENTLE = 0.3  # of the steps and the learning rates, in fine-tuning
+_HUB_NAME = re.compile(r"[^./][^/]*/[^/]+")
 
 
 class Stage(StrEnum):
@@ -85,30 +87,29 @@ def choose_config(
         RunError: RUN was made by a newer version.
         DataError: the images cannot be read.
     """
-    from vqvae2.config.models import DataConfig
     from vqvae2.config.overrides import read_yaml
     from vqvae2.config.presets import preset as named
     from vqvae2.train.folder import read_run
 
     changes = read_yaml(file) if file else {}
     changes.pop("run", None)  # the record, if it is the config.yaml of a run folder
+    settings = [*settings, *([f"data.split={split}"] if split else [])]
+    settings += ["data.streaming=true"] if streaming else []
     if preset is None and RunFolder(run).exists():
         base = read_run(run)[1]
     elif preset is None:
-        size = _size_given(changes, settings)
-        base = _fitting_preset(data, run, DataConfig(split=split, streaming=streaming), size, reporter)
+        base = _fitting_preset(data, run, _data_given(changes, settings), reporter)
     else:
         base = named(preset) if isinstance(preset, str) else preset
-    extra = [f"data.split={split}"] if split else []
-    extra += ["data.streaming=true"] if streaming else []
-    return resolve(base, changes, [*settings, *extra])
+    return resolve(base, changes, settings)
 
 
 def fine_tuning(start: str) -> Config:
     """The settings of a run, to train its weights further on other images in a new run.
 
-    Kept are the networks, the image size and the recipe. Steps and learning rates are three tenths of the run's (our
-    decision), time limits and what belongs to the machine or to the other data are at their defaults.
+    Kept are the networks, the image size and the recipe. Steps are three tenths of the run's, and so are the learning rates but that
+    of the sharpening (our decision). Time limits and what belongs to the machine or to the other data are at their defaults; a
+    perceptual distance whose file of weights is not here is left out.
 
     Args:
         start: a run folder, a model of the package, or a Hub id.
@@ -142,38 +143,55 @@ def fine_tuning(start: str) -> Config:
         steps = max(1, round(_GENTLE * training["steps"]))
         training |= {"steps": steps, "lr": _GENTLE * training["lr"], "minutes": 0.0, "start": name}
         training["warmup"] = min(training["warmup"], steps // 10)
-    value["sharpen"]["minutes"] = 0.0
+    value["sharpen"] |= {"minutes": 0.0, "steps": round(_GENTLE * value["sharpen"]["steps"])}
+    for training in (value["train_autoencoder"], value["sharpen"]):
+        weights = training["perceptual_weights"]
+        if not Path(weights).is_file() and not _HUB_NAME.fullmatch(weights):
+            training |= {"perceptual": 0.0, "perceptual_weights": ""}
     value["prior"]["classes"] = 0
     return parse(value)
 
 
-def _size_given(changes: dict[str, Any], settings: Sequence[str]) -> int | None:
-    """The short side in pixels for which the user has asked; None if nothing, or nothing that can be, which is said later."""
-    from vqvae2.config.models import DataConfig
+def _data_given(changes: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The settings of the data, `size` only if the user has given one.
+
+    Raises:
+        ConfigError: they cannot be.
+    """
+    from pydantic import ValidationError
+
+    from vqvae2.config.base import one_line
+    from vqvae2.config.models import ConfigError, DataConfig
     from vqvae2.config.overrides import override
 
     own = changes.get("data")
-    value = {"data": {"size": own.get("size") if isinstance(own, dict) else None}}
-    size = override(value, [text for text in settings if text.startswith("data.size=")])["data"]["size"]
+    value = DataConfig().model_dump(mode="json") | {"size": None} | (own if isinstance(own, dict) else {})
+    value = override({"data": value}, [text for text in settings if text.startswith("data.")])["data"]
+    given = {key: setting for key, setting in value.items() if key != "size" or setting is not None}
     try:
-        return None if size is None else min(DataConfig(size=size).shape)
-    except ValueError:
-        return None
+        DataConfig(**given)
+    except ValidationError as error:
+        raise ConfigError(one_line(error, "data")) from None
+    return given
 
 
-def _fitting_preset(
-    data: str, run: Path, reading: DataConfig, size: int | None, reporter: Reporter
-) -> Config:
+def _fitting_preset(data: str, run: Path, given: dict[str, Any], reporter: Reporter) -> Config:
     """The preset for the images, which is reported.
 
-    It follows their number, their size and shape unless the user has given a `size`, and the machine: a CPU would take months
+    It follows their number, their size and shape unless the user has given a size, and the machine: a CPU would take months
     for the presets of large images.
+
+    Args:
+        given: the settings of the data.
     """
+    from vqvae2.config.models import DataConfig
     from vqvae2.config.presets import choose
     from vqvae2.config.presets import preset as named
     from vqvae2.data.peek import peek
     from vqvae2.train.device import best_device
 
+    reading = DataConfig(**given)
+    size = min(reading.shape) if "size" in given else None
     preview = peek(data, reading, run)
     side = preview.side if size is None else size
     slow = size is None and side >= 2 * _CPU_SIDE and best_device().type == "cpu"

@@ -26,11 +26,11 @@ class Settings(BaseModel):
         return plain(value)
 
 
-def one_line(error: ValidationError) -> str:
-    """What is wrong with settings, as one line that names the first of them with what was found."""
+def one_line(error: ValidationError, *within: str) -> str:
+    """What is wrong with settings, as one line that names the first of them, below `within`, with what was found."""
     parts = []
     for item in error.errors()[:_NAMED]:
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join([*within, *(str(part) for part in item["loc"])])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] not in ("value_error", "missing"):
             found = repr(item.get("input"))

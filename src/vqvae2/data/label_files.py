@@ -55,11 +55,11 @@ def labels_of(path: Path, names: Sequence[str], config: DataConfig) -> FileLabel
         config: `label_column` is used.
 
     Raises:
-        DataError: the file cannot be read, holds no classes, or knows none of the images.
+        DataError: the file cannot be read, holds neither classes nor splits, or knows none of the images.
     """
     rows = read_rows(path)
     column = _column(rows, config.label_column, path)
-    if column is None:
+    if column is None and not _has_splits(rows):
         raise DataError(
             f"which column of {printable(path.name)} holds the classes? It has {_columns(rows)}; name one with data.label_column"
         )
@@ -67,7 +67,7 @@ def labels_of(path: Path, names: Sequence[str], config: DataConfig) -> FileLabel
 
 
 def metadata_of(files: Sequence[tuple[str, Path]], names: Sequence[str], config: DataConfig) -> FileLabels:
-    """As `labels_of`, from the files of metadata inside the folder; without a column of classes only a note is made.
+    """As `labels_of`, from the files of metadata inside the folder; without classes and splits only a note is made.
 
     Args:
         files: the path of each file below the folder, and the file.
@@ -78,7 +78,7 @@ def metadata_of(files: Sequence[tuple[str, Path]], names: Sequence[str], config:
     rows = [row for table in tables.values() for row in table]
     shown = files[0][0]
     column = _column(rows, config.label_column, files[0][1], alone=False)
-    if column is None:
+    if column is None and not _has_splits(rows):
         return FileLabels(
             notes=[f"{shown} has {_columns(rows)}: none of them is read; data.label_column names the classes"]
         )
@@ -166,6 +166,10 @@ def _column(
     return others[0] if alone and len(others) == 1 else None
 
 
+def _has_splits(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row.get("split") for row in rows)
+
+
 def _name_column(columns: Sequence[str]) -> str | None:
     lowered = {column.lower(): column for column in reversed(columns)}
     return next((lowered[name] for name in NAMES if name in lowered), columns[0] if columns else None)
@@ -178,7 +182,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _matched(
-    names: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, Any]]], column: str, shown: str
+    names: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, Any]]], column: str | None, shown: str
 ) -> FileLabels:
     """The rows of the images. A row names an image, or a file of several, by its path, by its file name alone, or without the ending."""
     by_name: dict[str, list[int]] = {}
@@ -210,7 +214,7 @@ def _matched(
                 unknown, unclear = unknown + (not found), unclear + bool(found)
                 continue
             known.update(found)
-            value = row.get(column)
+            value = row.get(column) if column else None
             for index in found:
                 labels[index] = None if value in ("", None) else value
                 splits[index] = str(row["split"]) if row.get("split") else None
@@ -222,12 +226,15 @@ def _matched(
         raise LabelsError(
             f"{printable(shown)} names none of the {len(names)} images, the first of which is {printable(names[0])}"
         )
-    notes = [f"classes from the column {column!r} of {shown}: {len(known)} of {len(names)} images are in it"]
+    read = "splits" if column is None else "classes"
+    notes = [
+        f"{read} from the column {column or 'split'!r} of {shown}: {len(known)} of {len(names)} images are in it"
+    ]
     if unknown or unclear:
         notes.append(
             f"warning: {shown} has {unknown} rows without an image and {unclear} that fit several images"
         )
-    return FileLabels(as_numbers(labels), splits if any(splits) else None, notes)
+    return FileLabels(as_numbers(labels) if column else None, splits if any(splits) else None, notes)
 
 
 def held_of(splits: Sequence[str | None], split: str | None, shown: str) -> list[int | None]:

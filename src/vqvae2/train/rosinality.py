@@ -93,7 +93,7 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
         "imported": str(path),
     }
     write_config(folder, record, config)
-    about = {"figures": {}, "imported": str(path), **reference_metadata(config.autoencoder, weights)}
+    about = {"figures": {}, "imported": Path(path).name, **reference_metadata(config.autoencoder, weights)}
     tensor_file.save_tensors(model_file(folder), weights, about)
     return config
 
