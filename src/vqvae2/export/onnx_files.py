@@ -91,7 +91,7 @@ def export_onnx(run: Run, out: Path, reporter: Reporter | None = None) -> dict[s
 
 
 def parts(run: Run) -> Iterator[Part]:
-    """The graphs of a run, on the CPU, in float32.
+    """The graphs of a run, on the device of the run, in float32.
 
     Raises:
         RunError: the autoencoder is not trained yet.
