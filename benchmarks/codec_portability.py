@@ -1,11 +1,11 @@
 """Whether files compressed in one process decode to the same codes in others that compute differently, and by how much their logits differ.
 
-    python benchmarks/codec_portability.py [--run emoji64] [--data emoji64] [--images 64] [--alone 16] [--keep codec-portability]
+    python benchmarks/codec_portability.py [--run emoji64] [--data emoji64] [--images 64] [--alone 16] [--keep codec-portability] [--card]
 
 One process compresses images of the data, held-out ones first (16 side by side, one thread). Further processes decode them: all
 combinations of 1 and 2 threads, batches of 1 and 16, `ATEN_CPU_CAPABILITY=default` and `avx2`, and oneDNN on and off. With a batch of 1
 only `--alone` images are decoded. Each process also writes the logits that the prior gives along the known codes of `--alone`
-images, and they are compared with those of the first process. `--card` compares a CPU with a GPU instead: each writes the files, both decode them.
+images, and they are compared with those of the first process. `--card` compares a CPU with a GPU instead: each writes the files, both decode them, 64 side by side.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The soak: attack the package as an unlucky user, a full disk and a stranger would, and print one table.
 
-    make soak             everything, two to three hours; most of it are the damaged run files
-    make soak SLICE=1     a slice of two minutes, which CI runs
+    make soak             everything, three to five hours; most of it are the damaged run files
+    make soak SLICE=1     a slice of a few minutes, which CI runs
     python tools/soak.py --only "disk full" --json results/soak.json      one attack; the file keeps those of earlier calls
 
 Every attack has a seed and a count, so that it can be repeated. The exit code is 1 if anything happened that must not; each such
@@ -48,7 +48,7 @@ _CHUNK = 2000  # mutations in one process
 def main() -> int:
     """Run the attacks and print the table."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--slice", action="store_true", help="two minutes of it")
+    parser.add_argument("--slice", action="store_true", help="a few minutes of it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="only attacks whose name contains this")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the counts")
@@ -73,7 +73,10 @@ def main() -> int:
         if ended.code:
             print(f"the training without any attack failed: {ended.short()}")
             return 1
-        for name, attack in _attacks(place, options.seed, options.slice, options.scale).items():
+        attacks = _attacks(place, options.seed, options.slice, options.scale)
+        if options.only and not any(options.only in name for name in attacks):
+            parser.error(f"no attack {options.only!r}: expected a part of {', '.join(attacks)}")
+        for name, attack in attacks.items():
             if options.only and options.only not in name:
                 continue
             started = time.monotonic()
@@ -119,7 +122,7 @@ def _attacks(place: Path, seed: int, small: bool, scale: float) -> dict[str, Cal
 def _mutations(
     place: Path, name: str, where: tuple[str, str], seed: int, count: int
 ) -> Callable[[], list[Row]]:
-    """An attack of a file of its own, a few hundred mutations in a process at a time, so that a crash is counted."""
+    """An attack of a file of its own, at most 2,000 mutations in a process at a time, so that a crash is counted."""
 
     def attack() -> list[Row]:
         row, counts = Row(name, seed, count), Counter[str]()

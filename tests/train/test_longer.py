@@ -291,3 +291,14 @@ def test_another_run_must_have_the_same_networks(
     config = changed(config, train_autoencoder={"start": ""})
     with pytest.raises(RunError, match=said):
         go(Path("no pictures"), tmp_path / "run", config)
+
+
+def test_the_run_from_which_a_prior_starts_may_be_made_after_the_autoencoder(
+    data: Path, short: Config, tmp_path: Path
+) -> None:
+    """As in recipes/emoji64.yaml; for the priors it has to be there."""
+    config = fine_tuned(short, tmp_path / "later")
+    config = changed(config, train_autoencoder={"start": ""})
+    go(data, tmp_path / "run", config, until="autoencoder")
+    with pytest.raises(RunError, match="no run"):
+        go(data, tmp_path / "run", config)

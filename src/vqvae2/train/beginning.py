@@ -19,8 +19,11 @@ from vqvae2.train.longer import settings_of
 _LABELS = "label.weight"  # of a prior: an embedding for each class, then one for "no label"
 
 
-def check_starts(folder: Path, config: Config) -> None:
+def check_starts(folder: Path, config: Config, priors: bool = True) -> None:
     """Check that the runs from which stages start fit the settings, before anything is trained.
+
+    Args:
+        priors: whether priors are to be trained; otherwise the runs from which they start need not be there yet.
 
     Raises:
         RunError: no such run, one whose prior is not trained, other networks, or codebooks of another decay.
@@ -34,7 +37,7 @@ def check_starts(folder: Path, config: Config) -> None:
                 f"train_autoencoder.start: expected autoencoder.decay {decays[0]:g}, with which the codebooks of {first} were "
                 f"trained, found {decays[1]:g}"
             )
-    for level, training in enumerate(config.train_prior):
+    for level, training in enumerate(config.train_prior if priors else ()):
         if not training.start or RunFolder(folder).prior(level).done():
             continue
         start = find_run(training.start)

@@ -110,7 +110,7 @@ def train(
         reporter.say(f"{folder}: all is done; nothing to train")
         return False
     check_batches(folder, config, further, accelerator.num_processes)
-    check_starts(folder, config)
+    check_starts(folder, config, priors=until == "prior")
     begins(config)
     _stages(data, folder, config, further, until, accelerator, reporter)
     return todo
