@@ -46,10 +46,18 @@ class Group:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process runs the block first, then the others do, who find on the disk what it has made."""
+        """The main process runs the block first, then the others do, who find on the disk what it has made.
+
+        If the block fails in the main process, the others run it all the same, and find the same mistake.
+        """
         if not self.main:
             self.wait()
-        yield
+        try:
+            yield
+        except Exception:
+            if self.main:
+                self.wait()
+            raise
         if self.main:
             self.wait()
 

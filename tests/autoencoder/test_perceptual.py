@@ -143,7 +143,7 @@ def test_without_heads_every_channel_weighs_one(weights: Path, tmp_path: Path) -
 def test_shapes_that_cannot_be_compared(
     x: tuple[int, ...], y: tuple[int, ...], distance: PerceptualDistance
 ) -> None:
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(PerceptualError, match="expected"):
         distance(torch.zeros(x), torch.zeros(y))
 
 

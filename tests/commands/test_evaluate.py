@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.cli import main
-from vqvae2.commands.evaluate import evaluate
+from vqvae2.commands.evaluate import _number_as_in, evaluate
 from vqvae2.data.images import open_images
 from vqvae2.evaluate import context, critic
 from vqvae2.evaluate.context import RESERVED_NAMES
@@ -26,7 +27,7 @@ from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.parts.precision import precision_recall
 from vqvae2.evaluate.parts.registry import PARTS
 from vqvae2.evaluate.resnet import ClassifierConfig
-from vqvae2.evaluate.sets import drawn_samples
+from vqvae2.evaluate.sets import drawn_samples, folder_images
 from vqvae2.files.atomic import read_json
 from vqvae2.files.progress import Reporter
 from vqvae2.run import load
@@ -229,6 +230,62 @@ def test_any_folder_without_a_run(
     assert set(parts) == {"distances", "precision", "classification", "memorisation", "symmetry"}
     assert [row["trained_on"] for row in parts["classification"]["rows"]] == ["training", "samples"]
     assert parts["classification"]["rows"][1]["n"] == 6
+
+
+def test_arrays_of_images_without_a_run(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command, network: Colours
+) -> None:
+    """The size is that of the arrays and not of the sheet beside them; arrays of another size are refused."""
+    drawn = tmp_path / "drawn"
+    assert command("sample", trained, "--n", 6, "--out", drawn, "--pictures", "npz").code == 0
+    arguments = ("--samples", drawn, "--data", pictures, "--out", tmp_path / "out", *QUICK)
+    assert command("evaluate", *arguments).code == 0
+    found = report(tmp_path / "out")
+    assert set(found["parts"]) == {"distances", "precision", "classification", "memorisation", "symmetry"}
+    side = min(load(trained, "cpu").config.data.shape)
+    assert found["protocol"]["size"] == side
+    said = command("evaluate", *arguments, "--size", 2 * side)
+    assert said.code == 2
+    assert f"images of {side}x{side} px with 3 channels, expected {2 * side}x{2 * side} px" in said.err
+
+
+def test_the_classes_of_arrays_go_by_name(trained: Path, tmp_path: Path, command: Command) -> None:
+    drawn = tmp_path / "drawn"
+    assert command("sample", trained, "--n", 6, "--out", drawn, "--pictures", "npz").code == 0
+    config = load(trained, "cpu").config.data
+    own = folder_images("drawn", drawn, load(trained, "cpu").classes, config, tmp_path / "cache")
+    turned = folder_images("drawn", drawn, load(trained, "cpu").classes[::-1], config, tmp_path / "cache")
+    assert own.labels is not None
+    assert turned.labels is not None
+    assert turned.labels.tolist() == [2 - label for label in own.labels.tolist()]
+    assert folder_images("drawn", drawn, ("disc",), config, tmp_path / "cache").labels is None
+
+
+def test_other_images_have_the_classes_of_the_run() -> None:
+    """By name: the run has others, too. With one that it does not know they have none."""
+    run = SimpleNamespace(classes=("cat", "dog", "fox"))
+    images = SimpleNamespace(classes=("fox", "dog"), labels=np.array([0, 1, -1, 0]))
+    assert _number_as_in(run, images) is None  # type: ignore[arg-type]
+    assert (images.classes, images.labels.tolist()) == (run.classes, [2, 1, -1, 2])
+    images = SimpleNamespace(classes=("fox", "yak"), labels=np.array([0, 1]))
+    assert "does not know the class yak" in str(_number_as_in(run, images))  # type: ignore[arg-type]
+    assert (images.classes, images.labels) == ((), None)
+
+
+def test_priors_that_know_no_class(
+    pictures: Path, settings: Sequence[str], tmp_path: Path, command: Command
+) -> None:
+    """Their samples have none, so no classifier can learn from them; the rest of the part is measured."""
+    more = ("--set", "data.holdout=0.4", "--set", "prior.conditional=false")
+    assert (
+        command("train", pictures, "--run", tmp_path / "run", "--preset", "tiny", *settings, *more).code == 0
+    )
+    said = command(
+        "evaluate", tmp_path / "run", "--only", "nll,classification", "--out", tmp_path / "out", *QUICK
+    )
+    assert said.code == 0, said.err
+    rows = report(tmp_path / "out")["parts"]["classification"]["rows"]
+    assert [row["trained_on"] for row in rows] == ["training", "reconstructions of training"]
 
 
 def test_the_classifier_learns_from_as_many_pictures_as_are_asked_for(

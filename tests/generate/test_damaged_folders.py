@@ -14,6 +14,7 @@ from vqvae2 import Run
 from vqvae2.errors import UserError
 from vqvae2.generate.reject import candidate_labels
 from vqvae2.generate.sample import sample_labels
+from vqvae2.generate.sample_folder import SampleFolder
 
 Command = Callable[..., Any]
 DRAW = ("--n", 6, "--batch", 2)
@@ -52,6 +53,19 @@ def test_a_missing_image_is_drawn_again(empty: bool, trained: Path, tmp_path: Pa
         image.touch()
     assert command("sample", trained, "--out", out, *DRAW).code == 0
     assert image.read_bytes() == before
+
+
+def test_images_that_are_drawn_again_in_other_batches_count_once(
+    trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """The arrays of two batches hold them then."""
+    out = tmp_path / "out"
+    assert command("sample", trained, "--out", out, "--n", 6, "--batch", 6).code == 0
+    before = SampleFolder(out, {}).read("labels", range(6)).tolist()
+    (out / "00003.png").unlink()
+    assert command("sample", trained, "--out", out, *DRAW).code == 0
+    assert len(list(out.glob("codes-*.npz"))) == 4
+    assert SampleFolder(out, {}).read("labels", [5, 0, 3]).tolist() == [before[5], before[0], before[3]]
 
 
 def test_an_unreadable_image_is_named(trained: Path, tmp_path: Path, command: Command) -> None:

@@ -100,15 +100,17 @@ class PerceptualDistance(nn.Module):
         `originals` are as many, or one for all images.
 
         Raises:
-            ValueError: shapes that differ, 2 channels or more than 4, or sides below 16 px.
+            PerceptualError: shapes that differ, 2 channels or more than 4, or sides below 16 px.
         """
         alike = images.shape[1:] == originals.shape[1:] and originals.shape[:1] in (images.shape[:1], (1,))
         if not alike or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
-            raise ValueError(
-                f"expected two batches of images with 1, 3 or 4 channels, found {list(images.shape)} and {list(originals.shape)}"
+            raise PerceptualError(
+                f"a perceptual distance: expected two batches of images with 1, 3 or 4 channels, found {list(images.shape)} and {list(originals.shape)}"
             )
         if min(images.shape[2:]) < _LEAST:
-            raise ValueError(f"expected sides of at least {_LEAST} px, found {list(images.shape[2:])}")
+            raise PerceptualError(
+                f"a perceptual distance: expected sides of at least {_LEAST} px, found {list(images.shape[2:])}"
+            )
         return self.between(images, self.aims(originals))
 
     def between(self, images: Tensor, aims: list[Tensor]) -> Tensor:

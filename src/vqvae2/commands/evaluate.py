@@ -86,7 +86,9 @@ def evaluate(
     group = group or Group()
     with group.main_first():
         images = _images(run, data, config, cache, seed, reporter.say)
+    unknown = _number_as_in(run, images) if run else None
     context = Context(run, images, config, options, cache, reporter, network, group)
+    context.warnings += [unknown] if unknown else []
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
@@ -112,10 +114,29 @@ def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
     """Without a run: images of the size of the samples, half of them held out."""
     from vqvae2.config.models import DataConfig
     from vqvae2.data.peek import peek
+    from vqvae2.generate.sample_folder import holds_arrays, read_samples
 
     assert options.samples is not None
+    if options.size is None and holds_arrays(options.samples):
+        channels, *shape = next(iter(read_samples(options.samples).images(0, 1))).shape[1:]
+        return DataConfig(size=shape, channels=channels, flip=False, shift=0, holdout=0.5)
     side = options.size or peek(str(options.samples), DataConfig(), out).side
     return DataConfig(size=side, flip=False, shift=0, holdout=0.5)
+
+
+def _number_as_in(run: Run, images: ImageSet) -> str | None:
+    """Number the classes of other images as the run does. If it does not know them all they are dropped, and why is returned."""
+    import numpy as np
+
+    if not run.classes or not images.classes or images.labels is None or images.classes == run.classes:
+        return None
+    unknown = [name for name in images.classes if name not in run.classes]
+    if unknown:
+        images.classes, images.labels = (), None
+        return f"the run does not know the class {unknown[0]} of these images, so their classes are not used"
+    numbers = np.array([*(run.classes.index(name) for name in images.classes), -1])
+    images.classes, images.labels = run.classes, numbers[images.labels]
+    return None
 
 
 def _is_own(run: Run, data: str) -> bool:

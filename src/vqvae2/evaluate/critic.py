@@ -219,7 +219,8 @@ def fit_critic(
     identity = _digest(model) if model else tensor_file.digest(own.state_dict()) if own else ""
     rows = read.rows(_TEST, identity, images.heldout, lambda some: {"logits": predict(classifier, some)})
     right = rows["logits"].argmax(1) == rows["labels"]
-    file = critic_file(folder).with_name(f"model{model.suffix}" if model else "model.safetensors")
+    ending = ".safetensors" if model is None or model.suffix == ".safetensors" else ".pt"
+    file = critic_file(folder).with_name(f"model{ending}")
     if group.main:
         _save_model(file, own, model)
     group.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
+from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet
 from vqvae2.data.recorded import open_other
-from vqvae2.generate.sample_folder import holds_arrays, listed_classes, read_samples
+from vqvae2.generate.sample_folder import holds_arrays, listed_classes, listed_samples, read_samples
 
 BATCH = 64
 """Images in one batch."""
@@ -112,19 +113,34 @@ def folder_images(
     Raises:
         DataError: the folder holds nothing usable.
     """
+    known = {label: number for number, label in enumerate(classes)}
     if holds_arrays(folder):
-        return drawn_samples(name, folder)
+        drawn = drawn_samples(name, folder)
+        expected, found = (config.channels, *config.shape), tuple(drawn.images(0, 1).shape[1:])
+        if found != expected:
+            raise DataError(f"{folder} holds images of {_shape(found)}, expected {_shape(expected)}")
+        return replace(
+            drawn, labels=_numbers([label for _, label in listed_samples(folder)][: drawn.n], known)
+        )
     images = open_other(str(folder), config, cache, seed=0, say=lambda text: None, both=False)
     listed = listed_classes(folder)
     order = np.sort(np.concatenate([images.train, images.heldout]))
     if listed:  # the folder also holds sheets, which are no samples
         order = np.array([index for index in order if Path(images.names[index]).name in listed], np.int64)
     loaded = real_images(name, images, order, config)
-    known = {label: number for number, label in enumerate(classes)}
     named = (
         [images.classes[label] for label in loaded.labels.tolist()]
         if loaded.labels is not None
         else [listed.get(Path(images.names[index]).name, "") for index in order]
     )
+    return replace(loaded, labels=_numbers(named, known))
+
+
+def _numbers(named: Sequence[str], known: Mapping[str, int]) -> Tensor | None:
+    """The numbers of classes, int64; None if there are none, or if one is not known."""
     labels = torch.tensor([known.get(label, -1) for label in named])
-    return replace(loaded, labels=labels if bool((labels >= 0).all()) else None)
+    return labels if len(labels) and bool((labels >= 0).all()) else None
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[2]} px with {shape[0]} channel{'s' * (shape[0] != 1)}"

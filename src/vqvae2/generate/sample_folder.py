@@ -135,12 +135,17 @@ class SampleFolder:
         return Codes(tuple(torch.from_numpy(level) for level in levels))
 
     def read(self, name: str, numbers: Iterable[int]) -> NDArray[Any]:
-        """One array of the batches, such as `labels`: the rows of these numbers, which are there, in their order."""
+        """One array of the batches, such as `labels`: the rows of these numbers, which are there, in their order.
+
+        Batches overlap where images that were missing were drawn again in batches of another size.
+        """
         wanted = np.fromiter(numbers, np.int64)
+        found = np.zeros(len(wanted), bool)
         positions, rows = [], []
         for stored, file in self._batches():
-            own = np.flatnonzero((wanted >= stored.start) & (wanted < stored.stop))
+            own = np.flatnonzero((wanted >= stored.start) & (wanted < stored.stop) & ~found)
             if len(own):
+                found[own] = True
                 positions.append(own)
                 with _opened(file) as members:
                     rows.append(members[name][wanted[own] - stored.start])
@@ -328,10 +333,19 @@ def listed_classes(folder: Path) -> dict[str, str]:
     Raises:
         FileError: samples.json is damaged.
     """
+    return dict(listed_samples(folder))
+
+
+def listed_samples(folder: Path) -> list[tuple[str, str]]:
+    """The file and the class name ("" without classes) of each sample that samples.json lists; [] if there is no such file.
+
+    Raises:
+        FileError: samples.json is damaged.
+    """
     file = folder / _LIST
     if not file.is_file():
-        return {}
+        return []
     entries = read_object(file, _LIST_LIMIT).get("samples", [])
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "file" in e for e in entries):
         raise FileError(f"{file} is damaged: expected an entry with a file for each sample")
-    return {str(entry["file"]): str(entry.get("class", "")) for entry in entries}
+    return [(str(entry["file"]), str(entry.get("class", ""))) for entry in entries]

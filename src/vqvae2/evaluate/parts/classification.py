@@ -53,7 +53,7 @@ def _trials(context: Context) -> list[Trial]:
         tests.append(reconstructed("reconstructions of held out", heldout))
     if context.options.samples is not None:
         trials.append((context.samples.first(n), tests))
-    elif context.run is not None and not context.untrained:
+    elif context.run is not None and not context.untrained and context.run.config.prior.classes:
         trials.append((context.draw(n), tests))
     trials += [
         (images.first(n), [heldout]) for images in context.others.values() if images.labels is not None

@@ -32,6 +32,7 @@ from vqvae2.evaluate.report import Curve
 from vqvae2.files.run_folder import RunFolder
 
 _IMAGES = 96  # held-out images, at most
+_LEAST = 16  # px a side, for a perceptual distance
 _CUT = 256  # px of the middle of a large image that is shown, and of which a perceptual distance is computed
 _LARGE = (
     2**18
@@ -51,6 +52,12 @@ def measure(context: Context) -> PartResult:
     distance = None if weights is None else PerceptualDistance.read(weights)
     codec = Codec(run.autoencoder, run.config.data.shape, run.prior)
     result = PartResult()
+    least = min(side for image in originals for side in image.shape[1:])
+    if distance is not None and (least < _LEAST or run.config.data.channels not in (1, 3, 4)):
+        distance = None
+        result.warnings.append(
+            f"no perceptual distance: it needs sides of {_LEAST} px and 1, 3 or 4 channels"
+        )
     with context.reporter.track("compression", len(originals), unit="images") as tracker:
         rows, aims, shown = _own(context, codec, originals, labels, distance)
         curves: dict[str, Curve] = {}
@@ -149,7 +156,7 @@ def _figures(
         batch = torch.stack(originals[some])
         pixels = to_float(to_uint8(torch.stack(decoded[some])))
         figures.setdefault("psnr", []).extend(psnr(pixels, batch).tolist())
-        if distance is not None and min(batch.shape[2:]) >= 16:
+        if distance is not None:
             with torch.no_grad():
                 figures.setdefault("perceptual", []).extend(
                     distance(_middle(pixels), _middle(batch)).tolist()
