@@ -18,6 +18,7 @@ from torch import Tensor
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.cli import main
 from vqvae2.commands.evaluate import _number_as_in, evaluate
+from vqvae2.commands.run_facts import collect
 from vqvae2.data.images import open_images
 from vqvae2.evaluate import context, critic
 from vqvae2.evaluate.context import RESERVED_NAMES
@@ -376,6 +377,18 @@ def test_the_critics_curves(
     said = command("evaluate", run, "--out", tmp_path / "refused", *wanted)
     assert said.code == 2
     assert "the critic's backbone is colours" in said.err
+
+
+def test_a_report_on_other_samples_is_not_the_runs_own(
+    trained: Path, tmp_path: Path, command: Command, network: Colours
+) -> None:
+    """What `explain` says of a run comes from a report on its own samples and images only."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert command("evaluate", run, "--only", "precision").code == 0
+    assert "samples" in collect(load(run)).recall
+    assert command("sample", run, "--n", 6, "--out", tmp_path / "drawn").code == 0
+    assert command("evaluate", run, "--only", "precision", "--samples", tmp_path / "drawn").code == 0
+    assert collect(load(run)).recall == {}
 
 
 def test_other_pictures_do_not_take_the_place_of_the_runs_own(

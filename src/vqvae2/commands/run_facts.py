@@ -123,6 +123,7 @@ def _ended_by_minutes(run: Run) -> Iterator[str]:
 
 
 def _reported(run: Run) -> dict[str, Any]:
+    """The figures of RUN/report/report.json if they are of the present weights, the run's own samples and its own images."""
     from vqvae2.files.atomic import FileError, read_json
 
     try:
@@ -131,8 +132,12 @@ def _reported(run: Run) -> dict[str, Any]:
         return {}
     if not isinstance(report, dict) or "parts" not in report:
         return {}
-    weights = report.get("protocol", {}).get("run", {}).get("weights")
-    found = from_report(report["parts"]) if weights == run.digests() else {}
+    protocol = report.get("protocol", {})
+    own = protocol.get("run", {}).get("weights") == run.digests()
+    own = own and protocol.get("samples", "of the run") == "of the run"
+    images = run.record.get("fingerprint")
+    own = own and images in (None, protocol.get("data", {}).get("fingerprint"))
+    found = from_report(report["parts"]) if own else {}
     found.pop("psnr", None)  # the run's own figure is of the same images
     return found
 

@@ -345,6 +345,7 @@ class Context:
             },
             "size": self.data.size,
             "seed": self.options.seed,
+            "samples": "of the run" if self.options.samples is None else str(self.options.samples),
             "sets": [{"name": s.name, "n": s.n, "key": s.key} for s in sets],
             "packages": {name: metadata.version(name) for name in _PACKAGES},
         }
