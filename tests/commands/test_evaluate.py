@@ -260,6 +260,10 @@ def test_the_classes_of_arrays_go_by_name(trained: Path, tmp_path: Path, command
     assert turned.labels is not None
     assert turned.labels.tolist() == [2 - label for label in own.labels.tolist()]
     assert folder_images("drawn", drawn, ("disc",), config, tmp_path / "cache").labels is None
+    listed = read_json(drawn / "samples.json")
+    (drawn / "samples.json").write_text(json.dumps({**listed, "samples": listed["samples"][:4]}))
+    cut = folder_images("drawn", drawn, load(trained, "cpu").classes, config, tmp_path / "cache")
+    assert (cut.n, cut.labels) == (6, None), "two samples came after the list was written"
 
 
 def test_other_images_have_the_classes_of_the_run() -> None:

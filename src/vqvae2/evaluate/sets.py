@@ -119,9 +119,8 @@ def folder_images(
         expected, found = (config.channels, *config.shape), tuple(drawn.images(0, 1).shape[1:])
         if found != expected:
             raise DataError(f"{folder} holds images of {_shape(found)}, expected {_shape(expected)}")
-        return replace(
-            drawn, labels=_numbers([label for _, label in listed_samples(folder)][: drawn.n], known)
-        )
+        named = [label for _, label in listed_samples(folder)][: drawn.n]
+        return replace(drawn, labels=_numbers(named, known) if len(named) == drawn.n else None)
     images = open_other(str(folder), config, cache, seed=0, say=lambda text: None, both=False)
     listed = listed_classes(folder)
     order = np.sort(np.concatenate([images.train, images.heldout]))
