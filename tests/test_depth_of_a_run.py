@@ -98,12 +98,13 @@ def test_other_numbers_of_channels(
     channels: int, settings: list[str], tmp_path: Path, command: Command
 ) -> None:
     (tmp_path / "in").mkdir()
-    for number in range(8):
+    for number in range(16):
         values = np.random.default_rng(number).integers(-1000, 3000, (16, 16, channels)).astype(np.int16)
         np.save(tmp_path / "in" / f"{number}.npy", values)
     more = (
         f"data.channels={channels}",
         "data.range=[-1000, 3000]",
+        "data.holdout=0.5",
         "train_autoencoder.steps=4",
         "train_prior.*.steps=2",
     )
@@ -119,6 +120,10 @@ def test_other_numbers_of_channels(
         command("reconstruct", tmp_path / "run", tmp_path / "in" / "0.npy", "--out", tmp_path / "again").code
         == 0
     )
+    assert command("evaluate", tmp_path / "run", "--only", "nll,reconstruction,symmetry").code == 0
+    said = command("evaluate", tmp_path / "run", "--only", "distances")
+    assert said.code == 2
+    assert f"features need 1, 3 or 4 channels, found {channels}" in said.err
 
 
 @pytest.fixture(scope="module")

@@ -109,9 +109,9 @@ class Context:
             if need == "sets":
                 _ = self.n
             if need == "network":
-                _ = self.network
                 if self.data.channels not in (1, 3, 4):
                     return f"features need 1, 3 or 4 channels, found {self.data.channels}"
+                _ = self.network
         except UserError as error:
             return str(error)
         return None
