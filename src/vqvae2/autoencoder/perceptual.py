@@ -21,7 +21,7 @@ from vqvae2.files.atomic import reason
 from vqvae2.files.tensor_file import plain_names
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions between poolings
-_LEAST = 2 ** (len(_STAGES) - 1)
+LEAST_SIDE = 2 ** (len(_STAGES) - 1)
 # mean and standard deviation of ImageNet's red, green and blue in [0, 1], converted to [-1, 1]
 _MEAN = (2 * 0.485 - 1, 2 * 0.456 - 1, 2 * 0.406 - 1)
 _STD = (2 * 0.229, 2 * 0.224, 2 * 0.225)
@@ -107,9 +107,9 @@ class PerceptualDistance(nn.Module):
             raise PerceptualError(
                 f"a perceptual distance: expected two batches of images with 1, 3 or 4 channels, found {list(images.shape)} and {list(originals.shape)}"
             )
-        if min(images.shape[2:]) < _LEAST:
+        if min(images.shape[2:]) < LEAST_SIDE:
             raise PerceptualError(
-                f"a perceptual distance: expected sides of at least {_LEAST} px, found {list(images.shape[2:])}"
+                f"a perceptual distance: expected sides of at least {LEAST_SIDE} px, found {list(images.shape[2:])}"
             )
         return self.between(images, self.aims(originals))
 
@@ -144,11 +144,16 @@ class PerceptualDistance(nn.Module):
         return [x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt() for x in self.stages(images)]
 
 
+def names_hub_weights(source: str) -> bool:
+    """Whether weights that are no file here are looked for on the Hub, as `owner/name`."""
+    return source.count("/") == 1 and not source.startswith((".", "/")) and not Path(source).parent.is_dir()
+
+
 def _found(source: str | Path) -> Path:
     path, text = Path(source), str(source)
     if path.is_file():
         return path
-    if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
+    if names_hub_weights(text):
         try:
             return Path(hf_hub_download(text, "model.safetensors"))
         except (OSError, ValueError, HfHubHTTPError) as error:

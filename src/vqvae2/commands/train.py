@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
@@ -20,13 +19,12 @@ from vqvae2.files.run_folder import RunFolder
 from vqvae2.processes import launched
 
 if TYPE_CHECKING:
-    from vqvae2.config.models import Config
+    from vqvae2.config.models import Config, DataConfig
 
 _SQUARE = 1.25  # ratios of the sides below this keep the square
 _LONGEST = 4.0  # the long side of chosen images, in short sides
 _CPU_SIDE = 64  # px, at most, that are chosen for a CPU, on which small64 takes hours and small256 months
 _GENTLE = 0.3  # of the steps and the learning rates, in fine-tuning
-_HUB_NAME = re.compile(r"[^./][^/]*/[^/]+")
 
 
 class Stage(StrEnum):
@@ -117,6 +115,7 @@ def fine_tuning(start: str) -> Config:
     Raises:
         RunError: no such run.
     """
+    from vqvae2.autoencoder.perceptual import names_hub_weights
     from vqvae2.config.hardware import Hardware
     from vqvae2.config.models import DataConfig, parse
     from vqvae2.files.locate import find_run
@@ -146,14 +145,14 @@ def fine_tuning(start: str) -> Config:
     value["sharpen"] |= {"minutes": 0.0, "steps": round(_GENTLE * value["sharpen"]["steps"])}
     for training in (value["train_autoencoder"], value["sharpen"]):
         weights = training["perceptual_weights"]
-        if not Path(weights).is_file() and not _HUB_NAME.fullmatch(weights):
+        if not Path(weights).is_file() and not names_hub_weights(weights):
             training |= {"perceptual": 0.0, "perceptual_weights": ""}
     value["prior"]["classes"] = 0
     return parse(value)
 
 
-def _data_given(changes: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The settings of the data, `size` only if the user has given one.
+def _data_given(changes: dict[str, Any], settings: Sequence[str]) -> DataConfig:
+    """The settings of the data; `size` is in `model_fields_set` only if the user has given one.
 
     Raises:
         ConfigError: they cannot be.
@@ -169,29 +168,23 @@ def _data_given(changes: dict[str, Any], settings: Sequence[str]) -> dict[str, A
     value = override({"data": value}, [text for text in settings if text.startswith("data.")])["data"]
     given = {key: setting for key, setting in value.items() if key != "size" or setting is not None}
     try:
-        DataConfig(**given)
+        return DataConfig(**given)
     except ValidationError as error:
         raise ConfigError(one_line(error, "data")) from None
-    return given
 
 
-def _fitting_preset(data: str, run: Path, given: dict[str, Any], reporter: Reporter) -> Config:
+def _fitting_preset(data: str, run: Path, reading: DataConfig, reporter: Reporter) -> Config:
     """The preset for the images, which is reported.
 
     It follows their number, their size and shape unless the user has given a size, and the machine: a CPU would take months
     for the presets of large images.
-
-    Args:
-        given: the settings of the data.
     """
-    from vqvae2.config.models import DataConfig
     from vqvae2.config.presets import choose
     from vqvae2.config.presets import preset as named
     from vqvae2.data.peek import peek
     from vqvae2.train.device import best_device
 
-    reading = DataConfig(**given)
-    size = min(reading.shape) if "size" in given else None
+    size = min(reading.shape) if "size" in reading.model_fields_set else None
     preview = peek(data, reading, run)
     side = preview.side if size is None else size
     slow = size is None and side >= 2 * _CPU_SIDE and best_device().type == "cpu"

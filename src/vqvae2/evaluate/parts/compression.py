@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2.autoencoder.perceptual import PerceptualDistance
+from vqvae2.autoencoder.perceptual import LEAST_SIDE, PerceptualDistance
 from vqvae2.codec.codec import Codec, Decompressed
 from vqvae2.data.decoding import load_whole
 from vqvae2.data.folder_files import list_folder
@@ -32,7 +32,6 @@ from vqvae2.evaluate.report import Curve
 from vqvae2.files.run_folder import RunFolder
 
 _IMAGES = 96  # held-out images, at most
-_LEAST = 16  # px a side, for a perceptual distance
 _CUT = 256  # px of the middle of a large image that is shown, and of which a perceptual distance is computed
 _LARGE = (
     2**18
@@ -53,10 +52,10 @@ def measure(context: Context) -> PartResult:
     codec = Codec(run.autoencoder, run.config.data.shape, run.prior)
     result = PartResult()
     least = min(side for image in originals for side in image.shape[1:])
-    if distance is not None and (least < _LEAST or run.config.data.channels not in (1, 3, 4)):
+    if distance is not None and (least < LEAST_SIDE or run.config.data.channels not in (1, 3, 4)):
         distance = None
         result.warnings.append(
-            f"no perceptual distance: it needs sides of {_LEAST} px and 1, 3 or 4 channels"
+            f"no perceptual distance: it needs sides of {LEAST_SIDE} px and 1, 3 or 4 channels"
         )
     with context.reporter.track("compression", len(originals), unit="images") as tracker:
         rows, aims, shown = _own(context, codec, originals, labels, distance)
