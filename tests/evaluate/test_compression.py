@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.commands.compress import compress
-from vqvae2.data.pixels import psnr
+from vqvae2.data.pixels import psnr, to_float
 from vqvae2.evaluate import other_codecs
 from vqvae2.evaluate.other_codecs import OtherCodec
 from vqvae2.evaluate.parts import compression
@@ -151,3 +152,58 @@ def test_images_of_a_folder_keep_their_size(
     assert (said.code, said.err) == (
         2, f"vqvae2: compress: expected a folder of images, found no folder {tmp_path / 'none'}\n"
     )  # fmt: skip
+
+
+def test_few_images_are_in_memory_at_a_time(
+    trained: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of a folder are read when they are needed, and taking one at a time changes no figure."""
+    monkeypatch.setattr(other_codecs, "_QUALITIES", (5, 95))
+    monkeypatch.setattr(compression, "other_codecs", lambda large: [OtherCodec("JPEG", "JPEG", ({},))])
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(9):
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(photos / f"{number}.png")
+    words = ["evaluate", trained, "--only", "compression", "--compress", photos, "--json"]
+    expected = json.loads(command(*words, "--out", tmp_path / "all").out)["parts"]["compression"]["rows"]
+    read: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def counted(pixels: Tensor) -> Tensor:
+        nonlocal most
+        images = to_float(pixels)
+        read.append(weakref.ref(images))
+        most = max(most, sum(image() is not None for image in read))
+        return images
+
+    monkeypatch.setattr(compression, "to_float", counted)
+    monkeypatch.setattr(compression, "_PIXELS", 1)
+    monkeypatch.setattr(compression, "SHOWN", 1)
+    found = json.loads(command(*words, "--out", tmp_path / "one").out)["parts"]["compression"]["rows"]
+    assert most <= 3  # an image, what its file shows, and one that is about to be freed
+    for row, other in zip(found, expected, strict=True):
+        times = {"images_per_second_compressed", "images_per_second_decompressed"}
+        assert {k: v for k, v in row.items() if k not in times} == pytest.approx(
+            {k: v for k, v in other.items() if k not in times}
+        )
+
+
+@pytest.mark.parametrize("decoder", [None, "plain", "sharp"])
+def test_the_sharp_decoder_has_a_row_unless_the_plain_one_is_asked_for(
+    sharpened: Path,
+    tmp_path: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    decoder: str | None,
+) -> None:
+    monkeypatch.setattr(compression, "other_codecs", lambda large: [])
+    chosen = ["--decoder", decoder] if decoder else []
+    said = command(
+        "evaluate", sharpened, "--only", "compression", *chosen, "--out", tmp_path / "report", "--json"
+    )
+    rows = {row["codec"]: row for row in json.loads(said.out)["parts"]["compression"]["rows"]}
+    assert ("vqvae2, sharp decoder" in rows) == (decoder != "plain")
+    if decoder != "plain":
+        assert rows["vqvae2, sharp decoder"]["bytes"] == rows["vqvae2"]["bytes"]
+        assert rows["vqvae2, sharp decoder"]["psnr"] != rows["vqvae2"]["psnr"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.evaluate import neighbours
@@ -37,10 +34,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 def batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many training images are compared at once."""
 
-    def smaller(*args: Any, **options: Any) -> Any:
-        return sequential(*args, **(options | {"batch": request.param}))
-
-    monkeypatch.setattr(neighbours, "sequential", smaller)
+    monkeypatch.setattr(neighbours, "_VALUES", request.param * 3 * 6 * 6)
     return int(request.param)
 
 

@@ -11,6 +11,8 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet
 
+_VALUES = 2**27  # values of the training images that are compared at a time: half a GiB
+
 
 def _pixels(images: Tensor) -> Tensor:
     return images.flatten(1)
@@ -31,7 +33,8 @@ def nearest_images(
     best = torch.full((len(samples),), float("inf"))
     nearest = torch.zeros_like(samples)
     flat = embed(samples)
-    for originals, _ in sequential(images, images.train, config, batch=512):
+    batch = max(1, min(512, _VALUES // samples.shape[1:].numel()))
+    for originals, _ in sequential(images, images.train, config, batch=batch):
         for candidates in (originals, originals.flip(3)) if config.flip else (originals,):
             distance = torch.cdist(flat, embed(candidates)) / flat.shape[1] ** 0.5
             value, index = distance.min(1)

@@ -9,16 +9,19 @@ Shapes: n images, C channels, H W the size of an image.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import LEAST_SIDE, PerceptualDistance
 from vqvae2.codec.codec import Codec, Decompressed
+from vqvae2.config.models import DataConfig
 from vqvae2.data.decoding import load_whole
 from vqvae2.data.folder_files import list_folder
 from vqvae2.data.pixels import psnr, to_float, to_uint8
@@ -36,10 +39,29 @@ _CUT = 256  # px of the middle of a large image that is shown, and of which a pe
 _LARGE = (
     2**18
 )  # pixels of an image from which that is done, and from which other formats take faster settings
-_PIXELS = 2**17  # of which a perceptual distance is computed at a time, at least one image
+_PIXELS = 2**17  # that are encoded, decoded and measured at a time, at least one image
 
 Measured = dict[str, NDArray[np.float64]]
 """Of each of some files: "bytes", "psnr" and, if there are weights, "perceptual"."""
+
+
+class _Files(Sequence[Tensor]):
+    """The images [C, H, W] of some files, each read whenever it is needed: large ones would not fit into memory together."""
+
+    def __init__(self, files: Sequence[Path], data: DataConfig) -> None:
+        self._files, self._data = files, data
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, at: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Tensor]: ...
+    def __getitem__(self, at: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(at, slice):
+            return [self[image] for image in range(len(self))[at]]
+        return to_float(torch.from_numpy(load_whole(self._files[at], self._data)[None]))[0]
 
 
 def measure(context: Context) -> PartResult:
@@ -51,14 +73,15 @@ def measure(context: Context) -> PartResult:
     distance = None if weights is None else PerceptualDistance.read(weights)
     codec = Codec(run.autoencoder, run.config.data.shape, run.prior)
     result = PartResult()
-    least = min(side for image in originals for side in image.shape[1:])
+    sizes = [(int(image.shape[1]), int(image.shape[2])) for image in originals]
+    least = min(side for size in sizes for side in size)
     if distance is not None and (least < LEAST_SIDE or run.config.data.channels not in (1, 3, 4)):
         distance = None
         result.warnings.append(
             f"no perceptual distance: it needs sides of {LEAST_SIDE} px and 1, 3 or 4 channels"
         )
     with context.reporter.track("compression", len(originals), unit="images") as tracker:
-        rows, aims, shown = _own(context, codec, originals, labels, distance)
+        rows, aims, shown = _own(context, codec, originals, sizes, labels, distance)
         curves: dict[str, Curve] = {}
         for name, own in aims.items():
             curves[name] = [(float(own["bytes"].mean()), float(own["psnr"].mean()))]
@@ -67,17 +90,16 @@ def measure(context: Context) -> PartResult:
             row, curves[other.name] = _compared(other, originals, best, distance, tracker.tick)
             rows.append(row)
             tracker.update(len(originals), other.name)
-    pixels = float(np.mean([image.shape[1] * image.shape[2] for image in originals]))
+    pixels = float(np.mean([height * width for height, width in sizes]))
     for row in rows:
         if "bytes" in row:
             row["bits_per_pixel"] = 8 * row["bytes"] / pixels
     folder = RunFolder(run.folder)
     stages = folder.networks(codec.levels).values()
-    shapes = {tuple(image.shape[1:]) for image in originals}
     result.figures = {
         "rows": rows,
         "n": len(originals),
-        "shape": list(shapes.pop()) if len(shapes) == 1 else None,
+        "shape": list(sizes[0]) if len(set(sizes)) == 1 else None,
         "pixels": pixels,
         "model_bytes": sum(stage.model.stat().st_size for stage in stages if stage.done()),
     }
@@ -92,7 +114,7 @@ def measure(context: Context) -> PartResult:
     return result
 
 
-def _originals(context: Context) -> tuple[list[Tensor], list[int | None] | None]:
+def _originals(context: Context) -> tuple[Sequence[Tensor], list[int | None] | None]:
     """The images [C, H, W], and the class number of each or None."""
     run, folder = context.run, context.options.compress
     assert run is not None
@@ -103,20 +125,21 @@ def _originals(context: Context) -> tuple[list[Tensor], list[int | None] | None]
     files = list_folder(folder).images[: context.options.n]
     if not files:
         raise UserError(f"no images in {folder}")
-    pixels = [torch.from_numpy(load_whole(file, run.config.data)[None]) for file in files]
-    return [to_float(one)[0] for one in pixels], None
+    return _Files(files, run.config.data), None
 
 
 def _own(
     context: Context,
     codec: Codec,
-    originals: list[Tensor],
+    originals: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
     labels: list[int | None] | None,
     distance: PerceptualDistance | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Measured], list[Tensor]]:
     """Rows of the run's own files, what was measured of each by its name on the plot, and images to look at."""
     assert context.run is not None
-    encoded = codec.encode(originals)
+    runs = list(_alike(sizes))
+    encoded = [pair for some in runs for pair in codec.encode(originals[some])]
     begun = time.perf_counter()
     files = codec.write(encoded, labels)
     written = time.perf_counter()
@@ -124,43 +147,50 @@ def _own(
     checked = time.perf_counter()
     packed = codec.write(encoded, mode="packed")
     rows, measured, shown = [], {}, []
+
+    def add(name: str, lengths: list[int], codes: list[Decompressed], decoder: VQVAE | None = None) -> None:
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            for some in runs:
+                decoded = codec.decode(codes[some], decoder)
+                shown.extend(decoded[: max(0, SHOWN - some.start)])
+                yield torch.stack(list(originals[some])), torch.stack(decoded)
+
+        measured[name], row = _figures(lengths, pairs(), distance)
+        rows.append({"codec": name, **row})
+
     for held in range(1, codec.levels + 1):
         name = "vqvae2" if held == codec.levels else f"vqvae2, {held} of {codec.levels} levels"
-        sizes = [codec.prefixes(data)[held - 1] for data in files]
+        lengths = [codec.prefixes(data)[held - 1] for data in files]
         part = [
             Decompressed(one.layout, one.label, one.mode, one.grids[:held], one.tiles[:held]) for one in found
         ]
-        decoded = codec.decode(part)
-        shown += decoded[:SHOWN]
-        measured[name], row = _figures(sizes, decoded, originals, distance)
-        rows.append({"codec": name, **row})
+        add(name, lengths, part)
     rows[-1] |= {"images_per_second_compressed": len(files) / (checked - begun)}
     rows[-1] |= {"images_per_second_decompressed": len(files) / (checked - written)}
-    if context.run.decoder_name() == "sharp":
-        decoded = codec.decode(found, context.run.decoder("sharp"))
-        shown += decoded[:SHOWN]
-        name = "vqvae2, sharp decoder"
-        measured[name], row = _figures([len(data) for data in files], decoded, originals, distance)
-        rows.append({"codec": name, **row})
+    if context.run.decoder_name(context.options.decoder) == "sharp":
+        add("vqvae2, sharp decoder", [len(data) for data in files], found, context.run.decoder("sharp"))
     rows.append({"codec": "vqvae2, packed", "bytes": float(np.mean([len(data) for data in packed]))})
     return rows, measured, shown
 
 
 def _figures(
-    sizes: list[int], decoded: list[Tensor], originals: list[Tensor], distance: PerceptualDistance | None
+    sizes: list[int], pairs: Iterator[tuple[Tensor, Tensor]], distance: PerceptualDistance | None
 ) -> tuple[Measured, dict[str, float]]:
-    """What is measured of one file per image; and the means, with the mean MS-SSIM where it is defined."""
+    """What is measured of one file per image; and the means, with the mean MS-SSIM where it is defined.
+
+    Args:
+        sizes: bytes of each file.
+        pairs: the images of these files in order, originals and decoded ones, each [B, C, H, W].
+    """
     figures: dict[str, list[float]] = {"bytes": list(map(float, sizes))}
-    for some in _alike(originals):
-        batch = torch.stack(originals[some])
-        pixels = to_float(to_uint8(torch.stack(decoded[some])))
-        figures.setdefault("psnr", []).extend(psnr(pixels, batch).tolist())
+    for originals, decoded in pairs:
+        pixels = to_float(to_uint8(decoded))
+        figures.setdefault("psnr", []).extend(psnr(pixels, originals).tolist())
         if distance is not None:
             with torch.no_grad():
-                figures.setdefault("perceptual", []).extend(
-                    distance(_middle(pixels), _middle(batch)).tolist()
-                )
-        similarity = multiscale_similarity(pixels, batch)
+                found = distance(_middle(pixels), _middle(originals))
+            figures.setdefault("perceptual", []).extend(found.tolist())
+        similarity = multiscale_similarity(pixels, originals)
         if similarity is not None:
             figures.setdefault("ms_ssim", []).extend(similarity.tolist())
     means = {name: float(np.mean(values)) for name, values in figures.items()}
@@ -168,12 +198,12 @@ def _figures(
     return {name: np.array(values, np.float64) for name, values in figures.items()}, means
 
 
-def _alike(images: list[Tensor]) -> Iterator[slice]:
-    """Runs of images of one size, of which a distance can be computed at a time."""
+def _alike(sizes: Sequence[tuple[int, int]]) -> Iterator[slice]:
+    """Runs of images of one size (height, width), of `_PIXELS` px at most or one image."""
     begin = 0
-    for end in range(1, len(images) + 1):
-        most = max(1, _PIXELS // (images[begin].shape[1] * images[begin].shape[2]))
-        if end == len(images) or images[end].shape != images[begin].shape or end - begin == most:
+    for end in range(1, len(sizes) + 1):
+        most = max(1, _PIXELS // (sizes[begin][0] * sizes[begin][1]))
+        if end == len(sizes) or sizes[end] != sizes[begin] or end - begin == most:
             yield slice(begin, end)
             begin = end
 
@@ -197,7 +227,7 @@ def _cut(images: list[Tensor]) -> Tensor:
 
 def _compared(
     other: OtherCodec,
-    originals: list[Tensor],
+    originals: Sequence[Tensor],
     own: Measured,
     distance: PerceptualDistance | None,
     tick: Callable[[int], None] = lambda done: None,

@@ -20,6 +20,7 @@ from vqvae2.evaluate.parts.drawing import SHOWN, distribution, sheet
 from vqvae2.evaluate.sets import NamedImages
 
 _PIXELS = 1000  # images whose nearest neighbour in pixels is searched, at most
+_VALUES = 2**28  # values of these images, at most: 1 GiB
 _COLUMNS = SHOWN // 2
 _ROWS = ("samples", "nearest training images")
 
@@ -91,7 +92,8 @@ def _compare(samples: Tensor, heldout: Tensor, n: int) -> dict[str, Any]:
 def measure(context: Context) -> PartResult:
     """Samples and as many held-out images."""
     samples, heldout = context.compared["samples"], context.compared["held out"]
-    few = min(len(samples), len(heldout), _PIXELS)
+    values = samples.images(0, 1).numel()
+    few = min(len(samples), len(heldout), _PIXELS, max(1, _VALUES // values))
     pixels = in_pixels(samples.images(0, few), heldout.images(0, few), context.images, context.data)
     reference = context.reference
     features = in_features(
