@@ -127,12 +127,53 @@ def test_metadata_in_the_folder(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("named", [True, False])
 def test_a_file_that_holds_only_splits(root: Path, tmp_path: Path, named: bool) -> None:
     """Named or in the folder: the classes, if any, are those of the folders then."""
-    lines = "".join(f"batch{int(n) // 3}/{n}.png,{'test' if n > '003' else 'train'}\n" for n, _ in ROWS)
+    lines = "".join(
+        f"batch{int(n) // 3}/{n}.png,{'test' if n > '003' else 'train' if n > '001' else ''}\n"
+        for n, _ in ROWS
+    )
     file = tmp_path / "splits.csv" if named else root / "metadata.csv"
     file.write_text("file_name,split\n" + lines)
     images = opened(root, tmp_path / "run", labels=str(file) if named else None)
-    assert (images.skipped, images.heldout.tolist()) == (0, [4, 5])
-    assert images.classes == opened(root, tmp_path / "run2", labels=None, holdout=0.5).classes
+    assert (images.skipped, images.heldout.tolist()) == (0, [2, 3])
+    assert images.names == ["batch0/002.png", "batch1/003.png", "batch1/004.png", "batch1/005.png"]
+    assert labels(images) == ["batch0", "batch1", "batch1", "batch1"]
+
+
+@pytest.mark.parametrize("folders", ["{split}/{kind}", "{kind}/{split}", "{split}"])
+def test_splits_in_a_file_that_are_not_those_of_the_folders(folders: str, tmp_path: Path) -> None:
+    """Each image keeps the class of its own folder, whatever the folders say of splits."""
+    counts = {"train": (2, 2), "val": (2, 2), "test": (1, 3), "extra": (1, 1)}
+    held = {"train": "train", "val": "", "test": "test", "extra": "train"}
+    rows, root = "file_name,split\n", tmp_path / "in"
+    for split, numbers in counts.items():
+        for kind, count in zip(("cat", "dog"), numbers, strict=True):
+            for number in range(count):
+                path = root / folders.format(split=split, kind=kind) / f"{split}_{kind}_{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise(number).save(path)
+                rows += f"{path.relative_to(root).as_posix()},{held[split]}\n"
+    (tmp_path / "splits.csv").write_text(rows)
+    images = opened(root, tmp_path / "run", labels=str(tmp_path / "splits.csv"))
+    names = [Path(name).name.split("_") for name in images.names]
+    assert {split for split, _, _ in names} == {"train", "test", "extra"}
+    assert [names[index][0] for index in images.heldout] == ["test"] * 4
+    if "{kind}" in folders:
+        assert labels(images) == [kind for _, kind, _ in names]
+    else:
+        assert images.classes == ()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_without_classes_the_splits_of_a_file_count(root: Path, tmp_path: Path, named: bool) -> None:
+    """Before, data.label_column=none left the whole file unread, and the test images were trained on."""
+    lines = "".join(f"batch{int(n) // 3}/{n}.png,{c},{'test' if n > '003' else 'train'}\n" for n, c in ROWS)
+    file = tmp_path / "labels.csv" if named else root / "metadata.csv"
+    options = {"labels": str(file) if named else None, "label_column": "none"}
+    file.write_text("file_name,label,split\n" + lines)
+    images = opened(root, tmp_path / "run", **options)
+    assert (images.classes, images.heldout.tolist()) == ((), [4, 5])
+    file.write_text("file_name,age,breed\n000.png,3,cat\n")
+    assert opened(root, tmp_path / "run", **options).classes == ()
 
 
 def test_metadata_in_each_split(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def understand(paths: Sequence[Parts], split: str | None, data: str, classes: bool = True) -> Layout:
+def understand(
+    paths: Sequence[Parts], split: str | None, data: str, classes: bool = True, splits: bool = True
+) -> Layout:
     """Find out what the folders mean.
 
     Args:
@@ -57,6 +59,7 @@ def understand(paths: Sequence[Parts], split: str | None, data: str, classes: bo
         split: the only split to read; None = a training split together with one that is held out.
         data: DATA as the user wrote it, for messages.
         classes: False = the folders below the splits are no classes.
+        splits: False = what is held out is said elsewhere; the folders of all splits are stepped into.
 
     Raises:
         DataError: `split` does not exist.
@@ -64,8 +67,8 @@ def understand(paths: Sequence[Parts], split: str | None, data: str, classes: bo
     layout = Layout(keep=list(range(len(paths))))
     rest = [list(path) for path in paths]  # what is still to be understood
     _unwrap(rest, layout, split)
-    _find_splits(rest, layout, split, data)
-    if classes and split is None and layout.held is None:
+    _find_splits(rest, layout, split, data, splits)
+    if classes and splits and split is None and layout.held is None:
         _find_splits_in_classes(rest, layout)
     if classes:
         _find_classes(rest, layout)
@@ -96,13 +99,17 @@ def _unwrap(rest: list[list[str]], layout: Layout, split: str | None) -> None:
             del rest[index][0]
 
 
-def _find_splits(rest: list[list[str]], layout: Layout, split: str | None, data: str) -> None:
-    """Keep the images of the splits, and step into their folders."""
+def _find_splits(
+    rest: list[list[str]], layout: Layout, split: str | None, data: str, choose: bool = True
+) -> None:
+    """Keep the images of the splits, or without `choose` those of all folders like them, and step into these folders."""
     groups = _groups(rest, layout.keep)
     folders = [name for name in groups if name]
     chosen = _choose(rest, groups, layout) if split is None else {find_split(folders, split, data): 0}
     if not chosen:
         return
+    if not choose:
+        chosen |= {name: 0 for name in folders if _nested(rest, groups[name])}
     layout.skipped += [(index, "beside the folders of the splits") for index in groups.get("", ())]
     layout.keep = sorted(index for name in chosen for index in groups[name])
     if 1 in chosen.values():
@@ -138,7 +145,7 @@ def _choose(rest: list[list[str]], groups: dict[str, list[int]], layout: Layout)
     folders = [name for name in groups if name]
     roles = folder_roles(folders)
     loose = len(groups.get("", ()))
-    nested = {name: any(len(rest[index]) > 2 for index in groups[name]) for name in folders}
+    nested = {name: _nested(rest, groups[name]) for name in folders}
     trains = [name for name, word in roles.items() if word in TRAIN]
     flat = [name for name in folders if not nested[name]]
     pair = choose_pair(roles, flat if any(nested[name] for name in trains) else ())
@@ -159,6 +166,11 @@ def _choose(rest: list[list[str]], groups: dict[str, list[int]], layout: Layout)
         count = sum(len(groups[name]) for name in left)
         layout.notes.append(f"{_count(count, 'image')} not used, in {_names(left)}")
     return pair
+
+
+def _nested(rest: list[list[str]], group: Sequence[int]) -> bool:
+    """Whether images of a folder are in folders inside it."""
+    return any(len(rest[index]) > 2 for index in group)
 
 
 def _unwrap_each(rest: list[list[str]], splits: list[list[int]]) -> None:

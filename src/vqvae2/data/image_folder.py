@@ -43,15 +43,19 @@ class ImageFolder:
     def list_images(self, config: DataConfig, scratch: Path) -> Listing:
         """The images; `folder_layout` says when sub-folders are splits and classes."""
         names = [file.relative_to(self.root).as_posix() for file in self.files]
-        read = config.label_column != "none"
-        beside = self._beside(names, config) if read else FileLabels()
+        beside = self._beside(names, config)
         own_split = beside.splits is not None
         layout = understand(
             [tuple(name.split("/")) for name in names],
             None if own_split else config.split,
             str(self.root),
-            classes=read and beside.labels is None,
+            classes=config.label_column != "none" and beside.labels is None,
+            splits=not own_split,
         )
+        raw = beside.labels
+        if layout.classes is not None:
+            named = dict(zip(layout.keep, layout.classes, strict=True))
+            raw = [named.get(index) for index in range(len(names))]
         if beside.splits is not None:
             held_out = held_of(beside.splits, config.split, str(self.root))
             layout.keep = [index for index, held in enumerate(held_out) if held is not None]
@@ -59,8 +63,7 @@ class ImageFolder:
             layout.held = held if 1 in held else None
             layout.skipped = []
         files = [self.files[index] for index in layout.keep]
-        raw = layout.classes if beside.labels is None else [beside.labels[index] for index in layout.keep]
-        classes, labels = resolve_labels(raw, None) if raw else ((), None)
+        classes, labels = resolve_labels([raw[index] for index in layout.keep], None) if raw else ((), None)
         return Listing(
             [names[index] for index in layout.keep],
             lambda indices: [files[index] for index in indices],
@@ -77,7 +80,7 @@ class ImageFolder:
             return labels_of(Path(config.labels).expanduser(), names, config)
         if self.metadata:
             return metadata_of(self.metadata, names, config)
-        if config.label_column is not None:
+        if config.label_column not in (None, "none"):
             raise DataError(
                 f"data.label_column is {config.label_column!r}, but {self.root} has no file of labels: name one with --labels"
             )

@@ -52,7 +52,7 @@ def labels_of(path: Path, names: Sequence[str], config: DataConfig) -> FileLabel
     Args:
         path: the file.
         names: of the images, below the folder.
-        config: `label_column` is used.
+        config: `label_column` is used; with `none`, only the splits are read.
 
     Raises:
         DataError: the file cannot be read, holds neither classes nor splits, or knows none of the images.
@@ -60,6 +60,8 @@ def labels_of(path: Path, names: Sequence[str], config: DataConfig) -> FileLabel
     rows = read_rows(path)
     column = _column(rows, config.label_column, path)
     if column is None and not _has_splits(rows):
+        if config.label_column == "none":
+            return FileLabels()
         raise DataError(
             f"which column of {printable(path.name)} holds the classes? It has {_columns(rows)}; name one with data.label_column"
         )
@@ -79,6 +81,8 @@ def metadata_of(files: Sequence[tuple[str, Path]], names: Sequence[str], config:
     shown = files[0][0]
     column = _column(rows, config.label_column, files[0][1], alone=False)
     if column is None and not _has_splits(rows):
+        if config.label_column == "none":
+            return FileLabels()
         return FileLabels(
             notes=[f"{shown} has {_columns(rows)}: none of them is read; data.label_column names the classes"]
         )
@@ -145,7 +149,7 @@ def _from_json(text: str) -> list[dict[str, Any]]:
 def _column(
     rows: Sequence[Mapping[str, Any]], wanted: str | None, path: Path, alone: bool = True
 ) -> str | None:
-    """The column of the classes; None = it cannot be told.
+    """The column of the classes; None = it cannot be told, or none is wanted.
 
     Args:
         alone: whether the only column besides the names counts as the classes.
@@ -154,6 +158,8 @@ def _column(
         DataError: `wanted` does not exist.
     """
     columns = list(dict.fromkeys(key for row in rows[:1000] for key in row))
+    if wanted == "none":
+        return None
     if wanted is not None:
         if wanted not in columns:
             raise DataError(f"no column {wanted!r} in {printable(path.name)}: it has {_columns(rows)}")
