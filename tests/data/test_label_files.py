@@ -40,19 +40,21 @@ def root(tmp_path: Path) -> Path:
         ("f.json", json.dumps([{"file_name": f"{n}.png", "label": c} for n, c in ROWS])),
         ("g.json", json.dumps({f"batch{int(n) // 3}/{n}.png": c for n, c in ROWS})),
         ("h.json", json.dumps({"labels": [[f"batch{int(n) // 3}/{n}.png", c] for n, c in ROWS]})),
+        ("j.csv", "image_name,breed\n" + "".join(f'{n}.png, "{c}" \n' for n, c in ROWS)),
         ("i.jsonl", "\n".join(json.dumps({"image": f"{n}.png", "label": c}) for n, c in ROWS)),
     ],
 )
 def test_forms(name: str, text: str, root: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     says: list[str] = []
-    images = opened(root, tmp_path / "run", says, labels=str(tmp_path / name))
+    column = "breed" if name == "j.csv" else None
+    images = opened(root, tmp_path / "run", says, labels=str(tmp_path / name), label_column=column)
     assert labels(images) == [c for _, c in ROWS]
     assert any("6 of 6 images are in it" in line for line in says)
 
 
 def test_numbers_are_in_order_and_missing_ones_are_listed(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("file,label\n000.png,10\n001.png,9\n002.png,10\n003.png,\nother.png,9\n")
+    (tmp_path / "a.csv").write_text("file,label\n000.png, 10\n001.png,9\n002.png,10\n003.png,\nother.png,9\n")
     says: list[str] = []
     images = opened(root, tmp_path / "run", says, labels=str(tmp_path / "a.csv"))
     assert images.classes == ("9", "10")
@@ -223,5 +225,44 @@ def test_names_that_fit_several_images_are_told_from_unknown_ones(tmp_path: Path
     for folder in ("one", "two"):
         folder_of(tmp_path / "in" / folder, 4)
     (tmp_path / "a.csv").write_text("file_name,label\n000.png,x\n001.png,y\n")
-    with pytest.raises(DataError, match=r"each name in a\.csv fits several images, such as one/000\.png"):
+    with pytest.raises(DataError, match=r"each name in a\.csv fits several images .*, such as one/000\.png"):
         opened(tmp_path / "in", tmp_path, labels=str(tmp_path / "a.csv"))
+
+
+def test_a_path_counts_more_than_a_file_name(tmp_path: Path) -> None:
+    """Before, the last row with the file name of an image decided, even if its path named another one."""
+    root = tmp_path / "in"
+    for split in ("train", "test"):
+        folder_of(root / split, 2)
+    for name in "cd":
+        noise(5).save(root / "test" / f"{name}.png")
+    (root / "train" / "metadata.csv").write_text("file_name,label\n000.png,cat\n001.png,cat\nc.png,cat\n")
+    (root / "test" / "metadata.csv").write_text("file_name,label\n000.png,dog\n001.png,dog\nc.png,dog\n")
+    says: list[str] = []
+    assert labels(opened(root, tmp_path / "1", says)) == [*("dog", "dog", "dog", ""), "cat", "cat"]
+    assert any("1 rows without an image" in line for line in says)
+    rows = [f"{split}/00{n}.png,{c}" for split, c in (("train", "cat"), ("test", "dog")) for n in range(2)]
+    (tmp_path / "a.csv").write_text("\n".join(["file,label", *rows, "test/c.png,ape", "test/d.png,ape"]))
+    with pytest.raises(
+        DataError, match=r"each name in a\.csv .* stands in rows that differ, such as 000\.png"
+    ):
+        opened(root / "train", tmp_path / "2", labels=str(tmp_path / "a.csv"))
+    images = opened(root / "test", tmp_path / "3", says, labels=str(tmp_path / "a.csv"))
+    assert labels(images) == ["", "", "ape", "ape"]
+    assert any("0 rows without an image and 4 that fit several images or contradict" in line for line in says)
+    same = "\n".join(row.replace("dog", "cat") for row in rows)
+    (tmp_path / "a.csv").write_text("file,label\n" + same)
+    assert labels(opened(root / "train", tmp_path / "4", labels=str(tmp_path / "a.csv"))) == ["cat"] * 2
+
+
+@pytest.mark.parametrize("header", ["file_name,label,Split", "File,Split", "picture,SPLIT"])
+def test_the_column_of_splits_in_any_case(header: str, root: Path, tmp_path: Path) -> None:
+    splits = ["train"] * 4 + ["test"] * 2
+    rows = [
+        ",".join((f"{n}.png", c, split) if "label" in header else (f"{n}.png", split))
+        for (n, c), split in zip(ROWS, splits, strict=True)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join([header, *rows]))
+    images = opened(root, tmp_path / "run", labels=str(tmp_path / "a.csv"))
+    assert images.heldout.tolist() == [4, 5]
+    assert labels(images) == ([c for _, c in ROWS] if "label" in header else ["batch0"] * 3 + ["batch1"] * 3)
