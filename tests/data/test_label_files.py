@@ -255,6 +255,16 @@ def test_a_path_counts_more_than_a_file_name(tmp_path: Path) -> None:
     assert labels(opened(root / "train", tmp_path / "4", labels=str(tmp_path / "a.csv"))) == ["cat"] * 2
 
 
+def test_all_names_of_a_split_in_a_file_are_read(root: Path, tmp_path: Path) -> None:
+    splits, says = ("train", "Train", "train2014", "val", "test", ""), list[str]()
+    rows = "".join(f"{n}.png,{split}\n" for (n, _), split in zip(ROWS, splits, strict=True))
+    (tmp_path / "a.csv").write_text("file_name,split\n" + rows)
+    images = opened(root, tmp_path / "run", says, labels=str(tmp_path / "a.csv"))
+    assert [Path(name).stem for name in images.names] == ["000", "001", "002", "003"]
+    assert images.heldout.tolist() == [3]
+    assert "2 images not used, in no split, test" in says
+
+
 @pytest.mark.parametrize("header", ["file_name,label,Split", "File,Split", "picture,SPLIT"])
 def test_the_column_of_splits_in_any_case(header: str, root: Path, tmp_path: Path) -> None:
     splits = ["train"] * 4 + ["test"] * 2

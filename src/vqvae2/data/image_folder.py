@@ -15,8 +15,8 @@ from vqvae2.data.folder_files import FolderFiles, list_folder
 from vqvae2.data.folder_layout import Layout, understand
 from vqvae2.data.formats import TABLE_SUFFIXES
 from vqvae2.data.identity import folder_digest
-from vqvae2.data.label_files import METADATA, FileLabels, held_of, labels_of, metadata_of
-from vqvae2.data.labels import resolve_labels
+from vqvae2.data.label_files import METADATA, FileLabels, labels_of, metadata_of
+from vqvae2.data.labels import held_of, resolve_labels
 from vqvae2.data.listing import Listing
 from vqvae2.data.table_files import TableFiles, files_by_suffix
 from vqvae2.data.tar_files import TarFiles
@@ -56,8 +56,9 @@ class ImageFolder:
         if layout.classes is not None:
             named = dict(zip(layout.keep, layout.classes, strict=True))
             raw = [named.get(index) for index in range(len(names))]
+        left: list[str] = []
         if beside.splits is not None:
-            held_out = held_of(beside.splits, config.split, str(self.root))
+            held_out, left = held_of(beside.splits, config.split, str(self.root))
             layout.keep = [index for index, held in enumerate(held_out) if held is not None]
             held = [int(held_out[index] or 0) for index in layout.keep]
             layout.held = held if 1 in held else None
@@ -71,7 +72,7 @@ class ImageFolder:
             labels,
             None if layout.held is None else np.array(layout.held, np.int8),
             skipped=[*self.skipped, *((names[index], reason) for index, reason in layout.skipped)],
-            notes=[*_understood(layout, beside, classes), *beside.notes],
+            notes=[*_understood(layout, beside, classes), *beside.notes, *left],
         )
 
     def _beside(self, names: Sequence[str], config: DataConfig) -> FileLabels:

@@ -20,7 +20,7 @@ from typing import Any
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError, LabelsError, reading_failed
 from vqvae2.data.frames import file_of
-from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, assign_splits
+from vqvae2.data.labels import LABEL_COLUMNS, as_numbers
 from vqvae2.errors import listed, printable
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.json")
@@ -270,9 +270,3 @@ def _matched(
         )
     labels, splits = zip(*(said.get(index, (None, None)) for index in range(len(names))), strict=True)
     return FileLabels(as_numbers(labels) if column else None, list(splits) if any(splits) else None, notes)
-
-
-def held_of(splits: Sequence[str | None], split: str | None, shown: str) -> list[int | None]:
-    """Per image 1 = held out, 0 = training, None = not used, from the names of splits in a file."""
-    chosen = assign_splits({value.lower(): value for value in splits if value}, split, shown)
-    return [chosen.get(value) if value else None for value in splits] if chosen else [0] * len(splits)
