@@ -194,7 +194,12 @@ def test_webdataset_json_and_splits(tmp_path: Path) -> None:
 
     tar_of(tmp_path / "in" / "train-0.tar", 4, json=facts)
     tar_of(tmp_path / "in" / "val-0.tar", 2, 4, json=facts)
-    images = opened(tmp_path / "in", tmp_path)
+    says: list[str] = []
+    images = opened(tmp_path / "in", tmp_path, says)
+    assert says[0] == (
+        "understood as 6 images, 2 classes from the members beside the images, split of the data: 4 to train, 2 held out "
+        "by the names of the files"
+    )
     assert images.classes == ("house", "tree")
     assert images.labels is not None
     assert images.labels.tolist() == [1, 0] * 3

@@ -70,7 +70,7 @@ def understand(
         _find_splits_in_classes(rest, layout)
     if classes:
         _find_classes(rest, layout)
-    _summarise(layout)
+    layout.notes.insert(0, summary(layout))
     return layout
 
 
@@ -262,8 +262,8 @@ def _warn_of_odd_classes(layout: Layout) -> None:
             layout.notes.append(f"warning: only the {where} split has {some_of(only)}")
 
 
-def _summarise(layout: Layout) -> None:
-    """Put one sentence with classes, split and counts before the other notes."""
+def summary(layout: Layout) -> str:
+    """What was understood in one line: the classes, the split and the counts."""
     parts = [count_of(len(layout.keep), "image")]
     if layout.classes is None:
         parts.append("no classes")
@@ -276,4 +276,4 @@ def _summarise(layout: Layout) -> None:
         parts.append("no split")
     else:
         parts.append(f"split of the data: {layout.held.count(0)} to train, {layout.held.count(1)} held out")
-    layout.notes.insert(0, "understood as " + ", ".join(parts))
+    return "understood as " + ", ".join(parts)
