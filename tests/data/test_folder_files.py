@@ -72,6 +72,18 @@ def test_a_linked_folder_has_its_own_name(
     ]
 
 
+def test_tables_beside_images_are_pointed_at(tmp_path: Path) -> None:
+    """As in the clone of a data set with two pictures in its description."""
+    folder_of(tmp_path / "in" / "assets", 2)
+    parquet_of(tmp_path / "in" / "data" / "train.parquet", 3)
+    says: list[str] = []
+    assert len(opened(tmp_path / "in", tmp_path / "run", says)) == 2
+    assert (
+        "warning: 1 parquet or tar file beside the images not read, such as data/train.parquet: name it as DATA if it holds "
+        "the data"
+    ) in says
+
+
 def test_every_verb_takes_the_same_files(mixed: Path, tmp_path: Path) -> None:
     skipped: list[tuple[str, str]] = []
     files = image_files([mixed], skipped)

@@ -101,6 +101,13 @@ def test_json_of_other_kinds(text: str, root: Path, tmp_path: Path) -> None:
         opened(root, tmp_path / "run", labels=str(tmp_path / "a.json"))
 
 
+def test_a_file_of_labels_in_the_folder_is_not_skipped(root: Path, tmp_path: Path) -> None:
+    file, says = root / "batch0" / "labels.csv", list[str]()
+    file.write_text("".join(f"{n}.png,{c}\n" for n, c in ROWS))
+    assert opened(root, tmp_path / "run", says, labels=str(file)).skipped == 0
+    assert not any("labels.csv: not an image" in line for line in says)
+
+
 def test_missing_binary_and_tables(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*gone\.csv: No such file"):
         opened(root, tmp_path / "run", labels=str(tmp_path / "gone.csv"))

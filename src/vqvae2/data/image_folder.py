@@ -16,7 +16,7 @@ from vqvae2.data.folder_layout import Layout, understand
 from vqvae2.data.formats import TABLE_SUFFIXES
 from vqvae2.data.identity import folder_digest
 from vqvae2.data.label_files import METADATA, FileLabels, labels_of, metadata_of
-from vqvae2.data.labels import held_of, resolve_labels
+from vqvae2.data.labels import count_of, held_of, resolve_labels
 from vqvae2.data.listing import Listing
 from vqvae2.data.table_files import TableFiles, files_by_suffix
 from vqvae2.data.tar_files import TarFiles
@@ -71,9 +71,25 @@ class ImageFolder:
             classes,
             labels,
             None if layout.held is None else np.array(layout.held, np.int8),
-            skipped=[*self.skipped, *((names[index], reason) for index, reason in layout.skipped)],
-            notes=[*_understood(layout, beside, classes), *beside.notes, *left],
+            skipped=[*self._unread(config), *((names[index], reason) for index, reason in layout.skipped)],
+            notes=[*_understood(layout, beside, classes), *beside.notes, *left, *self._tables()],
         )
+
+    def _unread(self, config: DataConfig) -> list[tuple[str, str]]:
+        """`skipped` without the file of labels, which may be in the folder."""
+        if config.labels is None:
+            return list(self.skipped)
+        labels = os.path.realpath(Path(config.labels).expanduser())
+        own = Path(os.path.relpath(labels, os.path.realpath(self.root))).as_posix()
+        return [item for item in self.skipped if item[0] != own]
+
+    def _tables(self) -> list[str]:
+        """A note if there are tables or tars beside the images, which may be the data that is meant."""
+        tables = [name for name, _ in self.skipped if name.lower().endswith(TABLE_SUFFIXES)]
+        if not tables:
+            return []
+        found = f"{count_of(len(tables), 'parquet or tar file')} beside the images not read"
+        return [f"warning: {found}, such as {tables[0]}: name it as DATA if it holds the data"]
 
     def _beside(self, names: Sequence[str], config: DataConfig) -> FileLabels:
         """Classes and splits from the file that the settings name, or from files of metadata in the folder."""
