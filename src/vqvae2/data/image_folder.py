@@ -108,7 +108,7 @@ def _understood(layout: Layout, beside: FileLabels, classes: Sequence[str]) -> l
     """The notes about the folders; with classes or splits from a file, the folders do not count."""
     if beside.labels is None and beside.splits is None:
         return layout.notes
-    first = f"understood as {len(layout.keep)} images, {len(classes)} classes"
+    first = f"understood as {len(layout.keep)} images, {len(classes) or 'no'} classes"
     if layout.held is None:
         return [f"{first}, no split"]
     return [f"{first}, split of the data: {layout.held.count(0)} to train, {layout.held.count(1)} held out"]
