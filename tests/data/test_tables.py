@@ -33,6 +33,18 @@ def test_parquet_with_everything(tmp_path: Path) -> None:
         opened(path, tmp_path, split="other")
 
 
+def test_all_names_of_a_split_are_read(tmp_path: Path) -> None:
+    """Before, the order of a set decided which one of several was read, so processes could read different images."""
+    splits = [*("train2014", "train2014", "train2017", "Train2017", "val2017"), *("test2017", "extra", None)]
+    path, says = parquet_of(tmp_path / "a.parquet", 8, split=splits), list[str]()
+    images = opened(path, tmp_path, says)
+    assert images.names == [f"p{number}.png" for number in range(5)]
+    assert images.heldout.tolist() == [4]
+    assert "3 images not used, in extra, no split, test2017" in says
+    assert len(opened(path, tmp_path, split="train")) == 4
+    assert len(opened(path, tmp_path, split="train2017")) == 2
+
+
 def test_parquet_files_without_rows(tmp_path: Path) -> None:
     """Programs that write many files leave some of them empty."""
     parquet_of(tmp_path / "in" / "a.parquet", 4)
@@ -182,7 +194,12 @@ def test_webdataset_json_and_splits(tmp_path: Path) -> None:
 
     tar_of(tmp_path / "in" / "train-0.tar", 4, json=facts)
     tar_of(tmp_path / "in" / "val-0.tar", 2, 4, json=facts)
-    images = opened(tmp_path / "in", tmp_path)
+    says: list[str] = []
+    images = opened(tmp_path / "in", tmp_path, says)
+    assert says[0] == (
+        "understood as 6 images, 2 classes from the members beside the images, split of the data: 4 to train, 2 held out "
+        "by the names of the files"
+    )
     assert images.classes == ("house", "tree")
     assert images.labels is not None
     assert images.labels.tolist() == [1, 0] * 3
@@ -239,6 +256,22 @@ def test_hub(hub: Path, tmp_path: Path, streaming: bool) -> None:
     assert (len(only), len(only.heldout)) == (3, 1)
     few = opened("owner/name", tmp_path, streaming=streaming, limit=4)
     assert (len(few.train), len(few.heldout)) == (3, 1)
+
+
+def test_a_limited_stream_of_several_training_splits(hub: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("train2014", "train2017", "val2017")):
+        parquet_of(hub / f"{name}.parquet", 4, 4 * number)
+    files = {path.stem: str(path) for path in hub.iterdir()}
+    (hub / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {name}\n    path: {Path(file).name}\n" for name, file in sorted(files.items()))
+        + "---\n"
+    )
+    for streaming in (False, True):
+        images = opened("owner/name", tmp_path / str(streaming), streaming=streaming)
+        assert (len(images.train), len(images.heldout)) == (8, 4)
+    few = opened("owner/name", tmp_path / "few", streaming=True, limit=6)
+    assert (few.names, few.heldout.tolist()) == ([*(f"p{number}.png" for number in range(5)), "p8.png"], [5])
 
 
 def test_hub_is_asked_once(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
