@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,10 @@ def test_16_bit_png_and_tiff_keep_their_levels() -> None:
     wide = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint16) * 5
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide)
     colours = config(size=64, channels=3, range=(0, 65535))
-    back = to_values(floats(load_image(png(64, 64, 16, 2, rows), colours)), colours)
-    assert np.array_equal(back, wide)
+    texts = (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (3 << 20)))  # more than Pillow unpacks
+    for chunks in ((), (texts,)):
+        back = to_values(floats(load_image(png(64, 64, 16, 2, rows, *chunks), colours)), colours)
+        assert np.array_equal(back, wide)
 
 
 def test_8_bit_images_are_read_with_a_range_too() -> None:
