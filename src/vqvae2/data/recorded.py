@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vqvae2.config.data import at_home
 from vqvae2.config.models import DataConfig
 from vqvae2.data.embedded import EMBEDDED
 from vqvae2.data.errors import DataError, LabelsError
@@ -32,7 +33,7 @@ def source_record(data: str, run: Path) -> dict[str, str]:
     """What a run records of DATA: `source`, and for local data `source_from_run`, its path from the run folder."""
     if not _there(data):
         return {"source": data}
-    absolute = os.path.abspath(Path(data).expanduser())  # noqa: PTH100 - links stay links
+    absolute = os.path.abspath(at_home(data))  # noqa: PTH100 - links stay links
     return {"source": absolute, "source_from_run": os.path.relpath(absolute, run.absolute())}
 
 
@@ -40,9 +41,7 @@ def same_source(data: str, record: Mapping[str, Any], run: Path) -> bool:
     """Whether DATA is spelled for the place that the record names."""
     if data == record.get("source") or data == EMBEDDED:
         return data == record.get("source")
-    return os.path.realpath(Path(data).expanduser()) in {
-        os.path.realpath(place) for place in _places(record, run)
-    }
+    return os.path.realpath(at_home(data)) in {os.path.realpath(place) for place in _places(record, run)}
 
 
 def find_source(record: Mapping[str, Any], run: Path) -> str | None:
@@ -178,7 +177,7 @@ def _there(data: str) -> bool:
     """Whether DATA is a path, or a pattern of paths, that exists, and not the name of a data set."""
     if data == EMBEDDED:  # even beside a folder of this name, as for `locate`
         return False
-    path = str(Path(data).expanduser())
+    path = at_home(data)
     if os.path.exists(path):  # noqa: PTH110 - False for every error, such as a name that is too long
         return True
     return bool(re.search(r"[*?\[{]", data)) and bool(glob.glob(re.sub(r"\{[^{}]*\}", "*", path)))  # noqa: PTH207

@@ -72,9 +72,9 @@ class TarFiles:
 
     Attributes:
         data: DATA as the user wrote it, for messages.
-        names: of the files, below the folder in which they were found.
+        names: of the files, below the folder in which they were found, or below the one that holds all of them.
         files: the files, in order.
-        identity: sha256 of their names and contents.
+        identity: sha256 of their paths below the latter, and of their contents.
     """
 
     data: str
