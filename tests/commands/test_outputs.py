@@ -186,6 +186,19 @@ def test_fine_tuning_from_another_run(
     assert "--preset or --from" in said.err
 
 
+def test_fine_tuning_takes_no_files_of_the_other_data(trained: Path, tmp_path: Path) -> None:
+    from vqvae2.commands.train import fine_tuning
+
+    text = (trained / "config.yaml").read_text()
+    changed = text.replace("image_root: null", "image_root: elsewhere").replace(
+        "  labels: null", "  labels: a.csv"
+    )
+    assert changed.count("elsewhere") + changed.count("a.csv") == 2
+    (tmp_path / "config.yaml").write_text(changed)
+    data = fine_tuning(str(tmp_path)).data
+    assert (data.image_root, data.labels) == (None, None)
+
+
 def test_fine_tuning_from_a_model_of_the_package(tmp_path: Path, pictures: Path, command: Command) -> None:
     """Its settings without what belongs to its machine and its data; only the settings, since it would take long."""
     from vqvae2.commands.train import fine_tuning

@@ -171,6 +171,45 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
         opened(tmp_path / "b.parquet", tmp_path)
 
 
+def test_folders_count_for_a_pattern_too(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("test", 2)):
+        parquet_of(tmp_path / "in" / split / "0.parquet", count)
+        tar_of(tmp_path / "in" / split / "0.tar", count)
+    for ending in ("parquet", "tar"):
+        images = opened(tmp_path / "in" / "*" / f"*.{ending}", tmp_path / ending)
+        assert (len(images.train), len(images.heldout)) == (4, 2)
+        assert len(opened(tmp_path / "in" / "test" / f"*.{ending}", tmp_path / f"{ending}-test")) == 2
+    for name in ("cat", "dog"):
+        parquet_of(tmp_path / "hive" / f"label={name}" / "0.parquet", 3)
+    assert opened(tmp_path / "hive" / "*" / "0.parquet", tmp_path / "hive-run").classes == ("cat", "dog")
+
+
+def test_folders_of_tables_are_part_of_what_is_known(tmp_path: Path) -> None:
+    """A folder that is renamed gives other classes; before, those of the kept images stayed."""
+    root = tmp_path / "in"
+    for name in ("cat", "dgo"):
+        parquet_of(root / f"label={name}" / "0.parquet", 3)
+    first = opened(root, tmp_path / "run")
+    assert opened(root / "*" / "*.parquet", tmp_path / "pattern").fingerprint == first.fingerprint
+    (root / "label=dgo").rename(root / "label=dog")
+    again = opened(root, tmp_path / "run")
+    assert again.classes == ("cat", "dog")
+    assert again.fingerprint != first.fingerprint
+
+
+def test_images_of_a_table_may_be_moved(tmp_path: Path) -> None:
+    """Their fingerprint stays, but kept pixels of another folder are not taken for theirs."""
+    pq.write_table(pa.table({"image": [f"{number}.png" for number in range(3)]}), tmp_path / "a.parquet")
+    for folder, add in (("A", 0), ("B", 5)):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            noise(number + add).save(tmp_path / folder / f"{number}.png")
+    first = opened(tmp_path / "a.parquet", tmp_path / "run", image_root=str(tmp_path / "A"))
+    second = opened(tmp_path / "a.parquet", tmp_path / "run", image_root=str(tmp_path / "B"))
+    assert second.fingerprint == first.fingerprint
+    assert shows(second, 1, 6)
+
+
 # --- WebDataset ---
 
 
@@ -272,6 +311,32 @@ def test_a_limited_stream_of_several_training_splits(hub: Path, tmp_path: Path) 
         assert (len(images.train), len(images.heldout)) == (8, 4)
     few = opened("owner/name", tmp_path / "few", streaming=True, limit=6)
     assert (few.names, few.heldout.tolist()) == ([*(f"p{number}.png" for number in range(5)), "p8.png"], [5])
+
+
+def test_a_limited_stream_holds_other_images_than_a_limited_listing(hub: Path, tmp_path: Path) -> None:
+    parquet_of(hub / "data.parquet", 12)
+    known = [
+        opened("owner/name", tmp_path / f"{streaming}{limit}", streaming=streaming, limit=limit, seed=1)
+        for streaming in (False, True)
+        for limit in (4, None)
+    ]
+    assert known[0].names != known[2].names
+    assert known[0].fingerprint != known[2].fingerprint
+    assert known[1].fingerprint == known[3].fingerprint
+
+
+def test_the_hub_offline_has_the_commit_that_was_downloaded(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet_of(hub / "data.parquet", 5)
+    online = opened("owner/name", tmp_path / "1").fingerprint
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cached"))
+    assert opened("owner/name", tmp_path / "2").fingerprint != online
+    refs = tmp_path / "cached" / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(_Info.sha)
+    assert opened("owner/name", tmp_path / "3").fingerprint == online
 
 
 def test_hub_is_asked_once(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

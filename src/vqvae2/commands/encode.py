@@ -119,7 +119,8 @@ def _open(run: Run, data: str, work: Path, reporter: Reporter) -> ImageSet:
     config, seed = run.config.data, run.config.seed
     if run.done()["codes"] and same_source(data, run.record, run.folder):
         return open_images(data, config, run.paths.data, seed=seed, say=reporter.say)
-    return open_other(data, config, work / "data", seed=seed, say=reporter.say, both=False)
+    own = run.record.get("fingerprint")
+    return open_other(data, config, work / "data", seed=seed, say=reporter.say, both=False, own=own)
 
 
 def _parts(work: Path, count: int, run: Run, vectors: Vectors) -> dict[range, Path]:

@@ -131,6 +131,7 @@ def fine_tuning(start: str) -> Config:
         "streaming",
         "limit",
         "image_column",
+        "image_root",
         "label_column",
         "labels",
         "workers",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vqvae2.config.data import at_home
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.folder_files import FolderFiles, list_folder
@@ -94,7 +95,7 @@ class ImageFolder:
     def _beside(self, names: Sequence[str], config: DataConfig) -> FileLabels:
         """Classes and splits from the file that the settings name, or from files of metadata in the folder."""
         if config.labels is not None:
-            return labels_of(Path(config.labels).expanduser(), names, config)
+            return labels_of(Path(config.labels), names, config)
         if self.metadata:
             return metadata_of(self.metadata, names, config)
         if config.label_column not in (None, "none"):
@@ -120,7 +121,7 @@ def recognise_folder(data: str, run: Path) -> ImageFolder | TableFiles | TarFile
     Raises:
         DataError: the folder holds neither.
     """
-    root = Path(data).expanduser()
+    root = Path(at_home(data))
     if not os.path.isdir(root):  # noqa: PTH112 - False for every error, such as a name that is too long
         return None
     found = list_folder(root, run)
