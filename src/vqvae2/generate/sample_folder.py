@@ -16,8 +16,8 @@ Shapes: n samples, h w grid of a level, C channels, H W image size.
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,14 +32,12 @@ from torch import Tensor
 
 from vqvae2.codes import Codes
 from vqvae2.config.models import DataConfig
-from vqvae2.config.overrides import differences
 from vqvae2.data.deep import save_values
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.pixels import to_float, to_pil, to_uint8, viewable
 from vqvae2.errors import UserError
-from vqvae2.files import arrays
+from vqvae2.files import arrays, output
 from vqvae2.files.atomic import FileError, read_object, read_text, write_atomic, write_json
-from vqvae2.files.output import make_folder
 from vqvae2.files.progress import Tracker
 from vqvae2.generate.reject import Chosen, Scored
 from vqvae2.generate.sample import Drawn
@@ -50,6 +48,7 @@ Form = Literal["png", "npz", "none"]
 _SHOWN = 256  # samples in grid.png, at most
 _BATCH = re.compile(r"codes-(\d+)-(\d+)\.npz")  # the first and the last number of a batch
 _LIST_LIMIT = 2**28  # bytes of samples.json that are read, at most
+_WRITTEN = re.compile(r"codes-.*\.npz|grid\.png|samples\.json|\d{5,}\.(png|tif|npy)")
 _PATTERN, _GRID, _ABOUT, _LIST = "codes-*.npz", "grid.png", "sampling.json", "samples.json"
 
 
@@ -89,9 +88,9 @@ class SampleFolder:
         """Make the folder, or check that it was made for samples of this kind.
 
         Raises:
-            UserError: it cannot be made, or holds samples that were drawn differently.
+            UserError: it cannot be made, or as `claim`.
         """
-        make_folder(self.path)
+        output.make_folder(self.path)
         claim(self.path, {"pictures": self.form, **self.about})
 
     def missing(self, n: int) -> list[range]:
@@ -263,21 +262,13 @@ def claim(folder: Path, about: dict[str, Any]) -> None:
         about: how the samples are drawn, JSON-ready.
 
     Raises:
-        UserError: the folder holds samples that were drawn differently; the message lists the differences.
+        UserError: the folder holds samples that were drawn differently, and the message lists the differences; or it has no
+            sampling.json, and files that samples have.
     """
-    file = folder / _ABOUT
-    if not file.exists():
-        write_json(file, about)
-        return
-    stored = read_object(file)
-    if "decoder" in about and "decoder" not in stored:  # of a former version, which had the plain one alone
-        model = stored.get("model")
-        digest = model.get("autoencoder") if isinstance(model, dict) else None
-        stored["decoder"] = {"name": "plain", "digest": digest}
-    if changed := differences(stored, json.loads(json.dumps(about))):
-        raise UserError(
-            f"{folder} holds samples that were drawn differently ({'; '.join(changed)}); use another --out"
-        )
+    model = about.get("model", {})
+    former = {"decoder": {"name": "plain", "digest": model.get("autoencoder")}} if "decoder" in about else {}
+    taken = (file for file in folder.glob("*") if _WRITTEN.fullmatch(file.name))
+    output.claim(folder / _ABOUT, about, "samples that were drawn differently", taken, former)
 
 
 def write_list(folder: Path, result: dict[str, Any]) -> None:
