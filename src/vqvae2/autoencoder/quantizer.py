@@ -31,12 +31,12 @@ from vqvae2.autoencoder.base import (
     recomputing,
     summed,
     without_autocast,
-    world,
 )
 from vqvae2.autoencoder.nearest import nearest_code
 from vqvae2.autoencoder.revival import draw_by_error, hashed_uniform, spread_rows
 from vqvae2.config.models import AutoencoderConfig
 from vqvae2.config.numbers import real
+from vqvae2.noise import world
 
 _PENALTY_RAMP = (
     1000  # updates over which the entropy penalty rises: with all of it at once, few codes stay in use
