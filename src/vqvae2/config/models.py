@@ -61,12 +61,19 @@ class AutoencoderConfig(Settings):
     residual: int = Field(64, ge=1, le=8192, description="residual units R")
     blocks: int = Field(2, ge=0, le=64, description="residual blocks per stack")
     commitment_cost: float = Field(0.25, ge=0, le=1000, description="beta, weight of the commitment loss")
-    decay: float = Field(0.99, ge=0, lt=1, description="gamma of the codebooks' moving averages")
+    decay: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="gamma of the moving averages of codebooks (ema only) and of their counts",
+    )
     epsilon: float = Field(1e-5, gt=0, le=1, description="Laplace smoothing of the counts (init sonnet)")
     init: Literal["data", "sonnet"] = Field(
         "data", description="first codebook: vectors of the first batch, or Sonnet's uniform distribution"
     )
-    revive: bool = Field(True, description="move unused codes to vectors with a large quantisation error")
+    revive: bool = Field(
+        True, description="move unused codes to vectors with a large quantisation error (ema only)"
+    )
     ema: bool = Field(True, description="codebooks by moving averages (paper) rather than by gradient")
     quantizer: str = Field(
         "vq",
