@@ -80,7 +80,7 @@ def test_an_unreadable_image_is_named(trained: Path, tmp_path: Path, command: Co
 def test_another_image_in_the_place_of_a_sample_is_named(
     trained: Path, tmp_path: Path, command: Command
 ) -> None:
-    """Of another size, or with a damaged header of a chunk, at which Pillow raises a syntax error."""
+    """Of another size, or with a wrong length of the first chunk of pixels, at which Pillow raises a syntax error."""
     out = tmp_path / "out"
     assert command("sample", trained, "--out", out, *DRAW).code == 0
     (out / "preview.png").symlink_to(tmp_path / "nowhere")
@@ -88,7 +88,7 @@ def test_another_image_in_the_place_of_a_sample_is_named(
         file = out / name
         before = file.read_bytes()
         if number:
-            file.write_bytes(before[:37] + bytes(8) + before[45:])
+            file.write_bytes(before[:33] + (5).to_bytes(4, "big") + before[37:])
         else:
             Image.new("RGB", (5, 7)).save(file)
         refused(command("sample", trained, "--out", out, *DRAW), name, "damaged or no sample")

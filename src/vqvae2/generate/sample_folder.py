@@ -240,10 +240,10 @@ class SampleFolder:
 def _pixels(file: Path) -> NDArray[np.uint8]:
     """The pixels of a sample [H, W, C]."""
     try:
-        image = Image.open(file)
-        if image.mode not in ("L", "RGB", "RGBA"):
-            raise ValueError("another image than a sample")
-        pixels = np.array(image)
+        with Image.open(file) as image:
+            if image.mode not in ("L", "RGB", "RGBA"):
+                raise ValueError("another image than a sample")
+            pixels = np.array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _damaged(file) from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
