@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vqvae2.config.overrides import read_yaml
+from vqvae2.evaluate.sets import folder_images
 from vqvae2.run import load
 
 Command = Callable[..., Any]
@@ -69,6 +70,11 @@ def test_samples_come_in_the_same_range(deep: Path, tmp_path: Path, command: Com
         assert (values.dtype, values.shape) == (np.uint16, (32, 32))
         shown = load(deep, "cpu").sample(2)[number, 0].add(1).div(2).mul(4095).clamp(0, 4095)
         assert np.abs(values - shown.numpy()).max() <= 1
+    (tmp_path / "00001.tif").unlink()
+    assert command("sample", deep, "--n", 2, "--out", tmp_path).code == 0
+    run = load(deep, "cpu")
+    found = folder_images("samples", tmp_path, run.classes, run.config.data, tmp_path / "cache")
+    assert (found.images() - run.sample(2)).abs().max() <= 2 / 4095, "what is measured is not what is shown"
 
 
 def test_every_verb_takes_them(deep: Path, scans: Path, tmp_path: Path, command: Command) -> None:

@@ -83,6 +83,39 @@ def test_reconstructions_by_another_model_are_refused(
     assert "reconstructions of another model or decoder" in said.err
 
 
+def test_images_of_others_are_not_overwritten(
+    trained: Path, pictures: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """A folder that has no record of ours may hold the only copy of an image, or samples of another seed."""
+
+    def refused(verb: str, taken: Path, *arguments: object) -> None:
+        before = taken.read_bytes()
+        said = command(verb, trained, *arguments, "--out", taken.parent)
+        assert (said.code, len(said.err.splitlines())) == (2, 1)
+        assert f"{taken} exists, and would be overwritten; choose another --out" in said.err
+        assert taken.read_bytes() == before
+        assert len(list(taken.parent.iterdir())) == 1
+
+    for number, name in enumerate(("00000.png", "00001.tif", "grid.png", "samples.json", "codes-0-1.npz")):
+        taken = tmp_path / str(number) / name
+        taken.parent.mkdir()
+        shutil.copy(picture, taken)
+        refused("sample", taken, "--n", 1)
+    other = tmp_path / "other" / picture.name
+    other.parent.mkdir()
+    other.write_bytes(b"another image")
+    refused("reconstruct", other, picture)
+    codes = tmp_path / "codes.npz"
+    assert command("encode", trained, picture.parent, "--out", codes).code == 0
+    refused("decode", other, codes)
+    out = tmp_path / "out"
+    assert command("sample", trained, "--out", out, "--n", 1).code == 0
+    (out / "sampling.json").unlink()
+    said = command("sample", trained, "--out", out, "--n", 1, "--seed", 99)
+    assert said.code == 2
+    assert "exists, and would be overwritten" in said.err
+
+
 def test_evaluation_says_that_it_replaces_a_report(trained: Path, tmp_path: Path, command: Command) -> None:
     arguments = ("evaluate", trained, "--out", tmp_path / "out", "--only", "codes")
     assert "will be replaced" not in command(*arguments).err

@@ -132,6 +132,7 @@ def _claim(out: Path, about: dict[str, Any], reporter: Reporter) -> None:
         UserError: OUT holds completions of another request, or files that would be overwritten.
     """
     from vqvae2.files.atomic import FileError, read_json, write_json
+    from vqvae2.files.output import refuse_to_replace
 
     *_, listing = _files(out, 0)
     held = 0
@@ -149,8 +150,8 @@ def _claim(out: Path, about: dict[str, Any], reporter: Reporter) -> None:
         held = begun if type(begun) is int else len(entries) if isinstance(entries, list) else 0
         if begun is None:
             reporter.say(f"{out}: the {held} completions that it holds are of the same request and replaced")
-    elif taken := next((file for file in _files(out, about["n"]) if file.exists()), None):
-        raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
+    else:
+        refuse_to_replace(_files(out, about["n"]))
     write_json(listing, {**about, _BEGUN: max(held, about["n"])})
     for file in out.glob("[0-9]*.png"):
         if file.stem.isdecimal() and int(file.stem) < held:

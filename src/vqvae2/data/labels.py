@@ -63,11 +63,16 @@ def as_numbers(labels: Sequence[Any]) -> list[Any]:
     return list(labels)
 
 
+def plain_name(name: str) -> str:
+    """The name of a class without what two of them may not differ in alone: case, spaces at the ends and Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold().strip())
+
+
 def check_classes(classes: Sequence[str]) -> None:
     """Raise `DataError` when two names differ only in case, spaces at the ends or Unicode form."""
     seen: dict[str, str] = {}
     for name in classes:
-        plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold().strip())
+        plain = plain_name(name)
         if plain in seen:
             raise DataError(
                 f"two classes have the same name: {seen[plain]!r} and {name!r}; rename or merge them"
