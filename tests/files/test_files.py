@@ -229,6 +229,12 @@ def test_text_and_json(tmp_path: Path) -> None:
     assert only(path.parent, "a.json")
 
 
+def test_text_with_names_that_are_no_utf8(tmp_path: Path) -> None:
+    """Python reads the Latin-1 name b"caf\\xe9" of a folder so, and a page that names it is written all the same."""
+    atomic.write_text(tmp_path / "a.html", os.fsdecode(b"caf\xe9") + " \u00e9")
+    assert atomic.read_text(tmp_path / "a.html") == "caf\\udce9 \u00e9"
+
+
 def test_json_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for data in (None, b"", b"{", b'"\xff"', b"[1,\n2,\n"):
