@@ -32,6 +32,8 @@ from vqvae2.train.longer import may_change, record_ends, set_aside
 from vqvae2.train.reference import check_device
 
 REDO = "--redo-prior"
+PLACES = ("start", "perceptual_weights")
+"""Settings of a training that may be paths, names of models of the package or ids of the Hub."""
 
 _FREE = re.compile(  # settings that may change at any time
     r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
@@ -80,7 +82,7 @@ def claim(
     refuse_links(folder, config.autoencoder.levels)
     if wrong := [level for level in (redo or Redo()).levels if not 0 <= level < config.autoencoder.levels]:
         raise RunError(f"{REDO}: expected a level 0..{config.autoencoder.levels - 1}, found {wrong[0]}")
-    config = _labels_from_anywhere(config)
+    config = _from_anywhere(config)
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -92,6 +94,7 @@ def claim(
         fixed = begun(folder, old)
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
+        _keep_places(new_value, old_value)
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
         anew = _anew(changed, redo)
         refused = [
@@ -125,12 +128,33 @@ def claim(
     return config
 
 
-def _labels_from_anywhere(config: Config) -> Config:
-    """The path of the file of labels made absolute, so that the run can be used from any folder, as its data can."""
-    if not config.data.labels:
-        return config
-    place = str(Path(config.data.labels).absolute())
-    return config.model_copy(update={"data": config.data.model_copy(update={"labels": place})})
+def _from_anywhere(config: Config) -> Config:
+    """The paths in the settings made absolute, so that the run can be used from any folder, as its data can.
+
+    What is recorded of a start or of perceptual weights is then relative only if it names no place on this machine.
+    """
+    value = config.model_dump(mode="json")
+    if value["data"]["labels"]:
+        value["data"]["labels"] = str(Path(value["data"]["labels"]).absolute())
+    for training, key in _places(value):
+        if Path(training[key]).exists():
+            training[key] = str(Path(training[key]).absolute())
+    return parse(value)
+
+
+def _places(value: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """The settings of the trainings, as JSON, that may be paths: the dictionary and the key of each."""
+    trainings = [value["train_autoencoder"], value["sharpen"], *value["train_prior"]]
+    return [(training, key) for training in trainings for key in PLACES if training.get(key)]
+
+
+def _keep_places(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """Leave the spelling of a recorded path as it is where the new settings name the same: it may have been moved, and earlier
+    versions recorded it as it was given.
+    """
+    recorded = {str(Path(training[key]).absolute()): training[key] for training, key in _places(old)}
+    for training, key in _places(new):
+        training[key] = recorded.get(str(Path(training[key]).absolute()), training[key])
 
 
 def _anew(changed: list[str], redo: Redo | None) -> list[int]:
