@@ -24,7 +24,7 @@ def tf32_is(allowed: bool) -> Iterator[None]:
     """
     backends: Any = torch.backends
     cudnn, products_of = backends.cudnn, (backends.cuda, backends.mkldnn)  # the older interface sets both
-    parts = [getattr(backend, "matmul", None) for backend in products_of]
+    parts: list[Any] = [getattr(backend, "matmul", None) for backend in products_of]
     parts += [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)]
     newer = [part for part in parts if hasattr(part, "fp32_precision")]  # torch 2.9 and later
     before = [part.fp32_precision for part in newer]
