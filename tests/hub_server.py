@@ -37,12 +37,13 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server holds, and what it was asked for."""
+    """What the server holds, and what it was asked for; one that is `closing` ends every connection without an answer."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    closing: bool = False
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -54,7 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self._path()
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/\w+", path):
+        if self.hub.closing:
+            self.close_connection = True
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/\w+", path):
             if found := self._readable(match[1]):
                 self._json([_entry(name, data) for name, data in found.files.items()])
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/\w+)?", path):

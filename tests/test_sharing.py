@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from vqvae2.autoencoder.perceptual import PerceptualDistance, PerceptualError
 from vqvae2.config.overrides import read_yaml
+from vqvae2.files.locate import find_run
 from vqvae2.files.run_folder import RunError
 from vqvae2.run import Run
 from vqvae2.sharing import Card, HubError, model_card, push, stage
@@ -77,6 +79,19 @@ def test_a_repository_without_a_run_is_named(tmp_path: Path) -> None:
     assert str(tmp_path) not in done.stderr
 
 
+def test_a_server_that_breaks_off_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the weights of a perceptual distance are read."""
+    with serving() as hub:
+        hub.closing = True
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between two attempts
+        with pytest.raises(RunError, match="cannot be fetched from the Hub"):
+            find_run("me/pictures")
+        with pytest.raises(PerceptualError, match="the Hub gave none"):
+            PerceptualDistance.read("me/vgg")
+
+
 def test_without_a_token_the_error_says_how_to_get_one(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +133,59 @@ def test_what_is_shared_is_a_run_without_images_and_without_paths_of_this_machin
     assert record["imported"] == "old.pt"
     assert "command" not in record
     assert Run(tmp_path / "shared", "cpu").digests() == Run(trained, "cpu").digests()
+
+
+@pytest.mark.parametrize(
+    ("source", "shared"),
+    [
+        ("https://me:se@cret@host/a/train-{0..3}.tar", "https://host/a/train-{0..3}.tar"),
+        ("simplecache::https://me:secret@host/train.tar", "simplecache::https://host/train.tar"),
+        ("hf://datasets/owner/name@main/train-*.tar", "hf://datasets/owner/name@main/train-*.tar"),
+        ("filecache::file:///home/me/secret/train.tar", "train.tar"),
+        ("owner/pictures", "owner/pictures"),
+    ],
+)
+def test_where_the_images_are_is_shared_without_passwords_and_local_paths(
+    source: str, shared: str, trained: Path, tmp_path: Path
+) -> None:
+    run = StoredRun(trained)
+    run.record |= {"source": source, "imported": "secret/old.pt"}
+    stage(run, tmp_path / "shared", Card("mit"), "me/pictures")
+    record = read_yaml(tmp_path / "shared" / "config.yaml")["run"]
+    assert (record["source"], record["imported"]) == (shared, "old.pt")
+    assert f"`{shared}`" in (tmp_path / "shared" / "README.md").read_text()
+    assert "secret" not in (tmp_path / "shared" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("start", "shared"),
+    [
+        ("emoji64", "emoji64"),
+        ("owner/name", "owner/name"),
+        ("clients/x/before", "before"),
+        ("here/before", "before"),
+    ],
+)
+def test_of_a_start_only_what_others_can_find_is_shared_whole(
+    start: str, shared: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = StoredRun(trained)
+    first = run.config.train_autoencoder.model_copy(update={"start": start, "perceptual_weights": start})
+    run.config = run.config.model_copy(update={"train_autoencoder": first})
+    stage(run, tmp_path / "shared", Card("mit"), "me/pictures")
+    settings = read_yaml(tmp_path / "shared" / "config.yaml")["train_autoencoder"]
+    assert (settings["start"], settings["perceptual_weights"]) == (shared, shared)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    trained: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    (tmp_path / "file").touch()
+    said = command("push", trained, "me/pictures", "--license", "mit", "--dry-run", tmp_path / "file" / "out")
+    assert said.code == 2
+    assert "cannot make the folder" in said.err
 
 
 def test_the_sharpened_decoder_is_shared_too(sharpened: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
 
 import pytest
 import torch
@@ -52,16 +54,31 @@ def test_everything_is_off_inside_and_restored_after_it() -> None:
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"),
     reason="torch before 2.9 has one interface only",
 )
-def test_only_the_newer_interface_of_torch_was_used() -> None:
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
+@pytest.mark.parametrize("allowed", ["tf32", "ieee"])
+@pytest.mark.parametrize("place", ["cuda.matmul", "cudnn.conv", "cudnn", ""])
+def test_only_the_newer_interface_of_torch_was_used(place: str, allowed: str) -> None:
+    """A setting of one kind of operation, or one that others inherit; the older interface cannot be read where they disagree."""
+
+    def newer() -> list[str]:
+        return [backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+
+    backends: Any = torch.backends
+    cudnn, owner = backends.cudnn, attrgetter(place)(backends) if place else backends
+    places = (backends, cudnn, backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    first = [part.fp32_precision for part in places]
+    owner.fp32_precision = allowed
+    before = newer()
     try:
-        with without_tf32(CARD):
-            assert switches()[:2] == ("highest", False)
-        assert matmul.fp32_precision == "tf32"
+        for _ in range(2):
+            with without_tf32(CARD):
+                assert newer() == ["ieee"] * 3
+                assert switches() == ("highest", False, False)
+                with without_tf32(CARD):
+                    assert newer() == ["ieee"] * 3
+            assert newer() == before
     finally:
-        matmul.fp32_precision = before
+        for part, own in zip(places, first, strict=True):
+            part.fp32_precision = own
 
 
 @pytest.mark.usefixtures("tf32")

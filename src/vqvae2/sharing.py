@@ -8,27 +8,24 @@ command and the paths of the machine that trained the run.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from vqvae2.config.training import TrainConfig
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError, listed
 from vqvae2.files.atomic import reason, write_text
-from vqvae2.files.locate import HUB_FILES
+from vqvae2.files.locate import HTTP_ERROR, HUB_FILES, is_public
+from vqvae2.files.output import make_folder
 from vqvae2.files.run_folder import RunError
-from vqvae2.train.folder import write_config
+from vqvae2.train.folder import PLACES, write_config
 from vqvae2.train.stored_run import StoredRun
-
-_HTTP: Any = HfHubHTTPError.__mro__[1]  # every error of the HTTP client: its package differs between versions
-_LOCAL = ("start", "perceptual_weights")  # settings that may hold a path
 
 
 class HubError(UserError):
@@ -91,7 +88,7 @@ def push(
                 revision=revision,
                 delete_patterns=HUB_FILES,
             )
-        except (OSError, ValueError, RuntimeError, _HTTP) as error:
+        except (OSError, ValueError, RuntimeError, HTTP_ERROR) as error:
             raise HubError(f"cannot upload to {repository}: {_advice(error)}") from error
     return str(done.commit_url)
 
@@ -101,17 +98,22 @@ def stage(run: StoredRun, target: Path, card: Card, repository: str) -> None:
 
     Raises:
         RunError: a network is not trained yet.
+        UserError: the folder cannot be made.
     """
     missing = [name for name, done in run.done().items() if not done and name != "codes"]
     if missing:
         raise RunError(f"{run.folder} cannot be shared yet: {', '.join(missing)} is not trained")
+    make_folder(target)
     for network in run.paths.networks(run.config.autoencoder.levels).values():
         if network.done():
             file = target / network.model.relative_to(run.folder)
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(network.model, file)
     record = {key: value for key, value in run.record.items() if key not in ("command", "source_from_run")}
-    record |= {key: _public(str(record[key])) for key in ("source", "imported") if key in record}
+    if "source" in record:
+        record["source"] = _public(str(record["source"]))
+    if "imported" in record:
+        record["imported"] = Path(str(record["imported"])).name
     config = run.config
     changes = {
         "data": config.data.model_copy(update={"labels": None, "image_root": None}),
@@ -125,8 +127,9 @@ def stage(run: StoredRun, target: Path, card: Card, repository: str) -> None:
 
 def _without_paths(training: TrainConfig) -> TrainConfig:
     """The settings of a training without paths of this machine."""
+    places: dict[str, str] = {key: getattr(training, key) for key in PLACES if hasattr(training, key)}
     return training.model_copy(
-        update={key: _public(getattr(training, key)) for key in _LOCAL if hasattr(training, key)}
+        update={key: name if is_public(name) else Path(name).name for key, name in places.items()}
     )
 
 
@@ -211,8 +214,13 @@ def _data(run: StoredRun) -> str:
 
 
 def _public(path: str) -> str:
-    """A name that may be shown to others: of a path of this machine, its last component."""
-    local = Path(path).is_absolute() or Path(path).exists() or path.startswith((".", "~"))
+    """What may be shown to others of where images are: of a path of this machine its last component, of an address elsewhere all but
+    the name and password of a user.
+    """
+    protocol, mark, _ = path.partition("://")
+    if mark and protocol.split("::")[-1] not in ("file", "local"):
+        return re.sub(r"(?<=://)[^/]*@", "", path)
+    local = bool(mark) or Path(path).is_absolute() or Path(path).exists() or path.startswith((".", "~"))
     return Path(path).name if path and local else path
 
 

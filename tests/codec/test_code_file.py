@@ -299,3 +299,45 @@ def test_the_runs_file_of_labels_is_not_that_of_other_images(
     labels.unlink()
     encode(run, str(tmp_path / "others"), tmp_path / "c.npz", reporter=QUIET)
     assert "label" not in rows(tmp_path / "c.npz")
+
+
+def one_row(*names: str) -> code_file.Part:
+    """Images of one code each, with these names."""
+    return {"name": np.array(names), "level_0": np.zeros((len(names), 1, 1), np.uint16)}
+
+
+ABOUT = {"digest": "d", "geometry": {"grids": [[1, 1]], "vocabulary": [2]}}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_names_that_are_no_utf8(name: str, tmp_path: Path) -> None:
+    """Of an old zip; a table has text alone, so there the byte is written out."""
+    names = ["caf\udce9.png", "\u732b\t.png"]
+    write_codes(tmp_path / name, ABOUT, [partial(one_row, *names)])
+    [(found, _)] = open_codes(tmp_path / name).batches(2)
+    assert found == (["caf\\udce9.png", names[1]] if name == "codes.parquet" else names)
+
+
+def test_a_header_that_the_library_does_not_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Chinese character has three bytes in it."""
+    names = ["\u732b" * 40] * 20
+    part = partial(one_row, *names)
+    out = tmp_path / "codes.safetensors"
+    monkeypatch.setattr(code_file, "_HEADER_LIMIT", 3000)
+    write_codes(out, ABOUT, [part])
+    assert next(open_codes(out).batches(20))[0] == names
+    monkeypatch.setattr(code_file, "_HEADER_LIMIT", 2000)
+    with pytest.raises(UserError, match=r"a header of .* write a \.parquet file"):
+        write_codes(tmp_path / "more.safetensors", ABOUT, [part])
+    assert [file.name for file in tmp_path.iterdir()] == ["codes.safetensors"]
+
+
+@pytest.mark.parametrize("n", ["x", None, float("inf"), [1]])
+def test_a_number_of_images_that_is_none(n: object, tmp_path: Path) -> None:
+    write_codes(tmp_path / "codes", ABOUT, [partial(one_row, "a")])
+    about = tmp_path / "codes" / "about.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"n": n}))
+    with pytest.raises(FileError, match="is damaged"):
+        open_codes(tmp_path / "codes")

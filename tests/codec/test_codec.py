@@ -211,6 +211,30 @@ def test_a_larger_image_of_many_tiles(loaded: Run, monkeypatch: pytest.MonkeyPat
     assert loaded.codec.decode(loaded.codec.decompress([alone]))[0].shape == (3, 40, 70)
 
 
+def test_a_file_of_a_model_with_another_number_of_levels() -> None:
+    """Its header has other parts, so it cannot be read; that it is of another model can."""
+    codecs = []
+    for levels in (2, 3):
+        config = AutoencoderConfig(
+            strides=(2,) * levels, codes=(8,) * levels, code_dim=4, hidden=8, residual=4
+        )
+        codecs.append(Codec(VQVAE(config).eval(), (16, 16)))
+    for codec, other in (codecs, reversed(codecs)):
+        [data] = codec.compress([noise(16, 16)], mode="packed")
+        with pytest.raises(CodecError, match="compressed with another model"):
+            other.decompress([data])
+
+
+def test_modes_and_labels_of_callers_in_python(loaded: Run, images: Tensor) -> None:
+    """The number of classes is "no label", as in the priors."""
+    codec, two = loaded.codec, list(images[:2])
+    with pytest.raises(CodecError, match="expected the mode packed or prior, found 'zip'"):
+        codec.compress(two, mode="zip")  # type: ignore[arg-type]
+    with pytest.raises(CodecError, match="expected a label for each of 2 images, found 1"):
+        codec.compress(two, [0])
+    assert codec.compress(two, [0, 3]) == codec.compress(two, [0, None])
+
+
 @pytest.mark.parametrize("kind", ["pixelcnn", "transformer"])
 @pytest.mark.parametrize("levels", [1, 3])
 def test_every_kind_of_model(kind: Any, levels: int) -> None:
@@ -250,7 +274,8 @@ def test_bad_files_are_one_clear_error(loaded: Run, images: Tensor) -> None:
         (b"PNG", "no compressed image of vqvae2"),
         (data[:9], "cut off within its header"),
         (data[:2] + bytes([0x21]) + data[3:], "it is of format 2"),
-        (data[:3] + b"abcd" + data[7:], "header is damaged"),
+        (data[:3] + b"abcd" + data[7:], "compressed with another model"),
+        (data[:7] + bytes([data[7] ^ 1]) + data[8:], "header is damaged"),
         (data + b"\0", "bytes after its end"),
         (data[:-1] + bytes([data[-1] ^ 1]), "do not match their check|encode nothing"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -226,6 +227,11 @@ def test_a_kind_of_ones_own_is_refused() -> None:
         step_module(Own())  # type: ignore[arg-type]
 
 
+def _refused(**_: Any) -> Any:
+    """As in a folder that is read-only."""
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
 def test_mistakes(
     trained: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +239,12 @@ def test_mistakes(
     (tmp_path / "full" / "a").touch()
     said = command("export", trained, "--onnx", tmp_path / "full")
     assert (said.code, "is not empty" in said.err) == (2, True)
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryDirectory", _refused)
+        patch.setattr("importlib.util.find_spec", lambda name: name)
+        said = command("export", trained, "--onnx", tmp_path / "out")
+    assert said.code == 2
+    assert said.err == f"vqvae2: cannot write {tmp_path / 'out'}: Permission denied\n"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = command("export", trained, "--onnx", tmp_path / "out")
     assert (said.code, "pip install 'vqvae2[onnx]'" in said.err) == (2, True)

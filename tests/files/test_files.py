@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.atomic import FileError, read_json, write_atomic, write_json, write_text
+from vqvae2.files.temporary import sweep, temporary_name
 from vqvae2.files.tensor_file import (
     digest,
     load_tensors,
@@ -227,6 +230,28 @@ def test_text_and_json(tmp_path: Path) -> None:
     write_text(str(path), "ü€\n")
     assert path.read_bytes() == "ü€\n".encode()
     assert only(path.parent, "a.json")
+
+
+@pytest.mark.parametrize("letter", ["a", "\u732b"])
+def test_a_name_as_long_as_a_file_system_takes(letter: str, tmp_path: Path) -> None:
+    """80 Chinese characters are 240 bytes; names that begin alike have temporary names of their own."""
+    names = [letter * (250 // len(letter.encode()) - 1) + end for end in ("1", "2")]
+    for name in names:
+        atomic.write_text(tmp_path / name, name)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {name: name for name in names}
+    first, second = (temporary_name(tmp_path / name) for name in names)
+    assert first != second
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = first.with_name(first.name.replace(f"-{os.getpid()}.tmp", f"-{process.pid}.tmp"))
+    left.touch()
+    assert sweep(tmp_path) == [left]
+
+
+def test_text_with_names_that_are_no_utf8(tmp_path: Path) -> None:
+    """Python reads the Latin-1 name b"caf\\xe9" of a folder so, and a page that names it is written all the same."""
+    atomic.write_text(tmp_path / "a.html", os.fsdecode(b"caf\xe9") + " \u00e9")
+    assert atomic.read_text(tmp_path / "a.html") == "caf\\udce9 \u00e9"
 
 
 def test_json_that_cannot_be_read(tmp_path: Path) -> None:

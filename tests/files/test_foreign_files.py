@@ -113,20 +113,31 @@ def test_an_index_names_only_files_of_its_own_folder(
     assert json.loads((run / "data" / "index.json").read_text())["pixels"].startswith("pixels-")
 
 
+@pytest.mark.parametrize(
+    "name", ["prior", "autoencoder/longer", "autoencoder/longer/pictures", "codes/parts"]
+)
 def test_a_link_out_of_the_run_folder_is_not_written_through(
-    run: Path, pictures: Path, command: Command
+    name: str, run: Path, pictures: Path, command: Command
 ) -> None:
+    """A training that goes on longer moves its pictures and removes its checkpoints."""
     elsewhere = run.parent / "elsewhere"
-    elsewhere.mkdir()
-    shutil.rmtree(run / "prior")
-    (run / "prior").symlink_to(elsewhere)
-    said = command("train", pictures, "--run", run)
+    for file in ("checkpoints/mine.txt", "pictures/mine.png", "mine.png"):
+        (elsewhere / file).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / file).write_text("mine")
+    before = contents(elsewhere)
+    place = run / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(elsewhere)
+    said = command("train", pictures, "--run", run, "--set", "train_autoencoder.steps=64")
     assert said.code == 2
     assert "is a link to" in said.err
-    assert not any(elsewhere.iterdir())
+    assert contents(elsewhere) == before
 
 
-@pytest.mark.parametrize("name", ["report", "report/cache", "critic", "data"])
+@pytest.mark.parametrize(
+    "name", ["report", "report/cache", "report/cache/parts", "critic", "critic/parts", "data"]
+)
 def test_reports_and_critics_are_not_written_through_a_link(name: str, run: Path, command: Command) -> None:
     """A file of the user may have the name of a report; the decoded images are put into the cache of the report instead."""
     mine = run.parent / "mine"
@@ -135,7 +146,7 @@ def test_reports_and_critics_are_not_written_through_a_link(name: str, run: Path
         (mine / file).write_text("mine")
     place = run / name
     shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(mine)
     said = command("critic", "fit", run, "--features", "resnet")
     assert (said.code, "is a link to" in said.err) == (2, True)

@@ -50,8 +50,8 @@ def terminal(width: int = 120) -> tuple[Reporter, StringIO]:
 
 
 def test_lines_go_to_standard_error_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line is not wrapped however long it is, and brackets are no markup; standard output stays free for results."""
-    text = "loss [red]1.5[/red] " * 30 + "/a/b"
+    """A line is not wrapped however long it is, and brackets and colons are no markup; standard output stays free for results."""
+    text = "loss [red]1.5[/red] " * 30 + "/a/b/:smile:.png 12:100:30"
     Reporter().say(text)
     out, err = capsys.readouterr()
     assert out == ""
@@ -213,6 +213,15 @@ def test_a_bar_shows_how_far_and_how_fast(clock: Clock) -> None:
     assert "10/10 steps" in shown
     assert "96.0 images/s" in shown
     assert "loss 0.5" in shown
+
+
+@pytest.mark.parametrize("name", ["[red] foxes", "[/v2]", ":smile:"])
+def test_brackets_and_colons_in_the_title_of_a_bar_are_no_markup(name: str) -> None:
+    reporter, out = terminal()
+    with reporter.track(f"features of {name}", 10) as tracker:
+        tracker.update(3, name)
+    assert f"features of {name}" in out.getvalue()
+    assert out.getvalue().count(name) > 1
 
 
 def test_a_resumed_bar_begins_where_it_was() -> None:

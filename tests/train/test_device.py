@@ -152,6 +152,22 @@ def test_switches_are_put_back() -> None:
     assert state() == before
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one interface only"
+)
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_card_is_told_whatever_torch_was_told_before(tf32: bool) -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    cudnn.conv.fp32_precision = "ieee"  # `allow_tf32` cannot be read any more
+    try:
+        with switches(Choices(torch.device("cuda"), tf32=tf32)):
+            assert cudnn.allow_tf32 is tf32
+        assert cudnn.conv.fp32_precision == "ieee"
+    finally:
+        cudnn.conv.fp32_precision = before
+
+
 def test_a_group_that_was_made_is_destroyed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that the caller made is left to the caller."""
     registered: list[Any] = []

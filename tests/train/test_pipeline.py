@@ -245,6 +245,28 @@ def test_stage_1_begins_with_the_weights_of_another_run(tmp_path: Path, data: Pa
             train("no pictures either", tmp_path / "third", wrong, reporter=Spoken())
 
 
+def test_the_place_of_a_start_is_recorded_in_full(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative one that is recorded is thus no path; the same command fits the run later too, when the start is gone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clients" / "before").mkdir(parents=True)
+    new, old, hub = (changed(tiny(), train_autoencoder={"start": start}) for start in
+                     (str(tmp_path / "clients" / "before"), "clients/before", "owner/name"))  # fmt: skip
+    assert ask(tmp_path / "run", data, old) == new == read_run(tmp_path / "run")[1]
+    assert ask(tmp_path / "hub", data, hub) == hub
+    (tmp_path / "run" / "autoencoder").mkdir()
+    model_file(tmp_path / "run").touch()
+    (tmp_path / "clients" / "before").rmdir()
+    assert ask(tmp_path / "run", data, old) == new
+    with pytest.raises(RunError, match="trained with other settings"):
+        ask(tmp_path / "run", data, hub)
+    settings = tmp_path / "run" / "config.yaml"  # of an earlier version
+    settings.write_text(settings.read_text().replace(f"{tmp_path}/clients/before", "clients/before"))
+    (tmp_path / "clients" / "before").mkdir()
+    assert ask(tmp_path / "run", data, old) == old == read_run(tmp_path / "run")[1]
+
+
 def test_priors_that_are_not_conditional_know_no_class(tmp_path: Path, data: Path) -> None:
     """Though the pictures have classes: the same priors as of pictures without, and sampling takes no label."""
     config = changed(tiny(), prior={"conditional": False})

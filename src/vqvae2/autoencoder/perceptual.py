@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vqvae2.config.training import LEAST_COMPARED
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import reason
+from vqvae2.files.locate import HTTP_ERROR, names_hub
 from vqvae2.files.tensor_file import plain_names
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions between poolings
@@ -146,7 +146,7 @@ class PerceptualDistance(nn.Module):
 
 def names_hub_weights(source: str) -> bool:
     """Whether weights that are no file here are looked for on the Hub, as `owner/name`."""
-    return source.count("/") == 1 and not source.startswith((".", "/")) and not Path(source).parent.is_dir()
+    return names_hub(source)
 
 
 def _found(source: str | Path) -> Path:
@@ -156,6 +156,6 @@ def _found(source: str | Path) -> Path:
     if names_hub_weights(text):
         try:
             return Path(hf_hub_download(text, "model.safetensors"))
-        except (OSError, ValueError, HfHubHTTPError) as error:
+        except (OSError, ValueError, HTTP_ERROR) as error:
             raise PerceptualError(f"no file {text}, and the Hub gave none: {reason(error)}") from None
     raise PerceptualError(f"no weights at {text}: expected a safetensors file or a Hub repository owner/name")

@@ -36,7 +36,7 @@ from safetensors import SafetensorError, safe_open
 
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.data.array_writer import ArrayWriter
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, printable
 from vqvae2.files.atomic import FileError, read_json, reason, write_atomic, write_json
 
 Form = Literal["parquet", "safetensors", "npz", "folder"]
@@ -45,6 +45,7 @@ Part = dict[str, NDArray[Any]]
 
 FORMAT = 1  # of `about`; a larger number was written by a newer version
 _ABOUT = "about.json"
+_HEADER_LIMIT = 100_000_000  # bytes of the header of a safetensors file that its library reads
 _TYPES = {"int64": "I64", "bool": "BOOL", "uint16": "U16", "uint32": "U32", "float32": "F32"}  # safetensors
 
 
@@ -84,7 +85,8 @@ class CodeFile:
     @property
     def n(self) -> int:
         """The number of images."""
-        return int(self.about["n"])
+        n: int = self.about["n"]
+        return n
 
     @property
     def geometry(self) -> Geometry:
@@ -131,6 +133,7 @@ def open_codes(path: Path) -> CodeFile:
             raise FileError(
                 f"{path} was written by a newer vqvae2 (format {about['format']}, read: {FORMAT})"
             )
+        about["n"] = int(about["n"])
         Geometry.from_json(about["geometry"])
     return CodeFile(path, about)
 
@@ -144,6 +147,7 @@ def write_codes(path: Path, about: dict[str, Any], parts: Sequence[Callable[[], 
 
     Raises:
         FileError: the file cannot be written.
+        UserError: more names than the header of a safetensors file can hold.
     """
     columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     n = 0
@@ -197,7 +201,7 @@ def _write_parquet(path: Path, table: _Table) -> None:
 
     def column(array: NDArray[Any]) -> Any:
         if array.ndim == 1:
-            return pyarrow.array(array.tolist() if array.dtype.kind == "U" else array)
+            return pyarrow.array([*map(printable, array.tolist())] if array.dtype.kind == "U" else array)
         width = int(np.prod(array.shape[1:]))
         return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(array.reshape(-1)), width)
 
@@ -215,7 +219,8 @@ def _write_parquet(path: Path, table: _Table) -> None:
 
 def _write_safetensors(path: Path, table: _Table) -> None:
     names = [str(name) for block in table.blocks("name") for name in block]
-    header: dict[str, Any] = {"__metadata__": {"vqvae2": table.about, "name": json.dumps(names)}}
+    listed = json.dumps(names, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    header: dict[str, Any] = {"__metadata__": {"vqvae2": table.about, "name": listed}}
     arrays = [name for name in table.columns if name != "name"]
     # as the library orders tensors: larger elements first, so that every tensor is aligned
     arrays.sort(key=lambda name: (-table.columns[name][0].itemsize, name))
@@ -228,8 +233,13 @@ def _write_safetensors(path: Path, table: _Table) -> None:
             "shape": [table.n, *tail],
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header).encode()
+    text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > _HEADER_LIMIT:
+        raise UserError(
+            f"the names of {table.n:,} images make a header of {len(text):,} bytes, and a safetensors file is read with at most "
+            f"{_HEADER_LIMIT:,}; write a .parquet file"
+        )
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in arrays:
@@ -379,7 +389,7 @@ def _reading(path: Path) -> Iterator[None]:
     except CodesError as error:
         raise FileError(f"{path} is damaged: {error}") from error
     except (
-        *(EOFError, KeyError, IndexError, OSError, TypeError, ValueError, AttributeError),
+        *(EOFError, KeyError, IndexError, OSError, TypeError, ValueError, AttributeError, OverflowError),
         *(SafetensorError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
         *(SyntaxError, tokenize.TokenError),  # of numpy, for a header that is no literal
     ) as error:  # pyarrow's errors are ValueErrors, OSErrors and KeyErrors

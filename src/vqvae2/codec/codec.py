@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from vqvae2.codec.errors import CodecError
 from vqvae2.codec.halo import decode_large, encode_large
 from vqvae2.codec.layout import Layout, pad
 from vqvae2.codec.packed import pack, packed_size, unpack
-from vqvae2.codec.prior_coding import LANES, Reader, Writer, code_level
+from vqvae2.codec.prior_coding import LANES, Reader, Writer, code_level, known_labels
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config.sampling import Sampling
 from vqvae2.data.pixels import finite
@@ -150,8 +151,8 @@ class Codec:
 
         Args:
             images: each [C, H, W] in [-1, 1], of any size.
-            labels: the class number of each, which the prior is told and the file holds; None is "no label". Without a prior
-                they are not used.
+            labels: the class number of each, which the prior is told and the file holds; None, or the number of classes, is
+                "no label". Without a prior, and without classes, they are not used.
             mode: "prior", or "packed", which needs none.
 
         Raises:
@@ -174,11 +175,13 @@ class Codec:
             labels, mode: see `compress`.
 
         Raises:
-            CodecError: no prior.
+            CodecError: no prior; another mode; not as many labels as images.
         """
+        if mode not in get_args(Mode):
+            raise CodecError(f"expected the mode {' or '.join(get_args(Mode))}, found {mode!r}")
         known: list[int | None] = [None] * len(encoded)
         if mode == "prior":
-            known = list(labels) if labels is not None and self.prior.classes else known
+            known = known_labels(labels, len(encoded), self.prior.classes)
             streams, listed = self._under_the_prior(encoded, known)
         else:
             streams = [
@@ -280,11 +283,7 @@ class Codec:
 
     def _open(self, data: bytes, max_pixels: int) -> tuple[Header, Layout, list[bytes]]:
         """The header, the layout, and the streams of the levels that are there in full."""
-        header, begin = read_header(data, self.levels)
-        if header.digest != self.digest(header.mode):
-            raise CodecError(
-                f"it was compressed with another model: expected {self.digest(header.mode).hex()}, found {header.digest.hex()}"
-            )
+        header, begin = read_header(data, self.levels, self.digest)
         layout = self.layout(header.size or self.shape, max_pixels)
         if header.mode == "prior":
             classes = self.prior.classes

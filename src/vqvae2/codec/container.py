@@ -20,7 +20,7 @@ A varint has 7 bits in each byte, the low ones first; all bytes but the last hav
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,15 +80,16 @@ class Header:
         return bytes(data) + _checksum(data)
 
 
-def read_header(data: bytes, levels: int) -> tuple[Header, int]:
+def read_header(data: bytes, levels: int, digest: Callable[[Mode], bytes]) -> tuple[Header, int]:
     """The header, and the number of its bytes.
 
     Args:
         data: the whole file, or what is left of it.
         levels: of the model.
+        digest: the model's for a mode. It is compared first, because only a header for as many levels can be read.
 
     Raises:
-        CodecError: no compressed image of ours, of a newer version, damaged, or cut off within the header.
+        CodecError: no compressed image of ours, of a newer version, of another model, damaged, or cut off within the header.
     """
     if data[:2] != _MAGIC:
         raise CodecError("it is no compressed image of vqvae2" if len(data) > 1 else "it is empty")
@@ -97,10 +98,16 @@ def read_header(data: bytes, levels: int) -> tuple[Header, int]:
     version, flags = divmod(data[2], 16)
     if version != VERSION:
         raise CodecError(f"it is of format {version}, this vqvae2 reads format {VERSION}")
+    prior = bool(flags & _PRIOR)
+    mode: Mode = "prior" if prior else "packed"
+    found, expected = data[3 : 3 + DIGEST], digest(mode)
+    if found != expected:
+        raise CodecError(
+            f"it was compressed with another model: expected {expected.hex()}, found {found.hex()}"
+        )
     reader = _Reader(data, 3 + DIGEST)
     size = (reader.number(), reader.number()) if flags & _SIZE else None
     label = reader.number() if flags & _CLASS else None
-    prior = bool(flags & _PRIOR)
     lengths = tuple(reader.number() for _ in range(levels if prior else 0))
     listed = []
     for _ in range(levels if flags & _LIST else 0):
@@ -112,8 +119,7 @@ def read_header(data: bytes, levels: int) -> tuple[Header, int]:
         raise CodecError("its header is damaged")
     if size is not None and min(size) < 1:
         raise CodecError("its header is damaged: a side of 0 px")
-    mode: Mode = "prior" if prior else "packed"
-    header = Header(mode, data[3:7], size, label, lengths, tuple(listed), tuple(checks))
+    header = Header(mode, found, size, label, lengths, tuple(listed), tuple(checks))
     return header, reader.position
 
 

@@ -104,6 +104,19 @@ class Reader:
         return self.coder.decode(weights)
 
 
+def known_labels(labels: Sequence[int | None] | None, n: int, classes: int) -> list[int | None]:
+    """The class of each of n images, None for "no label", whose number is `classes`; all None without classes.
+
+    Raises:
+        CodecError: not as many labels as images.
+    """
+    if labels is None or not classes:
+        return [None] * n
+    if len(labels) != n:
+        raise CodecError(f"expected a label for each of {n} images, found {len(labels)}")
+    return [None if label == classes else label for label in labels]
+
+
 def code_level(
     prior: HierarchicalPrior,
     level: int,

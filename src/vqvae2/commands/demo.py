@@ -52,7 +52,7 @@ def command(
     table = Table("figure", "value")
     for name, value in result.figures["table"]:
         table.add_row(name, value)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, emoji=False)
     console.print(table)
     for name, path in result.paths.items():
         console.print(f"{name}: {path}", markup=False, highlight=False)

@@ -214,14 +214,14 @@ def command(
 
         if run is None:
             raise UserError("--watch shows a RUN")
-        show(find_run(run), Console())
+        show(find_run(run), Console(emoji=False))
         return
     loaded = load(run, "cpu") if run is not None else None
     value = describe(loaded.config if loaded else named(str(preset)), loaded)
     if as_json:
         print_json(value)
         return
-    console = Console(soft_wrap=True, markup=False)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
     for title, rows in value.items():
         table = Table(printable(title), "", title_justify="left")
         for key, item in rows.items():

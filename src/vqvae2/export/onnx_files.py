@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vqvae2.errors import UserError
 from vqvae2.export.modules import Context, Decoder, Encoder, RowStart, has_context, step_module
-from vqvae2.files.atomic import write_json
+from vqvae2.files.atomic import reason, write_json
 from vqvae2.files.output import make_folder
 from vqvae2.files.progress import Reporter
 from vqvae2.prior.level import LevelPrior
@@ -67,7 +67,8 @@ def export_onnx(run: Run, out: Path, reporter: Reporter | None = None) -> dict[s
 
     Raises:
         RunError: the autoencoder is not trained yet.
-        UserError: `onnx` or `onnxscript` is not installed, `out` is not empty, or a kind of prior cannot be exported.
+        UserError: `onnx` or `onnxscript` is not installed, `out` is not empty, or a kind of prior cannot be exported;
+            `out` cannot be written.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -77,16 +78,19 @@ def export_onnx(run: Run, out: Path, reporter: Reporter | None = None) -> dict[s
     found = list(parts(run))
     make_folder(out.parent)
     reporter = reporter or Reporter(quiet=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        with reporter.track("export", len(found), unit="graphs") as tracker:
-            for number, part in enumerate(found, 1):
-                _write(part, Path(folder))
-                tracker.update(number, part.name)
-        about = describe(run, found)
-        write_json(Path(folder) / "model.json", about)
-        make_folder(out)
-        for file in Path(folder).iterdir():
-            shutil.move(file, out / file.name)
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:99]}.") as folder:
+            with reporter.track("export", len(found), unit="graphs") as tracker:
+                for number, part in enumerate(found, 1):
+                    _write(part, Path(folder))
+                    tracker.update(number, part.name)
+            about = describe(run, found)
+            write_json(Path(folder) / "model.json", about)
+            make_folder(out)
+            for file in Path(folder).iterdir():
+                shutil.move(file, out / file.name)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {reason(error)}") from error
     return about
 
 

@@ -83,7 +83,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically (UTF-8)."""
+    """Write a text file atomically (UTF-8); the bytes of a name that is no UTF-8 become escapes such as `\\udce9`."""
     write_atomic(path, lambda temporary: _plain_write(temporary, text))
 
 
@@ -187,7 +187,7 @@ def parse_json(text: str, source: str | Path) -> Any:
 
 
 def _plain_write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -11,6 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from vqvae2.files.run_folder import RunError, RunFolder, run_path
 
+HTTP_ERROR: Any = HfHubHTTPError.__mro__[1]
+"""Every error of the Hub's HTTP client, whose package differs between versions."""
 HUB_FILES = ["config.yaml", "README.md", "*/model.safetensors"]
 """What is uploaded to and downloaded from a Hub repository that holds a run; `*` also matches `/`."""
 
@@ -20,6 +22,16 @@ def zoo() -> list[str]:
     folder = resources.files("vqvae2") / "zoo"
     models = folder.iterdir() if folder.is_dir() else ()
     return sorted(item.name for item in models if (item / "config.yaml").is_file())
+
+
+def names_hub(name: str) -> bool:
+    """Whether a name that is no place on this machine is looked for on the Hub, as `owner/name`."""
+    return name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.is_dir()
+
+
+def is_public(name: str) -> bool:
+    """Whether a name is that of a model of the package or of a repository of the Hub, and of no place on this machine."""
+    return not Path(name).exists() and (name in zoo() or names_hub(name))
 
 
 def find_run(name: str | Path, **hub: Any) -> Path:
@@ -40,10 +52,10 @@ def find_run(name: str | Path, **hub: Any) -> Path:
         return Path(str(resources.files("vqvae2") / "zoo" / text))
     if path.exists():
         raise RunError(f"{path} is no run folder: it has no config.yaml")
-    if text.count("/") == 1 and not text.startswith((".", "/")) and not path.parent.is_dir():
+    if names_hub(text):
         try:
             downloaded = Path(snapshot_download(text, allow_patterns=HUB_FILES, **hub))
-        except (OSError, ValueError, HfHubHTTPError) as error:
+        except (OSError, ValueError, HTTP_ERROR) as error:
             raise RunError(
                 f"no folder {text}, and it cannot be fetched from the Hub: {' '.join(str(error).split())[:200]}"
             ) from None

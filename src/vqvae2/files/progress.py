@@ -71,7 +71,7 @@ class Reporter:
         quiet = bool(os.environ.get("VQVAE2_QUIET")) if quiet is None else quiet
         self.quiet = quiet
         self.plan: Plan | None = None
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
 
     def say(self, text: str) -> None:
         """Print one line; control characters are shown as escapes."""
@@ -116,17 +116,19 @@ class Tracker:
         self.bar: Progress | None = None
         if reporter.console.is_terminal and not reporter.quiet:
             self.bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
+                TextColumn("{task.fields[rate]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 console=reporter.console,
                 transient=False,
             )
-            self.task = self.bar.add_task(title, total=total, completed=done, unit=unit, rate="", text="")
+            self.task = self.bar.add_task(
+                printable(title), total=total, completed=done, unit=unit, rate="", text=""
+            )
 
     def __enter__(self) -> Tracker:
         if self.bar:

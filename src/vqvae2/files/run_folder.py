@@ -195,10 +195,12 @@ def refuse_links(folder: Path, levels: int) -> None:
         RunError: one is; a run folder of a stranger could make a command write anywhere.
     """
     paths = RunFolder(folder)
-    stages = paths.networks(levels).values()
-    written = [paths.data, paths.codes, paths.prior(0).path.parent, *(stage.path for stage in stages)]
-    written += [place for stage in stages for place in (stage.pictures, stage.checkpoints)]
+    stages = [own for stage in paths.networks(levels).values() for own in (stage, stage.longer)]
+    written = [paths.data, paths.codes, paths.prior(0).path.parent]
+    written += [place for stage in stages for place in (stage.path, stage.pictures, stage.checkpoints)]
     written += [paths.critic.parent, paths.sheets, paths.report, paths.report / "cache"]
+    for place in (paths.data, paths.codes, paths.critic.parent, paths.report / "cache"):
+        written += [below for below in place.glob("*") if below.is_dir()]  # parts, samples, decoded images
     for place in written:
         if leads_out(place, folder):
             raise RunError(

@@ -6,6 +6,7 @@ so that another one can find out whether it is still needed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -18,12 +19,19 @@ from vqvae2.files.process import Process, host
 _OURS = re.compile(
     r"\..+\.(?:(?P<host>[\w-]+)-)?(?P<pid>\d+)(?:-\w+)?\.tmp"
 )  # earlier versions wrote no host
+_LONGEST = 255  # bytes of a name, on the usual file systems
 _OLD = 600.0  # seconds without a write after which a file of another machine is taken to be left behind
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which this process writes `path`; in the same folder, so that it can be renamed."""
-    return path.with_name(f".{path.name}.{host()}-{os.getpid()}.tmp")
+    """The name under which this process writes `path`; in the same folder, so that it can be renamed.
+
+    Where it would be too long for a file system that takes `path`, the beginning and a digest stand for the name.
+    """
+    name, end = os.fsencode(path.name), f".{host()}-{os.getpid()}.tmp"
+    room = _LONGEST - 1 - len(os.fsencode(end))
+    short = f"{name[: room - 17].decode('utf-8', 'ignore')}-{hashlib.sha256(name).hexdigest()[:16]}"
+    return path.with_name(f".{path.name if len(name) <= room else short}{end}")
 
 
 def is_temporary_name(temporary: str, name: str) -> bool:

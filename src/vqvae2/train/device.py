@@ -24,7 +24,7 @@ from torch import distributed as dist
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.errors import UserError
-from vqvae2.tf32 import without_tf32
+from vqvae2.tf32 import tf32_is, without_tf32
 
 _CAPTURE_FROM = 50  # steps from which on recording the step is worth its second or two (our decision)
 
@@ -187,20 +187,19 @@ def switches(choices: Choices) -> Iterator[None]:
     Raises:
         TrainingError: an operation has no deterministic kernel, and one was asked for.
     """
-    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    cudnn, card = torch.backends.cudnn, choices.device.type == "cuda"
+    before = cudnn.benchmark, cudnn.deterministic
     strict = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     try:
-        if choices.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if choices.tf32 else "highest")
+        if card:
             cudnn.benchmark, cudnn.deterministic = not choices.deterministic, choices.deterministic
-            cudnn.allow_tf32 = choices.tf32
         if choices.deterministic:
             torch.use_deterministic_algorithms(True)
-        yield
+        with tf32_is(choices.tf32) if card else nullcontext():
+            yield
     except RuntimeError as error:
         if choices.deterministic and "deterministic" in str(error):
             raise TrainingError(
@@ -208,9 +207,8 @@ def switches(choices: Choices) -> Iterator[None]:
             ) from error
         raise
     finally:
-        if choices.device.type == "cuda":
-            torch.set_float32_matmul_precision(precision)
-            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before
+        if card:
+            cudnn.benchmark, cudnn.deterministic = before
         if choices.deterministic:
             torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
 

@@ -32,6 +32,8 @@ from vqvae2.train.longer import may_change, record_ends, set_aside
 from vqvae2.train.reference import check_device
 
 REDO = "--redo-prior"
+PLACES = ("start", "perceptual_weights")
+"""Settings of a training that may be paths, names of models of the package or ids of the Hub."""
 
 _FREE = re.compile(  # settings that may change at any time
     r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
@@ -92,6 +94,7 @@ def claim(
         fixed = begun(folder, old)
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
+        _keep_places(new_value, old_value)
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
         anew = _anew(changed, redo)
         refused = [
@@ -126,10 +129,33 @@ def claim(
 
 
 def _from_anywhere(config: Config) -> Config:
-    """The paths in the settings of the data made absolute, so that the run can be used from any folder, as its data can."""
-    paths = {name: getattr(config.data, name) for name in ("labels", "image_root")}
-    places = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
-    return config.model_copy(update={"data": config.data.model_copy(update=places)})
+    """The paths in the settings made absolute, so that the run can be used from any folder, as its data can.
+
+    What is recorded of a start or of perceptual weights is then relative only if it names no place on this machine.
+    """
+    value = config.model_dump(mode="json")
+    for key in ("labels", "image_root"):
+        if value["data"][key]:
+            value["data"][key] = str(Path(value["data"][key]).absolute())
+    for training, key in _places(value):
+        if Path(training[key]).exists():
+            training[key] = str(Path(training[key]).absolute())
+    return parse(value)
+
+
+def _places(value: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """The settings of the trainings, as JSON, that may be paths: the dictionary and the key of each."""
+    trainings = [value["train_autoencoder"], value["sharpen"], *value["train_prior"]]
+    return [(training, key) for training in trainings for key in PLACES if training.get(key)]
+
+
+def _keep_places(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """Leave the spelling of a recorded path as it is where the new settings name the same: it may have been moved, and earlier
+    versions recorded it as it was given.
+    """
+    recorded = {str(Path(training[key]).absolute()): training[key] for training, key in _places(old)}
+    for training, key in _places(new):
+        training[key] = recorded.get(str(Path(training[key]).absolute()), training[key])
 
 
 def _anew(changed: list[str], redo: Redo | None) -> list[int]:
