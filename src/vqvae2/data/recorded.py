@@ -92,25 +92,26 @@ def open_other(
     seed: int,
     say: Callable[[str], None],
     both: bool = True,
+    check: Callable[[str], None] | None = None,
 ) -> ImageSet:
     """Images that a run was not trained on; its file of labels counts only if it names some of them.
 
     Args:
         data: see `open_images`.
         config: the run's options of the data.
-        decoded, seed, say, both: see `open_images`.
+        decoded, seed, say, both, check: see `open_images`.
 
     Raises:
         DataError: as `open_images`.
     """
     try:
-        return open_images(data, config, decoded, seed=seed, say=say, both=both)
+        return open_images(data, config, decoded, seed=seed, say=say, both=both, check=check)
     except LabelsError:
         if config.labels is None:
             raise
         say(f"the run's file of labels, {printable(config.labels)}, is not for these images: it is not read")
         own = config.model_copy(update={"labels": None, "label_column": None})
-        return open_images(data, own, decoded, seed=seed, say=say, both=both)
+        return open_images(data, own, decoded, seed=seed, say=say, both=both, check=check)
 
 
 def _places(record: Mapping[str, Any], run: Path) -> list[str]:
