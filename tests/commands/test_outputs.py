@@ -72,6 +72,19 @@ def test_a_mistake_removes_no_completions(
     assert len([*out.glob("0*.png")]) == 2
 
 
+def test_a_wrong_number_of_values_claims_no_folder(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    said = command(
+        *("complete", trained, picture, "--out", out, "--keep-levels", 1, "--n", 1),
+        *("--temperature", 1, "--temperature", 1, "--temperature", 0.9),
+    )
+    assert said.code == 2
+    assert "one for each of 2 levels, found 3" in said.err
+    assert not (out / "completions.json").exists()
+
+
 def test_reconstructions_by_another_model_are_refused(
     trained: Path, classless: Path, picture: Path, tmp_path: Path, command: Command
 ) -> None:
