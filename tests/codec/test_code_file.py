@@ -282,6 +282,20 @@ def test_only_one_part_is_in_memory(name: str, tmp_path: Path) -> None:
     assert peak < 30e6  # a part as int64 codes is 4 MB, all of them would be 80 MB
 
 
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_part_of_which_no_image_can_be_used_has_no_rows(empty: int, name: str, tmp_path: Path) -> None:
+    def part(number: int) -> code_file.Part:
+        count = 0 if number == empty else 2
+        names = np.array(["a", "b"][:count], dtype=np.str_)
+        return {"name": names, "level_0": np.zeros((count, 2, 2), np.uint16)}
+
+    about = {"digest": "d", "geometry": {"grids": [[2, 2]], "vocabulary": [8]}}
+    write_codes(tmp_path / name, about, [partial(part, number) for number in range(2)])
+    ((names, codes),) = open_codes(tmp_path / name).batches(64)
+    assert (names, len(codes)) == (["a", "b"], 2)
+
+
 @pytest.mark.parametrize("name", ["../../etc/x.png", "/x", "a\\..\\b.png", "..", ""])
 def test_names_stay_in_the_folder(name: str, tmp_path: Path) -> None:
     from vqvae2.commands.decode import _file_name
