@@ -75,7 +75,7 @@ def learner(kind: str, value: float, codes: Tensor) -> tuple[VectorQuantizer, Ca
     if kind.startswith("EMA"):
         quantizer = averaged(codes, value, revive=kind.endswith("revival"))
         return quantizer, quantizer
-    quantizer = VectorQuantizer(*codes.shape, commitment_cost=0.0, ema=False)
+    quantizer = VectorQuantizer(*codes.shape, commitment_cost=0.0, init="sonnet", ema=False)
     with torch.no_grad():
         quantizer.embeddings.copy_(codes)
     optimizer = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam}[kind]([quantizer.embeddings], lr=value)

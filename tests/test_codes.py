@@ -117,13 +117,14 @@ def test_grids_that_differ_are_named() -> None:
         ((), "at least one level"),
         ((torch.zeros(2, 2, 2),), r"level 0: .* found torch\.float32 \(2, 2, 2\)"),
         ((torch.zeros(2, 2, 2, dtype=torch.complex64),), r"found torch\.complex64"),
+        ((torch.zeros(2, 2, 2, dtype=torch.bool),), r"found torch\.bool"),
         (
             (torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)),
             r"level 1: .*int64",
         ),
         ((torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(2, 2, 2, dtype=torch.int64)), r"\[1, 2\]"),
     ],
-    ids=["none", "float", "complex", "shape", "batch"],
+    ids=["none", "float", "complex", "bool", "shape", "batch"],
 )
 def test_no_such_codes(levels: tuple[torch.Tensor, ...], message: str) -> None:
     with pytest.raises(CodesError, match=message) as caught:
@@ -169,11 +170,22 @@ def test_nothing_to_join() -> None:
 
 
 def test_moving_keeps_values_and_types() -> None:
-    codes = Codes((torch.tensor([[[1, 2]]], dtype=torch.uint8), torch.tensor([[[300]]], dtype=torch.int16)))
+    codes = Codes((torch.tensor([[[1, 2]]], dtype=torch.int8), torch.tensor([[[300]]], dtype=torch.int16)))
     moved = codes.to("cpu")
     assert equal(moved, codes)
-    assert [level.dtype for level in moved.levels] == [torch.uint8, torch.int16]
+    assert [level.dtype for level in moved.levels] == [torch.int8, torch.int16]
     assert [level.device.type for level in codes.to("meta").levels] == ["meta", "meta"]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32])
+def test_codes_as_files_hold_them(dtype: torch.dtype) -> None:
+    """Torch has few operations for them, and takes the largest for -1, which stands for a code that is not known."""
+    largest = torch.iinfo(dtype).max
+    codes = Codes((torch.tensor([[[0, largest]]]).to(dtype),))
+    assert codes.levels[0].tolist() == [[[0, largest]]]
+    assert codes.levels[0].dtype == torch.int64
+    Geometry(((1, 2),), (largest + 1,)).check(codes)
+    assert not (codes.levels[0] == -1).any()
 
 
 @given(st.integers(1, 5000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vqvae2.commands import images
 from vqvae2.commands.decode import decode
 from vqvae2.commands.encode import encode
 from vqvae2.config.overrides import read_yaml
+from vqvae2.evaluate.sets import folder_images
 from vqvae2.files.progress import Reporter
 from vqvae2.run import load
 
@@ -73,6 +75,11 @@ def test_samples_come_in_the_same_range(deep: Path, tmp_path: Path, command: Com
         assert (values.dtype, values.shape) == (np.uint16, (32, 32))
         shown = load(deep, "cpu").sample(2)[number, 0].add(1).div(2).mul(4095).clamp(0, 4095)
         assert np.abs(values - shown.numpy()).max() <= 1
+    (tmp_path / "00001.tif").unlink()
+    assert command("sample", deep, "--n", 2, "--out", tmp_path).code == 0
+    run = load(deep, "cpu")
+    found = folder_images("samples", tmp_path, run.classes, run.config.data, tmp_path / "cache")
+    assert (found.images() - run.sample(2)).abs().max() <= 2 / 4095, "what is measured is not what is shown"
 
 
 def test_every_verb_takes_them(deep: Path, scans: Path, tmp_path: Path, command: Command) -> None:
@@ -103,6 +110,8 @@ def test_completions_keep_the_values_outside_the_mask(
     assert command(*arguments, "--n", 2).code == 0
     with Image.open(out / "000.tif") as image, Image.open(scans / "03.png") as original:
         assert np.array_equal(np.asarray(image)[:16], np.asarray(original)[:16])
+    listing = json.loads((out / "completions.json").read_text())
+    assert [entry["file"] for entry in listing["completions"]] == ["000.tif", "001.tif"]
     assert command(*arguments, "--n", 1).code == 0
     assert sorted(path.name for path in out.glob("0*")) == ["000.png", "000.tif"]
 

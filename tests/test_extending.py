@@ -151,6 +151,8 @@ def test_a_name_stands_for_one_quantiser() -> None:
 
     quantizers.register_quantizer("mine", build)
     quantizers.register_quantizer("mine", build)
+    for _ in range(2):
+        quantizers.register_quantizer("lattice", FiniteScalarQuantizer.from_config)
     with pytest.raises(UserError, match="the quantiser 'vq' exists already"):
         quantizers.register_quantizer("vq", build)
 

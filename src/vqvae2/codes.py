@@ -18,6 +18,9 @@ from torch import Tensor
 
 from vqvae2.errors import UserError
 
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
 
 class CodesError(UserError):
     """Codes that do not fit the geometry with which they are used, or a geometry that cannot exist."""
@@ -94,7 +97,7 @@ class Codes:
     """The codes of a batch of images, coarsest level first.
 
     Attributes:
-        levels: one integer tensor [B, H, W] per level.
+        levels: one integer tensor [B, H, W] per level. Unsigned integers, in which files hold codes, become int64.
 
     Raises:
         CodesError: no level, a tensor of another type or shape, or levels with different batch sizes.
@@ -106,13 +109,16 @@ class Codes:
         if not self.levels:
             raise CodesError("codes need at least one level")
         for index, level in enumerate(self.levels):
-            if level.ndim != 3 or level.is_floating_point() or level.is_complex():
+            if level.ndim != 3 or level.dtype not in _INTEGERS:
                 raise CodesError(
                     f"level {index}: expected an integer tensor [B, H, W], "
                     f"found {level.dtype} {tuple(level.shape)}"
                 )
         if any(level.shape[0] != self.levels[0].shape[0] for level in self.levels):
             raise CodesError(f"levels differ in batch size: {[level.shape[0] for level in self.levels]}")
+        if any(level.dtype not in _SIGNED for level in self.levels):
+            # torch finds no minimum of unsigned integers, and that the largest ones equal -1
+            object.__setattr__(self, "levels", tuple(level.long() for level in self.levels))
 
     def __len__(self) -> int:
         return int(self.levels[0].shape[0])

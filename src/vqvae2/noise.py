@@ -25,7 +25,7 @@ _generators: dict[
 
 def uniform(count: int, device: torch.device) -> Tensor:
     """[b] in [0, 1), for b = `count` images of this process."""
-    rank, processes = _place()
+    rank, processes = world()
     if processes == 1:
         return torch.rand(count, device=device)
     whole = torch.rand(count * processes, device=device, generator=_generator(device))
@@ -34,7 +34,7 @@ def uniform(count: int, device: torch.device) -> Tensor:
 
 def integers(low: int, high: int, count: int, device: torch.device) -> Tensor:
     """[b] int64, `low` to `high` - 1, for b = `count` images of this process."""
-    rank, processes = _place()
+    rank, processes = world()
     if processes == 1:
         return torch.randint(low, high, (count,), device=device)
     whole = torch.randint(low, high, (count * processes,), device=device, generator=_generator(device))
@@ -43,7 +43,7 @@ def integers(low: int, high: int, count: int, device: torch.device) -> Tensor:
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """`functional.dropout` of [b, ...]."""
-    rank, processes = _place()
+    rank, processes = world()
     if processes == 1 or not rate or not training or x.device.type != "cpu":
         return functional.dropout(x, rate, training)
     channels_last = (
@@ -61,10 +61,11 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
 
 def shared() -> bool:
     """Whether several processes train together."""
-    return _place()[1] > 1
+    return world()[1] > 1
 
 
-def _place() -> tuple[int, int]:
+def world() -> tuple[int, int]:
+    """The rank of this process and the number of processes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

@@ -289,7 +289,7 @@ class Run(StoredRun):
             levels: keep this many levels, from the coarsest, 1 .. L - 1.
 
         Raises:
-            UserError: both or neither; a mask of another size; levels out of range.
+            UserError: both or neither; a mask of another size; levels out of range; an image as for `keep_outside`.
         """
         image = image.to(self.device)
         if mask is not None and levels is None:

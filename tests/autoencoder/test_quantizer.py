@@ -399,6 +399,26 @@ def test_the_mean_code_is_the_mean_quantised_vector() -> None:
     assert torch.allclose(vq.mean_code(), vq.lookup(out.encoding_indices).mean(0), atol=1e-5)
 
 
+def test_a_codebook_that_is_trained_by_gradient_starts_from_the_data_and_is_counted() -> None:
+    """Its first step is in the batch that it starts from; what is loaded, also of versions that did not count, goes on."""
+    first = blobs(200, 3, centre=5)
+    vq = VectorQuantizer(8, 3, decay=0.0, ema=False)
+    start = vq(first)
+    assert all((first == code).all(1).any() for code in vq.embeddings)
+    assert torch.allclose(vq.mean_code(), vq.lookup(start.encoding_indices).mean(0), atol=1e-5)
+    optimiser = torch.optim.SGD([vq.embeddings], lr=0.5)
+    start.loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    moved = vq.embeddings.detach().clone()
+    out = vq(blobs(200, 3, centre=2))
+    assert torch.equal(vq.embeddings, moved)
+    assert torch.allclose(vq.mean_code(), vq.lookup(out.encoding_indices).mean(0), atol=1e-5)
+    later = VectorQuantizer(8, 3, ema=False)
+    later.load_state_dict({**vq.state_dict(), "counter": torch.tensor(0), "ema_count": torch.zeros(8)})
+    later(first)
+    assert torch.equal(later.embeddings, moved)
+
+
 @pytest.mark.parametrize("ema", [True, False])
 def test_the_mean_code_of_a_codebook_without_statistics(ema: bool) -> None:
     """Trained by gradient, or not yet: all codes count alike; a zero vector is no neutral input."""
@@ -420,17 +440,18 @@ torch.set_num_threads(1)
 if world > 1:
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=world)
 found = {}
-for init in ("data", "sonnet"):
+for kind in ("data", "sonnet", "gradient"):
+    init = "sonnet" if kind == "sonnet" else "data"
     torch.manual_seed(rank if init == "data" else 0)  # drawn from the data, the first codebook needs no shared seed
-    vq = VectorQuantizer(24, 3, decay=0.8, init=init).double()
+    vq = VectorQuantizer(24, 3, decay=0.8, init=init, ema=kind != "gradient").double()
     indices, codes = [], []
     for step in range(50):
         centre = 4.0 * (step // 6)  # the data move, so that codes fall idle and are revived
         z = torch.randn(40, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64) + centre
         rows = 40 // world
         indices.append(vq(z[rank * rows : (rank + 1) * rows]).encoding_indices)
-        codes.append(vq.embeddings.clone())
-    found[init] = {"indices": indices, "codes": codes, "count": vq.ema_count, "sum": vq.ema_sum}
+        codes.append(vq.embeddings.detach().clone())
+    found[kind] = {"indices": indices, "codes": codes, "count": vq.ema_count, "sum": vq.ema_sum}
 torch.save(found, f"{place}/{world}-{rank}.pt")
 if world > 1:
     dist.destroy_process_group()
@@ -475,6 +496,16 @@ def test_two_processes_are_one_with_the_whole_batch(
     pairs = zip(one["codes"][1:], one["codes"][2:], strict=False)
     jumps = [float((after - before).norm(dim=1).max()) for before, after in pairs]
     assert sum(jump > 5 for jump in jumps) >= 3, "too few codes were revived: the test does not test it"
+
+
+def test_two_processes_start_and_count_alike_without_moving_averages(
+    processes: list[dict[str, dict[str, Any]]],
+) -> None:
+    one, left, right = (found["gradient"] for found in processes)
+    assert torch.equal(left["codes"][-1], one["codes"][-1])
+    assert torch.equal(right["codes"][-1], one["codes"][-1])
+    assert torch.allclose(left["count"], one["count"], atol=1e-10)
+    assert one["count"].sum() > 0
 
 
 def test_it_agrees_with_vector_quantize_pytorch() -> None:

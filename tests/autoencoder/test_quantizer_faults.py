@@ -110,9 +110,12 @@ def test_a_lattice_does_not_count_them(bad: float) -> None:
     fsq = FiniteScalarQuantizer(16, 4)
     z = vectors(0)
     z[:4] = bad
-    indices = fsq(z).encoding_indices
+    z[4, 0] = bad  # in one component alone
+    out = fsq(z)
+    indices = out.encoding_indices
     assert ((indices >= 0) & (indices < 16)).all()
-    assert (int(fsq.not_finite), int(fsq.usage.sum())) == (4, 36)
+    assert (int(fsq.not_finite), int(fsq.usage.sum())) == (5, 35)
+    assert out.quantize.isfinite().all(1).tolist() == [False] * 5 + [True] * 35
     assert fsq.ema_count.isfinite().all()
 
 

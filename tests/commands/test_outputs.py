@@ -98,6 +98,39 @@ def test_reconstructions_by_another_model_are_refused(
     assert "reconstructions of another model or decoder" in said.err
 
 
+def test_images_of_others_are_not_overwritten(
+    trained: Path, pictures: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """A folder that has no record of ours may hold the only copy of an image, or samples of another seed."""
+
+    def refused(verb: str, taken: Path, *arguments: object) -> None:
+        before = taken.read_bytes()
+        said = command(verb, trained, *arguments, "--out", taken.parent)
+        assert (said.code, len(said.err.splitlines())) == (2, 1)
+        assert f"{taken} exists, and would be overwritten; choose another --out" in said.err
+        assert taken.read_bytes() == before
+        assert len(list(taken.parent.iterdir())) == 1
+
+    for number, name in enumerate(("00000.png", "00001.tif", "grid.png", "samples.json", "codes-0-1.npz")):
+        taken = tmp_path / str(number) / name
+        taken.parent.mkdir()
+        shutil.copy(picture, taken)
+        refused("sample", taken, "--n", 1)
+    other = tmp_path / "other" / picture.name
+    other.parent.mkdir()
+    other.write_bytes(b"another image")
+    refused("reconstruct", other, picture)
+    codes = tmp_path / "codes.npz"
+    assert command("encode", trained, picture.parent, "--out", codes).code == 0
+    refused("decode", other, codes)
+    out = tmp_path / "out"
+    assert command("sample", trained, "--out", out, "--n", 1).code == 0
+    (out / "sampling.json").unlink()
+    said = command("sample", trained, "--out", out, "--n", 1, "--seed", 99)
+    assert said.code == 2
+    assert "exists, and would be overwritten" in said.err
+
+
 def test_evaluation_says_that_it_replaces_a_report(trained: Path, tmp_path: Path, command: Command) -> None:
     arguments = ("evaluate", trained, "--out", tmp_path / "out", "--only", "codes")
     assert "will be replaced" not in command(*arguments).err
@@ -218,6 +251,19 @@ def test_fine_tuning_from_another_run(
     said = command(*arguments, "--preset", "tiny")
     assert said.code == 2
     assert "--preset or --from" in said.err
+
+
+def test_fine_tuning_takes_no_files_of_the_other_data(trained: Path, tmp_path: Path) -> None:
+    from vqvae2.commands.train import fine_tuning
+
+    text = (trained / "config.yaml").read_text()
+    changed = text.replace("image_root: null", "image_root: elsewhere").replace(
+        "  labels: null", "  labels: a.csv"
+    )
+    assert changed.count("elsewhere") + changed.count("a.csv") == 2
+    (tmp_path / "config.yaml").write_text(changed)
+    data = fine_tuning(str(tmp_path)).data
+    assert (data.image_root, data.labels) == (None, None)
 
 
 def test_fine_tuning_from_a_model_of_the_package(tmp_path: Path, pictures: Path, command: Command) -> None:

@@ -129,6 +129,16 @@ def test_a_bad_value_is_named(assignment: str, texts: tuple[str, ...]) -> None:
     refused(lambda: parse(override(plain(), [assignment])), *texts)
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+def test_channels_that_no_perceptual_distance_compares(channels: int) -> None:
+    """Found out when settings are read, not in the first step; without a distance they are fine."""
+    other = (f"data.channels={channels}", f"autoencoder.channels={channels}", "data.range=[0, 1]")
+    unused = override(plain(), [*other, "sharpen.perceptual_weights=vgg"])
+    assert parse(unused).data.channels == channels
+    for used in (["train_autoencoder.perceptual_weights=vgg"], ["sharpen.steps=1"]):
+        refused(lambda used=used: parse(override(unused, used)), f"1, 3 or 4 channels, found {channels}")
+
+
 def test_levels_must_agree() -> None:
     for key, counts in (("prior", "1 priors and 2"), ("train_prior", "2 priors and 1")):
         value = plain()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from pydantic import ValidationError
 from test_decoding import png
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data import deep
+from vqvae2.data import deep, value_range
 from vqvae2.data.decoding import decode, load_image
 from vqvae2.data.deep import CLIPPED, save_values, to_values
 from vqvae2.data.errors import DataError, ImageError
@@ -101,8 +103,10 @@ def test_16_bit_png_and_tiff_keep_their_levels() -> None:
     wide = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint16) * 5
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide)
     colours = config(size=64, channels=3, range=(0, 65535))
-    back = to_values(floats(load_image(png(64, 64, 16, 2, rows), colours)), colours)
-    assert np.array_equal(back, wide)
+    texts = (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (3 << 20)))  # more than Pillow unpacks
+    for chunks in ((), (texts,)):
+        back = to_values(floats(load_image(png(64, 64, 16, 2, rows, *chunks), colours)), colours)
+        assert np.array_equal(back, wide)
 
 
 def test_8_bit_images_are_read_with_a_range_too() -> None:
@@ -215,6 +219,42 @@ def test_the_range_of_the_type_and_percentiles(tmp_path: Path) -> None:
     assert with_range("nowhere", found, tmp_path, says.append) is found
     with pytest.raises(DataError, match="expected two numbers"):
         load_image(array(ct()), config(range="dtype", channels=1))
+
+
+def test_values_that_are_no_numbers_have_no_range(tmp_path: Path) -> None:
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", np.full((8, 8), np.nan, np.float32))
+    with pytest.raises(DataError, match=r"data\.range: no value of the images is finite"):
+        with_range(
+            str(tmp_path), config(range="percentiles", channels=1), tmp_path / "run", lambda text: None
+        )
+
+
+@pytest.mark.parametrize("word", ["percentiles", "dtype"])
+def test_a_range_takes_the_memory_of_few_images(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(value_range, "_VALUES", 1000)
+    for number in range(30):
+        np.save(tmp_path / f"{number}.npy", np.arange(200_000.0).reshape(200, 1000))
+    tracemalloc.start()
+    try:
+        with_range(str(tmp_path), config(range=word, channels=1), tmp_path / "run", lambda text: None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * 1.6e6
+
+
+def test_a_range_is_that_of_the_images_that_the_seed_chooses(tmp_path: Path) -> None:
+    for number in range(8):
+        np.save(tmp_path / f"{number}.npy", np.array([[number, number + 1]]))
+    chosen = config(range="percentiles", channels=1, limit=1)
+    ranges = {
+        with_range(str(tmp_path), chosen, tmp_path / "run", lambda text: None, seed).range
+        for seed in range(5)
+    }
+    assert len(ranges) > 1
 
 
 def test_only_training_images_decide(tmp_path: Path) -> None:

@@ -54,6 +54,36 @@ def test_the_rule(mixed: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_linked_folder_has_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    """In whatever order the disk lists them; before, the order decided over the class and the fingerprint."""
+    root, there = folder_of(tmp_path / "in", 2, ("sub/cat", "sub/dog")), folder_of(tmp_path / "other", 1)
+    for link, target in (("a", root / "sub" / "cat"), ("sub/z", there), ("sub/y", there)):
+        (root / link).symlink_to(target)
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(real(path), reverse=backwards))
+    found = list_folder(root)
+    assert [found.name(file) for file in found.images] == [
+        "sub/cat/000.png",
+        "sub/dog/001.png",
+        "sub/y/000.png",
+    ]
+
+
+def test_tables_beside_images_are_pointed_at(tmp_path: Path) -> None:
+    """As in the clone of a data set with two pictures in its description."""
+    folder_of(tmp_path / "in" / "assets", 2)
+    parquet_of(tmp_path / "in" / "data" / "train.parquet", 3)
+    says: list[str] = []
+    assert len(opened(tmp_path / "in", tmp_path / "run", says)) == 2
+    assert (
+        "warning: 1 parquet or tar file beside the images not read, such as data/train.parquet: name it as DATA if it holds "
+        "the data"
+    ) in says
+
+
 def test_every_verb_takes_the_same_files(mixed: Path, tmp_path: Path) -> None:
     skipped: list[tuple[str, str]] = []
     files = image_files([mixed], skipped)

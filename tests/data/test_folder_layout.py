@@ -115,8 +115,10 @@ def test_one_split_is_chosen() -> None:
     found, paths = layout(*both("training_set", "test_set"), split="test")
     assert {paths[index].split("/")[0] for index in found.keep} == {"test_set"}
     assert (found.held, found.classes) == (None, list("xxxyyy"))
-    with pytest.raises(DataError, match="no split 'other'"):
+    with pytest.raises(DataError, match="no split 'other' in 'DATA': found test, train"):
         layout(*both("train", "test"), split="other")
+    found, paths = layout(*both("train2014", "train2017", "val2017"), split="train")
+    assert {paths[index].split("/")[0] for index in found.keep} == {"train2014", "train2017"}
 
 
 def test_it_is_said_and_loose_images_are_listed(tmp_path: Path) -> None:
@@ -158,6 +160,11 @@ def test_splits_below_the_classes() -> None:
     assert found.held == ["/test" in path for path in kept]
     assert not any("extra" in path for path in kept)
     assert "3 images not used, in extra" in found.notes
+    found, paths = layout("a/train", "a/test", "b/train/good", "b/test/cut", split="test")
+    assert {paths[index].rsplit("/", 1)[0] for index in found.keep} == {"a/test", "b/test/cut"}
+    assert (found.classes, found.held) == (list("aaabbb"), None)
+    unlabelled = understand([tuple(path.split("/")) for path in paths], None, "DATA", classes=False)
+    assert unlabelled.held == ["/test" in path for path in paths]
     for folders in (("a/train", "a/test", "b/train"), ("a/train", "b/test"), ("a/red", "a/blue", "b/red")):
         found, _ = layout(*folders)
         assert found.held is None

@@ -40,19 +40,21 @@ def root(tmp_path: Path) -> Path:
         ("f.json", json.dumps([{"file_name": f"{n}.png", "label": c} for n, c in ROWS])),
         ("g.json", json.dumps({f"batch{int(n) // 3}/{n}.png": c for n, c in ROWS})),
         ("h.json", json.dumps({"labels": [[f"batch{int(n) // 3}/{n}.png", c] for n, c in ROWS]})),
+        ("j.csv", "image_name,breed\n" + "".join(f'{n}.png, "{c}" \n' for n, c in ROWS)),
         ("i.jsonl", "\n".join(json.dumps({"image": f"{n}.png", "label": c}) for n, c in ROWS)),
     ],
 )
 def test_forms(name: str, text: str, root: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     says: list[str] = []
-    images = opened(root, tmp_path / "run", says, labels=str(tmp_path / name))
+    column = "breed" if name == "j.csv" else None
+    images = opened(root, tmp_path / "run", says, labels=str(tmp_path / name), label_column=column)
     assert labels(images) == [c for _, c in ROWS]
     assert any("6 of 6 images are in it" in line for line in says)
 
 
 def test_numbers_are_in_order_and_missing_ones_are_listed(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("file,label\n000.png,10\n001.png,9\n002.png,10\n003.png,\nother.png,9\n")
+    (tmp_path / "a.csv").write_text("file,label\n000.png, 10\n001.png,9\n002.png,10\n003.png,\nother.png,9\n")
     says: list[str] = []
     images = opened(root, tmp_path / "run", says, labels=str(tmp_path / "a.csv"))
     assert images.classes == ("9", "10")
@@ -99,6 +101,13 @@ def test_json_of_other_kinds(text: str, root: Path, tmp_path: Path) -> None:
         opened(root, tmp_path / "run", labels=str(tmp_path / "a.json"))
 
 
+def test_a_file_of_labels_in_the_folder_is_not_skipped(root: Path, tmp_path: Path) -> None:
+    file, says = root / "batch0" / "labels.csv", list[str]()
+    file.write_text("".join(f"{n}.png,{c}\n" for n, c in ROWS))
+    assert opened(root, tmp_path / "run", says, labels=str(file)).skipped == 0
+    assert not any("labels.csv: not an image" in line for line in says)
+
+
 def test_missing_binary_and_tables(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*gone\.csv: No such file"):
         opened(root, tmp_path / "run", labels=str(tmp_path / "gone.csv"))
@@ -127,12 +136,53 @@ def test_metadata_in_the_folder(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("named", [True, False])
 def test_a_file_that_holds_only_splits(root: Path, tmp_path: Path, named: bool) -> None:
     """Named or in the folder: the classes, if any, are those of the folders then."""
-    lines = "".join(f"batch{int(n) // 3}/{n}.png,{'test' if n > '003' else 'train'}\n" for n, _ in ROWS)
+    lines = "".join(
+        f"batch{int(n) // 3}/{n}.png,{'test' if n > '003' else 'train' if n > '001' else ''}\n"
+        for n, _ in ROWS
+    )
     file = tmp_path / "splits.csv" if named else root / "metadata.csv"
     file.write_text("file_name,split\n" + lines)
     images = opened(root, tmp_path / "run", labels=str(file) if named else None)
-    assert (images.skipped, images.heldout.tolist()) == (0, [4, 5])
-    assert images.classes == opened(root, tmp_path / "run2", labels=None, holdout=0.5).classes
+    assert (images.skipped, images.heldout.tolist()) == (0, [2, 3])
+    assert images.names == ["batch0/002.png", "batch1/003.png", "batch1/004.png", "batch1/005.png"]
+    assert labels(images) == ["batch0", "batch1", "batch1", "batch1"]
+
+
+@pytest.mark.parametrize("folders", ["{split}/{kind}", "{kind}/{split}", "{split}"])
+def test_splits_in_a_file_that_are_not_those_of_the_folders(folders: str, tmp_path: Path) -> None:
+    """Each image keeps the class of its own folder, whatever the folders say of splits."""
+    counts = {"train": (2, 2), "val": (2, 2), "test": (1, 3), "extra": (1, 1)}
+    held = {"train": "train", "val": "", "test": "test", "extra": "train"}
+    rows, root = "file_name,split\n", tmp_path / "in"
+    for split, numbers in counts.items():
+        for kind, count in zip(("cat", "dog"), numbers, strict=True):
+            for number in range(count):
+                path = root / folders.format(split=split, kind=kind) / f"{split}_{kind}_{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise(number).save(path)
+                rows += f"{path.relative_to(root).as_posix()},{held[split]}\n"
+    (tmp_path / "splits.csv").write_text(rows)
+    images = opened(root, tmp_path / "run", labels=str(tmp_path / "splits.csv"))
+    names = [Path(name).name.split("_") for name in images.names]
+    assert {split for split, _, _ in names} == {"train", "test", "extra"}
+    assert [names[index][0] for index in images.heldout] == ["test"] * 4
+    if "{kind}" in folders:
+        assert labels(images) == [kind for _, kind, _ in names]
+    else:
+        assert images.classes == ()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_without_classes_the_splits_of_a_file_count(root: Path, tmp_path: Path, named: bool) -> None:
+    """Before, data.label_column=none left the whole file unread, and the test images were trained on."""
+    lines = "".join(f"batch{int(n) // 3}/{n}.png,{c},{'test' if n > '003' else 'train'}\n" for n, c in ROWS)
+    file = tmp_path / "labels.csv" if named else root / "metadata.csv"
+    options = {"labels": str(file) if named else None, "label_column": "none"}
+    file.write_text("file_name,label,split\n" + lines)
+    images = opened(root, tmp_path / "run", **options)
+    assert (images.classes, images.heldout.tolist()) == ((), [4, 5])
+    file.write_text("file_name,age,breed\n000.png,3,cat\n")
+    assert opened(root, tmp_path / "run", **options).classes == ()
 
 
 def test_metadata_in_each_split(tmp_path: Path) -> None:
@@ -182,5 +232,54 @@ def test_names_that_fit_several_images_are_told_from_unknown_ones(tmp_path: Path
     for folder in ("one", "two"):
         folder_of(tmp_path / "in" / folder, 4)
     (tmp_path / "a.csv").write_text("file_name,label\n000.png,x\n001.png,y\n")
-    with pytest.raises(DataError, match=r"each name in a\.csv fits several images, such as one/000\.png"):
+    with pytest.raises(DataError, match=r"each name in a\.csv fits several images .*, such as one/000\.png"):
         opened(tmp_path / "in", tmp_path, labels=str(tmp_path / "a.csv"))
+
+
+def test_a_path_counts_more_than_a_file_name(tmp_path: Path) -> None:
+    """Before, the last row with the file name of an image decided, even if its path named another one."""
+    root = tmp_path / "in"
+    for split in ("train", "test"):
+        folder_of(root / split, 2)
+    for name in "cd":
+        noise(5).save(root / "test" / f"{name}.png")
+    (root / "train" / "metadata.csv").write_text("file_name,label\n000.png,cat\n001.png,cat\nc.png,cat\n")
+    (root / "test" / "metadata.csv").write_text("file_name,label\n000.png,dog\n001.png,dog\nc.png,dog\n")
+    says: list[str] = []
+    assert labels(opened(root, tmp_path / "1", says)) == [*("dog", "dog", "dog", ""), "cat", "cat"]
+    assert any("1 rows without an image" in line for line in says)
+    rows = [f"{split}/00{n}.png,{c}" for split, c in (("train", "cat"), ("test", "dog")) for n in range(2)]
+    (tmp_path / "a.csv").write_text("\n".join(["file,label", *rows, "test/c.png,ape", "test/d.png,ape"]))
+    with pytest.raises(
+        DataError, match=r"each name in a\.csv .* stands in rows that differ, such as 000\.png"
+    ):
+        opened(root / "train", tmp_path / "2", labels=str(tmp_path / "a.csv"))
+    images = opened(root / "test", tmp_path / "3", says, labels=str(tmp_path / "a.csv"))
+    assert labels(images) == ["", "", "ape", "ape"]
+    assert any("0 rows without an image and 4 that fit several images or contradict" in line for line in says)
+    same = "\n".join(row.replace("dog", "cat") for row in rows)
+    (tmp_path / "a.csv").write_text("file,label\n" + same)
+    assert labels(opened(root / "train", tmp_path / "4", labels=str(tmp_path / "a.csv"))) == ["cat"] * 2
+
+
+def test_all_names_of_a_split_in_a_file_are_read(root: Path, tmp_path: Path) -> None:
+    splits, says = ("train", "Train", "train2014", "val", "test", ""), list[str]()
+    rows = "".join(f"{n}.png,{split}\n" for (n, _), split in zip(ROWS, splits, strict=True))
+    (tmp_path / "a.csv").write_text("file_name,split\n" + rows)
+    images = opened(root, tmp_path / "run", says, labels=str(tmp_path / "a.csv"))
+    assert [Path(name).stem for name in images.names] == ["000", "001", "002", "003"]
+    assert images.heldout.tolist() == [3]
+    assert "2 images not used, in no split, test" in says
+
+
+@pytest.mark.parametrize("header", ["file_name,label,Split", "File,Split", "picture,SPLIT"])
+def test_the_column_of_splits_in_any_case(header: str, root: Path, tmp_path: Path) -> None:
+    splits = ["train"] * 4 + ["test"] * 2
+    rows = [
+        ",".join((f"{n}.png", c, split) if "label" in header else (f"{n}.png", split))
+        for (n, c), split in zip(ROWS, splits, strict=True)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join([header, *rows]))
+    images = opened(root, tmp_path / "run", labels=str(tmp_path / "a.csv"))
+    assert images.heldout.tolist() == [4, 5]
+    assert labels(images) == ([c for _, c in ROWS] if "label" in header else ["batch0"] * 3 + ["batch1"] * 3)

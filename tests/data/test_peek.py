@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from data_helpers import config, encoded, folder_of, noise, parquet_of, plain
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vqvae2.data import peek as module
-from vqvae2.data.decoding import image_size
+from vqvae2.data.decoding import image_size, load_whole
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.listing import Row, Stream
 from vqvae2.data.peek import peek
@@ -57,9 +58,9 @@ def test_only_some_images_are_opened_and_they_are_spread(
         plain(number, "L", (3, 3) if number < 10 else (5, 5)).save(root / f"{number:02d}.png")
     seen: list[Path] = []
 
-    def count(source: Any) -> Any:
+    def count(source: Any, **options: Any) -> Any:
         seen.append(source)
-        return image_size(source)
+        return image_size(source, **options)
 
     monkeypatch.setattr(module, "_SAMPLE", 8)
     monkeypatch.setattr(module, "image_size", count)
@@ -102,10 +103,42 @@ def test_the_limit_of_pillow_does_not_count(limit: int, monkeypatch: pytest.Monk
     assert image_size(encoded(noise(1, (40, 20)))) == (20, 40)
 
 
-def test_an_image_that_lies_on_its_side() -> None:
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_an_image_that_lies_on_its_side(kind: str, orientation: int) -> None:
+    if kind not in Image.SAVE and kind == "AVIF":
+        pytest.skip("this Pillow writes no AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    more = {"save_all": True, "append_images": [noise(2, (40, 20))]} if kind == "MPO" else {}
+    data = encoded(noise(1, (40, 20)), kind, exif=exif, **more)
+    assert image_size(data) == ((40, 20) if orientation == 6 else (20, 40))
+    assert load_whole(data, config()).shape[:2] == image_size(data)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_tiff_on_its_side_is_turned_where_its_values_are(deep: bool) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert image_size(encoded(noise(1, (40, 20)), "JPEG", exif=exif)) == (40, 20)
+    image = Image.fromarray(np.arange(800, dtype=np.uint16).reshape(20, 40)) if deep else noise(1, (40, 20))
+    data = encoded(image, "TIFF", exif=exif)
+    assert image_size(data) == load_whole(data, config()).shape[:2] == (40, 20)
+    values = config(range=(0, 65535))
+    assert image_size(data, values=True) == load_whole(data, values).shape[:2]
+
+
+def test_the_rotation_of_a_png_behind_its_pixels_is_known_without_decoding_them() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(noise(1, (40, 20)), exif=exif)
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    last = len(data) - 12
+    late = data[:at] + data[end:last] + data[at:end] + data[last:]
+    assert image_size(late) == (40, 20)
+    assert load_whole(late, config()).shape[:2] == (40, 20)
+    pixels = late.index(b"IDAT") + 4
+    assert image_size(late[:pixels] + bytes(8) + late[pixels + 8 :]) == (40, 20)
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,7 @@ import torch
 from data_helpers import config, encoded, folder_of, noise, opened, parquet_of, tar_of
 
 from vqvae2.data.errors import DataError
-from vqvae2.data.recorded import find_source, open_source, same_source, source_record
+from vqvae2.data.recorded import find_source, open_other, open_source, same_source, source_record
 
 
 def test_the_spelling_and_the_times_are_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,3 +113,81 @@ def test_other_images_are_refused_before_anything_is_written(tmp_path: Path) -> 
     with pytest.raises(DataError, match="others: 64"):
         open_images(str(root), config(), tmp_path / "run" / "data", say=lambda text: None, check=refuse)
     assert {path: path.read_bytes() for path in (tmp_path / "run" / "data").iterdir()} == before
+
+
+def test_a_folder_named_as_the_embedded_set_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the run folder of `vqvae2 train emoji64 --run emoji64`; `locate` takes the embedded set."""
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "emoji64", 2)
+    record = source_record("emoji64", Path("emoji64"))
+    assert record == {"source": "emoji64"}
+    assert find_source(record, Path("emoji64")) == "emoji64"
+    assert same_source("emoji64", record, Path("emoji64"))
+    assert not same_source("emoji64", {"source": str(tmp_path / "emoji64")}, Path("emoji64"))
+    beside = source_record("./emoji64", Path("run"))
+    assert find_source({**beside, **record}, Path("run")) == "emoji64"  # its place is of earlier data
+
+
+def test_decoded_copies_of_a_named_data_set_are_not_called_gone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    images = opened(folder_of(tmp_path / "pics", 6), run)
+    record = {"source": "owner/name", "fingerprint": images.fingerprint}
+    says: list[str] = []
+    open_source(record, run, config(), run / "data", 0, says.append)
+    assert says == [f"the decoded images in {run / 'data'} are used"]
+
+
+@pytest.mark.parametrize(
+    ("options", "dropped"),
+    [
+        ({"limit": 3}, ""),
+        ({"label_column": "breed"}, "data.label_column=breed"),
+        ({"split": "other"}, "data.split=other"),
+        ({"image_column": "scan", "label_column": "breed"}, "data.label_column=breed"),
+        (
+            {"limit": 3, "split": "other", "label_column": "breed"},
+            "data.label_column=breed, data.split=other",
+        ),
+    ],
+)
+def test_settings_of_the_own_images_do_not_hinder_others(
+    options: dict[str, Any], dropped: str, tmp_path: Path
+) -> None:
+    root = folder_of(tmp_path / "pics", 8, ("a", "b"))
+    says: list[str] = []
+    work = tmp_path / "work"
+    images = open_other(str(root), config(**options), work, seed=0, say=says.append, both=False)
+    assert (len(images), images.classes) == (8, ("a", "b"))
+    assert [line.split(",")[0] for line in says if "does not count" in line] == (
+        [f"of the run, {dropped}".split(",")[0]] if dropped else []
+    )
+    assert dropped in "\n".join(says)
+
+
+def test_settings_that_fit_other_images_count(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "a.parquet", 6, breed=list("xyxyxy"), split=["train"] * 4 + ["test"] * 2)
+    chosen = config(split="test", label_column="breed", image_column="scan")
+    says: list[str] = []
+    images = open_other(str(path), chosen, tmp_path / "work", seed=0, say=says.append, both=False)
+    assert (len(images), images.classes) == (2, ("x", "y"))
+    assert (
+        "of the run, data.image_column=scan does not count, because these images have no such thing" in says
+    )
+
+
+def test_a_limit_counts_for_the_own_images_in_another_place(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "pics", 8)
+    own = opened(root, tmp_path / "run", limit=3)
+    root = root.rename(tmp_path / "moved")
+    for fingerprint, count in ((own.fingerprint, 3), ("0" * 64, 8)):
+        images = open_other(
+            str(root),
+            config(limit=3),
+            tmp_path / str(count),
+            seed=0,
+            say=lambda text: None,
+            own=fingerprint,
+        )
+        assert len(images) == count

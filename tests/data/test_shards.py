@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_helpers import encoded
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from vqvae2.config.models import DataConfig
@@ -182,6 +183,68 @@ def test_a_shard_of_a_test_split_is_held_out(place: str, tmp_path: Path) -> None
 def test_shards_that_are_not_there(data: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=reason):
         locate(data, tmp_path)
+
+
+class _Odd(MemoryFileSystem):
+    """A file system that fails in one way, as those of clouds do with exceptions of their own."""
+
+    protocol, cachable, fails = "odd", False, ""
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.removeprefix("odd://")))
+
+    def info(self, path: str, **options: Any) -> Any:
+        if self.fails == "info":
+            raise Exception("no\ncredentials")  # the kind that gcsfs raises
+        return {**super().info(path, **options), **({"size": None} if self.fails == "size" else {})}
+
+    def cat_file(self, *args: Any, **options: Any) -> Any:
+        if self.fails == "read":
+            raise PermissionError(13, "Access Denied")
+        return super().cat_file(*args, **options)
+
+    def _open(self, *args: Any, **options: Any) -> Any:
+        if self.fails == "open":
+            raise Exception("expired")
+        return super()._open(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [
+        ("info", "no credentials"),
+        ("size", "nothing says how many bytes it has"),
+        ("read", "Access Denied|Permission denied"),
+        ("open", "expired"),
+    ],
+)
+def test_whatever_a_file_system_raises_is_one_line(
+    fails: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("odd", _Odd, clobber=True)
+    place = f"odd://{tmp_path.name}/a.tar"
+    fsspec.core.url_to_fs(place)[0].pipe_file(f"/{tmp_path.name}/a.tar", shard(range(3)))
+    monkeypatch.setattr(_Odd, "fails", fails)
+    with pytest.raises(DataError, match=rf"cannot read .*a\.tar: .*({reason})"):
+        opened(place, tmp_path)
+
+
+def test_a_folder_with_the_ending_of_a_tar_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").mkdir()
+    with pytest.raises(DataError, match=r"cannot read file://.*a\.tar: Is a directory"):
+        locate(f"file://{tmp_path}/a.tar", tmp_path)
+
+
+def test_folders_of_shards_are_part_of_what_is_known(place: str, tmp_path: Path) -> None:
+    files, path = fsspec.core.url_to_fs(place)
+    for folder in ("test", "more"):
+        files.makedirs(f"{path}/{folder}", exist_ok=True)
+    files.pipe_file(f"{path}/test/0.tar", shard(range(30, 34)))
+    first = opened(f"{place}/**/*.tar", tmp_path)
+    assert len(first.heldout) == 4
+    files.mv(f"{path}/test/0.tar", f"{path}/more/0.tar")
+    assert opened(f"{place}/**/*.tar", tmp_path).fingerprint != first.fingerprint
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import encoded, folder_of, noise, opened, parquet_of, shows
+from data_helpers import config, encoded, folder_of, noise, opened, parquet_of, shows
 
 from vqvae2.data import identity
 from vqvae2.data.errors import DataError
+from vqvae2.data.recorded import same_source, source_record
 from vqvae2.data.table_files import expand_braces
 
 
@@ -109,6 +110,29 @@ def test_nothing_there(tmp_path: Path, make: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         opened(made if isinstance(made, Path) else at, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("~nosuchuser/pictures", "no such folder or file"),
+        ("x-{5..2}.tar", "no file matches"),
+        ("s3://bucket/x-{5..2}.tar", "no file matches"),
+    ],
+)
+def test_data_that_cannot_be_is_refused_in_one_line(data: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        opened(data, tmp_path)
+    assert source_record(data, tmp_path) == {"source": data}
+    assert not same_source(data, {"source": "elsewhere"}, tmp_path)
+
+
+def test_the_home_folder_of_files_that_the_settings_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chosen = config(labels="~/a.csv", image_root="~nosuchuser/x")
+    assert (chosen.labels, chosen.image_root) == (str(tmp_path / "a.csv"), "~nosuchuser/x")
 
 
 def test_files_that_are_no_data(tmp_path: Path) -> None:

@@ -33,6 +33,18 @@ def test_parquet_with_everything(tmp_path: Path) -> None:
         opened(path, tmp_path, split="other")
 
 
+def test_all_names_of_a_split_are_read(tmp_path: Path) -> None:
+    """Before, the order of a set decided which one of several was read, so processes could read different images."""
+    splits = [*("train2014", "train2014", "train2017", "Train2017", "val2017"), *("test2017", "extra", None)]
+    path, says = parquet_of(tmp_path / "a.parquet", 8, split=splits), list[str]()
+    images = opened(path, tmp_path, says)
+    assert images.names == [f"p{number}.png" for number in range(5)]
+    assert images.heldout.tolist() == [4]
+    assert "3 images not used, in extra, no split, test2017" in says
+    assert len(opened(path, tmp_path, split="train")) == 4
+    assert len(opened(path, tmp_path, split="train2017")) == 2
+
+
 def test_parquet_files_without_rows(tmp_path: Path) -> None:
     """Programs that write many files leave some of them empty."""
     parquet_of(tmp_path / "in" / "a.parquet", 4)
@@ -159,6 +171,45 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
         opened(tmp_path / "b.parquet", tmp_path)
 
 
+def test_folders_count_for_a_pattern_too(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("test", 2)):
+        parquet_of(tmp_path / "in" / split / "0.parquet", count)
+        tar_of(tmp_path / "in" / split / "0.tar", count)
+    for ending in ("parquet", "tar"):
+        images = opened(tmp_path / "in" / "*" / f"*.{ending}", tmp_path / ending)
+        assert (len(images.train), len(images.heldout)) == (4, 2)
+        assert len(opened(tmp_path / "in" / "test" / f"*.{ending}", tmp_path / f"{ending}-test")) == 2
+    for name in ("cat", "dog"):
+        parquet_of(tmp_path / "hive" / f"label={name}" / "0.parquet", 3)
+    assert opened(tmp_path / "hive" / "*" / "0.parquet", tmp_path / "hive-run").classes == ("cat", "dog")
+
+
+def test_folders_of_tables_are_part_of_what_is_known(tmp_path: Path) -> None:
+    """A folder that is renamed gives other classes; before, those of the kept images stayed."""
+    root = tmp_path / "in"
+    for name in ("cat", "dgo"):
+        parquet_of(root / f"label={name}" / "0.parquet", 3)
+    first = opened(root, tmp_path / "run")
+    assert opened(root / "*" / "*.parquet", tmp_path / "pattern").fingerprint == first.fingerprint
+    (root / "label=dgo").rename(root / "label=dog")
+    again = opened(root, tmp_path / "run")
+    assert again.classes == ("cat", "dog")
+    assert again.fingerprint != first.fingerprint
+
+
+def test_images_of_a_table_may_be_moved(tmp_path: Path) -> None:
+    """Their fingerprint stays, but kept pixels of another folder are not taken for theirs."""
+    pq.write_table(pa.table({"image": [f"{number}.png" for number in range(3)]}), tmp_path / "a.parquet")
+    for folder, add in (("A", 0), ("B", 5)):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            noise(number + add).save(tmp_path / folder / f"{number}.png")
+    first = opened(tmp_path / "a.parquet", tmp_path / "run", image_root=str(tmp_path / "A"))
+    second = opened(tmp_path / "a.parquet", tmp_path / "run", image_root=str(tmp_path / "B"))
+    assert second.fingerprint == first.fingerprint
+    assert shows(second, 1, 6)
+
+
 # --- WebDataset ---
 
 
@@ -182,7 +233,12 @@ def test_webdataset_json_and_splits(tmp_path: Path) -> None:
 
     tar_of(tmp_path / "in" / "train-0.tar", 4, json=facts)
     tar_of(tmp_path / "in" / "val-0.tar", 2, 4, json=facts)
-    images = opened(tmp_path / "in", tmp_path)
+    says: list[str] = []
+    images = opened(tmp_path / "in", tmp_path, says)
+    assert says[0] == (
+        "understood as 6 images, 2 classes from the members beside the images, split of the data: 4 to train, 2 held out "
+        "by the names of the files"
+    )
     assert images.classes == ("house", "tree")
     assert images.labels is not None
     assert images.labels.tolist() == [1, 0] * 3
@@ -239,6 +295,48 @@ def test_hub(hub: Path, tmp_path: Path, streaming: bool) -> None:
     assert (len(only), len(only.heldout)) == (3, 1)
     few = opened("owner/name", tmp_path, streaming=streaming, limit=4)
     assert (len(few.train), len(few.heldout)) == (3, 1)
+
+
+def test_a_limited_stream_of_several_training_splits(hub: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("train2014", "train2017", "val2017")):
+        parquet_of(hub / f"{name}.parquet", 4, 4 * number)
+    files = {path.stem: str(path) for path in hub.iterdir()}
+    (hub / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {name}\n    path: {Path(file).name}\n" for name, file in sorted(files.items()))
+        + "---\n"
+    )
+    for streaming in (False, True):
+        images = opened("owner/name", tmp_path / str(streaming), streaming=streaming)
+        assert (len(images.train), len(images.heldout)) == (8, 4)
+    few = opened("owner/name", tmp_path / "few", streaming=True, limit=6)
+    assert (few.names, few.heldout.tolist()) == ([*(f"p{number}.png" for number in range(5)), "p8.png"], [5])
+
+
+def test_a_limited_stream_holds_other_images_than_a_limited_listing(hub: Path, tmp_path: Path) -> None:
+    parquet_of(hub / "data.parquet", 12)
+    known = [
+        opened("owner/name", tmp_path / f"{streaming}{limit}", streaming=streaming, limit=limit, seed=1)
+        for streaming in (False, True)
+        for limit in (4, None)
+    ]
+    assert known[0].names != known[2].names
+    assert known[0].fingerprint != known[2].fingerprint
+    assert known[1].fingerprint == known[3].fingerprint
+
+
+def test_the_hub_offline_has_the_commit_that_was_downloaded(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet_of(hub / "data.parquet", 5)
+    online = opened("owner/name", tmp_path / "1").fingerprint
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cached"))
+    assert opened("owner/name", tmp_path / "2").fingerprint != online
+    refs = tmp_path / "cached" / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(_Info.sha)
+    assert opened("owner/name", tmp_path / "3").fingerprint == online
 
 
 def test_hub_is_asked_once(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from data_helpers import encoded, noise, opened, shows
 
+from vqvae2.data import tar_files
 from vqvae2.data.errors import DataError
 
 
@@ -107,6 +108,38 @@ def test_compressed(tmp_path: Path) -> None:
     (tmp_path / "e.tar.gz").write_bytes(b"no archive")
     with pytest.raises(DataError, match="cannot read"):
         opened(tmp_path / "e.tar.gz", tmp_path / "e")
+
+
+def test_a_compressed_tar_is_not_unpacked_over_one_that_is_read(tmp_path: Path) -> None:
+    """Such as `evaluate` beside a training whose images are not kept; before, the training found broken images."""
+    path = tar(tmp_path / "a.tar", {f"{n}.png": png(n) for n in range(6)})
+    path.with_suffix(".tgz").write_bytes(gzip.compress(path.read_bytes()))
+    first = opened(tmp_path / "a.tgz", tmp_path, cache_gb=0)
+    (plain,) = (tmp_path / "data" / "table").iterdir()
+    written = plain.stat().st_mtime_ns
+    again = opened(tmp_path / "a.tgz", tmp_path, cache_gb=0)
+    assert plain.stat().st_mtime_ns == written
+    assert all(shows(images, n, n) for images in (first, again) for n in range(6))
+    path.with_suffix(".tgz").write_bytes(
+        gzip.compress(tar(path, {f"{n}.png": png(9 - n) for n in range(6)}).read_bytes())
+    )
+    assert shows(opened(tmp_path / "a.tgz", tmp_path, cache_gb=0), 0, 9)
+    assert len([*(tmp_path / "data" / "table").iterdir()]) == 1
+
+
+def test_unpacking_is_seen_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tar(tmp_path / "a.tar", {f"{n}.png": png(n) for n in range(6)})
+    path.with_suffix(".tgz").write_bytes(gzip.compress(path.read_bytes()))
+    usual = tar_files._unpack
+    seen: list[Path] = []
+
+    def unpack(file: Path, target: Path) -> None:
+        usual(file, target)
+        seen.extend(target.parent.glob("*.tar"))
+
+    monkeypatch.setattr(tar_files, "_unpack", unpack)
+    assert len(opened(tmp_path / "a.tgz", tmp_path, cache_gb=0)) == 6
+    assert seen == []
 
 
 def test_what_is_no_image_is_listed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -163,6 +164,20 @@ def test_a_picture_of_another_size_or_colour() -> None:
     for image in (picture()[:, :6], picture()[:1]):
         with pytest.raises(ConfigError):
             keep_outside(autoencoder, image, torch.zeros(image.shape[1:], dtype=torch.bool))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_picture_of_no_numbers(bad: float) -> None:
+    """Only under the mask, where nobody sees them."""
+    autoencoder, _ = models()
+    image, mask = picture(), corner()
+    spoilt = torch.where(mask, bad, image)
+    assert same(keep_outside(autoencoder, spoilt, mask).codes, keep_outside(autoencoder, image, mask).codes)
+    refused(lambda: keep_outside(autoencoder, spoilt, NONE), "found NaN or infinity")
+    refused(lambda: keep_outside(autoencoder, spoilt, ~mask), "found NaN or infinity")
+    refused(lambda: keep_coarse(autoencoder, spoilt, 1), "found NaN or infinity")
+    whole = image.mul(127).to(torch.uint8)
+    refused(lambda: keep_outside(autoencoder, whole, mask), "floating-point numbers .* found torch.uint8")
 
 
 # --- the first pass ---

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vqvae2 import Run
+from vqvae2.commands.sample import SampleRequest, sample
 from vqvae2.errors import UserError
 from vqvae2.generate.reject import candidate_labels
 from vqvae2.generate.sample import sample_labels
@@ -73,6 +75,43 @@ def test_an_unreadable_image_is_named(trained: Path, tmp_path: Path, command: Co
     assert command("sample", trained, "--out", out, *DRAW).code == 0
     (out / "00001.png").write_bytes(b"no image")
     refused(command("sample", trained, "--out", out, "--n", 8, "--batch", 2), "00001.png", "damaged")
+
+
+def test_another_image_in_the_place_of_a_sample_is_named(
+    trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """Of another size, or with a wrong length of the first chunk of pixels, at which Pillow raises a syntax error."""
+    out = tmp_path / "out"
+    assert command("sample", trained, "--out", out, *DRAW).code == 0
+    (out / "preview.png").symlink_to(tmp_path / "nowhere")
+    for number, name in ((0, "00000.png"), (1, "00001.png")):
+        file = out / name
+        before = file.read_bytes()
+        if number:
+            file.write_bytes(before[:33] + (5).to_bytes(4, "big") + before[37:])
+        else:
+            Image.new("RGB", (5, 7)).save(file)
+        refused(command("sample", trained, "--out", out, *DRAW), name, "damaged or no sample")
+        file.write_bytes(before)
+    assert "all were there already" in command("sample", trained, "--out", out, *DRAW).out
+
+
+def test_numbers_of_numpy_ask_for_the_same_samples(trained: Path, tmp_path: Path) -> None:
+    run, numbers = Run(trained, "cpu"), [3, 1, 2]
+    first = sample(run, tmp_path / "a", SampleRequest(3, 1, 2))
+    n, label, seed = map(np.int64, numbers)
+    second = sample(run, tmp_path / "a", SampleRequest(n, label, seed))  # type: ignore[arg-type]
+    assert first is not None
+    assert second is not None
+    assert (second.new, second.listing) == (0, first.listing)
+
+
+def test_the_runs_own_batch_is_taken(run: Path, tmp_path: Path, command: Command) -> None:
+    text = (run / "config.yaml").read_text()
+    assert text.count("  batch: 64\n") == 1
+    (run / "config.yaml").write_text(text.replace("  batch: 64\n", "  batch: 2\n"))
+    assert command("sample", run, "--out", tmp_path / "out", "--n", 5).code == 0
+    assert len(list((tmp_path / "out").glob("codes-*.npz"))) == 3
 
 
 @pytest.mark.parametrize(

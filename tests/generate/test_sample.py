@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -95,6 +96,15 @@ def test_other_alphabets() -> None:
         assert class_number(label, names) == number
 
 
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+def test_a_name_in_any_unicode_form(written: Any, asked: Any) -> None:
+    """File systems decompose accents, keyboards do not."""
+    names = ["the", unicodedata.normalize(written, "Café")]
+    for label in ("Café", "café ", "CAFÉ"):
+        assert class_number(unicodedata.normalize(asked, label), names) == 1
+
+
 def test_a_name_with_a_comma_is_quoted_in_a_list() -> None:
     with pytest.raises(UserError, match=r"a name such as cats, 'hats, coats', mats$"):
         class_number("???", ["cats", "hats, coats", "mats"])
@@ -121,6 +131,7 @@ def test_the_exact_name_goes_before_another_case() -> None:
         ("-1", "no class '-1'"),
         ("1.0", "no class '1.0'"),
         ("9" * 30, "no class '9+'"),
+        ("9" * 5000, "no class '9+"),
         ("²", "no class '²'"),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_logarithm_without_loss_of_half_precision() -> None:
         assert prior.log_prob(codes).dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32])
 def test_codes_of_any_integer_type_are_alike(dtype: torch.dtype) -> None:
     prior, codes = prior_of()
     small = Codes(tuple(level.to(dtype) for level in codes.levels))
@@ -195,6 +195,7 @@ def test_labels_may_be_any_integers() -> None:
         ([[0, 1, 0]], r"expected 3 labels, found shape \(1, 3\)"),
         ([0, 3, 1], r"expected class numbers 0\.\.1, or 2 for no label, found 0\.\.3"),
         ([0, -1, 1], r"expected class numbers 0\.\.1, or 2 for no label, found -1\.\.1"),
+        ([0.9, 1.2, 0.0], r"expected class numbers that are integers, found torch\.float32"),
     ],
 )
 def test_labels_that_do_not_fit(labels: Any, message: str) -> None:

@@ -603,6 +603,15 @@ def test_before_anything_is_trained_all_may_change(data: Path, config: Config, t
     assert (record["source"], record["command"], settings) == ("elsewhere", "vqvae2 train again", other)
 
 
+def test_paths_in_the_settings_of_the_data_hold_from_any_folder(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    claimed = ask(tmp_path / "run", tmp_path, changed(config, data={"image_root": "in", "labels": "a.csv"}))
+    assert (claimed.data.image_root, claimed.data.labels) == (str(tmp_path / "in"), str(tmp_path / "a.csv"))
+    assert ask(tmp_path / "run", tmp_path, config).data.image_root is None
+
+
 def test_a_begun_stage_counts_as_trained(
     data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

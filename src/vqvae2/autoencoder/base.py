@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from vqvae2.config.numbers import whole
+from vqvae2.noise import world
 
 
 @dataclass(frozen=True)
@@ -195,13 +196,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
-
-
-def world() -> tuple[int, int]:
-    """The rank of this process and the number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def summed(value: Tensor) -> Tensor:

@@ -99,8 +99,9 @@ class FiniteScalarQuantizer(Quantizer):
         """
         check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
-            bounded = self._bound(_exactly(self.inward, z))
-            finite = bounded.detach().isfinite().all(-1)
+            inner = _exactly(self.inward, z)
+            finite = inner.detach().isfinite().all(-1)
+            bounded = self._bound(torch.where(finite[..., None], inner, torch.nan))
             steps = bounded + (bounded.round() - bounded).detach()
             half = self.sides // 2
             quantized = _exactly(self.outward, steps / half)

@@ -188,6 +188,7 @@ class VQVAE(nn.Module):
         Raises:
             CodesError: wrong number of levels, grids that do not fit each other, codes out of range (which compiled
                 code does not check).
+            ConfigError: a finest grid that the strides of the coarser levels do not divide.
         """
         count = self.config.levels
         if len(codes.levels) != count:
@@ -209,10 +210,14 @@ class VQVAE(nn.Module):
     def _levels(self) -> list[_Level]:
         return [level for level in self.levels if isinstance(level, _Level)]
 
-    def _quantize(self, images: Tensor) -> list[Quantized]:
+    def check_images(self, images: Tensor) -> None:
+        """Raise `ConfigError` unless images are floating-point numbers [B, channels, H, W] with sizes that the strides divide."""
         self.config.check_images(tuple(images.shape))
         if not images.is_floating_point():
             raise ConfigError(f"expected images of floating-point numbers in [-1, 1], found {images.dtype}")
+
+    def _quantize(self, images: Tensor) -> list[Quantized]:
+        self.check_images(images)
         dtype = self._levels()[0].projection.weight.dtype
         features, x = [], images.to(dtype).contiguous(memory_format=torch.channels_last)
         for level in reversed(self._levels()):  # the encoders run from the image down to the coarsest grid

@@ -16,12 +16,12 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vqvae2.config.training import LEAST_COMPARED
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import reason
 from vqvae2.files.tensor_file import plain_names
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions between poolings
-LEAST_SIDE = 2 ** (len(_STAGES) - 1)
 # mean and standard deviation of ImageNet's red, green and blue in [0, 1], converted to [-1, 1]
 _MEAN = (2 * 0.485 - 1, 2 * 0.456 - 1, 2 * 0.406 - 1)
 _STD = (2 * 0.229, 2 * 0.224, 2 * 0.225)
@@ -107,9 +107,9 @@ class PerceptualDistance(nn.Module):
             raise PerceptualError(
                 f"a perceptual distance: expected two batches of images with 1, 3 or 4 channels, found {list(images.shape)} and {list(originals.shape)}"
             )
-        if min(images.shape[2:]) < LEAST_SIDE:
+        if min(images.shape[2:]) < LEAST_COMPARED:
             raise PerceptualError(
-                f"a perceptual distance: expected sides of at least {LEAST_SIDE} px, found {list(images.shape[2:])}"
+                f"a perceptual distance: expected sides of at least {LEAST_COMPARED} px, found {list(images.shape[2:])}"
             )
         return self.between(images, self.aims(originals))
 

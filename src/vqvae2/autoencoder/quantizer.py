@@ -31,12 +31,12 @@ from vqvae2.autoencoder.base import (
     recomputing,
     summed,
     without_autocast,
-    world,
 )
 from vqvae2.autoencoder.nearest import nearest_code
 from vqvae2.autoencoder.revival import draw_by_error, hashed_uniform, spread_rows
 from vqvae2.config.models import AutoencoderConfig
 from vqvae2.config.numbers import real
+from vqvae2.noise import world
 
 _PENALTY_RAMP = (
     1000  # updates over which the entropy penalty rises: with all of it at once, few codes stay in use
@@ -75,7 +75,7 @@ class VectorQuantizer(Quantizer):
     before training. Whatever the input's dtype and whatever autocast says, the arithmetic is in the dtype of
     `embeddings`: float32, or float64 after `.double()`.
 
-    In training mode (and `ema=True`) each call updates the codebook for the next call. With n_i the number of vectors
+    In training mode (and with `ema=True`) each call updates the codebook for the next call. With n_i the number of vectors
     assigned to code i and s_i their sum, over all processes (van den Oord et al. 2017, appendix A.1):
 
         N_i <- EMA(n_i),  m_i <- EMA(s_i),  e_i <- m_i / N_i          (both averages zero-debiased)
@@ -105,9 +105,9 @@ class VectorQuantizer(Quantizer):
         init: "data" takes the first codebook from vectors of the first batch (our decision); "sonnet" draws it
             uniformly from +-sqrt(3 / D) and smooths the counts as Sonnet does.
         revive: move codes that are used less than 3 % as often as the mean code to inputs that are far from their code
-            (our decision; not in the paper). Every process draws the same inputs.
+            (our decision; not in the paper). Every process draws the same inputs. Needs `ema`; it is ignored without.
         ema: False trains the codebook by gradient instead (van den Oord et al. 2017, eq. 3): `embeddings` is then a
-            parameter.
+            parameter. The codes are counted all the same, for `mean_code`.
         entropy_penalty: lambda of entropy-constrained vector quantization (Chou, Lookabaugh and Gray 1989; our
             addition): the code of z is the k with the least ||z - e_k||^2 + lambda E (-log2 p_k), with p the running
             frequencies of the codes and E the running mean of ||z - q||^2. 0 is the paper. A positive value makes
@@ -166,7 +166,8 @@ class VectorQuantizer(Quantizer):
         else:
             self.embeddings = nn.Parameter(start)
         self.register_buffer("ema_sum", torch.zeros(num_embeddings, embedding_dim))
-        self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+        # By gradient it is -1 before the first update: states of former versions, which counted none, have 0.
+        self.register_buffer("counter", torch.tensor(0 if ema else -1))
         self.register_buffer("distortion", torch.zeros(()))
 
     def first_values(self) -> dict[str, Tensor]:
@@ -206,8 +207,9 @@ class VectorQuantizer(Quantizer):
             vectors = z.reshape(-1, self.embedding_dim)
             flat = vectors.detach().to(self.embeddings.dtype)
             again = self.training and recomputing()
-            learn = self.training and self.ema and len(flat) > 0 and not again  # an empty batch is no step
-            if learn and self.init == "data":
+            step = self.training and len(flat) > 0 and not again  # an empty batch is no step
+            learn = step and self.ema
+            if step and self.init == "data":
                 self._start_from(flat)
             codebook, penalty = self._current(again, learn)
             indices = nearest_code(flat, codebook, penalty)
@@ -223,6 +225,8 @@ class VectorQuantizer(Quantizer):
                 loss = loss + functional.mse_loss(codes, flat, reduction="sum") / elements
             if learn:
                 self._learn(flat, torch.where(valid, indices, self.num_embeddings), count, squares.detach())
+            elif step:
+                self._count(summed(count.to(flat.dtype)))
             if self.training and not again:
                 self.usage += count
                 self.not_finite += valid.logical_not().sum()
@@ -282,7 +286,9 @@ class VectorQuantizer(Quantizer):
         finite = drawn.square().sum(1).isfinite()
         other = drawn.index_select(0, finite.to(torch.uint8).argmax()[None])  # a finite one, if there is any
         drawn = torch.where(finite[:, None], drawn, other)
-        self.embeddings.copy_(torch.where((self.counter == 0) & finite.any(), drawn, self.embeddings))
+        self.embeddings.copy_(
+            torch.where((self.counter < int(self.ema)) & finite.any(), drawn, self.embeddings)
+        )
 
     @torch.no_grad()
     def _learn(self, flat: Tensor, rows: Tensor, count: Tensor, squares: Tensor) -> None:
@@ -301,13 +307,9 @@ class VectorQuantizer(Quantizer):
         if world()[1] > 1:
             together = summed(torch.cat([count[:, None], total, distance.expand(size, 1)], 1))
             count, total, distance = together[:, 0], together[:, 1:-1], together[0, -1]
-        vectors = count.sum()
-        learnt = vectors > 0  # nothing is learnt from a batch of which every vector is left out
-        weight = learnt.to(flat.dtype) * (1 - self.decay)
-        self.counter += learnt
-        self.ema_count.lerp_(count, weight)
+        learnt, weight = self._count(count)
         self.ema_sum.lerp_(total, weight)
-        self.distortion.lerp_(distance / vectors.clamp_min(1), weight)
+        self.distortion.lerp_(distance / count.sum().clamp_min(1), weight)
         debias = self._debias()
         n, m = self.ema_count / debias, self.ema_sum / debias
         mass = n.sum()
@@ -323,6 +325,19 @@ class VectorQuantizer(Quantizer):
             )
         if self.revive:
             self._revive(flat, squares, n, debias)
+
+    def _count(self, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Count this step, in which all processes together used the codes `count` [K] times.
+
+        Returns:
+            Whether anything is learnt from it (scalar bool): nothing is if every vector of the batch is left out. And its
+            weight in the moving averages (scalar).
+        """
+        learnt = count.sum() > 0
+        weight = learnt.to(count.dtype) * (1 - self.decay)
+        self.counter += learnt
+        self.ema_count.lerp_(count, weight)
+        return learnt, weight
 
     def _revive(self, flat: Tensor, squares: Tensor, n: Tensor, debias: Tensor) -> None:
         """Move dead codes onto inputs drawn in proportion to their squared error, as many as could be drawn."""

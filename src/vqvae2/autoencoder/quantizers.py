@@ -29,7 +29,7 @@ def register_quantizer(name: str, build: Builder) -> None:
     Raises:
         UserError: the name stands for another quantiser.
     """
-    if _BUILDERS.setdefault(name, build) is not build:
+    if _BUILDERS.setdefault(name, build) != build:  # a method is another object each time it is named
         raise UserError(f"the quantiser {name!r} exists already")
     quantizer_names.add(name)
 

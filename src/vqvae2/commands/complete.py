@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 _SHEET = 256  # images on the sheet, at most
 _ROW = 10  # images in a row of the sheet, at most
-_DEEP = (".tif", ".npy")  # beside the PNG of a run with `data.range`
 _BEGUN = "begun"  # in completions.json until all is written: how many images may be there
 
 
@@ -99,8 +98,7 @@ def complete(
     from vqvae2.files.output import make_folder, refuse_to_overwrite
     from vqvae2.generate.complete import Passes
 
-    endings = (".png", *(_DEEP if run.config.data.range is not None else ()))
-    refuse_to_overwrite([image, request.mask], _files(out, request.n, endings))
+    refuse_to_overwrite([image, request.mask], _files(out, request.n, run))
     sampling = request.sampling or run.sampling
     sampling.level(0, run.config.autoencoder.levels)  # raises before anything is written
     kept = keep(run, image, request.mask, request.keep_levels)
@@ -122,13 +120,13 @@ def complete(
     tracker = reporter.track("completions", request.passes * batches, unit="passes")
     passes = Passes(request.passes, lambda: tracker.update(tracker.done + 1))
     drawn = run.complete(kept, request.n, request.labels, request.seed, passes, sampling, request.decoder)
-    _claim(out, about, endings, reporter)
+    _claim(out, about, run, reporter)
     make_folder(out)
     with tracker:
         return _write(run, kept, drawn, out, about)
 
 
-def _claim(out: Path, about: dict[str, Any], endings: Sequence[str], reporter: Reporter) -> None:
+def _claim(out: Path, about: dict[str, Any], run: Run, reporter: Reporter) -> None:
     """Check that a folder holds no results of something else; those of the same request are removed and drawn again.
 
     What is begun is noted at once, so that the same command may go on after a kill.
@@ -137,8 +135,9 @@ def _claim(out: Path, about: dict[str, Any], endings: Sequence[str], reporter: R
         UserError: OUT holds completions of another request, or files that would be overwritten.
     """
     from vqvae2.files.atomic import FileError, read_json, write_json
+    from vqvae2.files.output import refuse_to_replace
 
-    *_, listing = _files(out, 0)
+    *_, listing = written = _files(out, about["n"], run)
     held = 0
     if listing.exists():
         try:
@@ -154,9 +153,10 @@ def _claim(out: Path, about: dict[str, Any], endings: Sequence[str], reporter: R
         held = begun if type(begun) is int else len(entries) if isinstance(entries, list) else 0
         if begun is None:
             reporter.say(f"{out}: the {held} completions that it holds are of the same request and replaced")
-    elif taken := next((file for file in _files(out, about["n"], endings) if file.exists()), None):
-        raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
+    else:
+        refuse_to_replace(written)
     write_json(listing, {**about, _BEGUN: max(held, about["n"])})
+    endings = {file.suffix for file in written[:-1]}
     for file in out.glob("[0-9]*"):
         if file.suffix in endings and file.stem.isdecimal() and int(file.stem) < held:
             file.unlink(missing_ok=True)
@@ -188,10 +188,16 @@ def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
     return run.keep(pixels, torch.from_numpy(white) == 1, levels)
 
 
-def _files(out: Path, n: int, endings: Sequence[str] = (".png",)) -> list[Path]:
+def _files(out: Path, n: int, run: Run) -> list[Path]:
     """What is written: the images by number, the sheet, the list."""
-    images = (out / f"{number:03d}{ending}" for ending in endings for number in range(n))
+    from vqvae2.commands.images import image_files_of
+
+    images = (file for number in range(n) for file in image_files_of(_stem(out, number), run))
     return [*images, out / "sheet.png", out / "completions.json"]
+
+
+def _stem(out: Path, number: int) -> Path:
+    return out / f"{number:03d}"
 
 
 def _write(
@@ -208,15 +214,15 @@ def _write(
     from vqvae2.data.grid import save_grid
     from vqvae2.files.atomic import write_json
 
-    *files, sheet, listing = _files(out, about["n"])
+    *_, sheet, listing = _files(out, 0, run)
     entries: list[dict[str, Any]] = []
     shown = [kept.image.cpu(), kept.shown.cpu()]
     bits: list[Tensor] = []
     accepted: list[Tensor] = []
     for part in drawn:
         images = part.images if about["paste"] else part.decoded
-        for number, image in zip(part.numbers, images, strict=True):
-            save_image(image[None], files[number].with_suffix(""), run)
+        numbered = zip(part.numbers, images, strict=True)
+        files = [save_image(image[None], _stem(out, number), run) for number, image in numbered]
         entries += _entries(part, files, run.classes)
         shown += images[: _SHEET - len(shown)].cpu()
         bits.append(part.bits)
@@ -240,8 +246,8 @@ def _write(
 def _entries(part: Completed, files: Sequence[Path], classes: Sequence[str]) -> list[dict[str, Any]]:
     """What completions.json says of each completion of a batch."""
     entries: list[dict[str, Any]] = []
-    for index, number in enumerate(part.numbers):
-        entry: dict[str, Any] = {"file": files[number].name, "number": number}
+    for index, (number, file) in enumerate(zip(part.numbers, files, strict=True)):
+        entry: dict[str, Any] = {"file": file.name, "number": number}
         if part.labels is not None:
             entry["label"] = int(part.labels[index])
             entry["class"] = classes[entry["label"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from vqvae2.commands.options import DecoderOption, ImageFolder, Json, RunName, p
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
+    from vqvae2.codec.code_file import CodeFile
+    from vqvae2.codes import Codes
     from vqvae2.files.run_folder import DecoderName
     from vqvae2.run import Run
 
@@ -36,11 +39,12 @@ def decode(
         `n`, the number of images; `new`, how many of them were not there; `decoder`, the name of the one that made them.
 
     Raises:
-        UserError: the codes are of another model, or `out` holds images of other codes; FileError: `path` is damaged.
+        UserError: the codes are of another model, or `out` holds images of other codes, or others that would be overwritten;
+            FileError: `path` is damaged.
         RunError: not trained yet, or no such decoder.
     """
     from vqvae2.codec.code_file import open_codes
-    from vqvae2.commands.images import save_image
+    from vqvae2.commands.images import image_files_of, save_image
     from vqvae2.errors import UserError
     from vqvae2.files.output import claim, make_folder
 
@@ -52,20 +56,31 @@ def decode(
         )
     model = run.decoder(name)
     make_folder(out)
-    claim(out / _ABOUT, {"codes": codes.about, "decoder": name}, "images of other codes")
-    taken: set[str] = {_ABOUT}
+    written = (
+        file
+        for files, _ in _batches(codes, out)
+        for path in files
+        for file in image_files_of(path.with_suffix(""), run)
+    )
+    claim(out / _ABOUT, {"codes": codes.about, "decoder": name}, "images of other codes", written)
     new = 0
     with (reporter or Reporter()).track("images", codes.n, unit="images") as tracker:
-        for names, batch in codes.batches(_BATCH):
-            files = [out / _file_name(text, taken) for text in names]
+        for files, batch in _batches(codes, out):
             missing = [index for index, file in enumerate(files) if not file.exists()]
             if missing:
                 images = model.decode(batch[missing].to(run.device)).cpu()
                 for index, image in zip(missing, images, strict=True):
                     save_image(image[None], files[index].with_suffix(""), run)
                 new += len(missing)
-            tracker.update(tracker.done + len(names))
+            tracker.update(tracker.done + len(files))
     return {"n": codes.n, "new": new, "decoder": name}
+
+
+def _batches(codes: CodeFile, out: Path) -> Iterator[tuple[list[Path], Codes]]:
+    """The files for the images, and their codes, batch by batch."""
+    taken = {_ABOUT}
+    for names, batch in codes.batches(_BATCH):
+        yield [out / _file_name(text, taken) for text in names], batch
 
 
 def _file_name(name: str, taken: set[str]) -> str:

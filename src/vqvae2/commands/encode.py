@@ -158,7 +158,9 @@ def _open(run: Run, data: str, work: Path, reporter: Reporter, check: Callable[[
     config, seed = run.config.data, run.config.seed
     if run.done()["codes"] and same_source(data, run.record, run.folder):
         return open_images(data, config, run.paths.data, seed=seed, say=reporter.say, check=check)
-    return open_other(data, config, work / "data", seed=seed, say=reporter.say, both=False, check=check)
+    own = run.record.get("fingerprint")
+    say, decoded = reporter.say, work / "data"
+    return open_other(data, config, decoded, seed=seed, say=say, both=False, own=own, check=check)
 
 
 def _parts(work: Path, count: int, run: Run, vectors: Vectors) -> dict[range, Path]:

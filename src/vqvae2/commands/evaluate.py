@@ -107,7 +107,8 @@ def _images(
         return open_source(run.record, run.folder, config, _decoded(run, cache), seed, say)
     if data is None:
         raise UserError("expected --data DATA, the real images")
-    return open_other(data, config, cache / "data", seed=seed, say=say)
+    own = run.record.get("fingerprint") if run else None
+    return open_other(data, config, cache / "data", seed=seed, say=say, own=own)
 
 
 def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:

@@ -172,6 +172,12 @@ def free_name(stem: str, endings: Sequence[str], taken: set[str]) -> str:
     raise AssertionError("the numbers never end")
 
 
+def image_files_of(stem: Path, run: Run) -> list[Path]:
+    """The files that `save_image` may write."""
+    endings = (".png",) if run.config.data.range is None else (".png", ".tif", ".npy")
+    return [stem.with_name(f"{stem.name}{ending}") for ending in endings]
+
+
 def save_image(image: Tensor, stem: Path, run: Run) -> Path:
     """Write an image [1, C, H, W] as STEM.png, and where the run has a range also in that range; returns the file to use.
 

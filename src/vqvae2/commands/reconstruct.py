@@ -39,7 +39,7 @@ def reconstruct(
     Where the run has a `data.range`, NAME.tif holds the values in that range, and NAME.png is for looking at. With the
     sharpened decoder, NAME.png is its image, which NAME-levels.png shows after those of the plain one. `OUT/.parts` keeps what is done until all is, so that a command that was killed goes on from there.
 
-    No image that is read is overwritten, and nothing is written if an image that is named itself cannot be used.
+    No image that is read is overwritten, nor another file of a folder that holds no reconstructions yet, and nothing is written if an image that is named itself cannot be used.
 
     Args:
         paths: image files, or folders with image files.
@@ -54,10 +54,11 @@ def reconstruct(
 
     Raises:
         RunError: the sharpened decoder is asked for and not trained.
-        UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder.
+        UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder, or
+            with a file that would be overwritten.
         DataError: a file that cannot be used.
     """
-    from vqvae2.commands.images import free_name, shared_images
+    from vqvae2.commands.images import free_name, image_files_of, shared_images
     from vqvae2.data.frames import plain_stem
     from vqvae2.files.output import claim_results, make_folder
     from vqvae2.files.parts import Kept
@@ -67,13 +68,14 @@ def reconstruct(
     group, name = group or Group(), run.decoder_name(decoder)
     shared = shared_images(run, paths, 1, group, report)
     make_folder(out)
-    with group.main_first():
-        claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions")
     taken = {file.name.casefold() for file in shared.files if file.resolve().parent == out.resolve()}
     stems = [
         out / free_name(plain_stem(file), (".png", "-levels.png", ".tif", ".npy"), taken)
         for file in shared.files
     ]
+    written = (file for stem in stems for file in [*image_files_of(stem, run), _sheet(stem)])
+    with group.main_first():
+        claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions", written)
     about = str(run.drawn_by(decoder))
     keys = [digest({"pixels": pixels}, f"{about} {stems[numbers[0]]}") for numbers, pixels in shared.own]
     kept = Kept(out / ".parts", keys, group)
@@ -106,9 +108,13 @@ def _reconstruct(
     if sharp is not None:
         decoded.append(sharp.decode(codes).cpu())
         figures["psnr_sharp"] = [float(psnr(decoded[-1], original)[0])]
-    whole, sheet = save_image(decoded[-1], stem, run), stem.with_name(f"{stem.name}-levels.png")
+    whole, sheet = save_image(decoded[-1], stem, run), _sheet(stem)
     save_grid(torch.cat([original, *decoded]), sheet, columns=1 + len(decoded), zoom=max(1, 128 // size))
     return figures, [whole, sheet, stem.with_name(f"{stem.name}.png")]
+
+
+def _sheet(stem: Path) -> Path:
+    return stem.with_name(f"{stem.name}-levels.png")
 
 
 def _described(figures: dict[str, list[float]], files: list[Path], name: DecoderName) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,10 +127,15 @@ def sample(
         UserError: an argument out of range, or `out` holds samples that were drawn differently.
         LockError: another command writes into `out`.
     """
+    from vqvae2.config.numbers import whole
+    from vqvae2.prior.draw import check_seed
     from vqvae2.train.loop import make_accelerator
 
     accelerator = accelerator or make_accelerator()
     reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
+    request = replace(
+        request, n=whole(request.n, "the number of samples"), seed=check_seed(request.seed)
+    )  # for JSON
     labels, candidates, about = _describe(run, request)
     run.prior  # noqa: B018 - loads, so that a missing model is reported before the folder is made
     with accelerator.main_process_first():
@@ -150,19 +155,14 @@ def sample(
 def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[int], dict[str, Any]]:
     """The classes of the samples and of the candidates, and the record of how they are drawn."""
     from vqvae2.generate.reject import candidate_labels
-    from vqvae2.generate.sample import class_number, sample_labels
-    from vqvae2.prior.draw import check_seed
+    from vqvae2.generate.sample import class_numbers, sample_labels
 
     labels = sample_labels(request.labels, request.n, run.classes)
     turns: list[int] | str = "all in turn"
     if request.labels is not None:
-        given = [request.labels] if isinstance(request.labels, str | int) else request.labels
-        turns = [class_number(name, run.classes) for name in given]
+        turns = class_numbers(request.labels, run.classes)
     sampling = request.sampling or run.sampling
-    sampling.level(
-        0, run.config.autoencoder.levels
-    )  # raises before the folder is made, as does the next line
-    check_seed(request.seed)
+    sampling.level(0, run.config.autoencoder.levels)  # raises before the folder is made
     about = {"seed": request.seed, **sampling.about(), "labels": turns, **run.drawn_by(request.decoder)}
     if request.critic is None:
         return labels, [], about
@@ -236,7 +236,9 @@ def command(
     top_p: TopP = None,
     guidance: Guidance = None,
     seed: Seed = 0,
-    batch: Annotated[int, typer.Option(min=1, help="images drawn at the same time")] = 64,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="images drawn at the same time [default: the run's own]")
+    ] = None,
     pictures: Annotated[
         Form,
         typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Any, Literal
 
@@ -11,6 +12,11 @@ from pydantic import Field, field_validator, model_validator
 from vqvae2.config.base import Settings
 
 _LARGEST = 8192  # px
+
+
+def at_home(path: str) -> str:
+    """A path with the home folder instead of a `~` at its beginning; the home of nobody stays as it is written."""
+    return os.path.expanduser(path)  # noqa: PTH111 - that of pathlib raises for the home of nobody
 
 
 class DataConfig(Settings):
@@ -145,6 +151,11 @@ class DataConfig(Settings):
                 f"expected an integer from 1 to {_LARGEST}, or two as [height, width], found {given!r}"
             )
         return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+    @field_validator("labels", "image_root")
+    @classmethod
+    def _whole(cls, value: str | None) -> str | None:
+        return value and at_home(value)
 
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:

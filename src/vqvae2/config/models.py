@@ -16,7 +16,7 @@ from vqvae2.config.base import Settings, one_line
 from vqvae2.config.data import DataConfig as DataConfig
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.sampling import Sampling
-from vqvae2.config.training import AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
+from vqvae2.config.training import LEAST_COMPARED, AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
 from vqvae2.errors import UserError
 
 
@@ -61,12 +61,19 @@ class AutoencoderConfig(Settings):
     residual: int = Field(64, ge=1, le=8192, description="residual units R")
     blocks: int = Field(2, ge=0, le=64, description="residual blocks per stack")
     commitment_cost: float = Field(0.25, ge=0, le=1000, description="beta, weight of the commitment loss")
-    decay: float = Field(0.99, ge=0, lt=1, description="gamma of the codebooks' moving averages")
+    decay: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="gamma of the moving averages of codebooks (ema only) and of their counts",
+    )
     epsilon: float = Field(1e-5, gt=0, le=1, description="Laplace smoothing of the counts (init sonnet)")
     init: Literal["data", "sonnet"] = Field(
         "data", description="first codebook: vectors of the first batch, or Sonnet's uniform distribution"
     )
-    revive: bool = Field(True, description="move unused codes to vectors with a large quantisation error")
+    revive: bool = Field(
+        True, description="move unused codes to vectors with a large quantisation error (ema only)"
+    )
     ema: bool = Field(True, description="codebooks by moving averages (paper) rather than by gradient")
     quantizer: str = Field(
         "vq",
@@ -198,7 +205,7 @@ class LevelPriorConfig(Settings):
         0,
         ge=0,
         le=128,
-        description="a self-attention layer after every so many gated layers; 0 = none (pixelcnn only)",
+        description="a self-attention layer after every so many gated layers; 0, or more than `layers`, = none (pixelcnn only)",
     )
     heads: int = Field(8, ge=1, le=128, description="attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in blocks and on attention")
@@ -288,10 +295,16 @@ class Config(Hardware):
                 f"sharpen.depth {self.sharpen.depth} needs images of at least {least} px, found {self.data.shape_text}"
             )
         self.autoencoder.geometry(*self.data.shape)
-        perceptual = self.train_autoencoder.perceptual_weights or self.sharpen.perceptual_weights
-        if perceptual and min(self.data.shape) < 16:
+        perceptual = self.train_autoencoder.perceptual_weights or (
+            self.sharpen.steps and self.sharpen.perceptual_weights
+        )
+        if perceptual and min(self.data.shape) < LEAST_COMPARED:
             raise ValueError(
-                f"a perceptual distance needs pictures of at least 16 px, found {self.data.shape_text}"
+                f"a perceptual distance needs pictures of at least {LEAST_COMPARED} px, found {self.data.shape_text}"
+            )
+        if perceptual and self.data.channels not in (1, 3, 4):
+            raise ValueError(
+                f"a perceptual distance needs pictures of 1, 3 or 4 channels, found {self.data.channels}"
             )
         return self
 

@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 
 from vqvae2.config.base import Settings
 
+LEAST_COMPARED = 16
+"""Sides of the images that a perceptual distance compares, in px; it halves them four times."""
+
 
 class TrainConfig(Settings):
     """One stage's training."""

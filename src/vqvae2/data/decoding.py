@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.colours import Depth, background, deep_grey, has_alpha, is_deep, to_channels
@@ -37,11 +37,10 @@ from vqvae2.data.formats import READ, check_costs, check_memory, formats_for, un
 from vqvae2.data.frames import split_frame
 from vqvae2.data.listing import Payload
 from vqvae2.data.medical import NIFTI_SUFFIXES, frame_size, read_frame
+from vqvae2.data.orientation import upright, upright_size
 from vqvae2.data.pixels import Pixels
 from vqvae2.errors import printable
 
-_ORIENTATION = 0x0112  # tag of the EXIF data
-_TURNED = (5, 6, 7, 8)  # its values for an image that lies on its side
 _ARRAY = "an array of values, which is read with data.range set"
 _DARK = 31  # of 255
 _REDUCED = "more than 8 bits reduced to 8"
@@ -94,7 +93,7 @@ def load_whole(source: bytes | str | Path, config: DataConfig) -> Pixels:
         ImageError, DataError: as `load_image`.
     """
     try:
-        own = {"size": image_size(source), "scale": 1.0}
+        own = {"size": image_size(source, values=config.range is not None), "scale": 1.0}
     except DataError as error:
         name = "" if isinstance(source, bytes) else f"{printable(str(source))}: "
         raise type(error)(f"{name}{error}") from error
@@ -140,7 +139,7 @@ def decode(
         check_memory(image, config.max_memory)
         image.load()
         depth = Depth.of(image)
-        whole = _upright(image)
+        whole = upright(image)
         if is_deep(whole):
             whole = deep_grey(whole, depth)
             lightest = int(np.asarray(whole.getchannel(0)).max())
@@ -169,15 +168,19 @@ def raw_values(source: bytes | str | Path | None, config: DataConfig) -> NDArray
     with _opened(data, config.max_memory, "" if isinstance(source, bytes) else str(source)) as image:
         check_costs(image, config.max_pixels)
         check_memory(image, config.max_memory)
-        deep = png_16(data)
+        deep = png_16(without_metadata(data).data)
         if deep is not None:
             return deep
         image.load()
-        return pillow_values(_upright(image))
+        return pillow_values(upright(image))
 
 
-def image_size(source: bytes | str | Path) -> tuple[int, int]:
+def image_size(source: bytes | str | Path, *, values: bool = False) -> tuple[int, int]:
     """Height and width of an upright image in pixels, from its header.
+
+    Args:
+        source: a file, or the encoded bytes.
+        values: whether it is decoded with `data.range` set.
 
     Raises:
         ImageError, DataError: as `decode`.
@@ -188,14 +191,12 @@ def image_size(source: bytes | str | Path) -> tuple[int, int]:
     data = source if isinstance(source, bytes) else _read(Path(source))
     if is_array_file(data):
         with _blaming(data, 0):
-            values = read_values(data, 2**40, 2**20)
-            return values.shape[0], values.shape[1]
-    if data.startswith(TIFF) and (size := tiff_size(data)) is not None:
+            height, width, _ = read_values(data, 2**40, 2**20).shape
+            return height, width
+    if values and data.startswith(TIFF) and (size := tiff_size(data)) is not None:
         return size
     with _opened(data, 0, "" if isinstance(source, bytes) else str(source)) as image:
-        width, height = image.size
-        turned = image.getexif().get(_ORIENTATION) in _TURNED if image.format in ("JPEG", "TIFF") else False
-        return (width, height) if turned else (height, width)
+        return upright_size(image)
 
 
 def _frame(source: bytes | str | Path) -> tuple[Path, int | None] | None:
@@ -309,15 +310,6 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception:  # damaged EXIF data does not make the pixels unusable
-        return image
 
 
 def _resized_values(values: NDArray[Any], config: DataConfig, resample: Image.Resampling) -> NDArray[Any]:

@@ -21,6 +21,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.formats import check_pixels, optional
 from vqvae2.data.medical import is_dicom, is_nifti, read_frame
+from vqvae2.data.orientation import upright
 from vqvae2.files.atomic import write_atomic
 
 CLIPPED = "values outside data.range clipped to it"
@@ -80,7 +81,7 @@ def pillow_values(image: Image.Image) -> NDArray[Any]:
 
 
 def png_16(data: bytes) -> NDArray[Any] | None:
-    """The values of a PNG with 16 bits per channel in colour, uint16 [H, W, 3 or 4]; None for any other file.
+    """The values of a PNG with 16 bits per channel in colour, upright, uint16 [H, W, 3 or 4]; None for any other file.
 
     Pillow keeps one byte of each number. It is asked twice, for the high and for the low bytes.
     """
@@ -96,7 +97,7 @@ def png_16(data: bytes) -> NDArray[Any] | None:
         with Image.open(BytesIO(data), formats=("PNG",)) as image:
             image.tile = [tile._replace(args=f"{mode};16{order}") for tile in image.tile]
             image.load()
-            halves.append(np.asarray(image).astype(np.uint16))
+            halves.append(np.asarray(upright(image)).astype(np.uint16))
     return halves[0] * 256 + halves[1]
 
 
@@ -130,7 +131,7 @@ def _tiff(data: bytes, most_pixels: int, most_megabytes: int) -> NDArray[Any]:
                     "TIFF files of several channels with more than 8 bits need the extra deep (tifffile)"
                 )
             image.load()
-            return pillow_values(image)
+            return pillow_values(upright(image))
     with library.TiffFile(BytesIO(data)) as file:
         page = file.pages[0]
         check_pixels((page.imagelength, page.imagewidth), most_pixels)
@@ -148,15 +149,14 @@ def _tiff(data: bytes, most_pixels: int, most_megabytes: int) -> NDArray[Any]:
 
 
 def tiff_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a TIFF of several channels or of deep ones; None without tifffile, and for all others."""
+    """Height and width of the values in a TIFF; None without tifffile, which alone does not turn them upright."""
     library = optional("tifffile")
     if library is None:
         return None
     try:
         with library.TiffFile(BytesIO(data)) as file:
             page = file.pages[0]
-            usual = page.samplesperpixel in (1, 3, 4) and page.bitspersample <= 8
-            return None if usual else (int(page.imagelength), int(page.imagewidth))
+            return int(page.imagelength), int(page.imagewidth)
     except Exception:  # damaged: Pillow says how
         return None
 

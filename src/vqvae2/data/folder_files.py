@@ -1,6 +1,6 @@
 """The one rule by which files are taken from a folder, for training and for every other verb.
 
-- Sub-folders are read, and links are followed; each folder is read once.
+- Sub-folders are read, and links are followed; each folder is read once, by its own name rather than that of a link.
 - Files and folders whose name begins with a dot are left out without a word.
 - Images are recognised by the ending of their name or by their first bytes; a file may hold several (`frames`).
 - Everything else is listed with the reason why it is not read.
@@ -63,9 +63,9 @@ def list_folder(root: Path, excluded: Path | None = None) -> FolderFiles:
     found = FolderFiles(root)
     seen = {os.path.realpath(excluded)} if excluded is not None else set()
     files: list[Path] = []
-    folders = [root]
-    while folders:
-        folder = folders.pop()
+    folders, links = [root], list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(folder)
         if real in seen:
             continue
@@ -73,7 +73,7 @@ def list_folder(root: Path, excluded: Path | None = None) -> FolderFiles:
         for path in _entries(folder, found):
             kind = _kind(path, found)
             if kind == "folder":
-                folders.append(path)
+                (links if path.is_symlink() else folders).append(path)
             elif kind == "file":
                 files.append(path)
     for file in sorted(files):
@@ -84,7 +84,8 @@ def list_folder(root: Path, excluded: Path | None = None) -> FolderFiles:
 
 def _entries(folder: Path, found: FolderFiles) -> list[Path]:
     try:
-        return [folder / name for name in os.listdir(folder) if not name.startswith(".")]  # noqa: PTH208 - names alone
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - names alone
+        return [folder / name for name in names if not name.startswith(".")]
     except OSError as error:
         _skip(folder, error, found)
         return []

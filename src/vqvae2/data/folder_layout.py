@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from vqvae2.data.labels import find_split
+from vqvae2.data.labels import count_of, find_splits, no_split, some_of
 from vqvae2.data.split_names import HELD, TRAIN, UNUSED, choose_pair, first, folder_roles, words_of
-from vqvae2.errors import listed
 
 _STRAY = (
     0.05  # a smaller share of images beside folders with classes or splits is left out; a larger one is not
 )
-_SHOWN = 5  # names in a line
 _FEW = 3  # folders of which one that is named like a mask is odd
 _BESIDE = {  # words in the names of folders of what belongs to images
     *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations"),
@@ -49,7 +47,9 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def understand(paths: Sequence[Parts], split: str | None, data: str, classes: bool = True) -> Layout:
+def understand(
+    paths: Sequence[Parts], split: str | None, data: str, classes: bool = True, splits: bool = True
+) -> Layout:
     """Find out what the folders mean.
 
     Args:
@@ -57,6 +57,7 @@ def understand(paths: Sequence[Parts], split: str | None, data: str, classes: bo
         split: the only split to read; None = a training split together with one that is held out.
         data: DATA as the user wrote it, for messages.
         classes: False = the folders below the splits are no classes.
+        splits: False = what is held out is said elsewhere; the folders of all splits are stepped into.
 
     Raises:
         DataError: `split` does not exist.
@@ -64,12 +65,12 @@ def understand(paths: Sequence[Parts], split: str | None, data: str, classes: bo
     layout = Layout(keep=list(range(len(paths))))
     rest = [list(path) for path in paths]  # what is still to be understood
     _unwrap(rest, layout, split)
-    _find_splits(rest, layout, split, data)
-    if classes and split is None and layout.held is None:
+    _find_splits(rest, layout, split, data, splits)
+    if splits and split is None and layout.held is None:
         _find_splits_in_classes(rest, layout)
     if classes:
         _find_classes(rest, layout)
-    _summarise(layout)
+    layout.notes.insert(0, summary(layout))
     return layout
 
 
@@ -96,13 +97,26 @@ def _unwrap(rest: list[list[str]], layout: Layout, split: str | None) -> None:
             del rest[index][0]
 
 
-def _find_splits(rest: list[list[str]], layout: Layout, split: str | None, data: str) -> None:
-    """Keep the images of the splits, and step into their folders."""
+def _find_splits(
+    rest: list[list[str]], layout: Layout, split: str | None, data: str, choose: bool = True
+) -> None:
+    """Keep the images of the splits, or without `choose` those of all folders like them, and step into these folders."""
     groups = _groups(rest, layout.keep)
     folders = [name for name in groups if name]
-    chosen = _choose(rest, groups, layout) if split is None else {find_split(folders, split, data): 0}
+    if split is None:
+        chosen = _choose(rest, groups, layout)
+    else:
+        chosen = dict.fromkeys(find_splits(folders, split), 0)
+        if not chosen:
+            below = sorted({rest[index][1] for index in layout.keep if len(rest[index]) > 2})
+            named = find_splits(below, split)
+            if not named:
+                raise no_split(folders, split, data)
+            _keep_below(rest, layout, named)
     if not chosen:
         return
+    if not choose:
+        chosen |= {name: 0 for name in folders if _nested(rest, groups[name])}
     layout.skipped += [(index, "beside the folders of the splits") for index in groups.get("", ())]
     layout.keep = sorted(index for name in chosen for index in groups[name])
     if 1 in chosen.values():
@@ -125,10 +139,15 @@ def _find_splits_in_classes(rest: list[list[str]], layout: Layout) -> None:
     unused = [index for index in layout.keep if rest[index][1] not in pair]
     if unused:
         layout.notes.append(
-            f"{_count(len(unused), 'image')} not used, in {_names(sorted({rest[i][1] for i in unused}))}"
+            f"{count_of(len(unused), 'image')} not used, in {some_of(sorted({rest[i][1] for i in unused}))}"
         )
-    layout.keep = [index for index in layout.keep if rest[index][1] in pair]
-    layout.held = [pair[rest[index][1]] for index in layout.keep]
+    layout.held = [pair[rest[index][1]] for index in layout.keep if rest[index][1] in pair]
+    _keep_below(rest, layout, pair)
+
+
+def _keep_below(rest: list[list[str]], layout: Layout, splits: Collection[str]) -> None:
+    """Keep the images of splits that are below the classes, and step past the folders of the splits."""
+    layout.keep = [index for index in layout.keep if len(rest[index]) > 2 and rest[index][1] in splits]
     for index in layout.keep:
         del rest[index][1]
 
@@ -138,7 +157,7 @@ def _choose(rest: list[list[str]], groups: dict[str, list[int]], layout: Layout)
     folders = [name for name in groups if name]
     roles = folder_roles(folders)
     loose = len(groups.get("", ()))
-    nested = {name: any(len(rest[index]) > 2 for index in groups[name]) for name in folders}
+    nested = {name: _nested(rest, groups[name]) for name in folders}
     trains = [name for name, word in roles.items() if word in TRAIN]
     flat = [name for name in folders if not nested[name]]
     pair = choose_pair(roles, flat if any(nested[name] for name in trains) else ())
@@ -153,12 +172,17 @@ def _choose(rest: list[list[str]], groups: dict[str, list[int]], layout: Layout)
                     f"warning: {without[0]!r} has no folders of classes, so it is not held out"
                 )
     if pair and loose:
-        layout.notes.append(f"warning: {_count(loose, 'image')} beside the folders of the splits not used")
+        layout.notes.append(f"warning: {count_of(loose, 'image')} beside the folders of the splits not used")
     left = sorted(set(folders) - set(pair)) if pair else []
     if left:
         count = sum(len(groups[name]) for name in left)
-        layout.notes.append(f"{_count(count, 'image')} not used, in {_names(left)}")
+        layout.notes.append(f"{count_of(count, 'image')} not used, in {some_of(left)}")
     return pair
+
+
+def _nested(rest: list[list[str]], group: Sequence[int]) -> bool:
+    """Whether images of a folder are in folders inside it."""
+    return any(len(rest[index]) > 2 for index in group)
 
 
 def _unwrap_each(rest: list[list[str]], splits: list[list[int]]) -> None:
@@ -179,13 +203,13 @@ def _find_classes(rest: list[list[str]], layout: Layout) -> None:
         return
     if loose and (len(groups) < 2 or len(loose) > _STRAY * len(layout.keep)):
         layout.notes.append(
-            f"warning: {_count(len(loose), 'image')} of {len(layout.keep)} in no folder, so the folders "
-            f"{_names(sorted(groups))} are not taken for classes"
+            f"warning: {count_of(len(loose), 'image')} of {len(layout.keep)} in no folder, so the folders "
+            f"{some_of(sorted(groups))} are not taken for classes"
         )
         return
     if loose:
         layout.notes.append(
-            f"warning: {_count(len(loose), 'image')} beside the folders of the classes not used"
+            f"warning: {count_of(len(loose), 'image')} beside the folders of the classes not used"
         )
         layout.skipped += [(index, "beside the folders of the classes") for index in loose]
         drop = set(loose)
@@ -225,7 +249,7 @@ def _warn_of_odd_classes(layout: Layout) -> None:
         )
     if len(counts) <= _FEW and len(in_train) > 1:
         layout.notes.append(
-            f"warning: the folders {_names(in_train)} are taken for classes, though their names have a word for a split: name "
+            f"warning: the folders {some_of(in_train)} are taken for classes, though their names have a word for a split: name "
             "one of them as DATA if it is the data"
         )
     if layout.held is None:
@@ -235,30 +259,21 @@ def _warn_of_odd_classes(layout: Layout) -> None:
         sides[held].add(name)
     for here, there, where in ((0, 1, "training"), (1, 0, "held-out")):
         if only := sorted(sides[here] - sides[there]):
-            layout.notes.append(f"warning: only the {where} split has {_names(only)}")
+            layout.notes.append(f"warning: only the {where} split has {some_of(only)}")
 
 
-def _summarise(layout: Layout) -> None:
-    """Put one sentence with classes, split and counts before the other notes."""
-    parts = [_count(len(layout.keep), "image")]
+def summary(layout: Layout) -> str:
+    """What was understood in one line: the classes, the split and the counts."""
+    parts = [count_of(len(layout.keep), "image")]
     if layout.classes is None:
         parts.append("no classes")
     else:
         counts = Counter(layout.classes)
         low, high = min(counts.values()), max(counts.values())
         each = f"{low}" if low == high else f"{low} to {high}"
-        parts.append(f"{len(counts)} classes ({_names(sorted(counts))}; {each} images each)")
+        parts.append(f"{len(counts)} classes ({some_of(sorted(counts))}; {each} images each)")
     if layout.held is None:
         parts.append("no split")
     else:
         parts.append(f"split of the data: {layout.held.count(0)} to train, {layout.held.count(1)} held out")
-    layout.notes.insert(0, "understood as " + ", ".join(parts))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return listed(names[:_SHOWN]) + more
+    return "understood as " + ", ".join(parts)

@@ -66,7 +66,7 @@ _MOST_SCAN_PIXELS = (
 )
 _MOST_SCANS = 64  # a usual progressive JPEG has about 10
 _MOST_PROFILE = 1 << 20  # bytes of an unpacked colour profile in a PNG
-_KEPT_CHUNKS = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"))
+_KEPT_CHUNKS = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"))
 
 # Bytes per pixel that decoding and converting a mode takes at most: Pillow's pixels, a converted copy, a cut-out.
 _COST = {"1": 2, "L": 3, "P": 9, "RGB": 8, "I;16": 8, "I;16B": 8, "I;16L": 8, "I": 12, "F": 12}
@@ -153,6 +153,8 @@ def without_metadata(data: bytes) -> Encoded:
             break
         if name in _KEPT_CHUNKS or not name.isalpha():
             parts.append(data[at:end])
+        elif name == b"eXIf" and data[end - 4 : end] == struct.pack(">I", zlib.crc32(data[at + 4 : end - 4])):
+            parts.insert(2, data[at:end])  # before the pixels, so that it is known without decoding them
         elif name == b"iCCP" and profile is None:
             profile = _profile(data[at + 8 : end - 4])
         at = end

@@ -57,14 +57,17 @@ class HubDataset:
         return Tables([OpenedTable(loaded[split], held) for split, held in splits.items()], revision)
 
     def _revision(self) -> str:
-        """The newest commit; "" when offline.
+        """The newest commit; when offline the one that was downloaded last, "" if there is none.
 
         One request with a time limit replaces the half minute for which `datasets` would try again and again.
         """
         from huggingface_hub import HfApi, constants
+        from huggingface_hub.file_download import repo_folder_name
 
         if constants.HF_HUB_OFFLINE:
-            return ""
+            folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type="dataset")
+            last = folder / "refs" / "main"
+            return last.read_text(encoding="ascii").strip() if last.is_file() else ""
         try:
             return HfApi().dataset_info(self.name, timeout=10).sha or ""
         except Exception as error:

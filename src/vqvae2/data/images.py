@@ -199,7 +199,7 @@ def open_images(
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
     try:
         listed = list_images(source, config, folder / "table", seed)
-        index = ImageIndex.new(key, listed.revision)
+        index = ImageIndex.new(source.identity, config, seed, listed.revision)
         if check is not None:
             check(index.fingerprint)
     except UserError:

@@ -52,7 +52,7 @@ class ImageIndex:
 
     Attributes:
         key: sha256 of the data source's identity and of the options that change pixels (`index_key`).
-        fingerprint: sha256 of the key and of the revision that the Hub served; 64 hexadecimal digits.
+        fingerprint: sha256 of the key without `image_root` and of the revision that the Hub served; 64 hexadecimal digits.
         names: of the usable images, n of them.
         classes: class names; () = no labels.
         labels: [n], -1 = unlabelled; None = no labels.
@@ -71,9 +71,11 @@ class ImageIndex:
     pixels: str = ""
 
     @classmethod
-    def new(cls, key: str, revision: str) -> ImageIndex:
-        """The index of images that are not listed yet."""
-        return cls(key, hashlib.sha256(f"{key} {revision}".encode()).hexdigest())
+    def new(cls, identity: str, config: DataConfig, seed: int, revision: str) -> ImageIndex:
+        """The index of images that are not listed yet; the place of `image_root` is no part of their fingerprint."""
+        known = index_key(identity, config.model_copy(update={"image_root": None}), seed)
+        fingerprint = hashlib.sha256(f"{known} {revision}".encode()).hexdigest()
+        return cls(index_key(identity, config, seed), fingerprint)
 
     @classmethod
     def load(cls, path: Path) -> ImageIndex:
@@ -147,7 +149,9 @@ def index_key(identity: str, config: DataConfig, seed: int) -> str:
     later = {name: getattr(config, name) for name in _LATER_OPTIONS}
     chosen |= {name: value for name, value in later.items() if value != getattr(defaults, name)}
     if config.labels is not None:
-        chosen["labels"] = _digest(Path(config.labels).expanduser())
+        chosen["labels"] = _digest(Path(config.labels))
+    if config.limit and config.streaming:  # then the first images are taken
+        chosen["streaming"] = True
     chosen |= {"seed": seed if config.limit else 0, "format": 1}
     return hashlib.sha256((identity + json.dumps(chosen)).encode()).hexdigest()
 

@@ -20,7 +20,7 @@ from typing import Any
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError, LabelsError, reading_failed
 from vqvae2.data.frames import file_of
-from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, assign_splits
+from vqvae2.data.labels import LABEL_COLUMNS, as_numbers
 from vqvae2.errors import listed, printable
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.json")
@@ -52,14 +52,16 @@ def labels_of(path: Path, names: Sequence[str], config: DataConfig) -> FileLabel
     Args:
         path: the file.
         names: of the images, below the folder.
-        config: `label_column` is used.
+        config: `label_column` is used; with `none`, only the splits are read.
 
     Raises:
         DataError: the file cannot be read, holds neither classes nor splits, or knows none of the images.
     """
-    rows = read_rows(path)
+    rows = read_rows(path, config.label_column)
     column = _column(rows, config.label_column, path)
     if column is None and not _has_splits(rows):
+        if config.label_column == "none":
+            return FileLabels()
         raise DataError(
             f"which column of {printable(path.name)} holds the classes? It has {_columns(rows)}; name one with data.label_column"
         )
@@ -73,20 +75,27 @@ def metadata_of(files: Sequence[tuple[str, Path]], names: Sequence[str], config:
         files: the path of each file below the folder, and the file.
     """
     tables = {
-        PurePosixPath(name).parent.as_posix().removeprefix("."): read_rows(path) for name, path in files
+        PurePosixPath(name).parent.as_posix().removeprefix("."): read_rows(path, config.label_column)
+        for name, path in files
     }
     rows = [row for table in tables.values() for row in table]
     shown = files[0][0]
     column = _column(rows, config.label_column, files[0][1], alone=False)
     if column is None and not _has_splits(rows):
+        if config.label_column == "none":
+            return FileLabels()
         return FileLabels(
             notes=[f"{shown} has {_columns(rows)}: none of them is read; data.label_column names the classes"]
         )
     return _matched(names, tables, column, shown)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, wanted: str | None = None) -> list[dict[str, Any]]:
     """The rows of a file of labels, with its columns as keys; `file_name` and `label` where it names none.
+
+    Args:
+        path: the file.
+        wanted: the name of a column, by which a header of two columns is known, too.
 
     Raises:
         DataError: it cannot be read.
@@ -101,7 +110,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError:
         raise DataError(f"cannot read {shown}: it is no text in UTF-8") from None
     try:
-        rows = _from_json(text) if path.suffix.lower() in (".json", ".jsonl") else _from_csv(text)
+        rows = _from_json(text) if path.suffix.lower() in (".json", ".jsonl") else _from_csv(text, wanted)
     except (ValueError, csv.Error, RecursionError) as error:
         raise DataError(f"cannot read {shown}: {' '.join(str(error).split())[:200]}") from error
     if not rows:
@@ -109,15 +118,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _from_csv(text: str) -> list[dict[str, Any]]:
+def _from_csv(text: str, wanted: str | None) -> list[dict[str, Any]]:
     line = text.partition("\n")[0]
     separator = max(",;\t", key=line.count)
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    rows = [[cell.strip() for cell in row] for row in lines if row]
     if not rows:
         return []
-    header = [cell.strip() for cell in rows[0]]
+    header = rows[0]
     lowered = [cell.lower() for cell in header]
-    if len(header) == 2 and not {*NAMES, *LABEL_COLUMNS} & {*lowered}:
+    if len(header) == 2 and wanted not in header and not {*NAMES, *LABEL_COLUMNS, "split"} & {*lowered}:
         return [{"file_name": row[0], "label": row[1]} for row in rows if len(row) == 2]
     return [dict(zip(header, row, strict=False)) for row in rows[1:]]
 
@@ -145,7 +155,7 @@ def _from_json(text: str) -> list[dict[str, Any]]:
 def _column(
     rows: Sequence[Mapping[str, Any]], wanted: str | None, path: Path, alone: bool = True
 ) -> str | None:
-    """The column of the classes; None = it cannot be told.
+    """The column of the classes; None = it cannot be told, or none is wanted.
 
     Args:
         alone: whether the only column besides the names counts as the classes.
@@ -154,6 +164,8 @@ def _column(
         DataError: `wanted` does not exist.
     """
     columns = list(dict.fromkeys(key for row in rows[:1000] for key in row))
+    if wanted == "none":
+        return None
     if wanted is not None:
         if wanted not in columns:
             raise DataError(f"no column {wanted!r} in {printable(path.name)}: it has {_columns(rows)}")
@@ -162,12 +174,17 @@ def _column(
     if named is not None:
         return next(column for column in columns if column.lower() == named)
     name = _name_column(columns)
-    others = [column for column in columns if column not in (name, "split")]
+    others = [column for column in columns if column != name and column.lower() != "split"]
     return others[0] if alone and len(others) == 1 else None
 
 
 def _has_splits(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(row.get("split") for row in rows)
+    return any(_split_of(row) for row in rows)
+
+
+def _split_of(row: Mapping[str, Any]) -> str | None:
+    """The split that a row names in its column `split`, in any case; None = none."""
+    return next((str(value) for key, value in row.items() if value and key.lower() == "split"), None)
 
 
 def _name_column(columns: Sequence[str]) -> str | None:
@@ -181,27 +198,33 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"the columns {printable(listed(names[:_SHOWN]))}{more}"
 
 
+def _spellings(
+    names: Sequence[str], files: Sequence[str]
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """The images by all that may stand in a row for their path, and for their file name alone."""
+    by_path: dict[str, list[int]] = {}
+    by_name: dict[str, list[int]] = {}
+    for index, (name, file) in enumerate(zip(names, files, strict=True)):
+        paths = {name, file, PurePosixPath(file.removesuffix(".gz")).with_suffix("").as_posix()}
+        for key in paths:
+            by_path.setdefault(key, []).append(index)
+        for key in {PurePosixPath(path).name for path in paths}:
+            by_name.setdefault(key, []).append(index)
+    return by_path, by_name
+
+
 def _matched(
     names: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, Any]]], column: str | None, shown: str
 ) -> FileLabels:
-    """The rows of the images. A row names an image, or a file of several, by its path, by its file name alone, or without the ending."""
-    by_name: dict[str, list[int]] = {}
+    """The rows of the images. A row names an image, or a file of several, by its path, else by its file name alone; each also without the ending.
+
+    A file name alone tells nothing of an image that a path names, that shares the name, or of which several such rows say
+    different things.
+    """
     files = [file_of(name) for name in names]
-    for index, name in enumerate(names):
-        path = PurePosixPath(files[index].removesuffix(".gz"))
-        stem = path.with_suffix("").as_posix()
-        for key in {
-            name,
-            PurePosixPath(name).name,
-            files[index],
-            PurePosixPath(files[index]).name,
-            path.stem,
-            stem,
-        }:
-            by_name.setdefault(key, []).append(index)
-    labels: list[Any] = [None] * len(names)
-    splits: list[str | None] = [None] * len(names)
-    known: set[int] = set()
+    by_path, by_name = _spellings(names, files)
+    said: dict[int, tuple[Any, str | None]] = {}
+    alone: dict[tuple[int, ...], list[tuple[Any, str | None]]] = {}
     unknown = unclear = 0
     for folder, rows in tables.items():
         for row in rows:
@@ -209,35 +232,41 @@ def _matched(
             text = str(row.get(column_of_names) if column_of_names else "")
             path = PurePosixPath(text.replace("\\", "/").removeprefix("./"))
             whole = (PurePosixPath(folder) / path).as_posix() if folder else path.as_posix()
-            found = by_name.get(whole) or by_name.get(path.name) or []
+            found = by_path.get(whole) or by_name.get(path.name) or []
             if len({files[index] for index in found}) != 1:
                 unknown, unclear = unknown + (not found), unclear + bool(found)
                 continue
-            known.update(found)
             value = row.get(column) if column else None
-            for index in found:
-                labels[index] = None if value in ("", None) else value
-                splits[index] = str(row["split"]) if row.get("split") else None
-    if not known and unclear:
-        raise DataError(
-            f"each name in {printable(shown)} fits several images, such as {printable(names[0])}: give their paths below the folder"
+            here = (None if value == "" else value, _split_of(row))
+            if whole in by_path:
+                said.update(dict.fromkeys(found, here))
+            else:
+                alone.setdefault(tuple(found), []).append(here)
+    named = set(said)
+    for images, several in alone.items():
+        rest = [index for index in images if index not in named]
+        if not rest:
+            unknown += len(several)
+        elif any(other != several[0] for other in several):
+            unclear += len(several)
+        else:
+            said.update(dict.fromkeys(rest, several[0]))
+    if not said and unclear:
+        raise LabelsError(
+            f"each name in {printable(shown)} fits several images or stands in rows that differ, such as "
+            f"{printable(names[0])}: give their paths below the folder"
         )
-    if not known:
+    if not said:
         raise LabelsError(
             f"{printable(shown)} names none of the {len(names)} images, the first of which is {printable(names[0])}"
         )
     read = "splits" if column is None else "classes"
     notes = [
-        f"{read} from the column {column or 'split'!r} of {shown}: {len(known)} of {len(names)} images are in it"
+        f"{read} from the column {column or 'split'!r} of {shown}: {len(said)} of {len(names)} images are in it"
     ]
     if unknown or unclear:
         notes.append(
-            f"warning: {shown} has {unknown} rows without an image and {unclear} that fit several images"
+            f"warning: {shown} has {unknown} rows without an image and {unclear} that fit several images or contradict others"
         )
-    return FileLabels(as_numbers(labels) if column else None, splits if any(splits) else None, notes)
-
-
-def held_of(splits: Sequence[str | None], split: str | None, shown: str) -> list[int | None]:
-    """Per image 1 = held out, 0 = training, None = not used, from the names of splits in a file."""
-    chosen = assign_splits({value.lower(): value for value in splits if value}, split, shown)
-    return [chosen.get(value) if value else None for value in splits] if chosen else [0] * len(splits)
+    labels, splits = zip(*(said.get(index, (None, None)) for index in range(len(names))), strict=True)
+    return FileLabels(as_numbers(labels) if column else None, list(splits) if any(splits) else None, notes)

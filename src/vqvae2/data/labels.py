@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.data.errors import DataError
-from vqvae2.data.split_names import HELD, TRAIN, first, folder_roles
+from vqvae2.data.split_names import choose_pair, folder_roles
 from vqvae2.errors import listed, printable
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 """Names of columns that hold classes; the first that exists is taken."""
+
+_SHOWN = 5  # names in a line
 
 
 def resolve_labels(
@@ -61,11 +63,16 @@ def as_numbers(labels: Sequence[Any]) -> list[Any]:
     return list(labels)
 
 
+def plain_name(name: str) -> str:
+    """The name of a class without what two of them may not differ in alone: case, spaces at the ends and Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold().strip())
+
+
 def check_classes(classes: Sequence[str]) -> None:
     """Raise `DataError` when two names differ only in case, spaces at the ends or Unicode form."""
     seen: dict[str, str] = {}
     for name in classes:
-        plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold().strip())
+        plain = plain_name(name)
         if plain in seen:
             raise DataError(
                 f"two classes have the same name: {seen[plain]!r} and {name!r}; rename or merge them"
@@ -77,36 +84,68 @@ def assign_splits(names: Mapping[str, str], split: str | None, data: str) -> dic
     """Which of the data's splits are read, each with 1 = held out or 0 = training.
 
     Args:
-        names: what may be the name of a split, in lower case, to the same name as the data writes it.
+        names: what may be the name of a split, to the same name as the data writes it.
         split: the one split to read; None = a training split together with one that is held out.
         data: DATA as the user wrote it, for messages.
 
     Returns:
-        Names as the data writes them; {} = the data has no pair of a training and a held-out split.
+        Names as the data writes them, all that mean these splits, such as `train2014` and `train2017`; {} = the data has
+        no pair of a training and a held-out split.
 
     Raises:
         DataError: `split` does not exist.
     """
-    roles = folder_roles(list(names))
-    if split is not None:
-        return {names[find_split(list(names), split, data)]: 0}
-    known = {word: name for name, word in reversed(roles.items())}
-    train, held = first(TRAIN, known), first(HELD, known)
-    return {names[known[train]]: 0, names[known[held]]: 1} if train and held else {}
+    if split is None:
+        return {names[name]: held for name, held in choose_pair(folder_roles(list(names))).items()}
+    found = find_splits(list(names), split)
+    if not found:
+        raise no_split(names, split, data)
+    return {names[name]: 0 for name in found}
 
 
-def find_split(names: Sequence[str], split: str, data: str) -> str:
-    """The name that means the split that the user asked for: that very name in any case, or one that stands for it.
+def find_splits(names: Sequence[str], split: str) -> list[str]:
+    """The names that mean the split that the user asked for: that very name in any case, or those that stand for it."""
+    same = [name for name in names if name.lower() == split.lower()]
+    return same or [name for name, word in folder_roles(list(names)).items() if word == split.lower()]
+
+
+def no_split(names: Iterable[str], split: str, data: str) -> DataError:
+    """The error that none of the names means the split that the user asked for."""
+    found = some_of(sorted(names))
+    return DataError(f"no split {split!r} in {data!r}{f': found {printable(found)}' if found else ''}")
+
+
+def held_of(values: Sequence[str | None], split: str | None, data: str) -> tuple[list[int | None], list[str]]:
+    """The split of each image, from the names in a column.
+
+    Args:
+        values: per image the name of its split; None = none.
+        split, data: see `assign_splits`.
+
+    Returns:
+        Per image 1 = held out, 0 = training, None = not used; all 0 means that the names tell no split. And notes for
+        the user.
 
     Raises:
-        DataError: there is none.
+        DataError: `split` does not exist.
     """
-    for name in names:
-        if name.lower() == split.lower():
-            return name
-    roles = folder_roles(list(names))
-    meant = [name for name, word in roles.items() if word == split.lower()]
-    if not meant:
-        found = f": found {printable(listed(sorted(names)))}" if names else ""
-        raise DataError(f"no split {split!r} in {data!r}{found}")
-    return meant[0]
+    names = sorted({value for value in values if value})
+    chosen = assign_splits(dict(zip(names, names, strict=True)), split, data)
+    if not chosen:
+        return [0] * len(values), []
+    held = [chosen.get(value) if value else None for value in values]
+    left = {value or "no split" for value, own in zip(values, held, strict=True) if own is None}
+    if not left or split is not None:
+        return held, []
+    return held, [f"{count_of(held.count(None), 'image')} not used, in {some_of(sorted(left))}"]
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number of things in words: `1 image`, `2 images`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of several names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return listed(names[:_SHOWN]) + more

@@ -57,7 +57,7 @@ def peek(data: str, config: DataConfig, run: Path) -> Preview:
         sizes, reasons = [], []
         for index, payload in zip(indices, listed.payloads(indices), strict=True):
             try:
-                sizes.append(_size(payload))
+                sizes.append(_size(payload, config))
             except ImageError as error:
                 reasons.append(one_line(listed.names[index], str(error), ": "))
         if not sizes:
@@ -71,7 +71,7 @@ def peek(data: str, config: DataConfig, run: Path) -> Preview:
         return Preview(len(listed), side, usual if alike.mean() >= _MOST else 1.0)
 
 
-def _size(payload: Payload | None) -> tuple[int, int]:
+def _size(payload: Payload | None, config: DataConfig) -> tuple[int, int]:
     if payload is None:
         raise ImageError("the row holds no image")
-    return image_size(payload)
+    return image_size(payload, values=config.range is not None)

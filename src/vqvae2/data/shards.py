@@ -2,9 +2,10 @@
 
     shards --headers, once--> shards.json (name, offset and size of every image) --ranges of bytes--> encoded images
 
-Nothing is downloaded as a whole, and no copy is kept: a batch reads the bytes of its images. With the index every image can
-be read at random, so the data are split by process, resumed and shuffled as any others. `data.shuffle_buffer` keeps
-the images of a batch near each other.
+No copy is kept. File systems read ahead, often some MB, so the pass over the headers transfers nearly all bytes of images that
+are smaller than that; then a batch reads the bytes of its images. With the index every image can be read at random, so the
+data are split by process, resumed and shuffled as any others. `data.shuffle_buffer` keeps the images of a batch near each
+other.
 
 What the members and the names of the shards mean is understood as for tars on this machine (`tar_members`).
 """
@@ -13,10 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,7 @@ import fsspec
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.listing import Listing, Payload
-from vqvae2.data.table_files import expand_braces
+from vqvae2.data.table_files import below_common, expand_braces
 from vqvae2.data.tar_members import Chosen, Member, Members, list_members, members_of
 from vqvae2.files import atomic
 
@@ -73,11 +74,8 @@ class RemoteTars:
         paths = [self.paths[member.shard] for member in members]
         starts = [member.offset for member in members]
         ends = [member.offset + member.size for member in members]
-        try:
+        with _reading(self.paths[members[0].shard]):
             return list(self.files.cat_ranges(paths, starts, ends, on_error="raise"))
-        except (OSError, ValueError) as error:
-            where = self.paths[members[0].shard]
-            raise DataError(f"cannot read {where}: {atomic.reason(error)}") from error
 
     def only(self, numbers: Sequence[int]) -> RemoteTars:
         """Some of the tars."""
@@ -93,7 +91,7 @@ class Shards:
     Attributes:
         data: DATA as the user wrote it.
         tars: the shards, in order.
-        identity: sha256 of their names, sizes and first bytes.
+        identity: sha256 of their names as in `RemoteTars`, sizes and first bytes.
     """
 
     data: str
@@ -108,13 +106,24 @@ class Shards:
         members = _kept(scratch / "shards.json", key)
         if members is None:
             members = Members()
-            with ThreadPoolExecutor(_READERS) as readers:
+            with _reading(self.data), ThreadPoolExecutor(_READERS) as readers:
                 for part in readers.map(
                     lambda number: members_of(tars, number, config.label_column), range(len(tars.paths))
                 ):
                     members.add(part)
             atomic.write_json(scratch / "shards.json", {"key": key, **members.to_json()})
         return list_members(self.data, tars, members, chosen, config)
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Turn whatever a file system raises into a `DataError` of one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # each file system has kinds of its own
+        raise DataError(f"cannot read {place}: {atomic.reason(error)}") from error
 
 
 def _kept(file: Path, key: str) -> Members | None:
@@ -139,7 +148,9 @@ def recognise_shards(data: str, run: Path) -> Shards | None:
     if not data.endswith(".tar"):
         raise DataError(_refusal(data))
     patterns = expand_braces(data)
-    try:
+    if not patterns:
+        raise DataError(f"no file matches {data!r}")
+    with _reading(data):
         files, _ = fsspec.core.url_to_fs(patterns[0])
         paths: list[str] = []
         for pattern in patterns:
@@ -148,14 +159,15 @@ def recognise_shards(data: str, run: Path) -> Shards | None:
         if not paths:
             raise DataError(f"no file matches {data!r}")
         sizes = [files.size(path) for path in paths]
-        heads = files.cat_ranges(paths, [0] * len(paths), [min(_HEAD, size) for size in sizes])
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"cannot read {data}: {atomic.reason(error)}") from error
-    total = hashlib.sha256()
-    for path, size, head in zip(paths, sizes, heads, strict=True):
-        total.update(json.dumps([posixpath.basename(path), size]).encode() + bytes(head))
-    folder = posixpath.commonpath([posixpath.dirname(path) or "." for path in paths]) if paths else ""
-    names = [posixpath.relpath(path, folder or ".") for path in paths]
+        if None in sizes:
+            raise DataError(
+                f"cannot read {data}: nothing says how many bytes it has, so it has no random access"
+            )
+        ends = [min(_HEAD, size) for size in sizes]
+        heads = files.cat_ranges(paths, [0] * len(paths), ends, on_error="raise")
+    total, names = hashlib.sha256(), below_common(paths)
+    for name, size, head in zip(names, sizes, heads, strict=True):
+        total.update(json.dumps([name, size]).encode() + bytes(head))
     return Shards(data, RemoteTars(files, names, paths, sizes), total.hexdigest())
 
 

@@ -6,12 +6,14 @@ import functools
 import glob
 import hashlib
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqvae2.config.data import at_home
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.formats import IMAGE_SUFFIXES, TABLE_SUFFIXES
@@ -31,7 +33,7 @@ class TableFiles:
         data: DATA as the user wrote it, for messages.
         root: the folder below which the files were found; None = they were named one by one or by a pattern.
         files: the files, in order.
-        identity: sha256 of their names and contents.
+        identity: sha256 of their paths below the folder that holds all of them, and of their contents.
     """
 
     data: str
@@ -55,7 +57,7 @@ class TableFiles:
         filled = [file for file in self.files if pq.read_metadata(file).num_rows]
         if not filled:
             raise DataError(f"{self.data!r} holds no rows")
-        inner = [Path(file.name) if self.root is None else file.relative_to(self.root) for file in filled]
+        inner = [Path(name) for name in _inner(self.root, filled)]
         held, notes = file_splits([name.as_posix() for name in inner])
         split = config.split
         named = [split is not None and split.lower() in words_of(name.as_posix()) for name in inner]
@@ -115,7 +117,7 @@ def recognise_files(data: str, run: Path) -> TableFiles | TarFiles | None:
     Raises:
         DataError: no file matches the pattern, or the files have another format.
     """
-    path = Path(data).expanduser()
+    path = Path(at_home(data))
     if os.path.isfile(path):  # noqa: PTH113 - False for every error, such as a name that is too long
         return files_by_suffix(data, None, [path])
     if not re.search(r"[*?\[{]", data):
@@ -142,6 +144,19 @@ def expand_braces(pattern: str) -> list[str]:
     return [whole for choice in choices for whole in expand_braces(head + choice + tail)]
 
 
+def below_common(paths: Sequence[str]) -> list[str]:
+    """The paths, with `/`, below the folder that holds all of them; of one its name."""
+    folder = posixpath.commonpath([posixpath.dirname(path) or "." for path in paths])
+    return [posixpath.relpath(path, folder or ".") for path in paths]
+
+
+def _inner(root: Path | None, files: Sequence[Path]) -> list[str]:
+    """The paths of files below a folder, by which splits and classes are told; None = below the one that holds all."""
+    if root is None:
+        return below_common([file.absolute().as_posix() for file in files])
+    return [file.relative_to(root).as_posix() for file in files]
+
+
 def files_by_suffix(data: str, root: Path | None, files: Sequence[Path]) -> TableFiles | TarFiles:
     """The table files in the format that their suffix says.
 
@@ -152,8 +167,7 @@ def files_by_suffix(data: str, root: Path | None, files: Sequence[Path]) -> Tabl
     if kinds == {".parquet"}:
         return parquet_files(data, root, files)
     if kinds <= {*TABLE_SUFFIXES} - {".parquet"}:
-        names = [file.name if root is None else file.relative_to(root).as_posix() for file in files]
-        return TarFiles(data, tuple(names), tuple(files), _identity("webdataset", files))
+        return TarFiles(data, tuple(_inner(root, files)), tuple(files), _identity("webdataset", files))
     if kinds <= set(IMAGE_SUFFIXES):
         raise DataError(f"{data!r} is an image, not a data set: name the folder that holds the images")
     raise DataError(
@@ -178,11 +192,11 @@ def _kind(file: Path) -> str:
 
 
 def _identity(kind: str, files: Sequence[Path]) -> str:
-    """sha256 of the names and contents of files."""
+    """sha256 of the paths below the folder that holds all files, and of their contents."""
     total = hashlib.sha256(kind.encode())
-    for file in files:
+    for name, file in zip(_inner(None, files), files, strict=True):
         try:
-            total.update(f"{file.name}\0".encode("utf-8", "replace") + file_digest(file))
+            total.update(f"{name}\0".encode("utf-8", "replace") + file_digest(file))
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}") from error
     return total.hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from vqvae2.config.models import DataConfig
 from vqvae2.data.columns import Columns, Table, payload_of
 from vqvae2.data.errors import DataError
-from vqvae2.data.labels import assign_splits
+from vqvae2.data.labels import held_of
 from vqvae2.data.listing import Listing, Payload, Row, Stream
 
 _LOOKED = 1000  # rows of a table in which a column of classes is looked for
@@ -102,13 +103,12 @@ def list_rows(opened: Tables, data: str, config: DataConfig) -> Listing:
     extra = [columns.split] if columns.split else []
     whole = datasets.concatenate_datasets([_cut(table, columns, *extra) for table, *_ in opened.tables])
     held = [split for table, split, _ in opened.tables for _ in range(len(table))]
-    keep = list(range(len(whole)))
+    keep, left = list(range(len(whole))), list[str]()
     if opened.split or (columns.split and held.count(None)):
-        values = _split_values(whole, columns.split)
-        splits = assign_splits({value.lower(): value for value in set(values)}, opened.split, data)
-        if splits:
-            keep = [number for number in keep if values[number] in splits]
-            held = [None if opened.split else splits.get(value) for value in values]
+        held, left = held_of(_split_values(whole, columns.split), opened.split, data)
+        keep = [number for number in keep if held[number] is not None]
+        if 1 not in held:
+            held = [None] * len(held)
     texts = {name: whole[name][:] for name in columns.texts()}
     names, paths, refused = _paths(opened, whole, columns, config)
     rows, skipped = [], []
@@ -129,7 +129,7 @@ def list_rows(opened: Tables, data: str, config: DataConfig) -> Listing:
         return [payload_of({**cell, "path": paths[number]}) for number, cell in found]
 
     listing.payloads, listing.skipped, listing.revision = payloads, skipped, opened.revision
-    listing.notes = _notes(listing, opened.tables[0].table, columns, config)
+    listing.notes = [*_notes(listing, opened.tables[0].table, columns, config), *left]
     return listing
 
 
@@ -196,21 +196,22 @@ def _cut(table: Table, columns: Columns, *more: str) -> Table:
     )
 
 
-def _split_values(table: Table, column: str | None) -> list[str]:
-    """The name of each row's split; [] without such a column."""
+def _split_values(table: Table, column: str | None) -> list[str | None]:
+    """The name of each row's split, None = it has none; [] without such a column."""
     if column is None:
         return []
     values, names = table[column][:], getattr(table.features[column], "names", None)
-    return [str(names[value] if names and value is not None else value) for value in values]
+    return [None if value is None else str(names[value] if names else value) for value in values]
 
 
 def _rows(opened: Tables, columns: Columns, config: DataConfig) -> Iterator[Row]:
-    number = 0
+    number, read = 0, Counter[int | None]()
     for table, held, _ in opened.tables:
+        most = _rows_of_split(config, held)
         try:
-            for values in itertools.islice(_cut(table, columns), _rows_of_split(config, held)):
+            for values in itertools.islice(_cut(table, columns), None if most is None else most - read[held]):
                 yield columns.row(number, values, held)
-                number += 1
+                number, read[held] = number + 1, read[held] + 1
         except Exception as error:
             raise DataError(f"the stream broke after {number} images: {first_line(error)}") from error
 

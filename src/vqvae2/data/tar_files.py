@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import zlib
@@ -15,6 +16,8 @@ from vqvae2.data.errors import DataError
 from vqvae2.data.listing import Listing, Payload
 from vqvae2.data.tar_members import Chosen, Member, Members, list_members, members_of
 from vqvae2.errors import printable
+from vqvae2.files import atomic
+from vqvae2.files.temporary import sweep
 
 _BOMB = 200  # a compressed tar that unpacks to more than this many times its size and to more than a GB is refused
 _BLOCK = 1 << 20
@@ -69,9 +72,9 @@ class TarFiles:
 
     Attributes:
         data: DATA as the user wrote it, for messages.
-        names: of the files, below the folder in which they were found.
+        names: of the files, below the folder in which they were found, or below the one that holds all of them.
         files: the files, in order.
-        identity: sha256 of their names and contents.
+        identity: sha256 of their paths below the latter, and of their contents.
     """
 
     data: str
@@ -80,7 +83,7 @@ class TarFiles:
     identity: str
 
     def list_images(self, config: DataConfig, scratch: Path) -> Listing:
-        """The images of all files; compressed ones are unpacked in `scratch`."""
+        """The images of all files; compressed ones are unpacked in `scratch`, once."""
         chosen = Chosen.of(self.names, config.split)
         tars = LocalTars(
             [self.names[number] for number in chosen.numbers],
@@ -95,11 +98,16 @@ class TarFiles:
         file = self.files[number]
         if file.suffix.lower() not in (".gz", ".tgz"):
             return file
-        scratch.mkdir(parents=True, exist_ok=True)
-        return _unpack(file, scratch / f"{number}.tar")
+        plain = scratch / f"{number}-{self.identity[:16]}.tar"  # other commands may be reading it
+        if not plain.exists():
+            sweep(scratch)
+            for old in scratch.glob(f"{number}[-.]*"):  # of other data
+                old.unlink(missing_ok=True)
+            atomic.write_atomic(plain, functools.partial(_unpack, file))
+        return plain
 
 
-def _unpack(file: Path, target: Path) -> Path:
+def _unpack(file: Path, target: Path) -> None:
     """Unpack a compressed tar; one that is cut off is unpacked as far as it goes."""
     most = max(10**9, _BOMB * file.stat().st_size)
     try:
@@ -116,4 +124,3 @@ def _unpack(file: Path, target: Path) -> Path:
         raise DataError(f"cannot read {printable(str(file))}: {error}") from error
     except OSError as error:
         raise DataError(f"cannot unpack {printable(str(file))}: {error.strerror or error}") from error
-    return target

@@ -18,7 +18,7 @@ import numpy as np
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.folder_layout import understand
+from vqvae2.data.folder_layout import summary, understand
 from vqvae2.data.formats import IMAGE_SUFFIXES, is_image, unread
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, resolve_labels
 from vqvae2.data.listing import Listing, Payload, different
@@ -157,13 +157,12 @@ def list_members(data: str, tars: Tars, members: Members, chosen: Chosen, config
     kept = [images[index] for index in layout.keep]
     raw: Sequence[Any] | None = [labels[index] for index in layout.keep] if labels else layout.classes
     classes, numbers = resolve_labels(raw, None) if raw else ((), None)
-    split = [chosen.held[image.shard] for image in kept] if any(chosen.held) else layout.held
+    if any(chosen.held):
+        layout.held = [chosen.held[image.shard] for image in kept]
+        layout.notes[0] = f"{summary(layout)} by the names of the files"
     if labels:
-        layout.notes[0] += f" ({len(classes)} classes from the members beside the images)"
-    if any(chosen.held) and split is not None:
-        layout.notes[0] += (
-            f" ({split.count(0)} to train, {split.count(1)} held out by the names of the files)"
-        )
+        beside = f"{len(classes)} classes from the members beside the images"
+        layout.notes[0] = layout.notes[0].replace("no classes", beside)
     places = np.array([(image.shard, image.offset, image.size) for image in kept], np.int64).reshape(-1, 3)
 
     def payloads(indices: Sequence[int]) -> list[Payload | None]:
@@ -175,7 +174,7 @@ def list_members(data: str, tars: Tars, members: Members, chosen: Chosen, config
         payloads,
         classes,
         numbers,
-        None if split is None else np.array(split, np.int8),
+        None if layout.held is None else np.array(layout.held, np.int8),
         skipped=[*members.skipped, *((images[index].name, reason) for index, reason in layout.skipped)],
         notes=[*layout.notes, *chosen.notes, *more],
     )

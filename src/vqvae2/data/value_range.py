@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ _IMAGES = 256  # images that are read, spread over the data
 _VALUES = 20_000  # values of each image that are pooled
 
 
-def with_range(data: str, config: DataConfig, run: Path, say: Callable[[str], None]) -> DataConfig:
+def with_range(
+    data: str, config: DataConfig, run: Path, say: Callable[[str], None], seed: int = 0
+) -> DataConfig:
     """The settings with numbers for `range`: as given, of the values' type, or percentiles of training images.
 
     Args:
@@ -33,32 +35,43 @@ def with_range(data: str, config: DataConfig, run: Path, say: Callable[[str], No
         config: `range` and every other option of the data.
         run: the run folder, whose files are not data.
         say: called with one line of text about the numbers.
+        seed: as for `open_images`.
 
     Raises:
-        DataError: the images cannot be read, or all values are the same.
+        DataError: the images cannot be read, no value is finite, or all values are the same.
     """
     if config.range is None or isinstance(config.range, tuple):
         return config
-    arrays = _samples(data, config, run)
+    samples = _samples(data, config, run, seed)
     if config.range == "dtype":
-        low, high = _of_type(arrays[0])
+        low, high = _of_type(samples[0].dtype)
     else:
-        pooled = np.concatenate([_some(values) for values in arrays])
+        pooled = np.concatenate([sample.values for sample in samples])
+        if not len(pooled):
+            raise DataError("data.range: no value of the images is finite")
         low, high = (float(value) for value in np.percentile(pooled, PERCENTILES))
-        if all(values.dtype.kind in "bui" for values in arrays):
+        if all(sample.dtype.kind in "bui" for sample in samples):
             low, high = float(np.floor(low)), float(np.ceil(high))
     if not low < high:
         raise DataError(f"data.range: all values are {low:g}, so there is no range")
-    what = f"of the type {arrays[0].dtype}" if config.range == "dtype" else "0.1 and 99.9 % of the values"
-    say(f"values from {low:g} to {high:g} ({what}, {len(arrays)} images read): data.range={[low, high]}")
+    what = f"of the type {samples[0].dtype}" if config.range == "dtype" else "0.1 and 99.9 % of the values"
+    read = f"{len(samples)} image{'s' * (len(samples) > 1)} read"
+    say(f"values from {low:g} to {high:g} ({what}, {read}): data.range={[low, high]}")
     return config.replace_range((low, high))
 
 
-def _samples(data: str, config: DataConfig, run: Path) -> list[NDArray[Any]]:
-    """The values of some images, of the training split where the data names one."""
+class _Sample(NamedTuple):
+    """Of an image the type of its values, and some of them that are finite."""
+
+    dtype: np.dtype[Any]
+    values: NDArray[np.float64]
+
+
+def _samples(data: str, config: DataConfig, run: Path, seed: int) -> list[_Sample]:
+    """Some images, of the training split where the data names one; for the type alone the first that can be read."""
     reasons = []
     with tempfile.TemporaryDirectory() as scratch:
-        listed = list_images(locate(data, run), config, Path(scratch) / "table", 0)
+        listed = list_images(locate(data, run), config, Path(scratch) / "table", seed)
         if not isinstance(listed, Listing):
             raise DataError(
                 "data.range of a stream: expected two numbers, because a stream is read only once"
@@ -66,20 +79,23 @@ def _samples(data: str, config: DataConfig, run: Path) -> list[NDArray[Any]]:
         usable = np.arange(len(listed)) if listed.held is None else np.flatnonzero(listed.held == 0)
         chosen = [int(usable[number * len(usable) // _IMAGES]) for number in range(min(_IMAGES, len(usable)))]
         chosen = chosen if len(usable) > _IMAGES else usable.tolist()
-        arrays = []
+        samples: list[_Sample] = []
         for index in chosen:
             try:
-                arrays.append(raw_values(listed.payloads([index])[0], config))
+                values = raw_values(listed.payloads([index])[0], config)
+                samples.append(_Sample(values.dtype, _some(values)))
+                if config.range == "dtype":
+                    break
             except ImageError as error:
                 reasons.append(one_line(listed.names[index], str(error), ": "))
-    if not arrays:
+    if not samples:
         raise DataError(f"no usable image{f' (the first: {reasons[0]})' if reasons else ''}")
-    return arrays
+    return samples
 
 
-def _of_type(values: NDArray[Any]) -> tuple[float, float]:
-    if values.dtype.kind in "ui":
-        limits = np.iinfo(values.dtype)
+def _of_type(dtype: np.dtype[Any]) -> tuple[float, float]:
+    if dtype.kind in "ui":
+        limits = np.iinfo(dtype)
         return float(limits.min), float(limits.max)
     return 0.0, 1.0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqvae2.config.overrides import differences
 from vqvae2.errors import UserError
-from vqvae2.files.atomic import read_json, write_json
+from vqvae2.files.atomic import read_json, read_object, write_json
 from vqvae2.files.temporary import sweep
 
 
@@ -26,7 +26,7 @@ def make_folder(path: Path) -> None:
     sweep(path)
 
 
-def claim_results(folder: Path, name: str, about: dict[str, Any], what: str) -> None:
+def claim_results(folder: Path, name: str, about: dict[str, Any], what: str, written: Iterable[Path]) -> None:
     """Write OUT/NAME, which says what the results in a folder are of, or check that it says the same.
 
     Results of the same kind may be added to a folder, and replace their own earlier ones.
@@ -36,9 +36,10 @@ def claim_results(folder: Path, name: str, about: dict[str, Any], what: str) -> 
         name: of the file.
         about: which networks made the results, JSON-ready.
         what: the results in words, for the message.
+        written: the files of the results; without OUT/NAME, none of them may be there.
 
     Raises:
-        UserError: OUT holds results of something else.
+        UserError: OUT holds results of something else, or a file that would be overwritten.
         FileError: the file cannot be read or written.
     """
     file = folder / name
@@ -46,6 +47,7 @@ def claim_results(folder: Path, name: str, about: dict[str, Any], what: str) -> 
         if read_json(file) != about:
             raise UserError(f"{folder} holds {what} of another model or decoder; choose another --out")
         return
+    refuse_to_replace(written)
     write_json(file, about)
 
 
@@ -61,18 +63,40 @@ def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path])
             raise UserError(f"{source} would be overwritten; choose another --out")
 
 
-def claim(record: Path, about: dict[str, Any], what: str) -> None:
+def refuse_to_replace(written: Iterable[Path]) -> None:
+    """Check that none of the files that will be written is there.
+
+    Raises:
+        UserError: one of them is.
+    """
+    if taken := next((file for file in written if file.exists()), None):
+        raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
+
+
+def claim(
+    record: Path,
+    about: dict[str, Any],
+    what: str,
+    written: Iterable[Path] = (),
+    former: dict[str, Any] | None = None,
+) -> None:
     """Write a record of what a folder is made for, or check that the one that is there says the same.
 
     Args:
         record: the JSON file.
         about: JSON-ready.
         what: what the folder would hold if it were made for something else, for the message: "images of other codes".
+        written: the files that the folder will get; without a record, none of them may be there.
+        former: what the records of former versions leave out, as it was then.
 
     Raises:
-        UserError: it was made for something else; the message lists the differences.
+        UserError: it was made for something else; the message lists the differences. Or a file would be overwritten.
+        FileError: the record cannot be read or written.
     """
     if not record.exists():
+        refuse_to_replace(written)
         write_json(record, about)
-    elif changed := differences(read_json(record), json.loads(json.dumps(about))):
+        return
+    stored = {**(former or {}), **read_object(record)}
+    if changed := differences(stored, json.loads(json.dumps(about))):
         raise UserError(f"{record.parent} holds {what} ({'; '.join(changed)}); use another --out")

@@ -25,6 +25,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling
+from vqvae2.data.pixels import finite
 from vqvae2.errors import UserError
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.draw import check_seed, exact, guided, probabilities, uniforms
@@ -94,13 +95,15 @@ def keep_outside(autoencoder: VQVAE, image: Tensor, mask: Tensor) -> Kept:
 
     Raises:
         UserError: a mask of another size or type.
-        ConfigError: the strides do not divide the size, or the channels differ.
+        ConfigError: the strides do not divide the size, the channels differ, or the numbers are no floating-point ones.
+        DataError: a number outside the mask is NaN or infinite.
     """
+    autoencoder.check_images(image[None])
     if mask.dtype != torch.bool or mask.shape != image.shape[1:]:
         raise UserError(
             f"expected a bool mask {list(image.shape[1:])}, found {mask.dtype} {list(mask.shape)}"
         )
-    outside = image[:, ~mask]
+    outside = finite(image[:, ~mask])
     mean = outside.mean(1) if outside.numel() else image.new_zeros(len(image))
     shown = torch.where(mask, mean[:, None, None], image)
     codes = autoencoder.encode(shown[None])
@@ -121,13 +124,13 @@ def keep_coarse(autoencoder: VQVAE, image: Tensor, count: int) -> Kept:
 
     Raises:
         UserError: `count` is out of range.
-        ConfigError: as `keep_outside`.
+        ConfigError, DataError: as `keep_outside`.
     """
     levels, count = autoencoder.config.levels, whole(count, "the number of levels")
     if not 1 <= count < levels:
         expected = f"1..{levels - 1}" if levels > 1 else "a mask, as there is one level only"
         raise UserError(f"number of coarse levels to keep: expected {expected}, found {count}")
-    codes = autoencoder.encode(image[None])
+    codes = autoencoder.encode(finite(image)[None])
     finer = (torch.full_like(level, UNKNOWN) for level in codes.levels[count:])
     kept = Codes((*codes.levels[:count], *finer))
     return Kept(image, None, autoencoder.decode(codes, count)[0], kept)

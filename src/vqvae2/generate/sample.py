@@ -19,6 +19,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling
+from vqvae2.data.labels import plain_name
 from vqvae2.errors import UserError, listed
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.draw import check_seed
@@ -46,8 +47,8 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
     """The number of a class.
 
     Args:
-        label: a number, or a name. A name that matches exactly is preferred to one that differs in case or in surrounding
-            spaces; a text of digits that is no name is a number.
+        label: a number, or a name. A name that matches exactly is preferred to one that differs in case, in surrounding
+            spaces or in its Unicode form; a text of digits that is no name is a number.
         classes: names of the classes.
 
     Raises:
@@ -56,18 +57,18 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
     if not classes:
         raise UserError(f"this run has no classes, so it has no label {label!r}; leave it out")
     if isinstance(label, str):
-        names = [name.strip().casefold() for name in classes]
-        text = label.strip().casefold()
+        names = [plain_name(name) for name in classes]
+        text = plain_name(label)
         if label in classes:
             return list(classes).index(label)
         if text in names:
             return names.index(text)
-        if text.isdecimal() and int(text) < len(classes):
+        if text.isdecimal() and len(text.lstrip("0")) < 10 and int(text) < len(classes):
             return int(text)
     elif 0 <= operator.index(label) < len(classes):
         return operator.index(label)
-    folded = {name.strip().casefold(): name for name in classes}
-    near = difflib.get_close_matches(str(label).strip().casefold(), list(folded), 3, 0.4)
+    folded = {plain_name(name): name for name in classes}
+    near = difflib.get_close_matches(plain_name(str(label)), list(folded), 3, 0.4)
     hint = listed([folded[name] for name in near] or classes[:12])
     raise UserError(f"no class {label!r}: expected a number 0..{len(classes) - 1} or a name such as {hint}")
 
@@ -89,12 +90,21 @@ def sample_labels(
         raise UserError(f"expected at least 1 sample, found n = {n}")
     if labels is None:
         return [i % len(classes) for i in range(n)] if classes else None
+    numbers = class_numbers(labels, classes)
+    return [numbers[i % len(numbers)] for i in range(n)]
+
+
+def class_numbers(labels: Sequence[str | int] | str | int, classes: Sequence[str]) -> list[int]:
+    """The number of the class of each label; of one label alone, a list of one.
+
+    Raises:
+        UserError: no label in the list, or no such class.
+    """
     single = isinstance(labels, str) or (hasattr(labels, "__index__") and not getattr(labels, "ndim", 0))
     given: list[str | int] = [labels] if single else list(labels)  # type: ignore[list-item, arg-type]
     if not given:
         raise UserError("expected at least one label, found an empty list")
-    numbers = [class_number(label, classes) for label in given]
-    return [numbers[i % len(numbers)] for i in range(n)]
+    return [class_number(label, classes) for label in given]
 
 
 def batches(numbers: Iterable[range], size: int) -> list[range]:

@@ -4,7 +4,8 @@
     OUT/codes-FIRST-LAST.npz   one batch: `numbers`, `labels` (with classes), `level_0` ... (integers [n, h, w]); with the
                                form "npz" also `images` (uint8 [n, H, W, C]); of samples that a critic chose also
                                `candidates` and `scores`
-    OUT/NUMBER.png             with the form "png", one file per sample; of a run with `data.range` also NUMBER.tif
+    OUT/NUMBER.png             with the form "png", one file per sample; of a run with `data.range` also NUMBER.tif or
+                               NUMBER.npy with its values (see `save_values`), which is then the file of the sample
     OUT/grid.png               the first 256 samples
     OUT/samples.json           how the samples were drawn, and the file, number, codes and class of each
     OUT/candidates/            with a critic: sampling.json, and the codes and `scores` of all candidates
@@ -16,8 +17,8 @@ Shapes: n samples, h w grid of a level, C channels, H W image size.
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,14 +33,12 @@ from torch import Tensor
 
 from vqvae2.codes import Codes
 from vqvae2.config.models import DataConfig
-from vqvae2.config.overrides import differences
 from vqvae2.data.deep import save_values
 from vqvae2.data.grid import save_grid, save_picture
 from vqvae2.data.pixels import to_float, to_pil, to_uint8, viewable
 from vqvae2.errors import UserError
-from vqvae2.files import arrays
+from vqvae2.files import arrays, output
 from vqvae2.files.atomic import FileError, read_object, read_text, write_atomic, write_json
-from vqvae2.files.output import make_folder
 from vqvae2.files.progress import Tracker
 from vqvae2.generate.reject import Chosen, Scored
 from vqvae2.generate.sample import Drawn
@@ -50,6 +49,7 @@ Form = Literal["png", "npz", "none"]
 _SHOWN = 256  # samples in grid.png, at most
 _BATCH = re.compile(r"codes-(\d+)-(\d+)\.npz")  # the first and the last number of a batch
 _LIST_LIMIT = 2**28  # bytes of samples.json that are read, at most
+_WRITTEN = re.compile(r"codes-.*\.npz|grid\.png|samples\.json|\d{5,}\.(png|tif|npy)")
 _PATTERN, _GRID, _ABOUT, _LIST = "codes-*.npz", "grid.png", "sampling.json", "samples.json"
 
 
@@ -77,7 +77,8 @@ class SampleFolder:
         path: OUT.
         about: how the samples are drawn, JSON-ready.
         form: see `Form`.
-        values: settings of the data with a `range`: with the form "png", NUMBER.tif holds the values in that range, too.
+        values: settings of the data with a `range`: with the form "png", NUMBER.tif or NUMBER.npy holds the values in that range,
+            too.
     """
 
     path: Path
@@ -89,9 +90,9 @@ class SampleFolder:
         """Make the folder, or check that it was made for samples of this kind.
 
         Raises:
-            UserError: it cannot be made, or holds samples that were drawn differently.
+            UserError: it cannot be made, or as `claim`.
         """
-        make_folder(self.path)
+        output.make_folder(self.path)
         claim(self.path, {"pictures": self.form, **self.about})
 
     def missing(self, n: int) -> list[range]:
@@ -170,8 +171,9 @@ class SampleFolder:
         return result
 
     def _arrays(self, part: Drawn) -> dict[str, NDArray[Any]]:
-        own = {f"level_{i}": level.cpu().numpy() for i, level in enumerate(part.codes.levels)}
-        own = {k: v.astype(np.uint16 if v.max() < 2**16 else np.int64) for k, v in own.items()}
+        own = {
+            f"level_{i}": level.cpu().numpy().astype(np.uint16) for i, level in enumerate(part.codes.levels)
+        }
         own["numbers"] = np.array(part.numbers)
         if part.labels is not None:
             own["labels"] = part.labels.numpy()
@@ -188,7 +190,7 @@ class SampleFolder:
         files = {number: file.name for numbers, file in self._batches() for number in numbers}
         for number in range(n):
             codes = files[number]
-            entry = {"file": f"{number:05d}.png" if self.form == "png" else codes, "number": number}
+            entry = {"file": self._files(number)[-1].name if self.form == "png" else codes, "number": number}
             entry |= {"codes": codes}
             if labels is not None:
                 entry |= {"label": labels[number], "class": classes[labels[number]]}
@@ -203,8 +205,18 @@ class SampleFolder:
         """The batches whose images are all there too."""
         if self.form != "png":
             return self._batches()
-        full = {file.name for file in self.path.glob("*.png") if file.stat().st_size}
-        return [item for item in self._batches() if all(f"{number:05d}.png" in full for number in item[0])]
+        return [item for item in self._batches() if all(map(self._files, item[0]))]
+
+    def _files(self, number: int) -> list[Path]:
+        """The image files of a sample, of which the last holds it in its full depth; none unless all are there."""
+        stem = self.path / f"{number:05d}"
+        pictures, values = (
+            [file for ending in endings if _holds_something(file := stem.with_suffix(ending))]
+            for endings in ((".png",), (".tif", ".npy"))
+        )
+        if self.values is None:
+            return pictures
+        return [*pictures, values[0]] if pictures and values else []
 
     def _batches(self) -> list[tuple[range, Path]]:
         names = ((_BATCH.fullmatch(file.name), file) for file in self.path.glob(_PATTERN))
@@ -213,18 +225,39 @@ class SampleFolder:
     def _first(self, count: int) -> Tensor:
         """The first `count` images, float [count, C, H, W] in [-1, 1]."""
         if self.form == "png":
-            arrays = [_pixels(self.path / f"{i:05d}.png") for i in range(count)]
-            pixels = np.stack([a if a.ndim == 3 else a[..., None] for a in arrays])
+            files = [self.path / f"{i:05d}.png" for i in range(count)]
+            images = [_pixels(file) for file in files]
+            usual, _ = Counter(image.shape for image in images).most_common(1)[0]
+            for file, image in zip(files, images, strict=True):
+                if image.shape != usual:
+                    raise _damaged(file)
+            pixels = np.stack(images)
         else:
             pixels = self.read("images", range(count))
         return to_float(torch.from_numpy(pixels))
 
 
 def _pixels(file: Path) -> NDArray[np.uint8]:
+    """The pixels of a sample [H, W, C]."""
     try:
-        return np.array(Image.open(file))
-    except OSError as error:
-        raise FileError(f"{file} is damaged: delete it, and the same command draws it again") from error
+        with Image.open(file) as image:
+            if image.mode not in ("L", "RGB", "RGBA"):
+                raise ValueError("another image than a sample")
+            pixels = np.array(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _damaged(file) from error
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _damaged(file: Path) -> FileError:
+    return FileError(f"{file} is damaged or no sample: delete it, and the same command draws it again")
+
+
+def _holds_something(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -263,21 +296,13 @@ def claim(folder: Path, about: dict[str, Any]) -> None:
         about: how the samples are drawn, JSON-ready.
 
     Raises:
-        UserError: the folder holds samples that were drawn differently; the message lists the differences.
+        UserError: the folder holds samples that were drawn differently, and the message lists the differences; or it has no
+            sampling.json, and files that samples have.
     """
-    file = folder / _ABOUT
-    if not file.exists():
-        write_json(file, about)
-        return
-    stored = read_object(file)
-    if "decoder" in about and "decoder" not in stored:  # of a former version, which had the plain one alone
-        model = stored.get("model")
-        digest = model.get("autoencoder") if isinstance(model, dict) else None
-        stored["decoder"] = {"name": "plain", "digest": digest}
-    if changed := differences(stored, json.loads(json.dumps(about))):
-        raise UserError(
-            f"{folder} holds samples that were drawn differently ({'; '.join(changed)}); use another --out"
-        )
+    model = about.get("model", {})
+    former = {"decoder": {"name": "plain", "digest": model.get("autoencoder")}} if "decoder" in about else {}
+    taken = (file for file in folder.glob("*") if _WRITTEN.fullmatch(file.name))
+    output.claim(folder / _ABOUT, about, "samples that were drawn differently", taken, former)
 
 
 def write_list(folder: Path, result: dict[str, Any]) -> None:
@@ -323,7 +348,7 @@ def read_samples(folder: Path) -> StoredSamples:
 
 def holds_arrays(folder: Path) -> bool:
     """Whether the images of a folder are in the arrays of its batches rather than in PNG files."""
-    single = (file for file in folder.glob("*.png") if file.name != _GRID)
+    single = (file for file in folder.glob("*.png") if _WRITTEN.fullmatch(file.name) and file.name != _GRID)
     return any(folder.glob(_PATTERN)) and not any(single)
 
 

@@ -173,13 +173,16 @@ class HierarchicalPrior(nn.Module):
         """Labels as [B] int64 on the right device, "no label" filled in; None if there are no classes.
 
         Raises:
-            ValueError: wrong count, or a class number out of range.
+            ValueError: wrong count, no integers, or a class number out of range.
         """
         if not self.classes:
             return None
         if labels is None:
             return torch.full((batch,), self.classes, dtype=torch.int64, device=self._device())
-        labels = torch.as_tensor(labels, dtype=torch.int64, device=self._device())
+        given = torch.as_tensor(labels, device=self._device())
+        if given.is_floating_point() and given.numel():
+            raise UserError(f"expected class numbers that are integers, found {given.dtype}")
+        labels = given.long()
         if labels.shape != (batch,):
             raise UserError(f"expected {batch} labels, found shape {tuple(labels.shape)}")
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes:

@@ -80,7 +80,7 @@ def claim(
     refuse_links(folder, config.autoencoder.levels)
     if wrong := [level for level in (redo or Redo()).levels if not 0 <= level < config.autoencoder.levels]:
         raise RunError(f"{REDO}: expected a level 0..{config.autoencoder.levels - 1}, found {wrong[0]}")
-    config = _labels_from_anywhere(config)
+    config = _from_anywhere(config)
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -125,12 +125,11 @@ def claim(
     return config
 
 
-def _labels_from_anywhere(config: Config) -> Config:
-    """The path of the file of labels made absolute, so that the run can be used from any folder, as its data can."""
-    if not config.data.labels:
-        return config
-    place = str(Path(config.data.labels).absolute())
-    return config.model_copy(update={"data": config.data.model_copy(update={"labels": place})})
+def _from_anywhere(config: Config) -> Config:
+    """The paths in the settings of the data made absolute, so that the run can be used from any folder, as its data can."""
+    paths = {name: getattr(config.data, name) for name in ("labels", "image_root")}
+    places = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    return config.model_copy(update={"data": config.data.model_copy(update=places)})
 
 
 def _anew(changed: list[str], redo: Redo | None) -> list[int]:

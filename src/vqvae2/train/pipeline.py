@@ -161,7 +161,7 @@ def _with_range(data: str, folder: Path, config: Config, reporter: Reporter) -> 
             return config.model_copy(
                 update={"data": config.data.model_copy(update={"range": old.data.range})}
             )
-    found = with_range(data, config.data, folder, reporter.say)
+    found = with_range(data, config.data, folder, reporter.say, config.seed)
     return config.model_copy(update={"data": found})
 
 

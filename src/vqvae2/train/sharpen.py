@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.base import summed, world
+from vqvae2.autoencoder.base import summed
 from vqvae2.autoencoder.discriminator import (
     PatchDiscriminator,
     discriminator_loss,
@@ -40,6 +40,7 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
+from vqvae2.noise import world
 from vqvae2.train.autoencoder import detail
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch

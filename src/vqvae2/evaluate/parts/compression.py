@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.autoencoder.perceptual import LEAST_SIDE, PerceptualDistance
+from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codec.codec import Codec, Decompressed
 from vqvae2.config.models import DataConfig
+from vqvae2.config.training import LEAST_COMPARED
 from vqvae2.data.decoding import load_whole
 from vqvae2.data.folder_files import list_folder
 from vqvae2.data.pixels import psnr, to_float, to_uint8
@@ -75,10 +76,10 @@ def measure(context: Context) -> PartResult:
     result = PartResult()
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in originals]
     least = min(side for size in sizes for side in size)
-    if distance is not None and (least < LEAST_SIDE or run.config.data.channels not in (1, 3, 4)):
+    if distance is not None and (least < LEAST_COMPARED or run.config.data.channels not in (1, 3, 4)):
         distance = None
         result.warnings.append(
-            f"no perceptual distance: it needs sides of {LEAST_SIDE} px and 1, 3 or 4 channels"
+            f"no perceptual distance: it needs sides of {LEAST_COMPARED} px and 1, 3 or 4 channels"
         )
     with context.reporter.track("compression", len(originals), unit="images") as tracker:
         rows, aims, shown = _own(context, codec, originals, sizes, labels, distance)
