@@ -25,6 +25,7 @@ from PIL import Image
 
 from vqvae2.cli import app, main
 from vqvae2.codes import Codes
+from vqvae2.commands import demo_report
 from vqvae2.commands.images import load_images
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import override, read_yaml, settings
@@ -34,6 +35,7 @@ from vqvae2.files import tensor_file
 from vqvae2.generate.sample import Drawn
 from vqvae2.generate.sample_folder import SampleFolder
 from vqvae2.run import load
+from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.loop import read_metrics
 
 VERBS = (
@@ -351,6 +353,50 @@ def test_which_setting_counts(tmp_path: Path, pictures: Path, asked: list[Any], 
     assert asked.pop()[2] == plain("tiny", "data.channels=1", "autoencoder.channels=1")
     command(*start, "--split", "test", "--streaming")
     assert asked.pop()[2] == plain("tiny", "data.split=test", "data.streaming=true")
+
+
+@pytest.mark.parametrize("name", ["2012", "null", "a: b", "été 😀", '"'])
+def test_names_are_not_read_as_yaml(
+    name: str, tmp_path: Path, pictures: Path, asked: list[Any], command: Command
+) -> None:
+    start = ("train", pictures, "--run", tmp_path / "run", "--preset", "tiny")
+    assert command(*start, "--split", name, "--labels", f"{name}.csv").code == 0
+    data = asked.pop()[2].data
+    assert (data.split, data.labels) == (name, f"{name}.csv")
+
+
+def test_the_same_training_again_keeps_a_way_of_drawing_that_was_chosen_since(
+    run: Path,
+    tmp_path: Path,
+    pictures: Path,
+    asked: list[Any],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a preset, with `--from` and as a demo, unless an option names another; a new run has its preset's."""
+    record, config = read_run(run)
+    tuned = config.sampling.replace(temperature=0.9, batch=5)
+    write_config(run, record, config.model_copy(update={"sampling": tuned}))
+    for arguments in (("--preset", "tiny"), ("--from", "emoji64")):
+        command("train", pictures, "--run", run, *arguments)
+        assert asked.pop()[2].sampling == tuned
+    command("train", pictures, "--run", run, "--preset", "tiny", "--set", "sampling.batch=6")
+    assert asked.pop()[2].sampling == tuned.replace(batch=6)
+    monkeypatch.setattr(demo_report, "write_report", lambda *_: demo_report.DemoResult({"table": []}))
+    assert command("demo", "--out", run).code == 0
+    assert asked.pop()[2].sampling == tuned
+    command("train", pictures, "--run", tmp_path / "new", "--preset", "tiny")
+    assert asked.pop()[2] == preset("tiny")
+
+
+def test_fine_tuning_does_not_look_where_the_images_of_the_other_run_were(
+    run: Path, tmp_path: Path, pictures: Path, asked: list[Any], command: Command
+) -> None:
+    record, config = read_run(run)
+    data = config.data.model_copy(update={"image_root": "/elsewhere"})
+    write_config(run, record, config.model_copy(update={"data": data}))
+    command("train", pictures, "--run", tmp_path / "new", "--from", run)
+    assert asked.pop()[2].data.image_root is None
 
 
 def test_the_configuration_of_a_run_can_be_given_to_another(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vqvae2.commands import images
+from vqvae2.commands.decode import decode
+from vqvae2.commands.encode import encode
 from vqvae2.config.overrides import read_yaml
 from vqvae2.evaluate.sets import folder_images
+from vqvae2.files.progress import Reporter
 from vqvae2.run import load
 
 Command = Callable[..., Any]
@@ -83,6 +88,55 @@ def test_every_verb_takes_them(deep: Path, scans: Path, tmp_path: Path, command:
     Image.new("L", (32, 32), 255).save(mask)
     said = command("complete", deep, scans / "03.png", "--mask", mask, "--n", 1, "--out", tmp_path / "out")
     assert said.code == 0, said.err
+    with Image.open(tmp_path / "out" / "000.tif") as image:
+        values = np.asarray(image)
+    assert (values.dtype, values.shape) == (np.uint16, (32, 32))
+
+
+def test_completions_keep_the_values_outside_the_mask(
+    deep: Path, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    """Exactly, in their own range; a file of the user is not overwritten, the same request's own are."""
+    mask, out = Image.new("L", (32, 32), 0), tmp_path / "out"
+    mask.paste(255, (16, 16, 32, 32))
+    mask.save(tmp_path / "mask.png")
+    arguments = ("complete", deep, scans / "03.png", "--mask", tmp_path / "mask.png", "--out", out)
+    out.mkdir()
+    (out / "001.tif").write_text("mine")
+    said = command(*arguments, "--n", 2)
+    assert (said.code, said.err.count("001.tif exists")) == (2, 1)
+    assert [path.name for path in out.iterdir()] == ["001.tif"]
+    (out / "001.tif").unlink()
+    assert command(*arguments, "--n", 2).code == 0
+    with Image.open(out / "000.tif") as image, Image.open(scans / "03.png") as original:
+        assert np.array_equal(np.asarray(image)[:16], np.asarray(original)[:16])
+    listing = json.loads((out / "completions.json").read_text())
+    assert [entry["file"] for entry in listing["completions"]] == ["000.tif", "001.tif"]
+    assert command(*arguments, "--n", 1).code == 0
+    assert sorted(path.name for path in out.glob("0*")) == ["000.png", "000.tif"]
+
+
+def test_decoding_that_was_killed_writes_the_values_too(
+    deep: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The PNG, by which it is known what is missing, is written after the values."""
+    run, codes, out = load(deep, "cpu"), tmp_path / "codes.npz", tmp_path / "out"
+    encode(run, str(scans), codes, reporter=Reporter(quiet=True))
+    names = ("save_values", "save_picture")
+    for name in names:
+        usual = getattr(images, name)
+
+        def killed(*arguments: Any, usual: Any = usual) -> None:
+            usual(*arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(images, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            decode(run, codes, out, reporter=Reporter(quiet=True))
+        monkeypatch.setattr(images, name, usual)
+    decode(run, codes, out, reporter=Reporter(quiet=True))
+    assert {path.stem for path in out.glob("*.tif")} == {path.stem for path in out.glob("*.png")}
+    assert len(list(out.glob("*.tif"))) == 16
 
 
 def test_a_range_in_words_becomes_numbers(

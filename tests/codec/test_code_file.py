@@ -158,6 +158,37 @@ def test_an_interrupted_command_continues(
     assert parquet.read_table(out).equals(parquet.read_table(whole))
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_codes_of_images_that_changed_are_refused(
+    killed: bool, run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that is added while the command was interrupted would shift the numbers of the images of each part."""
+    monkeypatch.setattr(verb, "_PART_IMAGES", 3)
+    out, data = tmp_path / "codes.npz", tmp_path / "data"
+    shutil.copytree(pictures / "disc", data)
+    write = code_file.write_part
+
+    def once(path: Path, part: code_file.Part) -> None:
+        write(path, part)
+        raise KeyboardInterrupt
+
+    if killed:
+        monkeypatch.setattr(code_file, "write_part", once)
+        with pytest.raises(KeyboardInterrupt):
+            encode(run, str(data), out, reporter=QUIET)
+        monkeypatch.setattr(code_file, "write_part", write)
+    else:
+        encode(run, str(data), out, reporter=QUIET)
+    shutil.copy(pictures / "stripes" / "02.png", data / "00a.png")
+    with pytest.raises(UserError, match=r"holds (parts of )?other codes \(fingerprint: "):
+        encode(run, str(data), out, reporter=QUIET)
+    assert (tmp_path / "codes.npz.parts").exists() == killed
+    (data / "00a.png").unlink()
+    encode(run, str(data), out, reporter=QUIET)
+    assert rows(out)["name"].tolist() == [file.name for file in sorted(data.iterdir())]
+    assert not (tmp_path / "codes.npz.parts").exists()
+
+
 def test_parts_of_other_codes_are_refused(run: Run, pictures: Path, tmp_path: Path) -> None:
     work = tmp_path / "codes.npz.parts"
     work.mkdir()
@@ -249,6 +280,20 @@ def test_only_one_part_is_in_memory(name: str, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert seen == list(range(20))
     assert peak < 30e6  # a part as int64 codes is 4 MB, all of them would be 80 MB
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_part_of_which_no_image_can_be_used_has_no_rows(empty: int, name: str, tmp_path: Path) -> None:
+    def part(number: int) -> code_file.Part:
+        count = 0 if number == empty else 2
+        names = np.array(["a", "b"][:count], dtype=np.str_)
+        return {"name": names, "level_0": np.zeros((count, 2, 2), np.uint16)}
+
+    about = {"digest": "d", "geometry": {"grids": [[2, 2]], "vocabulary": [8]}}
+    write_codes(tmp_path / name, about, [partial(part, number) for number in range(2)])
+    ((names, codes),) = open_codes(tmp_path / name).batches(64)
+    assert (names, len(codes)) == (["a", "b"], 2)
 
 
 @pytest.mark.parametrize("name", ["../../etc/x.png", "/x", "a\\..\\b.png", "..", ""])

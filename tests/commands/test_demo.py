@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def test_the_demo_typed_again_trains_nothing(
     assert len(shown) >= 3
     assert [path for path in shown if not Path(path).is_file()] == []
     assert str(folder / "report" / "demo.html") in shown
+
+
+def test_a_demo_without_classes_shows_samples_without_classes(
+    folder: Path,
+    small: list[str],
+    tmp_path: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vqvae2.commands.demo_report.zoo", list)  # whose samples take half a minute
+    run = Path(shutil.copytree(folder, tmp_path / "run"))
+    shutil.rmtree(run / "prior")
+    shutil.rmtree(run / "samples")
+    said = command("demo", "--out", run, *small, "--set", "prior.conditional=false")
+    assert said.code == 0, said.err
+    assert load(run, "cpu").classes == ()
+    assert "samples.png" in {file.name for file in (run / "samples").iterdir()}
+    assert "samples-per-class.png" not in {file.name for file in (run / "samples").iterdir()}
 
 
 def test_a_setting_that_cannot_work(tmp_path: Path, command: Callable[..., Any]) -> None:

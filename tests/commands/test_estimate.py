@@ -11,10 +11,12 @@ from vqvae2.commands import estimate as module
 from vqvae2.commands.costs import measure
 from vqvae2.commands.estimate import duration, estimate, free_memory, say_estimate
 from vqvae2.config.models import Config, parse
-from vqvae2.config.overrides import merge
+from vqvae2.config.overrides import merge, override
 from vqvae2.config.presets import preset
 from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.run import load
+from vqvae2.train.state import write_metrics
 
 CPU = torch.device("cpu")
 
@@ -62,6 +64,29 @@ def test_minutes_bound_the_time_and_accumulation_the_memory(config: Config, tmp_
 def test_what_is_done_is_not_counted(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_rate", lambda *arguments: 1e9)
     assert [stage.name for stage in estimate(load(half, "cpu").config, half, CPU)] == ["prior level 1"]
+
+
+def test_what_is_trained_further_is_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps that are added; after a longer training of the autoencoder, all priors anew."""
+    monkeypatch.setattr(module, "_rate", lambda *arguments: 1e9)
+    settings = load(run, "cpu").config.model_dump(mode="json")
+
+    def steps(*assignments: str) -> dict[str, int]:
+        stages = estimate(parse(override(settings, assignments)), run, CPU)
+        return {stage.name: stage.steps for stage in stages}
+
+    assert steps() == {}
+    assert steps("train_prior.1.steps=1000") == {"prior level 1": 992}
+    assert steps("train_autoencoder.steps=1000") == {
+        "autoencoder": 940,
+        "prior level 0": 8,
+        "prior level 1": 8,
+    }
+    further = RunFolder(run).prior(1).longer
+    write_metrics(further.metrics, 500, {"loss": 1.0})
+    further.checkpoint.parent.mkdir()
+    further.checkpoint.touch()
+    assert steps("train_prior.1.steps=1000") == {"prior level 1": 500}
 
 
 def test_what_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

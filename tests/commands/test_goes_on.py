@@ -12,7 +12,6 @@ import pytest
 
 from vqvae2.commands import images, reconstruct, score
 from vqvae2.commands.complete import CompletionRequest, complete
-from vqvae2.data import grid
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import FileError, write_json
 from vqvae2.files.parts import cut
@@ -120,10 +119,10 @@ def test_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The images of the killed command are taken for its own, those beyond a smaller number too, also after two kills."""
-    run, usual = load(trained), grid.save_picture
+    run, usual = load(trained), images.save_picture
 
     def call(name: str, n: int, at: int | None = None) -> None:
-        monkeypatch.setattr(grid, "save_picture", killing(usual, at, []))
+        monkeypatch.setattr(images, "save_picture", killing(usual, at, []))
         with suppress(KilledError):
             complete(run, files[0], tmp_path / name, CompletionRequest(None, 1, n))
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vqvae2.files import tensor_file
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.run import load
 
 Command = Callable[..., Any]
@@ -70,6 +72,19 @@ def test_a_mistake_removes_no_completions(
     assert command(*arguments, "--n", 2).code == 0
     assert command(*arguments, "--n", 2, "--label", "nothing of this name").code == 2
     assert len([*out.glob("0*.png")]) == 2
+
+
+def test_a_wrong_number_of_values_claims_no_folder(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    said = command(
+        *("complete", trained, picture, "--out", out, "--keep-levels", 1, "--n", 1),
+        *("--temperature", 1, "--temperature", 1, "--temperature", 0.9),
+    )
+    assert said.code == 2
+    assert "one for each of 2 levels, found 3" in said.err
+    assert not (out / "completions.json").exists()
 
 
 def test_reconstructions_by_another_model_are_refused(
@@ -180,6 +195,25 @@ def test_what_a_training_says(pictures: Path, settings: list[str], tmp_path: Pat
     assert page.count("<img alt=") >= 3
     again = command(*arguments, "--set", "train_prior.*.copies=2").err
     assert "report:" not in again
+
+
+def test_the_report_of_a_run_with_an_imported_autoencoder(
+    half: Path, pictures: Path, command: Command
+) -> None:
+    """An import leaves neither figures nor a curve; the priors have theirs."""
+    stage = RunFolder(half).autoencoder
+    tensors, about = tensor_file.load_tensors(stage.model)
+    tensor_file.save_tensors(stage.model, tensors, {**about, "figures": {}})
+    stage.metrics.unlink()
+    shutil.rmtree(stage.pictures)
+    said = command("train", pictures, "--run", half)
+    assert said.code == 0
+    assert "report: " in said.err
+    assert "next: `vqvae2 sample" in said.err
+    page = (half / "report" / "training.html").read_text(encoding="utf-8")
+    assert "held-out bits per code" in page
+    assert "PSNR" not in page
+    assert page.count("<svg") == 2
 
 
 def test_explain(trained: Path, command: Command) -> None:

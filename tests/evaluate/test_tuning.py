@@ -12,11 +12,17 @@ import yaml
 from colours_network import Colours
 
 from vqvae2.cli import main
+from vqvae2.commands.evaluate import keep_sampling
+from vqvae2.config.models import parse
+from vqvae2.config.overrides import override
 from vqvae2.config.sampling import Sampling
 from vqvae2.evaluate import context
 from vqvae2.evaluate.parts import tuning
 from vqvae2.evaluate.parts.tuning import KEPT_RECALL, VALUES, Trial, best, search
 from vqvae2.files.atomic import read_json
+from vqvae2.files.progress import Reporter
+from vqvae2.run import load
+from vqvae2.train.folder import read_run, write_config
 
 OPTIMUM = {"guidance": (2.0, 1.5), "top_p": (0.93, 1.0), "temperature": (1.0, 0.9)}
 
@@ -98,6 +104,19 @@ def test_the_command_chooses_reports_and_writes(
     assert again.code == 0
     assert read_json(tmp_path / "report" / "report.json")["parts"]["tuning"]["chosen"] == figures["chosen"]
     assert command("train", pictures, "--run", run).code == 0  # the training still recognises its run
+
+
+def test_what_a_training_wrote_meanwhile_stays(run: Path) -> None:
+    """Only the sampling changes in the settings as they are now, not as they were before the measuring."""
+    loaded = load(run, "cpu")
+    record, config = read_run(run)
+    later = override(config.model_dump(mode="json"), ["train_prior.*.steps=99", "sampling.batch=7"])
+    write_config(run, {**record, "command": "later"}, parse(later))
+    chosen = {**loaded.sampling.about(), "temperature": 0.8}
+    keep_sampling(loaded, {"parts": {"tuning": {"chosen": chosen}}}, Reporter(quiet=True))
+    record, config = read_run(run)
+    assert record["command"] == "later"
+    assert config.model_dump(mode="json") == override(later, ["sampling.temperature=0.8"])
 
 
 def test_too_few_held_out_images_are_said(trained: Path, tmp_path: Path, command: Callable[..., Any]) -> None:

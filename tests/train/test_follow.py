@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -224,6 +225,40 @@ def test_watching_goes_on_until_the_training_is_done(run: Path) -> None:
     shown = " ".join(out.getvalue().split())
     assert "step 8 of 8, 100%" in shown
     assert "to do: prior level 1; nothing new for" in shown
+
+
+def test_watching_follows_a_finished_stage_that_is_trained_further(run: Path) -> None:
+    """Its lines are read in longer/ and, when that has taken the place of the stage's own, not twice."""
+    folder = RunFolder(run)
+    stage, file = folder.prior(1), folder.config
+    file.write_text(file.read_text().replace("steps: 8\n", "steps: 16\n"))
+    for prior in (folder.prior(0), stage):
+        record = json.loads(prior.record.read_text())
+        record["outcome"]["step"] = 16 if prior is not stage else 8
+        prior.record.write_text(json.dumps(record))
+    follower = Follower(run, 2)
+    assert steps(follower)["prior level 1"][-1] == 8
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 1:
+            stage.longer.path.mkdir()
+            shutil.copy(stage.metrics, stage.longer.metrics)
+            write_metrics(stage.longer.metrics, 12, {"loss": 1.0})
+            assert steps(follower) == {"prior level 1": [12]}
+        if len(waited) == 2:
+            record["outcome"]["step"] = 16
+            stage.record.write_text(json.dumps(record))
+            stage.longer.metrics.replace(stage.metrics)
+            assert steps(follower) == {}
+
+    out = StringIO()
+    watch(run, Console(file=out, force_terminal=True, width=100), wait, lambda: 0.0)
+    assert len(waited) == 2
+    shown = " ".join(out.getvalue().split())
+    assert "prior level 1: step 12 of 16" in shown
+    assert "to do: prior level 1" in shown
 
 
 def test_a_sparkline_has_the_shape_of_its_curve() -> None:

@@ -201,7 +201,13 @@ def _write_parquet(path: Path, table: _Table) -> None:
 
     def column(array: NDArray[Any]) -> Any:
         if array.ndim == 1:
-            return pyarrow.array([*map(printable, array.tolist())] if array.dtype.kind == "U" else array)
+            # the type of a text is named, because a part without rows would have none
+            text = array.dtype.kind == "U"
+            return (
+                pyarrow.array([*map(printable, array.tolist())], pyarrow.string())
+                if text
+                else pyarrow.array(array)
+            )
         width = int(np.prod(array.shape[1:]))
         return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(array.reshape(-1)), width)
 

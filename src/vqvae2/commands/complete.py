@@ -76,6 +76,8 @@ def complete(
 ) -> dict[str, Any]:
     """Write 000.png ..., sheet.png (the image, what is kept of it, the completions) and completions.json.
 
+    Of a run with `data.range`, 000.tif (or .npy, see `data.deep.save_values`) holds the values in that range, too.
+
     Args:
         image: an image file.
         out: folder for the results; created.
@@ -96,8 +98,9 @@ def complete(
     from vqvae2.files.output import make_folder, refuse_to_overwrite
     from vqvae2.generate.complete import Passes
 
-    refuse_to_overwrite([image, request.mask], _files(out, request.n))
+    refuse_to_overwrite([image, request.mask], _files(out, request.n, run))
     sampling = request.sampling or run.sampling
+    sampling.level(0, run.config.autoencoder.levels)  # raises before anything is written
     kept = keep(run, image, request.mask, request.keep_levels)
     reporter = reporter or Reporter()
     about = {
@@ -117,13 +120,13 @@ def complete(
     tracker = reporter.track("completions", request.passes * batches, unit="passes")
     passes = Passes(request.passes, lambda: tracker.update(tracker.done + 1))
     drawn = run.complete(kept, request.n, request.labels, request.seed, passes, sampling, request.decoder)
-    _claim(out, about, reporter)
+    _claim(out, about, run, reporter)
     make_folder(out)
     with tracker:
-        return _write(run.classes, kept, drawn, out, about)
+        return _write(run, kept, drawn, out, about)
 
 
-def _claim(out: Path, about: dict[str, Any], reporter: Reporter) -> None:
+def _claim(out: Path, about: dict[str, Any], run: Run, reporter: Reporter) -> None:
     """Check that a folder holds no results of something else; those of the same request are removed and drawn again.
 
     What is begun is noted at once, so that the same command may go on after a kill.
@@ -134,7 +137,7 @@ def _claim(out: Path, about: dict[str, Any], reporter: Reporter) -> None:
     from vqvae2.files.atomic import FileError, read_json, write_json
     from vqvae2.files.output import refuse_to_replace
 
-    *_, listing = _files(out, 0)
+    *_, listing = written = _files(out, about["n"], run)
     held = 0
     if listing.exists():
         try:
@@ -151,15 +154,16 @@ def _claim(out: Path, about: dict[str, Any], reporter: Reporter) -> None:
         if begun is None:
             reporter.say(f"{out}: the {held} completions that it holds are of the same request and replaced")
     else:
-        refuse_to_replace(_files(out, about["n"]))
+        refuse_to_replace(written)
     write_json(listing, {**about, _BEGUN: max(held, about["n"])})
-    for file in out.glob("[0-9]*.png"):
-        if file.stem.isdecimal() and int(file.stem) < held:
+    endings = {file.suffix for file in written[:-1]}
+    for file in out.glob("[0-9]*"):
+        if file.suffix in endings and file.stem.isdecimal() and int(file.stem) < held:
             file.unlink(missing_ok=True)
 
 
 def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
-    """`Run.keep` of files. The mask is prepared like its image: centre square, resized, but to the nearest pixel.
+    """`Run.keep` of files. The mask is prepared like its image: resized and cut to the centre, but to the nearest pixel.
 
     Raises:
         UserError: as `Run.keep`; DataError: a file that cannot be used.
@@ -178,19 +182,26 @@ def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
     white = centre(load_mask(mask, data).astype(np.uint8)[None], data.shape)[0]
     if not white.any():
         raise UserError(
-            f"{mask} has no white pixel in its centre square, so nothing would be filled in; white (128 and more) marks what is "
-            "filled in, black and transparent pixels are kept"
+            f"{mask} has no white pixel where the model sees the image, so nothing would be filled in; white (128 and more) marks "
+            "what is filled in, black and transparent pixels are kept"
         )
     return run.keep(pixels, torch.from_numpy(white) == 1, levels)
 
 
-def _files(out: Path, n: int) -> list[Path]:
+def _files(out: Path, n: int, run: Run) -> list[Path]:
     """What is written: the images by number, the sheet, the list."""
-    return [*(out / f"{number:03d}.png" for number in range(n)), out / "sheet.png", out / "completions.json"]
+    from vqvae2.commands.images import image_files_of
+
+    images = (file for number in range(n) for file in image_files_of(_stem(out, number), run))
+    return [*images, out / "sheet.png", out / "completions.json"]
+
+
+def _stem(out: Path, number: int) -> Path:
+    return out / f"{number:03d}"
 
 
 def _write(
-    classes: Sequence[str],
+    run: Run,
     kept: Kept,
     drawn: Iterable[Completed],
     out: Path,
@@ -199,20 +210,20 @@ def _write(
     """Write the batches, the sheet and the list, which is returned."""
     import torch
 
-    from vqvae2.data.grid import save_grid, save_picture
-    from vqvae2.data.pixels import to_pil, viewable
+    from vqvae2.commands.images import save_image
+    from vqvae2.data.grid import save_grid
     from vqvae2.files.atomic import write_json
 
-    *files, sheet, listing = _files(out, about["n"])
+    *_, sheet, listing = _files(out, 0, run)
     entries: list[dict[str, Any]] = []
     shown = [kept.image.cpu(), kept.shown.cpu()]
     bits: list[Tensor] = []
     accepted: list[Tensor] = []
     for part in drawn:
         images = part.images if about["paste"] else part.decoded
-        for number, image in zip(part.numbers, to_pil(viewable(images)), strict=True):
-            save_picture(image, files[number])
-        entries += _entries(part, files, classes)
+        numbered = zip(part.numbers, images, strict=True)
+        files = [save_image(image[None], _stem(out, number), run) for number, image in numbered]
+        entries += _entries(part, files, run.classes)
         shown += images[: _SHEET - len(shown)].cpu()
         bits.append(part.bits)
         accepted.append(part.accepted)
@@ -235,8 +246,8 @@ def _write(
 def _entries(part: Completed, files: Sequence[Path], classes: Sequence[str]) -> list[dict[str, Any]]:
     """What completions.json says of each completion of a batch."""
     entries: list[dict[str, Any]] = []
-    for index, number in enumerate(part.numbers):
-        entry: dict[str, Any] = {"file": files[number].name, "number": number}
+    for index, (number, file) in enumerate(zip(part.numbers, files, strict=True)):
+        entry: dict[str, Any] = {"file": file.name, "number": number}
         if part.labels is not None:
             entry["label"] = int(part.labels[index])
             entry["class"] = classes[entry["label"]]

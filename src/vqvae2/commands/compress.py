@@ -45,7 +45,7 @@ def compress(
         out: folder for the files; created.
         mode: see `Run.compress`.
         label: the class of all of them; None for no class.
-        resize: resize and cut the images to the model's own square first, as in training; otherwise they keep their size.
+        resize: resize and cut the images to the model's own size first, as in training; otherwise they keep theirs.
         reporter: shows the progress and says what is skipped; None takes a new one.
 
     Returns:
@@ -141,9 +141,7 @@ def command(
     ] = None,
     resize: Annotated[
         bool,
-        typer.Option(
-            help="resize and cut the images to the model's own square; otherwise they keep their size"
-        ),
+        typer.Option(help="resize and cut the images to the model's own size; otherwise they keep theirs"),
     ] = False,
     as_json: Json = False,
 ) -> None:

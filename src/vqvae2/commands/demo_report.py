@@ -22,7 +22,7 @@ from vqvae2.run import Run, load
 
 SHIPPED = "emoji64"  # the model of the package whose samples are shown for comparison
 _SAMPLES = 72  # about so many: the same number of each class
-_SHOWN = 9  # samples above their nearest training images
+_SHOWN = 9  # samples above their nearest training images, and in a row of samples without classes
 
 
 @dataclass
@@ -69,14 +69,14 @@ def write_report(folder: Path, command: str, reporter: Reporter) -> DemoResult:
     return DemoResult(report.figures, {**report.paths, "report": report.save("demo")})
 
 
-def _draw(run: Run, n: int) -> tuple[Tensor, Tensor, float]:
-    """n samples, their classes, and the seconds for each."""
+def _draw(run: Run, n: int) -> tuple[Tensor, Tensor | None, float]:
+    """n samples, their classes (None without), and the seconds for each."""
     begun = time.perf_counter()
     batches = list(run.draw(n, None, 0, run.sampling.replace(batch=n)))
     seconds = (time.perf_counter() - begun) / n
     images = torch.cat([batch.images for batch in batches])
-    labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
-    return images, labels, seconds
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return images, torch.cat(labels) if labels else None, seconds
 
 
 def _add_reconstructions(report: TrainingReport, images: ImageSet, zoom: int) -> None:
@@ -91,7 +91,11 @@ def _add_reconstructions(report: TrainingReport, images: ImageSet, zoom: int) ->
     report.show(grid(torch.cat(rows), len(originals), zoom=zoom), "reconstructions", caption, tuple(names))
 
 
-def _add_samples(report: TrainingReport, samples: Tensor, labels: Tensor, zoom: int) -> None:
+def _add_samples(report: TrainingReport, samples: Tensor, labels: Tensor | None, zoom: int) -> None:
+    if labels is None:
+        report.page.heading("Samples", "New images; none was selected.")
+        report.show(grid(samples, _SHOWN, zoom=zoom), "samples", f"{len(samples)} samples")
+        return
     order = labels.argsort(stable=True)
     columns = len(samples) // len(report.run.classes)
     report.page.heading(

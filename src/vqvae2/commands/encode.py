@@ -8,7 +8,7 @@ Shapes: b images of a part, h w the grid of a level, D code dimension.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqvae2.commands.options import Json, RunName, print_json
+from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 
     from vqvae2.codec.code_file import Part
     from vqvae2.data.images import ImageSet
+    from vqvae2.processes import Group
     from vqvae2.run import Run
 
 _PART_BYTES = 2**26  # of the arrays of one part, about
 _PART_IMAGES = 512  # of one part, at most
 _BATCH = 64  # images encoded at a time
+
+
+class _FinishedError(UserError):
+    """The codes are there already."""
 
 
 class Vectors(StrEnum):
@@ -53,7 +59,7 @@ def encode(
     Several processes (`torchrun`) share the work: each calls this function with a run on its own device.
 
     Args:
-        data: as for `train`; the images are seen as the run sees them in evaluation, resized and cut to the centre square.
+        data: as for `train`; the images are seen as the run sees them in evaluation, resized and cut to the centre.
         out: a .parquet, .safetensors or .npz file, or a folder; see `codec.code_file`.
         vectors: none, or the vectors before quantisation, after it (the code vectors), or both.
         reporter: shows the progress of the main process; None takes a new one.
@@ -64,38 +70,29 @@ def encode(
 
     Raises:
         RunError: the autoencoder is not trained yet.
-        UserError: `out` holds other codes, or cannot be written; DataError: no image can be used.
+        UserError: `out` holds other codes, or codes of other images, or cannot be written; DataError: no image can be used.
     """
-    from vqvae2.codec.code_file import complete, form_of, open_codes, read_part, write_codes
-    from vqvae2.config.overrides import differences
-    from vqvae2.errors import UserError
-    from vqvae2.files.output import claim, make_folder
+    from vqvae2.codec.code_file import form_of, open_codes, read_part, write_codes
+    from vqvae2.processes import Group
     from vqvae2.train.loop import make_accelerator
 
     accelerator = accelerator or make_accelerator()
-    reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
-    form = form_of(out)  # raises before anything is written, as do the next lines
+    group = Group(accelerator.process_index, accelerator.num_processes)
+    reporter = (reporter or Reporter()) if group.main else Reporter(quiet=True)
+    form_of(out)  # raises before anything is written
     work = out.parent / f"{out.name}.parts"
     about = {**_about(run), "data": data, "vectors": vectors.value}
-    if complete(out):
-        stored = open_codes(out).about
-        if changed := differences({name: stored.get(name) for name in about}, about):
-            raise UserError(f"{out} holds other codes ({'; '.join(changed)}); use another --out")
-        return stored if accelerator.is_main_process else None
-    arrays = sorted(out.glob("*.npy")) if form == "folder" else []
-    if arrays and not (work / "parts.json").exists():
-        raise UserError(f"{arrays[0]} exists, and could be overwritten; choose another --out")
-    with accelerator.main_process_first():
-        make_folder(work)
-        claim(work / "parts.json", about, "parts of other codes")
-        images = _open(run, data, work, reporter)
+    images = _claim(run, out, work, about, group, reporter)
+    if images is None:
+        reporter.say(f"{out}: all codes were there already")
+        return open_codes(out).about if group.main else None
     parts = _parts(work, len(images), run, vectors)
     _fill(parts, run, images, vectors, accelerator, reporter)
-    accelerator.wait_for_everyone()
+    group.wait()
     images.close()
-    if not accelerator.is_main_process:
+    if not group.main:
         return None
-    about |= {"classes": list(images.classes), "fingerprint": images.fingerprint}
+    about["classes"] = list(images.classes)
     reporter.say(f"writing {out}")
     write_codes(out, about, [partial(read_part, file) for file in parts.values()])
     shutil.rmtree(work, ignore_errors=True)
@@ -111,16 +108,59 @@ def _about(run: Run) -> dict[str, Any]:
     }
 
 
-def _open(run: Run, data: str, work: Path, reporter: Reporter) -> ImageSet:
-    """The images, decoded into the work folder unless they are those of the run's own folder."""
+def _claim(
+    run: Run, out: Path, work: Path, about: dict[str, Any], group: Group, reporter: Reporter
+) -> ImageSet | None:
+    """The images, whose fingerprint is added to `about`; None if their codes are in `out` already.
+
+    What is there is compared with what is asked for before an image is decoded.
+
+    Raises:
+        UserError: `out` or its parts are of other codes or of other images, or `out` has arrays of the user.
+    """
+    from vqvae2.codec.code_file import complete, form_of, open_codes
+    from vqvae2.config.overrides import differences
+    from vqvae2.files.output import claim, make_folder
+
+    stored = open_codes(out).about if complete(out) else None
+    arrays = sorted(out.glob("*.npy")) if form_of(out) == "folder" and stored is None else []
+    if arrays and not (work / "parts.json").exists():
+        raise UserError(f"{arrays[0]} exists, and could be overwritten; choose another --out")
+
+    def check(fingerprint: str) -> None:
+        about["fingerprint"] = fingerprint
+        if stored is None:
+            make_folder(work)
+            claim(work / "parts.json", about, "parts of other codes")
+        elif changed := differences({name: stored.get(name) for name in about}, about):
+            raise UserError(f"{out} holds other codes ({'; '.join(changed)}); use another --out")
+        else:
+            raise _FinishedError
+
+    try:
+        with group.main_first():
+            return _open(run, about["data"], work, reporter, check)
+    except UserError as error:
+        if finished := isinstance(error, _FinishedError):
+            group.wait()
+        if stored is not None and group.main:
+            shutil.rmtree(work, ignore_errors=True)
+        if not finished:
+            raise
+    return None
+
+
+def _open(run: Run, data: str, work: Path, reporter: Reporter, check: Callable[[str], None]) -> ImageSet:
+    """The images, decoded into the work folder unless they are those of the run's own folder; `check` as in `open_images`."""
     from vqvae2.data.images import open_images
     from vqvae2.data.recorded import open_other, same_source
 
     config, seed = run.config.data, run.config.seed
     if run.done()["codes"] and same_source(data, run.record, run.folder):
-        return open_images(data, config, run.paths.data, seed=seed, say=reporter.say)
+        return open_images(data, config, run.paths.data, seed=seed, say=reporter.say, check=check)
     own = run.record.get("fingerprint")
-    return open_other(data, config, work / "data", seed=seed, say=reporter.say, both=False, own=own)
+    say, decoded = reporter.say, work / "data"
+    return open_other(data, config, decoded, seed=seed, say=say, both=False, own=own, check=check)
 
 
 def _parts(work: Path, count: int, run: Run, vectors: Vectors) -> dict[range, Path]:

@@ -22,6 +22,7 @@ from vqvae2.config.models import Config
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.prior.hierarchy import make_level
+from vqvae2.train.longer import ended, wanted
 from vqvae2.train.loop import read_metrics
 
 _WORK = 20e9  # FLOPs of the step that is timed, at most, if one image takes no more
@@ -50,7 +51,7 @@ class StageEstimate:
 
 
 def estimate(config: Config, folder: Path, device: torch.device) -> list[StageEstimate]:
-    """An estimate for each stage that is not done.
+    """An estimate for each stage that is not done, or that is trained further or made anew.
 
     Args:
         config: every setting.
@@ -59,14 +60,17 @@ def estimate(config: Config, folder: Path, device: torch.device) -> list[StageEs
     """
     costs = measure(config)
     stages = RunFolder(folder).networks(config.autoencoder.levels)
+    further = wanted(folder, config)
     found, rate = [], None
     for cost in costs.networks:
-        stage = stages[_STAGES.get(cost.name, cost.name)]
-        if stage.done():
+        name = _STAGES.get(cost.name, cost.name)
+        stage = stages[name]
+        anew = "autoencoder" in further and name != "autoencoder"  # because the codes change
+        if stage.done() and name not in further and not anew:
             continue
         if cost.name != "sharpening":
             rate = _rate(config, cost, device) or rate
-        left = max(0, cost.settings.steps - _done(stage))
+        left = max(0, cost.settings.steps - (0 if anew else _done(stage)))
         seconds = None if rate is None else left * cost.settings.batch * cost.training / rate
         if cost.settings.minutes and seconds is not None:
             seconds = min(seconds, 60 * cost.settings.minutes)
@@ -143,7 +147,9 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _done(stage: StageFolder) -> int:
-    """Steps after which an interrupted stage will go on, about."""
+    """Steps after which a stage that was interrupted, or is trained further, will go on, about."""
+    if stage.done():
+        return _done(stage.longer) or ended(stage).step
     lines = read_metrics(stage.metrics) if stage.checkpoint.exists() else []
     return int(lines[-1]["step"]) if lines else 0
 

@@ -156,15 +156,15 @@ def _decoded(run: Run, cache: Path) -> Path:
 
 
 def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
-    """Write the settings that the part `tuning` of a report chose into RUN/config.yaml.
+    """Write the settings that the part `tuning` of a report chose into RUN/config.yaml, whose other settings stay as they are now.
 
     Args:
         write: False only says them, as for a model of the package or of the Hub.
 
     Raises:
-        FileError: the file cannot be written.
+        FileError: the file cannot be written; RunError, ConfigError: it cannot be read any more.
     """
-    from vqvae2.train.folder import write_config
+    from vqvae2.train.folder import read_run, write_config
 
     chosen = report["parts"]["tuning"]["chosen"]
     sampling = run.sampling.replace(**{name: chosen[name] for name in run.sampling.about()})
@@ -172,7 +172,9 @@ def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: b
     if not write:
         reporter.say(f"chosen: {text}; a model of the package or the Hub keeps its own settings")
         return
-    write_config(run.folder, run.record, run.config.model_copy(update={"sampling": sampling}))
+    record, config = read_run(run.folder)  # a training may have changed it while this command measured
+    sampling = sampling.replace(batch=config.sampling.batch)
+    write_config(run.folder, record, config.model_copy(update={"sampling": sampling}))
     reporter.say(f"chosen, and now the settings of {run.folder}: {text}")
 
 

@@ -82,7 +82,7 @@ class SharedImages:
     Attributes:
         files: all that can be used, in order.
         own: blocks of this process: the positions in `files`, and the images, resized and cut to the centre: uint8
-            [b, H, W, C]. They stay 8-bit, so that many of them fit in memory.
+            [b, H, W, C], or int16 where `data.range` is set. They stay integers, so that many of them fit in memory.
     """
 
     files: list[Path]
@@ -179,8 +179,11 @@ def image_files_of(stem: Path, run: Run) -> list[Path]:
 
 
 def save_image(image: Tensor, stem: Path, run: Run) -> Path:
-    """Write an image [1, C, H, W] as STEM.png, and where the run has a range also in that range; returns the file to use."""
-    whole = stem.with_name(f"{stem.name}.png")
+    """Write an image [1, C, H, W] as STEM.png, and where the run has a range also in that range; returns the file to use.
+
+    The PNG is written last: where it is there, everything is.
+    """
+    whole, data = stem.with_name(f"{stem.name}.png"), run.config.data
+    best = whole if data.range is None else save_values(image[0], stem, data)
     save_picture(to_pil(viewable(image))[0], whole)
-    data = run.config.data
-    return whole if data.range is None else save_values(image[0], stem, data)
+    return best

@@ -91,7 +91,7 @@ def reconstruct(
 def _reconstruct(
     run: Run, pixels: Tensor, stem: Path, name: DecoderName
 ) -> tuple[dict[str, list[float]], list[Path]]:
-    """Write what belongs to one image, uint8 [1, H, W, C]; returns its figures, and the image and the sheet."""
+    """Write what belongs to one image, uint8 or int16 [1, H, W, C]; returns its figures, and the image and the sheet."""
     import torch
 
     from vqvae2.commands.images import save_image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -70,7 +69,7 @@ def choose_config(
     """The configuration of a training: a preset, changed by a file and by assignments.
 
     Without a preset, a run folder that exists keeps its own configuration; for a new one the preset is chosen by the
-    number of images and their size, and reported.
+    number of images and their size, and reported. A trained run keeps its way of drawing with a preset too (`own_sampling`).
 
     Args:
         data: see `open_images`.
@@ -78,7 +77,7 @@ def choose_config(
         preset: its name, or a whole configuration to start from.
         file: YAML with settings that are put over the preset's.
         settings: assignments KEY=VALUE.
-        split, streaming: which split of a Hub data set, and whether it is read as a stream.
+        split, streaming: which split of the data, and whether a Hub data set is read as a stream.
 
     Raises:
         ConfigError: an unknown preset or key, or a value that cannot work.
@@ -87,19 +86,34 @@ def choose_config(
     """
     from vqvae2.config.overrides import read_yaml
     from vqvae2.config.presets import preset as named
+    from vqvae2.config.yaml_text import quoted
     from vqvae2.train.folder import read_run
 
     changes = read_yaml(file) if file else {}
     changes.pop("run", None)  # the record, if it is the config.yaml of a run folder
-    settings = [*settings, *([f"data.split={split}"] if split else [])]
+    settings = [*settings, *([f"data.split={quoted(split)}"] if split else [])]
     settings += ["data.streaming=true"] if streaming else []
     if preset is None and RunFolder(run).exists():
         base = read_run(run)[1]
     elif preset is None:
         base = _fitting_preset(data, run, _data_given(changes, settings), reporter)
     else:
-        base = named(preset) if isinstance(preset, str) else preset
+        base = own_sampling(run, named(preset) if isinstance(preset, str) else preset)
     return resolve(base, changes, settings)
+
+
+def own_sampling(run: Path, base: Config) -> Config:
+    """The settings to start from, with the way of drawing of a run whose training has begun: it may have been tuned since.
+
+    Raises:
+        ConfigError, RunError: the run's own settings are damaged or of a newer version.
+    """
+    from vqvae2.train.folder import read_run
+
+    paths = RunFolder(run)
+    if not (paths.exists() and paths.autoencoder.begun()):
+        return base
+    return base.model_copy(update={"sampling": read_run(run)[1].sampling})
 
 
 def fine_tuning(start: str) -> Config:
@@ -259,7 +273,7 @@ def command(
             help="CSV or JSON file with the classes of the images of a folder; see also data.label_column"
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="split of a Hub data set")] = None,
+    split: Annotated[str | None, typer.Option(help="read only this split of the data")] = None,
     streaming: Annotated[bool, typer.Option(help="read a Hub data set as a stream")] = False,
     start: Annotated[
         str | None,
@@ -303,6 +317,7 @@ def command(
     reporter = Reporter(quiet=True if launched()[0] else None)
     reporter.say(f"training on {data} in {run}")
 
+    from vqvae2.config.yaml_text import quoted
     from vqvae2.train import pipeline
 
     base: str | Config | None = preset
@@ -312,7 +327,7 @@ def command(
         base = fine_tuning(start)
         reporter.say(f"begins with the settings and the weights of {start}")
     assignments = [*(settings or ()), *([f"data.size={size}"] if size else [])]
-    assignments += [f"data.labels={json.dumps(str(labels))}"] if labels else []
+    assignments += [f"data.labels={quoted(str(labels))}"] if labels else []
     following: AbstractContextManager[None] = nullcontext()
     if track is not None:
         from vqvae2.train.trackers import check_tracker, tracked

@@ -83,9 +83,10 @@ class TrainingReport:
         )
         paths = self.run.paths
         lines = read_metrics(paths.autoencoder.metrics)
-        curves = {"training": _column(lines, "mse"), "held out": _column(lines, "heldout_mse")}
-        y_title = "mean squared error, pixel values from -1 to 1"
-        self.page.curves(curves, "the autoencoder; lower is better", log=True, y_title=y_title)
+        if lines:
+            curves = {"training": _column(lines, "mse"), "held out": _column(lines, "heldout_mse")}
+            y_title = "mean squared error, pixel values from -1 to 1"
+            self.page.curves(curves, "the autoencoder; lower is better", log=True, y_title=y_title)
         for level in range(self.run.config.autoencoder.levels):
             lines = read_metrics(paths.prior(level).metrics)
             if lines:
@@ -101,11 +102,11 @@ class TrainingReport:
         run = self.run
         stages = run.paths.networks(run.config.autoencoder.levels).values()
         seconds = sum(_seconds(stage) for stage in stages)
-        figures = run.figures()
-        psnr = figures["heldout_psnr"]
-        self.figures |= {"heldout_psnr": psnr, "training_seconds": seconds}
-        about = "Peak signal-to-noise ratio of the mean squared error over held-out images."
-        self.rows.append((Cell("held-out PSNR", about, "higher"), f"{psnr:.2f} dB"))
+        self.figures["training_seconds"] = seconds
+        if self.facts.psnr is not None:
+            self.figures["heldout_psnr"] = self.facts.psnr
+            about = "Peak signal-to-noise ratio of the mean squared error over held-out images."
+            self.rows.append((Cell("held-out PSNR", about, "higher"), f"{self.facts.psnr:.2f} dB"))
         if self.facts.sharpness is not None:
             self.figures["heldout_sharpness"] = self.facts.sharpness
             about = "Fine detail in reconstructions, as a share of the originals' (energy of the Laplacian)."
@@ -147,13 +148,15 @@ class TrainingReport:
 def write_training_report(run: Run) -> Path | None:
     """Write RUN/report/training.html and training.json from what the run folder holds; nothing is drawn or computed anew.
 
+    An imported autoencoder has no figures and no curve.
+
     Returns:
         The page; None if not even the autoencoder is trained.
 
     Raises:
         FileError, StoreError: a file of the run is damaged.
     """
-    if not run.paths.autoencoder.done() or "heldout_psnr" not in run.figures():
+    if not run.paths.autoencoder.done():
         return None
     report = TrainingReport(run, f"Training of {run.folder.name}")
     data = f" on `{run.record['source']}`" if "source" in run.record else ""

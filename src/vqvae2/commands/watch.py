@@ -16,6 +16,7 @@ from rich.text import Text
 
 from vqvae2.files.progress import duration
 from vqvae2.train.follow import Follower
+from vqvae2.train.longer import wanted
 from vqvae2.train.stored_run import StoredRun
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -51,16 +52,22 @@ def watch(
                 first = item.lines[0]["step"] if item.lines else 0
                 lines[item.stage] = [line for line in known if line["step"] <= first] + item.lines
             live.update(_picture(stored, lines, console.width, clock() - seen), refresh=True)
-            if all(stored.done().values()) or not console.is_terminal:
+            if all(_done(stored).values()) or not console.is_terminal:
                 return
             wait(_SECONDS)
+
+
+def _done(stored: StoredRun) -> dict[str, bool]:
+    """Which stages are done and are not to be trained further."""
+    further = wanted(stored.folder, stored.config)
+    return {name: done and name not in further for name, done in stored.done().items()}
 
 
 def _picture(stored: StoredRun, lines: dict[str, list[dict[str, Any]]], width: int, idle: float) -> Group:
     """All stages, one below the other."""
     steps = {"autoencoder": stored.config.train_autoencoder.steps, "sharpen": stored.config.sharpen.steps}
     steps |= {f"prior level {i}": level.steps for i, level in enumerate(stored.config.train_prior)}
-    done, parts = stored.done(), []
+    done, parts = _done(stored), []
     for name, known in lines.items():
         table = Table.grid(padding=(0, 2))
         for figure in _FIGURES:

@@ -19,7 +19,7 @@ _SIZE = 2**22  # bytes of a YAML file, at most
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The dictionary in a YAML file.
 
-    The keys `version`, `command` and `fingerprint` in the file of a run folder are no settings: the caller removes them.
+    The key `run` in the file of a run folder is its record and no setting: the caller removes it.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, or holds no mapping.

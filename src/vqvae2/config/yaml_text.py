@@ -5,6 +5,7 @@ Aliases (`*name`) repeat what they refer to, so values are counted as often as t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import yaml
@@ -45,6 +46,11 @@ def parse_yaml(text: str) -> Any:
         raise YamlError(f"{error.problem or error.context}{where}") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise YamlError(" ".join(str(error).split())[:300]) from None
+
+
+def quoted(text: str) -> str:
+    """A text as a YAML value that is read as this text, whatever it looks like, in one line."""
+    return str(yaml.safe_dump(text, default_style='"', width=math.inf)).rstrip("\n")
 
 
 class _Loader(yaml.SafeLoader):

@@ -105,6 +105,7 @@ def open_other(
     say: Callable[[str], None],
     both: bool = True,
     own: str | None = None,
+    check: Callable[[str], None] | None = None,
 ) -> ImageSet:
     """Images that a run was not trained on.
 
@@ -114,7 +115,7 @@ def open_other(
     Args:
         data: see `open_images`.
         config: the run's options of the data.
-        decoded, seed, say, both: see `open_images`.
+        decoded, seed, say, both, check: see `open_images`.
         own: fingerprint of the images that the run was trained on, in case these are they, from another place; then all
             its options count.
 
@@ -126,10 +127,18 @@ def open_other(
         if "labels" in left and not any(isinstance(error, LabelsError) for error in errors):
             continue  # the file may be for these images
         known: list[str] = []
-        check = known.append if "limit" in left or config.limit is None else partial(_only, str(own), known)
+        only = None if "limit" in left or config.limit is None else str(own)
         fitting = config.model_copy(update=dict.fromkeys(left))
         try:
-            images = open_images(data, fitting, decoded, seed=seed, say=say, both=both, check=check)
+            images = open_images(
+                data,
+                fitting,
+                decoded,
+                seed=seed,
+                say=say,
+                both=both,
+                check=partial(_checked, only, known, check),
+            )
         except DataError as error:
             if known:  # the images themselves are to blame
                 raise
@@ -158,11 +167,15 @@ def _left_out(config: DataConfig, maybe_own: bool) -> Iterator[tuple[str, ...]]:
             yield (*limit, *itertools.chain.from_iterable(chosen))
 
 
-def _only(own: str, known: list[str], fingerprint: str) -> None:
-    """Refuse other images than those of a run."""
-    if fingerprint != own:
+def _checked(
+    only: str | None, known: list[str], check: Callable[[str], None] | None, fingerprint: str
+) -> None:
+    """Refuse other images than those of a run, if `only` is their fingerprint; others are noted and checked."""
+    if only is not None and fingerprint != only:
         raise DataError("these are not the images of the run")
     known.append(fingerprint)
+    if check is not None:
+        check(fingerprint)
 
 
 def _places(record: Mapping[str, Any], run: Path) -> list[str]:

@@ -7,7 +7,9 @@ experiments (`train/trackers.py`) in a thread, or `vqvae2 inspect --watch` in an
 from __future__ import annotations
 
 import json
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,20 +62,22 @@ class Follower:
         return [news for news in found if news.lines or news.pictures]
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        file, place = self.stages[name].metrics, self._places.get(name, 0)
-        size = file.stat().st_size if file.exists() else 0
+        stage, place = self.stages[name], self._places.get(name, 0)
+        further = (
+            stage.longer.metrics
+        )  # begins with what is in the stage's own, and takes its place at the end
+        file = further if further.exists() else stage.metrics
+        text, size = b"", 0
+        with suppress(FileNotFoundError), file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(place if size >= place else 0)
+            text = opened.read()
         if size < place:  # written anew by a training that was resumed or begun again
             self._before[name], place = self._steps.get(name, -1), 0
-        lines: list[dict[str, Any]] = []
-        if size > place:
-            with file.open("rb") as opened:
-                opened.seek(place)
-                text = opened.read()
-            whole = text[: text.rfind(b"\n") + 1]  # the last line may be only half written
-            place += len(whole)
-            lines = [json.loads(line) for line in whole.splitlines()]
-        self._places[name] = place
-        lines = [line for line in lines if line["step"] > self._before.get(name, -1)]
+        whole = text[: text.rfind(b"\n") + 1]  # the last line may be only half written
+        self._places[name] = place + len(whole)
+        found: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        lines = [line for line in found if line["step"] > self._before.get(name, -1)]
         if lines:
             self._steps[name] = max(self._steps.get(name, -1), lines[-1]["step"])
         return lines
