@@ -92,11 +92,31 @@ def test_decoded_copies_stand_for_images_that_are_gone(tmp_path: Path) -> None:
     record = {**source_record(str(root), run), "fingerprint": images.fingerprint}
     shutil.rmtree(root)
     says: list[str] = []
-    kept = open_source(record, run, config(), run / "data", 0, says.append)
+    kept = open_source(record, run, config(), run / "data", run / "other", 0, says.append)
     assert torch.equal(kept.pixels(range(6)), images.pixels(range(6)))
     assert "the decoded images in" in says[0]
     with pytest.raises(DataError, match="any more: name them with --data"):
-        open_source({**record, "fingerprint": "0" * 64}, run, config(), run / "data", 0, says.append)
+        open_source(
+            {**record, "fingerprint": "0" * 64}, run, config(), run / "data", run / "other", 0, says.append
+        )
+
+
+def test_images_that_changed_do_not_take_the_place_of_the_runs_copies(tmp_path: Path) -> None:
+    root, run = folder_of(tmp_path / "pics", 6), tmp_path / "run"
+    images = opened(root, run)
+    record = {**source_record(str(root), run), "fingerprint": images.fingerprint}
+    before = {path: path.read_bytes() for path in (run / "data").iterdir()}
+    noise(7).save(root / "new.png")
+    says: list[str] = []
+    found = open_source(record, run, config(), run / "data", tmp_path / "other", 0, says.append)
+    assert len(found.names) == 7
+    assert any("have changed since the training" in text for text in says)
+    assert {path: path.read_bytes() for path in (run / "data").iterdir()} == before
+    assert (tmp_path / "other" / "index.json").exists()
+    (root / "new.png").unlink()
+    again = open_source(record, run, config(), run / "data", tmp_path / "third", 0, says.append)
+    assert torch.equal(again.pixels(range(6)), images.pixels(range(6)))
+    assert not (tmp_path / "third").exists()
 
 
 def test_other_images_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -135,7 +155,7 @@ def test_decoded_copies_of_a_named_data_set_are_not_called_gone(tmp_path: Path) 
     images = opened(folder_of(tmp_path / "pics", 6), run)
     record = {"source": "owner/name", "fingerprint": images.fingerprint}
     says: list[str] = []
-    open_source(record, run, config(), run / "data", 0, says.append)
+    open_source(record, run, config(), run / "data", run / "other", 0, says.append)
     assert says == [f"the decoded images in {run / 'data'} are used"]
 
 

@@ -151,15 +151,15 @@ def _claim(
 
 
 def _open(run: Run, data: str, work: Path, reporter: Reporter, check: Callable[[str], None]) -> ImageSet:
-    """The images, decoded into the work folder unless they are those of the run's own folder; `check` as in `open_images`."""
-    from vqvae2.data.images import open_images
-    from vqvae2.data.recorded import open_other, same_source
+    """The images, decoded into the work folder unless they are those that the run keeps; `check` as in `open_images`."""
+    from vqvae2.data.recorded import open_other, open_own, same_source
+    from vqvae2.files.run_folder import leads_out
 
-    config, seed = run.config.data, run.config.seed
+    config, seed, say, decoded = run.config.data, run.config.seed, reporter.say, work / "data"
     if run.done()["codes"] and same_source(data, run.record, run.folder):
-        return open_images(data, config, run.paths.data, seed=seed, say=reporter.say, check=check)
+        kept = decoded if leads_out(run.paths.data, run.folder) else run.paths.data
+        return open_own(data, run.record, config, kept, decoded, seed, say, check)
     own = run.record.get("fingerprint")
-    say, decoded = reporter.say, work / "data"
     return open_other(data, config, decoded, seed=seed, say=say, both=False, own=own, check=check)
 
 

@@ -104,7 +104,7 @@ def _images(
     from vqvae2.data.recorded import open_other, open_source
 
     if run is not None and (data is None or _is_own(run, data)):
-        return open_source(run.record, run.folder, config, _decoded(run, cache), seed, say)
+        return open_source(run.record, run.folder, config, _decoded(run, cache), cache / "data", seed, say)
     if data is None:
         raise UserError("expected --data DATA, the real images")
     own = run.record.get("fingerprint") if run else None

@@ -60,11 +60,52 @@ def find_source(record: Mapping[str, Any], run: Path) -> str | None:
     return None if Path(source).is_absolute() or source.startswith((".", "~")) else source
 
 
+class _ChangedError(DataError):
+    """The images are not those that the run was trained on."""
+
+
+def open_own(
+    data: str,
+    record: Mapping[str, Any],
+    config: DataConfig,
+    decoded: Path,
+    elsewhere: Path,
+    seed: int,
+    say: Callable[[str], None],
+    check: Callable[[str], None] | None = None,
+) -> ImageSet:
+    """The images in the place of those that a run was trained on; if they have changed, the run keeps its decoded copies.
+
+    Args:
+        record: of the run.
+        decoded: RUN/data, for the decoded copies of the run's own images.
+        elsewhere: the folder for those of other images.
+        data, config, seed, say, check: see `open_images`.
+
+    Raises:
+        DataError: as `open_images`.
+    """
+    own = record.get("fingerprint")
+
+    def unchanged(fingerprint: str) -> None:
+        if own not in (None, fingerprint):
+            raise _ChangedError(f"the images in {data} have changed since the training")
+        if check is not None:
+            check(fingerprint)
+
+    try:
+        return open_images(data, config, decoded, seed=seed, say=say, check=unchanged)
+    except _ChangedError as error:
+        say(str(error))
+        return open_images(data, config, elsewhere, seed=seed, say=say, check=check)
+
+
 def open_source(
     record: Mapping[str, Any],
     run: Path,
     config: DataConfig,
     decoded: Path,
+    elsewhere: Path,
     seed: int,
     say: Callable[[str], None],
 ) -> ImageSet:
@@ -74,7 +115,7 @@ def open_source(
         record: of the run.
         run: the run folder.
         config: its options of the data.
-        decoded: RUN/data.
+        decoded, elsewhere: see `open_own`.
         seed: of the run.
         say: see `open_images`.
 
@@ -93,7 +134,7 @@ def open_source(
         raise DataError(
             f"the images that {run} was trained on are not in {record.get('source')} any more: name them with --data"
         )
-    return open_images(source, config, decoded, seed=seed, say=say)
+    return open_own(source, record, config, decoded, elsewhere, seed, say)
 
 
 def open_other(

@@ -144,7 +144,9 @@ def fit_to_run(
         decoded = RunFolder(run.folder).data
         with group.main_first():
             if own:
-                images = open_source(run.record, run.folder, config.data, decoded, config.seed, reporter.say)
+                images = open_source(
+                    run.record, run.folder, config.data, decoded, elsewhere, config.seed, reporter.say
+                )
             else:  # other images must not replace the run's decoded ones
                 images = open_images(str(data), config.data, elsewhere, seed=config.seed, say=reporter.say)
         stack.callback(images.close)
