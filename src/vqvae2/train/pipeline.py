@@ -27,6 +27,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.lock import locks, still_locked
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
+from vqvae2.processes import Group
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.beginning import begin_prior, check_batches, check_starts, read_distance, stage1_inputs
 from vqvae2.train.derived import check_derived
@@ -46,10 +47,10 @@ from vqvae2.train.folder import (
 )
 from vqvae2.train.level_samples import draw_level
 from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
-from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
+from vqvae2.train.loop import Objective, fit, make_accelerator
 from vqvae2.train.place import tidy
 from vqvae2.train.prior import PriorObjective, copies
-from vqvae2.train.reference import with_reference
+from vqvae2.train.reference import reference_metadata
 from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
 from vqvae2.train.sharded import whole
 from vqvae2.train.sharpen import SharpenObjective
@@ -208,7 +209,7 @@ def _stage1(
             reporter,
             config,
             config.seed,
-            lambda: with_reference(objective.model),
+            lambda weights: (weights, reference_metadata(config.autoencoder, weights)),
         )
     return load_autoencoder(folder, config, accelerator.device)
 
@@ -236,7 +237,7 @@ def _sharpen(
         reporter,
         config,
         config.seed + 5,  # four levels of priors take the numbers before
-        lambda: (objective.weights(), {"autoencoder": digest}),
+        lambda _: (objective.weights(), {"autoencoder": digest}),
     )
 
 
@@ -255,6 +256,7 @@ def _codes(
         accelerator.main_process_first()
     ):  # the main process finishes renames, and checks the content for all
         found = _fits(place, config, images, digest, accelerator.is_main_process)
+    found = Group(accelerator.process_index, accelerator.num_processes).agreed(found)
     if not found:
         if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
             reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
@@ -333,7 +335,7 @@ def _stage2(
         reporter,
         config,
         config.seed + 1 + level,
-        lambda: (objective.model.state_dict(), {"autoencoder": store.digest}),
+        lambda weights: (weights, {"autoencoder": store.digest}),
     )
 
 
@@ -345,12 +347,13 @@ def _fit(
     reporter: Reporter,
     config: Config,
     seed: int,
-    result: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None,
-) -> Outcome:
+    result: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Any]]],
+) -> None:
     """Train one stage, or train it further if it is done, then write its model.safetensors and keep its state.
 
     Args:
-        result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
+        result: returns the tensors and further metadata to write, of the whole weights of the objective's model; called in
+            the main process alone.
     """
     again = part.done()
     folder = part
@@ -369,7 +372,7 @@ def _fit(
     weights = whole(objective.model)
     if accelerator.is_main_process:
         record = {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
-        tensors, more = result() if result else (weights, {})
+        tensors, more = result(weights)
         about = {"figures": figures, "step": outcome.best_step, **more}
         if again:  # the record last, because it says that there is nothing more to train
             remove(built_on(part, config, objective.name))
@@ -381,7 +384,6 @@ def _fit(
             tensor_file.save_tensors(part.model, tensors, about)
             keep_state(part, part)
     accelerator.wait_for_everyone()
-    return outcome
 
 
 def _figures(figures: dict[str, Any]) -> str:
