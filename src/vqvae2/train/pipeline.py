@@ -8,7 +8,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import Config
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.recorded import same_source
 from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
 from vqvae2.data.value_range import with_range
 from vqvae2.files import atomic, tensor_file
@@ -29,10 +28,11 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.processes import Group
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.beginning import begin_prior, check_batches, check_starts, read_distance, stage1_inputs
+from vqvae2.train.beginning import begin_prior, check_batches, check_starts, due, read_distance, stage1_inputs
 from vqvae2.train.derived import check_derived
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
+    Claim,
     Redo,
     begun,
     check_images,
@@ -41,8 +41,9 @@ from vqvae2.train.folder import (
     load_autoencoder,
     model_file,
     read_run,
+    same_images,
     samples_file,
-    sharp_file,
+    settle,
     with_classes,
 )
 from vqvae2.train.level_samples import draw_level
@@ -99,56 +100,55 @@ def train(
     if not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
     config = _with_range(data, folder, config, reporter)
-    config = claim(folder, data, config, command, accelerator, Redo(redo, reporter.say))
+    claimed = claim(folder, data, config, command, accelerator, Redo(redo, reporter.say))
+    config = claimed.config
     if accelerator.is_main_process:
         tidy(folder, config.autoencoder.levels)
     check_derived(folder, config)
     further = wanted(folder, config)
+    stages = due(folder, config, further, claimed.anew.levels, until)
     for name in further:
-        reporter.say(announcement(folder, config, name))
-    todo = bool(further) or not finished(folder, config)
-    if not todo and same_source(data, read_run(folder)[0], folder):
+        if stages.get(name) is False:
+            reporter.say(announcement(folder, config, name))
+    todo = bool(stages or further) or not finished(folder, config)
+    if not todo and same_images(folder, data, config):
+        settle(folder, claimed, accelerator)
         reporter.say(f"{folder}: all is done; nothing to train")
         return False
-    check_batches(folder, config, further, accelerator.num_processes)
-    check_starts(folder, config, priors=until == "prior")
+    check_batches(config, stages, accelerator.num_processes)
+    check_starts(config, stages)
     begins(config)
-    _stages(data, folder, config, further, until, accelerator, reporter)
+    _stages(data, folder, claimed, stages, until, accelerator, reporter)
     return todo
 
 
 def _stages(
     data: str,
     folder: Path,
-    config: Config,
-    further: Sequence[str],
+    claimed: Claim,
+    stages: Mapping[str, bool],
     until: Literal["autoencoder", "prior"],
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
-    """Every stage that is not done, or that is trained further."""
+    """The stages of `due`, and the codes."""
+    config = claimed.config
     # first, so that a wrong path is reported at once
-    first = not model_file(folder).exists() or "autoencoder" in further
-    inputs = stage1_inputs(config) if first else None
-    sharpens = config.sharpen.steps > 0 and (
-        not sharp_file(folder).exists() or bool({"autoencoder", "sharpen"} & {*further})
-    )
-    distance = (
-        read_distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
-    )
+    inputs = stage1_inputs(config, stages["autoencoder"]) if "autoencoder" in stages else None
+    distance = read_distance(config.sharpen.perceptual_weights) if "sharpen" in stages else None
     images = _open(data, folder, config, accelerator, reporter)
     try:
-        config = with_classes(folder, data, config, images, accelerator)
+        config = with_classes(folder, data, claimed, images, accelerator)
         autoencoder, digest = _stage1(folder, config, images, inputs, accelerator, reporter)
         if until == "autoencoder":
             return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
-        if sharpens:
+        if "sharpen" in stages:
             _sharpen(folder, config, images, digest, distance, accelerator, reporter)
     finally:
         images.close()
     say_usage(store, reporter)
-    _priors(folder, config, store, autoencoder, further, accelerator, reporter)
+    _priors(folder, config, store, autoencoder, stages, accelerator, reporter)
     say_sharpened(folder, reporter)
 
 
@@ -293,14 +293,14 @@ def _priors(
     config: Config,
     store: CodeStore,
     autoencoder: VQVAE,
-    further: Sequence[str],
+    stages: Mapping[str, bool],
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
-    """Stage 2 of every level that is not done or is trained further, and samples of the levels so far after each."""
+    """Stage 2 of every level that is due, and samples of the levels so far after each."""
     for level in range(config.autoencoder.levels):
-        if not model_file(folder, level).exists() or f"prior level {level}" in further:
-            _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
+        if (begins := stages.get(f"prior level {level}")) is not None:
+            _stage2(folder, config, store, autoencoder, level, begins, accelerator, reporter)
         if accelerator.is_main_process and not samples_file(folder, level).exists():
             draw_level(folder, config, autoencoder, store.digest, level)
         accelerator.wait_for_everyone()
@@ -312,6 +312,7 @@ def _stage2(
     store: CodeStore,
     autoencoder: VQVAE,
     level: int,
+    begins: bool,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
@@ -319,7 +320,7 @@ def _stage2(
     settings = config.train_prior[level]
     codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
-    if settings.start and not RunFolder(folder).prior(level).done():
+    if settings.start and begins:
         new = begin_prior(objective.model, settings.start, level, list(store.classes))
         words = f"; {new} of {len(store.classes)} classes are new to it" if new else ""
         reporter.say(f"{objective.name}: begins with the prior of {settings.start}{words}")
