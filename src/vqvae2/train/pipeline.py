@@ -96,20 +96,18 @@ def train(
     """
     folder = run_path(folder)
     accelerator = make_accelerator(config.precision)
-    reporter = reporter or Reporter()
-    if not accelerator.is_main_process:
-        reporter = Reporter(quiet=True)
+    reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
     config = _with_range(data, folder, config, reporter)
     claimed = claim(folder, data, config, command, accelerator, Redo(redo, reporter.say))
     config = claimed.config
     if accelerator.is_main_process:
         tidy(folder, config.autoencoder.levels)
+    accelerator.wait_for_everyone()  # what it and `claim` wrote decides below what every process does
     check_derived(folder, config)
     further = wanted(folder, config)
     stages = due(folder, config, further, claimed.anew.levels, until)
-    for name in further:
-        if stages.get(name) is False:
-            reporter.say(announcement(folder, config, name))
+    for name in (name for name in further if stages.get(name) is False):
+        reporter.say(announcement(folder, config, name))
     todo = bool(stages or further) or not finished(folder, config)
     if not todo and same_images(folder, data, config):
         settle(folder, claimed, accelerator)
