@@ -485,7 +485,8 @@ def test_a_damaged_checkpoint(
     said = command(*begin)
     assert said.code == 2
     assert re.search(
-        r"last\.safetensors is damaged.*delete it, and the same command.*step 0", said.err.splitlines()[-1]
+        r"last\.safetensors is damaged.*delete .*last\.safetensors, and the same command.*step 0",
+        said.err.splitlines()[-1],
     )
     state.unlink()
     assert command(*begin).code == 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from train_helpers import image_set, tiny
+from train_helpers import changed, image_set, tiny
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
@@ -35,7 +36,7 @@ def test_codes_are_those_of_the_images(batch: int, tmp_path: Path, monkeypatch: 
     extract(model, images, settings, tmp_path / "codes", "digest", make_accelerator(), Reporter(quiet=True))
     store = open_store(tmp_path / "codes", digest="digest")
     assert len(store) == image_count(images, settings) == len(images.heldout) + 3 * len(images.train)
-    order = np.concatenate([indices for indices, _, _ in passes(images, settings)])
+    order = np.concatenate([indices for indices, _ in passes(images, settings)])
     assert images.labels is not None
     assert store.labels.tolist() == images.labels[order].tolist()
     assert len(store.heldout) == len(images.heldout)
@@ -50,7 +51,10 @@ def test_codes_are_those_of_the_images(batch: int, tmp_path: Path, monkeypatch: 
 def test_after_a_kill_only_what_is_missing_is_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store is that of an extraction that ran through; parts of other weights are not used."""
+    """The store is that of an extraction that ran through; parts of other weights are not used.
+
+    Settings that may change at will may change in between.
+    """
     monkeypatch.setattr(module, "_BATCH", 2)
     monkeypatch.setattr(module, "_PART", 2)
     settings = tiny(train={}, train_prior=[{"copies": 2}, {}])
@@ -61,7 +65,7 @@ def test_after_a_kill_only_what_is_missing_is_encoded(
     class Killed(BaseException):
         """Stands in for the end of the process."""
 
-    def run(name: str, digest: str = "digest", limit: int = 1000) -> None:
+    def run(name: str, digest: str = "digest", limit: int = 1000, **data: Any) -> None:
         encoded.clear()
 
         def encode(pixels: torch.Tensor) -> Codes:
@@ -71,7 +75,8 @@ def test_after_a_kill_only_what_is_missing_is_encoded(
             return usual(pixels)
 
         model.encode = encode  # type: ignore[method-assign]
-        extract(model, images, settings, tmp_path / name, digest, make_accelerator(), Reporter(quiet=True))
+        config = changed(settings, data=data)
+        extract(model, images, config, tmp_path / name, digest, make_accelerator(), Reporter(quiet=True))
 
     usual = model.encode
     run("whole")
@@ -79,7 +84,7 @@ def test_after_a_kill_only_what_is_missing_is_encoded(
     assert sum(encoded) == total
     with pytest.raises(Killed):
         run("killed", limit=11)
-    run("killed")
+    run("killed", cache_gb=1.0, labels="elsewhere.csv")
     assert sum(encoded) == total - 10, "parts of 4, 2 and 4 images were complete"
     for name in ("level-0.npy", "level-1.npy", "labels.npy", "split.npy", "manifest.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from train_helpers import Spoken, changed, pictures, signal_at, tiny
 
 from vqvae2.config.models import Config
-from vqvae2.files.atomic import read_json
+from vqvae2.files.atomic import read_json, write_json
 from vqvae2.files.run_folder import RunError, RunFolder
-from vqvae2.files.tensor_file import load_tensors
+from vqvae2.files.tensor_file import load_tensors, save_tensors
+from vqvae2.prior.hierarchy import make_level
 from vqvae2.run import load
 from vqvae2.train import pipeline
+from vqvae2.train.beginning import begin_prior, check_batches, check_starts, due
+from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.longer import may_change
 from vqvae2.train.loop import Interrupted, read_metrics
 from vqvae2.train.pipeline import train
@@ -91,7 +95,7 @@ def test_more_steps_later_are_more_steps_from_the_start(
     for part in ("autoencoder", "prior/level-0"):
         found = [line["step"] for line in read_metrics(run / part / "metrics.jsonl")]
         assert sorted({*found}) == [1, 2, 3, 4, 5, 6]
-    first = next(line for line in said if line.startswith("autoencoder: trained further"))
+    (first,) = (line for line in said if "trained further" in line)
     assert "from step 3 towards 6" in first
     assert "codes, prior/level-0, prior/level-1 are removed and made anew" in first
     assert not [*run.rglob("longer")]
@@ -276,7 +280,13 @@ def test_priors_begin_with_those_of_another_run(
 @pytest.mark.parametrize(
     ("patch", "said"),
     [
-        ({"prior": {"levels": [{"hidden": 12}, {}]}}, "expected the priors of"),
+        ({"prior": {"levels": [{"hidden": 12}, {}]}}, r"expected the priors of .*\(hidden: 8 -> 12\)"),
+        ({"prior": {"levels": [{"kernel": 5}, {}]}}, r"train_prior\.0\.start: .*\(kernel: 3 -> 5\)"),
+        (
+            {"prior": {"levels": [{}, {"condition_blocks": 2}]}},
+            r"train_prior\.1\.start: .*\(condition_blocks: 1 -> 2\)",
+        ),
+        ({"data": {"size": 32}}, r"expected the priors of .*\(data\.size: 16 -> 32\)"),
         ({"autoencoder": {"codes": [8, 11]}}, "expected the codes of"),
     ],
 )
@@ -291,6 +301,98 @@ def test_another_run_must_have_the_same_networks(
     config = changed(config, train_autoencoder={"start": ""})
     with pytest.raises(RunError, match=said):
         go(Path("no pictures"), tmp_path / "run", config)
+
+
+def priors_alone(folder: Path, config: Config, classes: tuple[str, ...] = ()) -> Path:
+    """A run folder with nothing but untrained priors."""
+    write_config(folder, {"classes": [*classes]}, changed(config, prior={"classes": len(classes)}))
+    for level, settings in enumerate(config.prior.levels):
+        model = make_level(settings, config.geometry, level, len(classes))
+        save_tensors(RunFolder(folder).prior(level).model, model.state_dict())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("level", "other", "refused"),
+    [
+        ({"kind": "transformer"}, {"heads": 4}, r"\(heads: 2 -> 4\)"),
+        ({"kind": "transformer"}, {"attention_every": 1}, ""),
+        ({"attention_every": 1}, {"heads": 4}, r"\(heads: 2 -> 4\)"),
+        ({"attention_every": 2, "layers": 3}, {"attention_every": 3}, r"\(attention_every: 2 -> 3\)"),
+        ({}, {"heads": 4, "dropout": 0.5}, ""),
+    ],
+)
+def test_what_no_shape_shows_must_be_the_same(
+    level: dict[str, Any], other: dict[str, Any], refused: str, short: Config, tmp_path: Path
+) -> None:
+    """Weights of two heads mean something else in a network of four; without attention they mean the same."""
+    own = [settings.model_dump() | level for settings in short.prior.levels]
+    theirs = changed(short, prior={"levels": own})
+    start = priors_alone(tmp_path / "start", theirs)
+    ours = changed(fine_tuned(theirs, start), prior={"levels": [settings | other for settings in own]})
+    with pytest.raises(RunError, match=refused) if refused else nullcontext():
+        check_starts(ours, {"prior level 0": True})
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(CLASSES, ()), ((), CLASSES)])
+def test_only_one_of_the_runs_has_classes(
+    theirs: tuple[str, ...], ours: tuple[str, ...], short: Config, tmp_path: Path
+) -> None:
+    """Both directions: what both networks have is taken over, and the rest of ours stays as it is."""
+    start = priors_alone(tmp_path / "start", short, theirs)
+    config = changed(fine_tuned(short, start), prior={"classes": len(ours)})
+    check_starts(config, {"prior level 0": True, "prior level 1": True})
+    for level, settings in enumerate(config.prior.levels):
+        model = make_level(settings, config.geometry, level, len(ours))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        assert begin_prior(model, str(start), level, [*ours]) == len(ours)
+        there = load_tensors(RunFolder(start).prior(level).model)[0]
+        expected = {name: there.get(name, value) for name, value in before.items()}
+        assert same(dict(model.state_dict()), expected)
+
+
+def stages_of(folder: Path, config: Config, longer: tuple[str, ...] = (), **options: Any) -> dict[str, bool]:
+    """`due`, of these stages that are trained further."""
+    return due(folder, config, longer, options.get("anew", ()), options.get("until", "prior"))
+
+
+def test_what_is_due(short: Config, tmp_path: Path) -> None:
+    """And whether it begins at its starting point: not with a state of its own, nor if it is trained further."""
+    everything = dict.fromkeys(("autoencoder", "prior level 0", "prior level 1"), True)
+    assert stages_of(tmp_path, short) == everything
+    assert stages_of(tmp_path, short, until="autoencoder") == {"autoencoder": True}
+    paths = RunFolder(tmp_path)
+    for file in (paths.autoencoder.model, paths.prior(0).model, paths.prior(1).checkpoint):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert stages_of(tmp_path, short) == {"prior level 1": False}
+    assert stages_of(tmp_path, short, until="autoencoder") == {}
+    assert stages_of(tmp_path, short, ("prior level 0",)) == {"prior level 0": False, "prior level 1": False}
+    assert stages_of(tmp_path, short, anew=(0,)) == {"prior level 0": True, "prior level 1": False}
+    assert stages_of(tmp_path, short, ("autoencoder", "prior level 0")) == everything | {"autoencoder": False}
+    with pytest.raises(RunError, match=r"train_prior\.0\.batch: 4 images cannot be shared out evenly to 3"):
+        check_batches(short, ["prior level 0"], 3)
+
+
+def test_a_starting_point_that_is_gone(run: Path, data: Path, short: Config, tmp_path: Path) -> None:
+    """It is not missed by what is trained further; where priors would have to begin there again, nothing is touched."""
+    config = fine_tuned(short, tmp_path / "gone")
+    record, old = read_run(run)
+    write_config(run, record, changed(config, prior=old.prior.model_dump()))
+    for stage in RunFolder(run).networks(2).values():
+        if stage.done():
+            about = read_json(stage.record)
+            write_json(stage.record, about | {"config": config.model_dump(mode="json")})
+    before = weights(run)
+    with pytest.raises(RunError, match=r"no run .*gone"):
+        go(data, run, steps(config, autoencoder=4))
+    assert weights(run).keys() == before.keys()
+    assert (run / "codes" / "manifest.json").exists()
+    go(data, run, steps(config, level_1=4))
+    assert read_json(RunFolder(run).prior(1).record)["outcome"]["step"] == 4
+    said = go(data, run, steps(config, autoencoder=4, level_1=4), until="autoencoder")
+    assert read_json(RunFolder(run).autoencoder.record)["outcome"]["step"] == 4
+    assert sum("trained further" in line for line in said) == 1
 
 
 def test_the_run_from_which_a_prior_starts_may_be_made_after_the_autoencoder(

@@ -39,6 +39,7 @@ from vqvae2.train.folder import (
     load_prior,
     model_file,
     read_run,
+    settle,
     sharp_autoencoder,
 )
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
@@ -90,8 +91,10 @@ def go(data: Path, folder: Path, config: Config) -> list[str]:
 
 
 def ask(folder: Path, data: Path, config: Config) -> Config:
-    """`claim`."""
-    return claim(folder, str(data), config, "vqvae2 train again", make_accelerator())
+    """`claim`, settled."""
+    claimed = claim(folder, str(data), config, "vqvae2 train again", make_accelerator())
+    settle(folder, claimed, make_accelerator())
+    return claimed.config
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -674,6 +677,32 @@ def test_other_data_is_refused(copied: Path, data: Path, config: Config) -> None
     with pytest.raises(RunError, match=r"trained on the images in .*pictures, and found others in emoji64"):
         go(Path("emoji64"), copied, config)
     assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize("case", ["labels", "other images", "more steps", "another prior"])
+def test_what_is_refused_leaves_no_trace(
+    case: str, copied: Path, data: Path, config: Config, tmp_path: Path
+) -> None:
+    """Settings that go with images which turn out to be wrong are not written, and the former command goes on as before."""
+    labels = tmp_path / "wrong.csv"
+    labels.write_text(
+        "file_name,label\n"
+        + "".join(f"{file.relative_to(data)},one\n" for file in sorted(data.rglob("*.png")))
+    )
+    level = config.prior.levels[0].model_dump() | {"hidden": 12}
+    patch, place, redo = {
+        "labels": ({"data": {"labels": str(labels)}}, data, ()),
+        "other images": ({"data": {"workers": 1}}, pictures(tmp_path / "others", 12, CLASSES), ()),
+        "more steps": ({"train_autoencoder": {"steps": 9}}, tmp_path / "nothing", ()),
+        "another prior": ({"prior": {"levels": [level, config.prior.levels[1].model_dump()]}}, tmp_path / "nothing", (0,)),
+    }[case]  # fmt: skip
+    before = snapshot(copied)
+    with pytest.raises(UserError):
+        train(str(place), copied, changed(config, **patch), reporter=Spoken(), redo=redo)
+    after = snapshot(copied)
+    names = [name for name in before if not name.startswith("data/")]
+    assert {name: after[name] for name in names} == {name: before[name] for name in names}
+    assert go(data, copied, config) == [f"{copied}: all is done; nothing to train"]
 
 
 def test_changed_data_is_refused(copied: Path, config: Config, data: Path, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from vqvae2.train.sharded import bytes_per_process
 
 PARTS = ("autoencoder", "prior/level-0", "prior/level-1")
 
-# Five jobs: a whole run; one that rank 1 is asked to stop; one whose loss spoils on rank 1 alone; an uneven batch; float64.
+# Seven jobs: a whole run; one with sharded priors; one with a damaged code; one that rank 1 is asked to stop; one whose loss
+# spoils on rank 1 alone; an uneven batch; float64.
 _WORKER = """
 import json, math, os, shutil, signal, sys, warnings
 from pathlib import Path
@@ -66,6 +67,15 @@ def train(name, config="whole"):
 pipeline.fit, pipeline.extract = fit, extract
 train("whole")
 pipeline.fit, pipeline.extract = usual_fit, usual_extract
+train("cut up", "sharded")
+if rank == 0:
+    shutil.copytree(place / "whole", place / "damaged")
+    shutil.rmtree(place / "damaged/prior/level-1")
+    codes = place / "damaged/codes/level-0.npy"
+    content = codes.read_bytes()
+    codes.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+torch.distributed.barrier()
+train("damaged")
 
 calls = 0
 def asked(self, model, batch):
@@ -138,7 +148,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = pictures(place / "pictures", classes=("cats", "dogs"))
     config = settings()
     uneven = changed(config, train_autoencoder={"batch": 5})
-    value = {"whole": config.model_dump(mode="json"), "uneven": uneven.model_dump(mode="json")}
+    configs = {"whole": config, "uneven": uneven, "sharded": changed(config, shard=True)}
+    value = {name: each.model_dump(mode="json") for name, each in configs.items()}
     (place / "configs.json").write_text(json.dumps(value))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -168,10 +179,11 @@ def notes(place: Path) -> list[dict[str, Any]]:
     return [json.loads((place / f"notes-{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.parametrize("run", ["whole", "cut up"])
 @pytest.mark.parametrize("part", PARTS)
-def test_the_weights_are_those_of_one_process(part: str, place: Path) -> None:
-    """Codebooks and their statistics included."""
-    one, two = (load_tensors(place / run / part / "model.safetensors")[0] for run in ("one", "whole"))
+def test_the_weights_are_those_of_one_process(part: str, run: str, place: Path) -> None:
+    """Codebooks and their statistics included; with `shard` too."""
+    one, two = (load_tensors(place / each / part / "model.safetensors")[0] for each in ("one", run))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         assert torch.allclose(two[name].double(), tensor.double(), rtol=0, atol=1e-4), name
@@ -238,9 +250,20 @@ def test_codes_are_extracted_by_both_and_once(place: Path) -> None:
         assert (a == b).double().mean() > 0.95, "equal but for ties that rounding decides"
 
 
+def test_a_code_that_only_the_main_process_finds_damaged_is_made_anew_by_both(place: Path) -> None:
+    """The checksums are the main process's alone; the others must not wait for it with the store as it is."""
+    assert any("extracting anew" in line for line in notes(place)[0]["said"])
+    for file in ("codes/level-0.npy", "codes/manifest.json"):
+        assert (place / "damaged" / file).read_bytes() == (place / "whole" / file).read_bytes()
+    whole, again = (load_tensors(model_file(place / run, 1))[0] for run in ("whole", "damaged"))
+    assert digest(again) == digest(whole)
+
+
 def test_only_one_process_speaks(place: Path) -> None:
     first, second = notes(place)
-    assert sum("is the best of" in line for line in first["said"]) == 6, "three stages, of two runs"
+    assert sum("is the best of" in line for line in first["said"]) == 10, (
+        "three stages, of three runs, and a prior"
+    )
     assert second["said"] == []
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from vqvae2.files.atomic import FileError
-from vqvae2.train.state import SavedOutcome
+from vqvae2.files.run_folder import StageFolder
+from vqvae2.files.tensor_file import save_tensors
+from vqvae2.train.longer import keep_state
+from vqvae2.train.loop import make_accelerator
+from vqvae2.train.sharded_state import ShardedState, load_sharded
+from vqvae2.train.state import SavedOutcome, State
 
 GOOD = {
     "step": 3,
@@ -33,3 +41,42 @@ def test_a_whole_record_is_read() -> None:
 def test_a_figure_that_is_no_number_is_damage(field: str, value: Any) -> None:
     with pytest.raises(FileError, match=rf"^state\.safetensors is damaged: {field}"):
         SavedOutcome.of({**GOOD, field: value}, "state.safetensors")
+
+
+# --- states that cannot be loaded ---
+
+
+@pytest.mark.parametrize("origin", ["another", "own"])
+@pytest.mark.parametrize("kind", ["whole", "whole to sharded", "sharded", "sharded to whole"])
+def test_a_state_that_cannot_be_loaded(kind: str, origin: str, tmp_path: Path) -> None:
+    """Of another autoencoder, or without its weights: whoever saved it and whoever loads it says what to do."""
+    file, accelerator = StageFolder(tmp_path).checkpoint, make_accelerator()
+    meta = {"outcome": GOOD, "autoencoder": origin}
+    save_tensors(file, {}, meta | ({"shards": "step-3-of-2"} if kind.startswith("sharded") else {}))
+    step: Any = SimpleNamespace(network=nn.Linear(2, 2), objective=SimpleNamespace(autoencoder="own"))
+    sharded = ShardedState(step, [], accelerator=accelerator)
+    load = {
+        "whole": lambda: State(step, []).load(file, True),
+        "whole to sharded": lambda: sharded.load(file, True),
+        "sharded": lambda: sharded.load(file, True),
+        "sharded to whole": lambda: load_sharded(State(step, []), file, True, accelerator),
+    }[kind]
+    told = "belongs to a training with another" if origin == "another" and kind != "whole" else ""
+    with pytest.raises(
+        FileError, match=rf"{told}.*delete .*last\.safetensors, and the same command.*step 0$"
+    ):
+        load()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_kept_state_is_that_of_the_last_training(sharded: bool, tmp_path: Path) -> None:
+    """After a longer training with `shard` there is none, instead of that of the training before."""
+    stage = StageFolder(tmp_path)
+    save_tensors(stage.state, {}, {"outcome": GOOD})
+    save_tensors(
+        stage.longer.checkpoint, {}, {"outcome": GOOD | {"step": 6}} | ({"shards": "x"} if sharded else {})
+    )
+    new = stage.longer.checkpoint.read_bytes()
+    keep_state(stage, stage.longer)
+    assert (stage.state.read_bytes() if stage.state.exists() else None) == (None if sharded else new)
+    assert not stage.longer.checkpoints.exists()

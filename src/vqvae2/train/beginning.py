@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +12,61 @@ from torch import Tensor, nn
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import Config
+from vqvae2.config.overrides import differences
 from vqvae2.files import tensor_file
 from vqvae2.files.locate import find_run
 from vqvae2.files.run_folder import RunError, RunFolder
+from vqvae2.prior.kinds import make_level
 from vqvae2.train.folder import model_file, read_run
 from vqvae2.train.longer import settings_of
 
 _LABELS = "label.weight"  # of a prior: an embedding for each class, then one for "no label"
 
 
-def check_starts(folder: Path, config: Config, priors: bool = True) -> None:
+def due(
+    folder: Path,
+    config: Config,
+    further: Iterable[str],
+    anew: Iterable[int],
+    until: Literal["autoencoder", "prior"],
+) -> dict[str, bool]:
+    """The stages that are to be trained.
+
+    Args:
+        further: names of finished stages that are trained further.
+        anew: levels whose priors are replaced.
+        until: "autoencoder" leaves out what comes after stage 1.
+
+    Returns:
+        Their names, in order, and of each whether it begins at its starting point: not if it is trained further or goes on
+        from a saved state. What comes after an autoencoder that is trained further is made anew.
+    """
+    longer = {*further}
+    replaced = {f"prior level {level}" for level in anew}
+    stages = RunFolder(folder).networks(config.autoencoder.levels)
+    found = {}
+    for name, (_, training) in settings_of(config).items():
+        first, stage = name == "autoencoder", stages[name]
+        if not training.steps or (until == "autoencoder" and not first):
+            continue
+        again = name in replaced or (not first and "autoencoder" in longer)
+        if again or name in longer or not stage.done():
+            found[name] = again or not stage.begun()
+    return found
+
+
+def check_starts(config: Config, stages: Mapping[str, bool]) -> None:
     """Check that the runs from which stages start fit the settings, before anything is trained.
 
     Args:
-        priors: whether priors are to be trained; otherwise the runs from which they start need not be there yet.
+        stages: of `due`; a run from which none of them begins need not be there.
 
     Raises:
         RunError: no such run, one whose prior is not trained, other networks, or codebooks of another decay.
+        FileError: the weights of a prior are damaged.
     """
     first = config.train_autoencoder.start
-    begins = _find(first) if first and not RunFolder(folder).autoencoder.done() else None
+    begins = _find(first) if first and stages.get("autoencoder") else None
     if begins is not None and RunFolder(begins).exists():
         decays = [each.autoencoder.decay for each in (read_run(begins)[1], config)]
         if decays[0] != decays[1]:  # the averages are divided by 1 - decay^updates
@@ -37,47 +74,68 @@ def check_starts(folder: Path, config: Config, priors: bool = True) -> None:
                 f"train_autoencoder.start: expected autoencoder.decay {decays[0]:g}, with which the codebooks of {first} were "
                 f"trained, found {decays[1]:g}"
             )
-    for level, training in enumerate(config.train_prior if priors else ()):
-        if not training.start or RunFolder(folder).prior(level).done():
-            continue
-        start = find_run(training.start)
-        _, theirs = read_run(start)
-        ours = config.autoencoder
-        same = (theirs.autoencoder.codes, theirs.autoencoder.strides) == (ours.codes, ours.strides)
-        if not same or theirs.autoencoder.code_dim != ours.code_dim:
-            raise RunError(
-                f"train_prior.{level}.start: expected the codes of {training.start} "
-                f"({_codes(theirs)}), found {_codes(config)}; leave autoencoder as it is there"
-            )
-        networks = [
-            (own.kind, own.hidden, own.residual, own.layers)
-            for own in (theirs.prior.levels[level], config.prior.levels[level])
-        ]
-        if networks[0] != networks[1]:
-            raise RunError(
-                f"train_prior.{level}.start: expected the priors of {training.start} (kind, hidden, residual, layers {networks[0]}), "
-                f"found {networks[1]}; leave prior.levels as it is there, or set train_prior.{level}.start to nothing"
-            )
-        if not RunFolder(start).prior(level).done():
-            raise RunError(
-                f"train_prior.{level}.start: the prior of level {level} of {training.start} is not trained"
-            )
+    for level, training in enumerate(config.train_prior):
+        if training.start and stages.get(f"prior level {level}"):
+            _check_prior(config, level, training.start)
 
 
-def check_batches(folder: Path, config: Config, further: list[str], processes: int) -> None:
-    """Check that the processes can share out the batches of all stages that are still to be trained, before images are read.
+def _check_prior(config: Config, level: int, name: str) -> None:
+    """Check that the prior of a level may start from that of the run of this name; their classes may differ."""
+    start = find_run(name)
+    _, theirs = read_run(start)
+    ours = config.autoencoder
+    same = (theirs.autoencoder.codes, theirs.autoencoder.strides) == (ours.codes, ours.strides)
+    if not same or theirs.autoencoder.code_dim != ours.code_dim:
+        raise RunError(
+            f"train_prior.{level}.start: expected the codes of {name} "
+            f"({_codes(theirs)}), found {_codes(config)}; leave autoencoder as it is there"
+        )
+    stage = RunFolder(start).prior(level)
+    if not stage.done():
+        raise RunError(f"train_prior.{level}.start: the prior of level {level} of {name} is not trained")
+    with torch.device("meta"):
+        own = make_level(
+            config.prior.levels[level], config.geometry, level, theirs.prior.classes
+        ).state_dict()
+    expected, found = (
+        {weight: tuple(value.shape) for weight, value in own.items()},
+        tensor_file.read_header(stage.model).shapes,
+    )
+    old, new = _network(theirs, level), _network(config, level)
+    if _unseen(old) != _unseen(new) or (expected != found and old != new):
+        raise RunError(
+            f"train_prior.{level}.start: expected the priors of {name}, found others ({'; '.join(differences(old, new))}); "
+            f"leave prior.levels and data.size as they are there, or set train_prior.{level}.start to nothing"
+        )
+    tensor_file.compare_shapes(expected, found, stage.model)
+
+
+def _network(config: Config, level: int) -> dict[str, Any]:
+    """The settings by which the network of a level's prior may differ from another one."""
+    settings = config.prior.levels[level].model_dump(mode="json", exclude={"dropout", "label_dropout"})
+    return {"data.size": config.data.shape_text, **settings}
+
+
+def _unseen(network: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of these settings the weights mean without a shape that shows it."""
+    if network["kind"] == "transformer":
+        return network["kind"], network["heads"]
+    return network["kind"], network["attention_every"], network["attention_every"] and network["heads"]
+
+
+def check_batches(config: Config, stages: Iterable[str], processes: int) -> None:
+    """Check that the processes can share out the batches of all stages that are to be trained, before images are read.
 
     Args:
-        further: names of finished stages that are trained further.
+        stages: of `due`.
         processes: how many there are.
 
     Raises:
         RunError: a batch is no multiple of their number.
     """
-    stages = RunFolder(folder).networks(config.autoencoder.levels)
-    for name, (key, training) in settings_of(config).items():
-        todo = training.steps and (name in further or not stages[name].done())
-        if todo and training.batch % processes:
+    for name in stages:
+        key, training = settings_of(config)[name]
+        if training.batch % processes:
             raise RunError(
                 f"{key}.batch: {training.batch} images cannot be shared out evenly to {processes} processes; "
                 f"take a multiple of {processes}"
@@ -92,6 +150,8 @@ def _codes(config: Config) -> str:
 def begin_prior(model: nn.Module, start: str, level: int, classes: list[str]) -> int:
     """Take over the weights of another run's prior. Classes of the same name keep their embedding.
 
+    If only one of the two knows classes, what only theirs has is left out, and what only ours has stays as it is.
+
     Args:
         model: the prior of one level.
         start: a run folder, a model of the package, or a Hub id.
@@ -99,7 +159,7 @@ def begin_prior(model: nn.Module, start: str, level: int, classes: list[str]) ->
         classes: names of the classes of the new run.
 
     Returns:
-        How many classes are new; their embeddings stay random.
+        How many classes are new; their embeddings stay random. 0 for a prior that knows no classes.
 
     Raises:
         RunError, FileError: no such run, or its weights do not fit.
@@ -110,12 +170,13 @@ def begin_prior(model: nn.Module, start: str, level: int, classes: list[str]) ->
     tensors, _ = tensor_file.load_tensors(file)
     own = model.state_dict()
     known = {name: index for index, name in enumerate(record.get("classes", ()))}
-    new = [name for name in classes if name not in known]
     theirs = tensors.pop(_LABELS, None)
+    if (_LABELS in own) != (theirs is not None):
+        tensors = {name: tensors.get(name, value) for name, value in own.items()}
     if _LABELS in own:
         tensors[_LABELS] = own[_LABELS] if theirs is None else _rows(own[_LABELS], theirs, classes, known)
     tensor_file.load_weights(model, tensors, file)
-    return len(new)
+    return sum(name not in known for name in classes) if _LABELS in own else 0
 
 
 def _rows(own: Tensor, theirs: Tensor, classes: list[str], known: dict[str, int]) -> Tensor:
@@ -128,10 +189,14 @@ def _rows(own: Tensor, theirs: Tensor, classes: list[str], known: dict[str, int]
     return torch.as_tensor(table)
 
 
-def stage1_inputs(config: Config) -> tuple[PerceptualDistance | None, dict[str, Tensor]]:
-    """What stage 1 needs beside images: the perceptual distance or None, and the initial weights ({} means random ones)."""
+def stage1_inputs(config: Config, begins: bool) -> tuple[PerceptualDistance | None, dict[str, Tensor]]:
+    """What stage 1 needs beside images: the perceptual distance or None, and the initial weights ({} means random ones).
+
+    Args:
+        begins: whether it begins at its starting point; otherwise that is not looked at.
+    """
     settings = config.train_autoencoder
-    weights, start = settings.perceptual_weights, settings.start
+    weights, start = settings.perceptual_weights, settings.start if begins else ""
     distance = read_distance(weights)
     begin = tensor_file.load_tensors(model_file(_find(start)))[0] if start else {}
     if begin:

@@ -4,7 +4,7 @@
 
 The parts, and the batches in them, do not depend on the number of processes, and so neither does the store. After a kill,
 extraction goes on with the parts that are missing, with any number of processes. Parts that were joined are removed while
-others still wait, so that the codes are never on the disk twice.
+others still wait, so that only a few of the codes are ever on the disk twice.
 
 Shapes: b images of a batch, h w the grid of a level.
 """
@@ -74,9 +74,9 @@ def extract(
     device, group = accelerator.device, Group(accelerator.process_index, accelerator.num_processes)
     size = _BATCH if device.type == "cpu" else max(_BATCH, _PIXELS // config.data.area)
     ranges: list[range] = []
-    for indices, _, _ in passes(images, config):
+    for indices, _ in passes(images, config):
         ranges += cut(len(indices), size * _PART, ranges[-1].stop if ranges else 0)
-    key = digest_of({}, f"{digest} {images.fingerprint} {config.data} {config.seed} {copies(config)} {size}")
+    key = digest_of({}, f"{digest} {_content(images, config)} {size}")
     joining = group.agreed(Joining.of(folder, key, config.geometry))
     if joining.rows not in [rows.stop for rows in ranges]:
         joining = Joining(key)
@@ -103,7 +103,7 @@ def _encode(
 ) -> None:
     """Compute this process's parts; the next batch is read and copied while one is encoded."""
     device, begin = next(autoencoder.parameters()).device, 0
-    for indices, _, seed in passes(images, config):
+    for indices, seed in passes(images, config):
         own = [rows for rows in parts.mine if begin <= rows.start < begin + len(indices)]
         chosen = [indices[rows.start - begin : rows.stop - begin] for rows in own]
         begin += len(indices)
@@ -143,11 +143,18 @@ def image_count(images: ImageSet, config: Config) -> int:
     return len(images.heldout) + copies(config) * len(images.train)
 
 
-def passes(images: ImageSet, config: Config) -> Iterator[tuple[NDArray[np.int64], int, int | None]]:
-    """The images in the order of the store: their indices, 0 for training or 1 for held out, the seed of augmentation or None."""
-    yield images.heldout, 1, None
+def passes(images: ImageSet, config: Config) -> Iterator[tuple[NDArray[np.int64], int | None]]:
+    """The images in the order of the store, held-out ones first: their indices, and the seed of augmentation or None."""
+    yield images.heldout, None
     for copy in range(copies(config)):
-        yield images.train, 0, None if copy == 0 else config.seed + copy
+        yield images.train, None if copy == 0 else config.seed + copy
+
+
+def _content(images: ImageSet, config: Config) -> str:
+    """All that says which pixels `passes` gives; settings that may change at will are none of it."""
+    data = config.data
+    chosen = [data.holdout, data.shape, data.crop, data.shift, data.flip]
+    return f"{images.fingerprint} {chosen} {config.seed} {copies(config)}"
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,26 @@ class Redo:
     say: Callable[[str], None] = print
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What is to become of a run folder, whose settings were found right; `settle` makes it so.
+
+    Attributes:
+        record, config: what RUN/config.yaml is to say.
+        anew: priors that are replaced.
+    """
+
+    record: dict[str, Any]
+    config: Config
+    anew: Redo = field(default_factory=Redo)
+
+
 def claim(
     folder: Path, data: str, config: Config, command: str, accelerator: Accelerator, redo: Redo | None = None
-) -> Config:
-    """Check the settings against what RUN already holds, and write RUN/config.yaml.
+) -> Claim:
+    """Check the settings against what RUN already holds, and write RUN/config.yaml if nothing is trained there.
+
+    Where a stage was trained, the folder stays as it is until the images are known to be those of the run.
 
     Args:
         redo: priors that may be replaced.
@@ -83,6 +99,7 @@ def claim(
     if wrong := [level for level in (redo or Redo()).levels if not 0 <= level < config.autoencoder.levels]:
         raise RunError(f"{REDO}: expected a level 0..{config.autoencoder.levels - 1}, found {wrong[0]}")
     config = _from_anywhere(config)
+    fixed, anew = [], Redo()
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -96,11 +113,12 @@ def claim(
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
         _keep_places(new_value, old_value)
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
-        anew = _anew(changed, redo)
+        replaced = _anew(changed, redo)
         refused = [
             line
             for line in changed
-            if any(line.startswith(prefix) for prefix in fixed) and not (may_change(line) or _of(line, anew))
+            if any(line.startswith(prefix) for prefix in fixed)
+            and not (may_change(line) or _of(line, replaced))
         ]
         if refused:
             raise RunError(
@@ -109,23 +127,41 @@ def claim(
                 + (f"; {REDO} LEVEL trains the prior of a level anew" if _only_priors(refused) else "")
             )
         record_ends(folder, old, changed, write=accelerator.is_main_process)
-        if accelerator.is_main_process:
-            replaced = [level for level in anew if RunFolder(folder).prior(level).begun()]
-            for line in set_aside(folder, replaced):
-                (redo or Redo()).say(line)
+        begun_priors = [level for level in replaced if RunFolder(folder).prior(level).begun()]
+        anew = Redo(begun_priors, (redo or Redo()).say)
         config = parse(new_value)
         own = same_source(data, old_record, folder)
         record = {**old_record, **({"command": command} if changed else {})}
         # where a stage was trained, `check_images` compares the images themselves
         if not own and not (fixed and "fingerprint" in old_record):
             record |= {"command": command, **source_record(data, folder)}
+    claimed = Claim(record, config, anew)
+    if not fixed:
+        settle(folder, claimed, accelerator)
+    return claimed
+
+
+def settle(folder: Path, claimed: Claim, accelerator: Accelerator) -> None:
+    """Move the priors aside that are replaced, then write RUN/config.yaml; every process calls this.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     if accelerator.is_main_process:
+        for line in set_aside(folder, list(claimed.anew.levels)):
+            claimed.anew.say(line)
         try:
-            write_config(folder, record, config)
+            write_config(folder, claimed.record, claimed.config)
         except atomic.FileError as error:
             raise RunError(f"cannot use {folder} as a run folder: {error}") from error
     accelerator.wait_for_everyone()
-    return config
+
+
+def same_images(folder: Path, data: str, config: Config) -> bool:
+    """Whether DATA, its labels and its folder of images are spelled as RUN/config.yaml has them."""
+    record, old = read_run(folder)
+    places = [(each.data.labels, each.data.image_root) for each in (old, config)]
+    return places[0] == places[1] and same_source(data, record, folder)
 
 
 def _from_anywhere(config: Config) -> Config:
@@ -276,22 +312,23 @@ def check_images(folder: Path, data: str, config: Config, fingerprint: str) -> N
 
 
 def with_classes(
-    folder: Path, data: str, config: Config, images: ImageSet, accelerator: Accelerator
+    folder: Path, data: str, claimed: Claim, images: ImageSet, accelerator: Accelerator
 ) -> Config:
-    """Record where the data is, its fingerprint and its classes.
+    """Settle what was claimed, and record where the data is, its fingerprint and its classes.
+
+    Returns:
+        The settings with the number of classes.
 
     Raises:
         RunError: see `check_images`.
     """
+    config = claimed.config
     check_images(folder, data, config, images.fingerprint)
-    record, _ = read_run(folder)
-    record |= source_record(data, folder)
     classes = list(images.classes) if config.prior.conditional else []
-    record |= {"fingerprint": images.fingerprint, "classes": classes}
+    found = {"fingerprint": images.fingerprint, "classes": classes}
     config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(classes)})})
-    if accelerator.is_main_process:
-        write_config(folder, record, config)
-    accelerator.wait_for_everyone()
+    record = claimed.record | source_record(data, folder) | found
+    settle(folder, Claim(record, config, claimed.anew), accelerator)
     return config
 
 

@@ -201,9 +201,15 @@ def publish(stage: StageFolder, further: StageFolder) -> None:
 
 
 def keep_state(stage: StageFolder, trained: StageFolder) -> None:
-    """Keep the last state of a training that is done, unless it was cut up among processes, and remove its checkpoints."""
-    if trained.checkpoint.exists() and not holds_shards(trained.checkpoint):
-        trained.checkpoint.replace(stage.state)
+    """Keep the last state of a training that is done, and remove its checkpoints.
+
+    A state that was cut up among processes is not kept, and neither is the one of a shorter training before it.
+    """
+    if trained.checkpoint.exists():
+        if holds_shards(trained.checkpoint):
+            stage.state.unlink(missing_ok=True)
+        else:
+            trained.checkpoint.replace(stage.state)
     shutil.rmtree(trained.checkpoints, ignore_errors=True)
 
 

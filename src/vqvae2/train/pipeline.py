@@ -8,7 +8,7 @@ Called again, it goes on where it stopped; `train/folder.py` says what counts as
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -20,18 +20,19 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import Config
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.recorded import same_source
 from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
 from vqvae2.data.value_range import with_range
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.lock import locks, still_locked
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
+from vqvae2.processes import Group
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.beginning import begin_prior, check_batches, check_starts, read_distance, stage1_inputs
+from vqvae2.train.beginning import begin_prior, check_batches, check_starts, due, read_distance, stage1_inputs
 from vqvae2.train.derived import check_derived
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
+    Claim,
     Redo,
     begun,
     check_images,
@@ -40,16 +41,17 @@ from vqvae2.train.folder import (
     load_autoencoder,
     model_file,
     read_run,
+    same_images,
     samples_file,
-    sharp_file,
+    settle,
     with_classes,
 )
 from vqvae2.train.level_samples import draw_level
 from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
-from vqvae2.train.loop import Objective, Outcome, fit, make_accelerator
+from vqvae2.train.loop import Objective, fit, make_accelerator
 from vqvae2.train.place import tidy
 from vqvae2.train.prior import PriorObjective, copies
-from vqvae2.train.reference import with_reference
+from vqvae2.train.reference import reference_metadata
 from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
 from vqvae2.train.sharded import whole
 from vqvae2.train.sharpen import SharpenObjective
@@ -94,60 +96,57 @@ def train(
     """
     folder = run_path(folder)
     accelerator = make_accelerator(config.precision)
-    reporter = reporter or Reporter()
-    if not accelerator.is_main_process:
-        reporter = Reporter(quiet=True)
+    reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
     config = _with_range(data, folder, config, reporter)
-    config = claim(folder, data, config, command, accelerator, Redo(redo, reporter.say))
+    claimed = claim(folder, data, config, command, accelerator, Redo(redo, reporter.say))
+    config = claimed.config
     if accelerator.is_main_process:
         tidy(folder, config.autoencoder.levels)
+    accelerator.wait_for_everyone()  # what it and `claim` wrote decides below what every process does
     check_derived(folder, config)
     further = wanted(folder, config)
-    for name in further:
+    stages = due(folder, config, further, claimed.anew.levels, until)
+    for name in (name for name in further if stages.get(name) is False):
         reporter.say(announcement(folder, config, name))
-    todo = bool(further) or not finished(folder, config)
-    if not todo and same_source(data, read_run(folder)[0], folder):
+    todo = bool(stages or further) or not finished(folder, config)
+    if not todo and same_images(folder, data, config):
+        settle(folder, claimed, accelerator)
         reporter.say(f"{folder}: all is done; nothing to train")
         return False
-    check_batches(folder, config, further, accelerator.num_processes)
-    check_starts(folder, config, priors=until == "prior")
+    check_batches(config, stages, accelerator.num_processes)
+    check_starts(config, stages)
     begins(config)
-    _stages(data, folder, config, further, until, accelerator, reporter)
+    _stages(data, folder, claimed, stages, until, accelerator, reporter)
     return todo
 
 
 def _stages(
     data: str,
     folder: Path,
-    config: Config,
-    further: Sequence[str],
+    claimed: Claim,
+    stages: Mapping[str, bool],
     until: Literal["autoencoder", "prior"],
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
-    """Every stage that is not done, or that is trained further."""
+    """The stages of `due`, and the codes."""
+    config = claimed.config
     # first, so that a wrong path is reported at once
-    first = not model_file(folder).exists() or "autoencoder" in further
-    inputs = stage1_inputs(config) if first else None
-    sharpens = config.sharpen.steps > 0 and (
-        not sharp_file(folder).exists() or bool({"autoencoder", "sharpen"} & {*further})
-    )
-    distance = (
-        read_distance(config.sharpen.perceptual_weights) if sharpens and until != "autoencoder" else None
-    )
+    inputs = stage1_inputs(config, stages["autoencoder"]) if "autoencoder" in stages else None
+    distance = read_distance(config.sharpen.perceptual_weights) if "sharpen" in stages else None
     images = _open(data, folder, config, accelerator, reporter)
     try:
-        config = with_classes(folder, data, config, images, accelerator)
+        config = with_classes(folder, data, claimed, images, accelerator)
         autoencoder, digest = _stage1(folder, config, images, inputs, accelerator, reporter)
         if until == "autoencoder":
             return
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
-        if sharpens:
+        if "sharpen" in stages:
             _sharpen(folder, config, images, digest, distance, accelerator, reporter)
     finally:
         images.close()
     say_usage(store, reporter)
-    _priors(folder, config, store, autoencoder, further, accelerator, reporter)
+    _priors(folder, config, store, autoencoder, stages, accelerator, reporter)
     say_sharpened(folder, reporter)
 
 
@@ -208,7 +207,7 @@ def _stage1(
             reporter,
             config,
             config.seed,
-            lambda: with_reference(objective.model),
+            lambda weights: (weights, reference_metadata(config.autoencoder, weights)),
         )
     return load_autoencoder(folder, config, accelerator.device)
 
@@ -236,7 +235,7 @@ def _sharpen(
         reporter,
         config,
         config.seed + 5,  # four levels of priors take the numbers before
-        lambda: (objective.weights(), {"autoencoder": digest}),
+        lambda _: (objective.weights(), {"autoencoder": digest}),
     )
 
 
@@ -255,6 +254,7 @@ def _codes(
         accelerator.main_process_first()
     ):  # the main process finishes renames, and checks the content for all
         found = _fits(place, config, images, digest, accelerator.is_main_process)
+    found = Group(accelerator.process_index, accelerator.num_processes).agreed(found)
     if not found:
         if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
             reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
@@ -291,14 +291,14 @@ def _priors(
     config: Config,
     store: CodeStore,
     autoencoder: VQVAE,
-    further: Sequence[str],
+    stages: Mapping[str, bool],
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
-    """Stage 2 of every level that is not done or is trained further, and samples of the levels so far after each."""
+    """Stage 2 of every level that is due, and samples of the levels so far after each."""
     for level in range(config.autoencoder.levels):
-        if not model_file(folder, level).exists() or f"prior level {level}" in further:
-            _stage2(folder, config, store, autoencoder, level, accelerator, reporter)
+        if (begins := stages.get(f"prior level {level}")) is not None:
+            _stage2(folder, config, store, autoencoder, level, begins, accelerator, reporter)
         if accelerator.is_main_process and not samples_file(folder, level).exists():
             draw_level(folder, config, autoencoder, store.digest, level)
         accelerator.wait_for_everyone()
@@ -310,6 +310,7 @@ def _stage2(
     store: CodeStore,
     autoencoder: VQVAE,
     level: int,
+    begins: bool,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
@@ -317,7 +318,7 @@ def _stage2(
     settings = config.train_prior[level]
     codebooks = [quantizer.codebook() for quantizer in autoencoder.quantizers[: level + 1]]
     objective = PriorObjective(config, store, level, codebooks)
-    if settings.start and not RunFolder(folder).prior(level).done():
+    if settings.start and begins:
         new = begin_prior(objective.model, settings.start, level, list(store.classes))
         words = f"; {new} of {len(store.classes)} classes are new to it" if new else ""
         reporter.say(f"{objective.name}: begins with the prior of {settings.start}{words}")
@@ -333,7 +334,7 @@ def _stage2(
         reporter,
         config,
         config.seed + 1 + level,
-        lambda: (objective.model.state_dict(), {"autoencoder": store.digest}),
+        lambda weights: (weights, {"autoencoder": store.digest}),
     )
 
 
@@ -345,12 +346,13 @@ def _fit(
     reporter: Reporter,
     config: Config,
     seed: int,
-    result: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None,
-) -> Outcome:
+    result: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Any]]],
+) -> None:
     """Train one stage, or train it further if it is done, then write its model.safetensors and keep its state.
 
     Args:
-        result: returns the tensors and further metadata to write; without it the state of the objective's model is written.
+        result: returns the tensors and further metadata to write, of the whole weights of the objective's model; called in
+            the main process alone.
     """
     again = part.done()
     folder = part
@@ -369,7 +371,7 @@ def _fit(
     weights = whole(objective.model)
     if accelerator.is_main_process:
         record = {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
-        tensors, more = result() if result else (weights, {})
+        tensors, more = result(weights)
         about = {"figures": figures, "step": outcome.best_step, **more}
         if again:  # the record last, because it says that there is nothing more to train
             remove(built_on(part, config, objective.name))
@@ -381,7 +383,6 @@ def _fit(
             tensor_file.save_tensors(part.model, tensors, about)
             keep_state(part, part)
     accelerator.wait_for_everyone()
-    return outcome
 
 
 def _figures(figures: dict[str, Any]) -> str:

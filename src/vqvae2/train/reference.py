@@ -57,12 +57,6 @@ def reference_metadata(config: AutoencoderConfig, weights: dict[str, Tensor]) ->
     return {_KEY: _encode(model.eval())}
 
 
-def with_reference(model: VQVAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a trained model, and its `reference_metadata`."""
-    weights = model.state_dict()
-    return weights, reference_metadata(model.config, weights)
-
-
 def check_device(model: VQVAE, metadata: dict[str, Any], file: Path) -> None:
     """Encode the reference image where the model is, and warn if more than 2 % of the codes are not the stored ones.
 

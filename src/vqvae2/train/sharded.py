@@ -75,11 +75,6 @@ def bytes_per_process(network: nn.Module, processes: int, average: bool) -> tupl
     return 4 * own_rows * (5 if average else 4), 2 * 4 * (outside + max(sizes, default=0))
 
 
-def is_sharded(network: nn.Module) -> bool:
-    """Whether `shard` has cut up this network."""
-    return any(_cut_up(weight) for weight in network.parameters())
-
-
 def own(weight: Tensor) -> Tensor:
     """This process's rows of a weight, or the weight itself where it is whole; shares its memory."""
     local: Tensor = weight.to_local() if _cut_up(weight) else weight

@@ -27,7 +27,7 @@ from vqvae2.train.sharded import (
     rows_of_state,
     save_shards,
 )
-from vqvae2.train.state import Outcome, Saved, State
+from vqvae2.train.state import Outcome, Saved, State, saved_record, saying_what_to_do
 from vqvae2.train.step import TrainingStep
 
 
@@ -71,10 +71,15 @@ class ShardedState(State):
         assert self.accelerator is not None
         if holds_shards(file):
             load_sharded(self, file, main, self.accelerator)
-            return
+        else:
+            with saying_what_to_do(file):
+                self._load_whole(file, main, self.accelerator)
+
+    def _load_whole(self, file: Path, main: bool, accelerator: Accelerator) -> None:
+        """Take this process's rows of a state that one process saved."""
         tensors, meta = tensor_file.load_tensors(file)
-        record = Saved.of(meta, file)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        record = saved_record(meta, self.step, file)
+        rank, world = accelerator.process_index, accelerator.num_processes
         shapes = {name: weight.shape for name, weight in self.step.network.named_parameters()}
         names, rows = list(shapes), {}
         try:
@@ -104,7 +109,7 @@ class ShardedState(State):
 
 
 def holds_shards(file: Path) -> bool:
-    """Whether a state was saved in parts. Of a damaged file False: `State.load` says what to do about it."""
+    """Whether a state was saved in parts. Of a damaged file False: loading it says what to do about it."""
     try:
         return Saved.of(tensor_file.read_header(file).metadata, file).shards is not None
     except FileError:
@@ -120,20 +125,20 @@ def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator)
         main: whether this is the main process, which takes the counts of all processes.
 
     Raises:
-        FileError: a file is missing or damaged, or of a training on the codes of another autoencoder.
+        FileError: a file is missing or damaged, or of a training on the codes of another autoencoder. The message says what
+            deleting the file leads to.
     """
-    small, meta = tensor_file.load_tensors(file)
-    record = Saved.of(meta, file)
-    if record.autoencoder not in (None, getattr(state.step.objective, "autoencoder", None)):
-        raise FileError(f"{file} belongs to a training with another autoencoder")
-    shapes = {name: weight.shape for name, weight in state.step.network.named_parameters()}
-    folder = file.parent / Path(str(record.shards)).name  # inside, whatever the file says
-    rows = load_shards(folder, shapes, accelerator)
-    try:
-        state.best = restore(state.step, rows, record.outcome.step)
-        _small(state, small, record, main, record.averaged)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise FileError(f"the state in {folder} is damaged: {reason(error)}") from error
+    with saying_what_to_do(file):
+        small, meta = tensor_file.load_tensors(file)
+        record = saved_record(meta, state.step, file)
+        shapes = {name: weight.shape for name, weight in state.step.network.named_parameters()}
+        folder = file.parent / Path(str(record.shards)).name  # inside, whatever the file says
+        rows = load_shards(folder, shapes, accelerator)
+        try:
+            state.best = restore(state.step, rows, record.outcome.step)
+            _small(state, small, record, main, record.averaged)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise FileError(f"the state in {folder} is damaged: {reason(error)}") from error
 
 
 def _small(state: State, tensors: Mapping[str, Tensor], record: Saved, main: bool, averaged: int) -> None:

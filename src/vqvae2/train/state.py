@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,20 +124,10 @@ class State:
             FileError: damaged, of another model, or of a training on the codes of another autoencoder. The message says
                 what deleting the file leads to.
         """
-        step = self.step
-        try:
-            header = tensor_file.read_header(file)
-            self._check_shapes(header, file)
+        with saying_what_to_do(file):
+            self._check_shapes(tensor_file.read_header(file), file)
             tensors, meta = tensor_file.load_tensors(file)
-            record = Saved.of(meta, file)
-            origin = getattr(step.objective, "autoencoder", None)
-            if record.autoencoder not in (None, origin):
-                raise atomic.FileError(f"{file} belongs to a training with another autoencoder")
-            self._load(file, tensors, record, main)
-        except atomic.FileError as error:
-            raise atomic.FileError(
-                f"{error}; no earlier state is kept: delete it, and the same command trains this stage again from step 0"
-            ) from error
+            self._load(file, tensors, saved_record(meta, self.step, file), main)
 
     def _check_shapes(self, header: tensor_file.TensorHeader, file: Path) -> None:
         """Compare the shapes in the file with those of the networks, before tensors are read."""
@@ -181,6 +172,29 @@ class State:
             if value.ndim and value.shape != weights[int(name.partition(".")[0])].shape:
                 raise ValueError(f"the optimiser's {name} has the shape {list(value.shape)}")
         tensor_file.unpack_optimizer(optimizer, tensors, optimizer.state_dict())
+
+
+@contextmanager
+def saying_what_to_do(file: Path) -> Iterator[None]:
+    """Add to every `FileError` of the block what deleting the state in this file leads to."""
+    try:
+        yield
+    except atomic.FileError as error:
+        raise atomic.FileError(
+            f"{error}; no earlier state is kept: delete {file}, and the same command trains this stage again from step 0"
+        ) from error
+
+
+def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Saved:
+    """The metadata of a state, for a training that goes on from it.
+
+    Raises:
+        FileError: damaged, or of a training on the codes of another autoencoder.
+    """
+    record = Saved.of(metadata, file)
+    if record.autoencoder not in (None, getattr(step.objective, "autoencoder", None)):
+        raise atomic.FileError(f"{file} belongs to a training with another autoencoder")
+    return record
 
 
 def saved_step(file: Path) -> int:
