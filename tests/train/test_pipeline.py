@@ -42,6 +42,7 @@ from vqvae2.train.folder import (
     settle,
     sharp_autoencoder,
 )
+from vqvae2.train.level_samples import draw_level
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
 from vqvae2.train.pipeline import train
 
@@ -881,6 +882,23 @@ def test_samples_of_a_level_replace_finer_ones_by_their_mean_code(whole: Path) -
         expected = np.asarray(grid(decoders[level].decode(codes, level + 1), 8))
         with Image.open(whole / "prior" / f"level-{level}" / "samples.png") as picture:
             assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
+
+
+def test_samples_of_a_level_are_drawn_in_batches(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `sampling.batch`, as all samples are."""
+    settings = changed(read_run(copied)[1], sampling={"batch": 24})
+    model, digest = load_autoencoder(copied, settings, "cpu")
+    sizes, usual = [], model.decode
+    monkeypatch.setattr(
+        model, "decode", lambda codes, levels: sizes.append(len(codes)) or usual(codes, levels)
+    )
+    sheet = copied / "prior" / "level-0" / "samples.png"
+    with Image.open(sheet) as picture:
+        before = np.asarray(picture).astype(int)
+    draw_level(copied, settings, model, digest, 0)
+    with Image.open(sheet) as picture:
+        assert np.abs(np.asarray(picture) - before).max() <= 1
+    assert sizes == [24, 24, 16]
 
 
 def test_priors_need_their_files(copied: Path) -> None:

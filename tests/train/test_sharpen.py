@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_helpers import TRAIN, assert_same, changed, image_set, result, run, signal_at, tiny
 
@@ -112,15 +114,15 @@ def test_the_weight_is_relative_to_the_squared_error(weight: float, slope: float
         assert 0 < ratio < 0.1 * weight
 
 
-@pytest.mark.parametrize("loss", ["hinge", "logistic"])
-def test_the_adversarial_loss_begins_late(loss: str, tmp_path: Path) -> None:
-    """For two steps the decoder's gradient is that of the squared error; then it is not."""
-    late = sharpening(tmp_path, settings(begin=2, loss=loss, adversarial=1.0))
-    never = sharpening(tmp_path, settings(adversarial=0.0, loss=loss))
-    for step in range(4):
+@pytest.mark.parametrize(("loss", "parts"), [("hinge", 1), ("logistic", 1), ("hinge", 2)])
+def test_the_adversarial_loss_begins_late(loss: str, parts: int, tmp_path: Path) -> None:
+    """For two steps, of one or more parts, the decoder's gradient is that of the squared error; then it is not."""
+    late = sharpening(tmp_path, settings(begin=2, loss=loss, adversarial=1.0, accumulate=parts))
+    never = sharpening(tmp_path, settings(adversarial=0.0, loss=loss, accumulate=parts))
+    for part in range(4 * parts):
         with_it, without = gradients(late), gradients(never)
         same = [torch.equal(with_it[k], without[k]) for k in without if not k.startswith("discriminator")]
-        assert all(same) if step < 2 else not any(same)
+        assert all(same) if part < 2 * parts else not any(same)
 
 
 @pytest.mark.parametrize("patch", [{"loss": "logistic"}, {"loss": "hinge", "penalty": 0.0, "accumulate": 2}])
@@ -196,6 +198,27 @@ def test_the_figures_are_of_all_held_out_images(tmp_path: Path) -> None:
     for kind in ("", "_plain"):  # not trained yet, so both are the same
         assert 4 / 10 ** (figures[f"heldout_psnr{kind}"] / 10) == pytest.approx(float(mse), rel=1e-4)
     assert figures["heldout_sharpness"] == pytest.approx(figures["heldout_sharpness_plain"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(3, 3), (13, 3), (16, 6)])
+def test_a_sheet_has_whole_rows(count: int, rows: int, tmp_path: Path) -> None:
+    """Of originals, plain and sharpened reconstructions, so that each stands above its own."""
+    objective = sharpening(tmp_path, settings())
+    objective.images.heldout = np.arange(14).repeat(2)[:count]
+    objective.draw(objective.model.eval(), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 + 18 * min(count, 8), 2 + 18 * rows)
+
+
+def test_the_figures_do_not_need_a_whole_batch_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = sharpening(tmp_path, settings(batch=4, accumulate=2))
+    sizes: list[int] = []
+    usual = objective.plain.encode
+    monkeypatch.setattr(objective.plain, "encode", lambda images: sizes.append(len(images)) or usual(images))
+    objective.evaluate(objective.model.eval(), make_accelerator())
+    assert max(sizes) == 2
 
 
 def test_mixed_precision(tmp_path: Path) -> None:

@@ -177,3 +177,14 @@ def sequential(
     """`sequential_pixels` as float32 [B, C, H, W] in [-1, 1]."""
     for pixels, labels in sequential_pixels(images, indices, config, batch=batch, copies_seed=copies_seed):
         yield to_float(pixels), labels
+
+
+def spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of the indices [n], evenly spaced from the first on."""
+    count = min(count, len(indices))
+    return indices[np.arange(count) * len(indices) // max(1, count)]
+
+
+def rows_of_eight(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sixteen of the indices [n], evenly spaced, or eight if there are fewer: whole rows of a sheet of pictures."""
+    return spread(indices, 16 if len(indices) >= 16 else 8)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vqvae2.autoencoder.codebook_usage import usage_scalars
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config
-from vqvae2.data.batches import sequential, sequential_pixels
+from vqvae2.data.batches import rows_of_eight, sequential, sequential_pixels
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
 from vqvae2.train.device import host_total
@@ -136,9 +136,7 @@ class AutoencoderObjective:
     def draw(self, model: nn.Module, path: Path) -> None:
         """Sixteen held-out originals (eight if there are fewer), each above its reconstruction."""
         assert isinstance(model, VQVAE)
-        heldout = self.images.heldout
-        count = 16 if len(heldout) >= 16 else 8
-        indices = heldout[:: max(1, len(heldout) // count)][:count]
+        indices = rows_of_eight(self.images.heldout)
         images, _ = next(iter(sequential(self.images, indices, self.config.data, batch=16)))
         images = images.to(next(model.parameters()).device)
         again = model(images).images.float()

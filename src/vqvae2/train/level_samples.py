@@ -10,6 +10,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.grid import save_grid
+from vqvae2.generate.sample import batches
 from vqvae2.train.folder import load_prior, samples_file, sharp_autoencoder, sharp_file
 
 
@@ -24,8 +25,11 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
     count, classes = 64, config.prior.classes
     prior = load_prior(folder, config, device, level + 1, digest)
     labels = torch.arange(count) % classes if classes else None
-    drawn = prior.sample(count, labels, config.sampling.coarsest(level + 1), seed=config.seed)
-    finer = config.geometry.grids[level + 1 :]
-    rest = (torch.zeros(count, *grid, dtype=torch.int64, device=device) for grid in finer)
-    pictures = autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1)
-    save_grid(pictures.cpu(), samples_file(folder, level), columns=8)
+    sampling, finer = config.sampling.coarsest(level + 1), config.geometry.grids[level + 1 :]
+    pictures = []
+    for numbers in batches([range(count)], sampling.batch):
+        own = None if labels is None else labels[numbers.start : numbers.stop]
+        drawn = prior.sample(numbers, own, sampling, seed=config.seed)
+        rest = (torch.zeros(len(numbers), *grid, dtype=torch.int64, device=device) for grid in finer)
+        pictures.append(autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1).cpu())
+    save_grid(torch.cat(pictures), samples_file(folder, level), columns=8)

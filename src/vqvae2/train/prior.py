@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.config.models import Config
-from vqvae2.data.batches import TrainingOrder
+from vqvae2.data.batches import TrainingOrder, spread
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
 from vqvae2.noise import uniform
@@ -167,11 +167,6 @@ class PriorObjective:
         each = [nll.mean((1, 2))[None] for nll in self._nlls(model, share)]
         each = [torch.cat(each, 1)[:, :own]]
         return host_total(each, 1, accelerator)[0] / len(indices)
-
-
-def spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most `count` of the indices, evenly spaced."""
-    return indices[:: max(1, len(indices) // count)][:count]
 
 
 def copies(config: Config) -> int:

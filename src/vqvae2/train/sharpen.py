@@ -37,7 +37,7 @@ from vqvae2.autoencoder.discriminator import (
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config
-from vqvae2.data.batches import sequential
+from vqvae2.data.batches import rows_of_eight, sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
 from vqvae2.noise import world
@@ -67,7 +67,9 @@ class Sharpening(nn.Module):
         paths = [level.get_submodule("to_finest") for level in plain.levels]
         self.to_finest = copy.deepcopy(nn.ModuleList(paths))
         self.discriminator = PatchDiscriminator(config.data.channels, settings.width, settings.depth)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # training steps so far
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # parts of batches so far
+        parts = min(settings.accumulate, settings.batch // world()[1])  # of a step
+        self._late = settings.begin * parts
         self._distance = [distance]  # in a list, so that its weights are no part of this module
 
     def decode(self, vectors: Sequence[Tensor]) -> Tensor:
@@ -124,7 +126,7 @@ class Sharpening(nn.Module):
         elements = error.numel() * processes * self.config.autoencoder.variance
         least = (fake.numel() * processes) ** -0.5
         weight = self.settings.adversarial * (2 * error_norm / elements) / (norm / processes).clamp_min(least)
-        weight = weight * (self.seen >= self.settings.begin)
+        weight = weight * (self.seen >= self._late)
         return (sharp * (weight * gradient)).sum(), {"generator": loss.detach(), "weight": weight}
 
     def _discriminator(self, sharp: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -206,8 +208,9 @@ class SharpenObjective:
         assert isinstance(model, Sharpening)
         device = accelerator.device
         share = self.images.heldout[accelerator.process_index :: accelerator.num_processes]
+        batch = max(1, self.config.sharpen.batch // self.config.sharpen.accumulate)
         measured: list[Tensor] = []
-        for images, _ in sequential(self.images, share, self.config.data, batch=self.config.sharpen.batch):
+        for images, _ in sequential(self.images, share, self.config.data, batch=batch):
             images = images.to(device)
             codes = self.plain.encode(images)
             pair = (model.decode(self.vectors(codes)).clamp(-1, 1), self.plain.decode(codes))
@@ -231,10 +234,9 @@ class SharpenObjective:
 
     @torch.no_grad()
     def draw(self, model: nn.Module, path: Path) -> None:
-        """Eight held-out originals, their plain and their sharpened reconstructions; then eight more."""
+        """Eight held-out originals, their plain and their sharpened reconstructions; then eight more if there are as many."""
         assert isinstance(model, Sharpening)
-        heldout = self.images.heldout
-        indices = heldout[:: max(1, len(heldout) // 16)][:16]
+        indices = rows_of_eight(self.images.heldout)
         images, _ = next(iter(sequential(self.images, indices, self.config.data, batch=16)))
         images = images.to(next(model.parameters()).device)
         codes = self.plain.encode(images)
