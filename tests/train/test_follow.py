@@ -23,6 +23,7 @@ from vqvae2.files.run_folder import RunFolder
 from vqvae2.run import load
 from vqvae2.train import trackers
 from vqvae2.train.follow import Follower
+from vqvae2.train.longer import publish
 from vqvae2.train.state import cut_metrics, read_metrics, write_metrics
 from vqvae2.train.trackers import check_tracker, flat, tracked
 
@@ -65,6 +66,57 @@ def test_a_resumed_training_is_not_read_twice(tmp_path: Path) -> None:
         write_metrics(file, step, {"loss": step})
     assert steps(follower) == {"autoencoder": [8, 9]}
     assert steps(Follower(tmp_path, 1, {"autoencoder": 8})) == {"autoencoder": [9]}
+
+
+def test_another_training_is_read_from_its_start(tmp_path: Path) -> None:
+    """Whether its log is shorter or longer than what was read, and whether it is followed or remembered."""
+    stage, follower = RunFolder(tmp_path).prior(0), Follower(tmp_path, 1)
+    for step in (1, 2):
+        write_metrics(stage.metrics, step, {"loss": 1.0})
+    stage.pictures.mkdir()
+    (stage.pictures / "step-0000002.png").touch()
+    assert steps(follower) == {"prior level 0": [1, 2]}
+    remembered = follower.steps, follower.begins
+    shutil.rmtree(stage.path)
+    for step in (1, 2, 3):
+        write_metrics(stage.metrics, step, {"loss": 20.5})
+    stage.pictures.mkdir()
+    (stage.pictures / "step-0000001.png").touch()
+    for following in (follower, Follower(tmp_path, 1, *remembered)):
+        (news,) = following.news()
+        assert [line["step"] for line in news.lines] == [1, 2, 3]
+        assert (len(news.pictures), news.anew) == (1, True)
+        assert following.news() == []
+    assert steps(Follower(tmp_path, 1, {"prior level 0": 2})) == {"prior level 0": [3]}, "of former versions"
+
+
+def test_a_damaged_line_ends_what_is_read(tmp_path: Path) -> None:
+    """Until a training that is resumed writes the log anew."""
+    file, follower = RunFolder(tmp_path).autoencoder.metrics, Follower(tmp_path, 1)
+    for step in (1, 2, 3):
+        write_metrics(file, step, {"loss": 1.0})
+    file.write_text(file.read_text().replace('"step": 2', '"step": "2"'))
+    assert steps(follower) == {"autoencoder": [1]}
+    assert steps(follower) == {}
+    cut_metrics(file, 3)
+    write_metrics(file, 2, {"loss": 1.0})
+    assert steps(follower) == {"autoencoder": [2]}
+
+
+def test_a_longer_training_is_followed(tmp_path: Path) -> None:
+    """In its own folder, and when it is done in that of the stage."""
+    stage, follower = RunFolder(tmp_path).prior(0), Follower(tmp_path, 1)
+    write_metrics(stage.metrics, 1, {"loss": 1.0})
+    assert steps(follower) == {"prior level 0": [1]}
+    for step in (1, 2):
+        write_metrics(stage.longer.metrics, step, {"loss": 1.0})
+    stage.longer.pictures.mkdir()
+    (stage.longer.pictures / "step-0000002.png").touch()
+    (news,) = follower.news()
+    assert ([line["step"] for line in news.lines], len(news.pictures), news.anew) == ([2], 1, False)
+    write_metrics(stage.longer.metrics, 3, {"loss": 1.0})
+    publish(stage, stage.longer)
+    assert steps(follower) == {"prior level 0": [3]}
 
 
 def test_pictures_are_told_once(tmp_path: Path) -> None:
@@ -140,6 +192,19 @@ def test_a_tracker_is_sent_every_figure_once(run: Path, remembering: type[Rememb
     assert remembering.pictures.count("autoencoder/pictures") == 3
 
 
+@pytest.mark.parametrize("memory", ["[]", '{"autoencoder": "60"}', '{"steps": 3}'])
+def test_a_damaged_memory_of_a_tracker(
+    memory: str, run: Path, remembering: type[Remembering], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything is sent again, which is said."""
+    (run / "tracking").mkdir()
+    (run / "tracking" / "wandb.json").write_text(memory)
+    with tracked("wandb", run, load(run, "cpu").config, Reporter()):
+        pass
+    assert "wandb.json is damaged: steps" in capsys.readouterr().err
+    assert remembering.sent
+
+
 def test_a_tracker_that_fails_does_not_end_the_training(
     run: Path,
     remembering: type[Remembering],
@@ -175,7 +240,7 @@ def test_tensorboard_has_the_figures_and_pictures_of_a_training(
         assert [step for step, _ in sent] == [line["step"] for line in lines]
         assert np.allclose([value for _, value in sent], [line["loss"] for line in lines])
         assert f"{name}/pictures" in events.Tags()["images"]
-    assert json.loads((run / "tracking" / "tensorboard.json").read_text())["autoencoder"] == 60
+    assert json.loads((run / "tracking" / "tensorboard.json").read_text())["steps"]["autoencoder"] == 60
 
 
 def test_trackers_that_cannot_be_used(

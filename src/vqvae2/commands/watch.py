@@ -48,7 +48,7 @@ def watch(
             if news:
                 seen = clock()
             for item in news:
-                known = lines.setdefault(item.stage, [])
+                known = [] if item.anew else lines.get(item.stage, [])
                 first = item.lines[0]["step"] if item.lines else 0
                 lines[item.stage] = [line for line in known if line["step"] <= first] + item.lines
             live.update(_picture(stored, lines, console.width, clock() - seen), refresh=True)

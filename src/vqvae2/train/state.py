@@ -217,14 +217,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return lines
     with path.open("rb") as file:
         while text := file.readline(_LINE):
-            try:
-                line = atomic.parse_json(text.decode("utf-8"), path)
-                if not isinstance(line, dict) or type(line.get("step")) is not int:
-                    break
-            except ValueError:  # no UTF-8, or no JSON
+            if (line := parse_metrics(text, path)) is None:
                 break
             lines.append(line)
     return lines
+
+
+def parse_metrics(text: bytes, path: Path) -> dict[str, Any] | None:
+    """One line of a metrics.jsonl, whose `step` is an integer; None if it is damaged."""
+    try:
+        line = atomic.parse_json(text.decode("utf-8"), path)
+    except ValueError:  # no UTF-8, or no JSON
+        return None
+    return line if isinstance(line, dict) and type(line.get("step")) is int else None
 
 
 def cut_metrics(path: Path, step: int) -> None:

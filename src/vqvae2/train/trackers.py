@@ -19,11 +19,13 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
+from pydantic import Field
 
 from vqvae2.config.models import Config
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import FileError, read_json, write_json
 from vqvae2.files.progress import Reporter
+from vqvae2.files.records import Record
 from vqvae2.train.follow import Follower, News
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
@@ -49,7 +51,7 @@ def tracked(name: str, run: Path, config: Config, reporter: Reporter) -> Iterato
     """Send what is trained inside the block to a tracker; figures are called "STAGE/FIGURE", pictures "STAGE/pictures".
 
     Steps count within a stage. What was sent before is remembered in RUN/tracking/NAME.json and not sent again, so a resumed training
-    goes on where it was.
+    goes on where it was. A stage that is trained anew is sent from its start.
 
     Args:
         name: a `TrackerName`; tensorboard writes to RUN/tracking, wandb and trackio have a project "vqvae2" and a run
@@ -72,19 +74,31 @@ def tracked(name: str, run: Path, config: Config, reporter: Reporter) -> Iterato
         thread.join(60)
 
 
+class _Memory(Record):
+    """RUN/tracking/NAME.json: what was sent, as `Follower` has it."""
+
+    steps: dict[str, int] = Field(default_factory=dict)
+    begins: dict[str, str] = Field(default_factory=dict)
+
+
+def _named(value: Any) -> Any:
+    """What the file of a memory holds; those of former versions hold the steps alone."""
+    return value if isinstance(value, dict) and "steps" in value else {"steps": value}
+
+
 class _Sender:
     """Follows a run and sends what is new."""
 
     def __init__(self, name: str, run: Path, config: Config, reporter: Reporter) -> None:
         self.name, self.run, self.config, self.reporter = name, run, config, reporter
         self.memory = run / "tracking" / f"{name}.json"
-        steps: dict[str, int] = {}
+        memory = _Memory()
         if self.memory.exists():
             try:
-                steps = read_json(self.memory)
+                memory = _Memory.of(_named(read_json(self.memory)), self.memory)
             except FileError as error:
                 reporter.say(f"{error}; everything is sent to {name} again")
-        self.follower = Follower(run, config.autoencoder.levels, steps)
+        self.follower = Follower(run, config.autoencoder.levels, memory.steps, memory.begins)
         self.tracker: GeneralTracker | None = None
 
     def follow(self, ended: threading.Event) -> None:
@@ -101,7 +115,7 @@ class _Sender:
                 for item in news:
                     self._send(item)
                 if news:
-                    write_json(self.memory, self.follower.steps)
+                    write_json(self.memory, {"steps": self.follower.steps, "begins": self.follower.begins})
             if self.tracker is not None:
                 self.tracker.finish()
         except Exception as error:  # of a library; the training must go on
@@ -144,8 +158,11 @@ class _Sender:
                 )
         if hasattr(self.tracker, "log_images"):
             for step, file in news.pictures:
-                with Image.open(file) as picture:
-                    array = np.asarray(picture.convert("RGB"))[None]
+                try:
+                    with Image.open(file) as picture:
+                        array = np.asarray(picture.convert("RGB"))[None]
+                except FileNotFoundError:  # moved when a longer training was published
+                    continue
                 more = {"dataformats": "NHWC"} if own else {}
                 self.tracker.log_images({f"{stage}/pictures": array}, step=step if own else None, **more)
 
