@@ -95,7 +95,8 @@ def test_more_steps_later_are_more_steps_from_the_start(
     for part in ("autoencoder", "prior/level-0"):
         found = [line["step"] for line in read_metrics(run / part / "metrics.jsonl")]
         assert sorted({*found}) == [1, 2, 3, 4, 5, 6]
-    (first,) = (line for line in said if "trained further" in line)
+    (first,) = [line for line in said if "trained further" in line]
+    assert first.startswith("autoencoder: ")
     assert "from step 3 towards 6" in first
     assert "codes, prior/level-0, prior/level-1 are removed and made anew" in first
     assert not [*run.rglob("longer")]
@@ -110,6 +111,7 @@ def test_one_prior_alone(run: Path, data: Path, short: Config, tmp_path: Path) -
     before = weights(run)
     sheets = {path: path.read_bytes() for path in run.rglob("samples.png")}
     wanted = steps(short, level_1=6)
+    assert not any("trained further" in line for line in go(data, run, wanted, until="autoencoder"))
     said = go(data, run, wanted)
     assert [line for line in said if "trained further" in line] == [
         f"prior level 1: trained further, from step 3 towards 6; until it is done, {run} can be used as it is"
@@ -180,7 +182,7 @@ def test_the_sharpened_decoder_goes_on_too(data: Path, short: Config, tmp_path: 
 
 
 def test_patience_is_counted_anew(data: Path, tmp_path: Path) -> None:
-    """A prior that stopped for want of progress goes on when more steps are asked for, and stops again."""
+    """A prior that stopped for want of progress goes on when more steps are asked for, and stops again; with more patience too."""
     config = tiny(1, train={"steps": 6, "evaluate_every": 1, "patience": 1, "lr": 1e-12, "warmup": 0})
     config = changed(config, autoencoder={"decay": 0.999999, "revive": False})
     said = go(data, tmp_path / "run", config)
@@ -189,8 +191,15 @@ def test_patience_is_counted_anew(data: Path, tmp_path: Path) -> None:
     before = read_json(stage.record)["outcome"]["step"]
     if before == 6:
         pytest.skip("it improved by chance")
-    go(data, tmp_path / "run", steps(config, level_0=12))
-    assert read_json(stage.record)["outcome"]["step"] > before
+    longer = steps(config, level_0=12)
+    go(data, tmp_path / "run", longer)
+    again = read_json(stage.record)["outcome"]["step"]
+    assert before < again < 12
+    patient = changed(longer, train_prior=[{**longer.train_prior[0].model_dump(), "patience": 0}])
+    said = go(data, tmp_path / "run", patient)
+    assert any(f"prior level 0: trained further, from step {again} towards 12" in line for line in said)
+    assert read_json(stage.record)["outcome"]["step"] == 12
+    assert "all is done" in go(data, tmp_path / "run", longer)[-1]
 
 
 def test_minutes_that_are_over_must_be_raised(
@@ -203,6 +212,7 @@ def test_minutes_that_are_over_must_be_raised(
     done = read_json(RunFolder(run).autoencoder.record)["outcome"]["step"]
     with pytest.raises(RunError, match=r"raise train_autoencoder\.minutes too"):
         go(data, run, changed(config, train_autoencoder={"steps": 2000}))
+    assert "all is done" in go(data, run, changed(config, train_autoencoder={"log_every": 7}))[-1]
     go(data, run, changed(config, train_autoencoder={"steps": done + 2, "minutes": 0}) if done > 998 else changed(config, train_autoencoder={"minutes": 0.002}))  # fmt: skip
     assert read_json(RunFolder(run).autoencoder.record)["outcome"]["step"] > done
 
@@ -275,6 +285,11 @@ def test_priors_begin_with_those_of_another_run(
         table, before = weights(tmp_path / "other")[name]["label.weight"], theirs[name]["label.weight"]
         assert torch.allclose(table[1:], before, atol=1e-6), "cats, dogs, no label"
         assert not torch.allclose(table[0], before[0], atol=1e-3)
+
+
+def test_no_class_is_new_to_a_prior_without_classes(whole: Path, data: Path, short: Config) -> None:
+    table = make_level(short.prior.levels[1], short.geometry, 1, 0)
+    assert begin_prior(table, str(whole), 1, ["birds", "cats"]) == 0
 
 
 @pytest.mark.parametrize(

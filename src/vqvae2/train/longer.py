@@ -1,4 +1,4 @@
-"""Training a finished stage further: its steps or minutes were raised, and it goes on from the state that was kept.
+"""Training a finished stage further: its steps, minutes or patience were raised, and it goes on from the state that was kept.
 
     STAGE/state.safetensors   the training's state as it ended: weights, optimiser, averages
     STAGE/longer/             a folder like STAGE, in which the training goes on
@@ -81,7 +81,8 @@ def record_ends(folder: Path, old: Config, changed: list[str], write: bool) -> N
             record = {"outcome": asdict(outcome), "config": old.model_dump(mode="json")}
             atomic.write_json(stages[name].record, record)
         late = training.minutes and ended(stages[name]).seconds >= 60 * training.minutes
-        if late and not any(line.startswith(f"{key}.minutes") for line in lines):
+        raised = {line.split(":")[0].removeprefix(f"{key}.") for line in lines}
+        if late and "steps" in raised and "minutes" not in raised:
             raise RunError(
                 f"the training of {name} was ended by its {training.minutes:g} minutes, so more steps change nothing; "
                 f"raise {key}.minutes too (0 = no limit)"
@@ -108,11 +109,14 @@ def ended(stage: StageFolder) -> Outcome:
 def wanted(folder: Path, config: Config) -> list[str]:
     """The names of the finished stages whose settings ask for more steps than they were trained with.
 
+    That is, for more steps, minutes, or evaluations in a row without a better one, where these have ended the training.
+    If the autoencoder is among them it is the only one, because what was built on it is made anew.
+
     Raises:
         FileError, ConfigError: the record of a stage is damaged.
     """
     stages = RunFolder(folder).networks(config.autoencoder.levels)
-    names = []
+    names: list[str] = []
     for name, (_, training) in settings_of(config).items():
         stage = stages[name]
         if not stage.done() or not stage.record.exists():
@@ -121,11 +125,14 @@ def wanted(folder: Path, config: Config) -> list[str]:
         if not record.config or record.outcome is None:
             continue
         trained = settings_of(parse(record.config))[name][1]
-        raised = training.steps > trained.steps or training.minutes != trained.minutes
+        patient = 0 < trained.patience <= record.outcome.stale and (
+            not training.patience or training.patience > trained.patience
+        )
+        raised = patient or training.steps > trained.steps or training.minutes != trained.minutes
         in_time = not training.minutes or record.outcome.seconds < 60 * training.minutes
         if raised and in_time and record.outcome.step < training.steps:
             names.append(name)
-    return names
+    return ["autoencoder"] if "autoencoder" in names else names
 
 
 def built_on(stage: StageFolder, config: Config, name: str) -> list[Path]:
