@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 from collections.abc import Iterable
 
 _UNSAFE = (
@@ -27,6 +28,11 @@ def printable(text: str) -> str:
 def listed(names: Iterable[str]) -> str:
     """Names with commas between them; a name that has a comma itself is quoted."""
     return ", ".join(repr(name) if "," in name else name for name in names)
+
+
+def suggested(*words: object) -> str:
+    """A command of ours for a message, in backquotes: `suggested("train", "DATA")`; words are quoted where a shell needs it."""
+    return f"`{shlex.join(['vqvae2', *map(str, words)])}`"
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

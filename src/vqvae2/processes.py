@@ -22,7 +22,7 @@ _KEY = "vqvae2/first to fail"
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of one command; by default this process alone. Every method is a collective: all processes call it.
+    """The processes of one command; by default this process alone. Its methods but `share` are collectives: all processes call them.
 
     Attributes:
         rank: number of this process, 0 for the main one.

@@ -318,6 +318,12 @@ def test_seeds_out_of_range(seed: int) -> None:
     refused(lambda: drawn(2, [0, 1], seed), f"expected a seed between 0 and .*, found {seed}")
 
 
+@pytest.mark.parametrize("numbers", [range(5), range(-1, 2)])
+def test_samples_that_were_not_asked_for_are_refused(numbers: range) -> None:
+    with pytest.raises(UserError, match=r"expected samples of 0\.\.2, found the range"):
+        list(draw_samples(*models(), 3, [0, 1, 0], 0, Sampling(), [numbers]))
+
+
 def test_drawing_is_lazy_and_keeps_gradients_as_they_were() -> None:
     """The caller may stop after any part; between parts, gradients are on again."""
     autoencoder, prior = models(dropout=0.5)

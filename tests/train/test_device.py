@@ -43,7 +43,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_cpu_keeps_torchs_defaults() -> None:
-    chosen = choose(Hardware(), TrainConfig(), make_accelerator("auto"), 1000)
+    chosen = choose(Hardware(), TrainConfig(), make_accelerator("auto"))
     assert chosen == Choices(torch.device("cpu"))
     optimizer = make_optimizer(nn.Linear(1, 1), TrainConfig(), chosen)
     assert optimizer.param_groups[0]["fused"] is None
@@ -51,7 +51,7 @@ def test_a_cpu_keeps_torchs_defaults() -> None:
 
 
 def test_a_card_gets_what_is_fast(card: Any) -> None:
-    chosen = choose(Hardware(), TrainConfig(), card, 1000)
+    chosen = choose(Hardware(), TrainConfig(), card)
     assert chosen.bf16
     assert chosen.static
     assert chosen.captured
@@ -78,14 +78,14 @@ def test_where_the_step_stays_eager(
 ) -> None:
     card.num_processes = processes
     config = TrainConfig(**({"steps": 1000} | training))
-    chosen = choose(Hardware(**hardware), config, card, config.steps)
+    chosen = choose(Hardware(**hardware), config, card)
     assert not chosen.captured
     assert f"eager step ({reason})" in chosen.line(0)
 
 
 def test_the_data_take_at_most_half_of_what_is_free(card: Any) -> None:
-    assert choose(Hardware(resident_gb=100), TrainConfig(), card, 1000).resident_bytes == 30 * 10**9
-    assert choose(Hardware(resident_gb=0), TrainConfig(), card, 1000).resident_bytes == 0
+    assert choose(Hardware(resident_gb=100), TrainConfig(), card).resident_bytes == 30 * 10**9
+    assert choose(Hardware(resident_gb=0), TrainConfig(), card).resident_bytes == 0
 
 
 def test_old_settings_are_read() -> None:

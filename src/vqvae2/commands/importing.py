@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vqvae2.commands.options import Json, command_line, print_json, print_text, summary
+from vqvae2.errors import suggested
 
 
 def rosinality_command(
@@ -30,5 +31,5 @@ def rosinality_command(
         return
     grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
     print_text(
-        f"{run}: autoencoder imported, {size} px, grids {grids}; `vqvae2 train DATA --run {run}` adds the priors"
+        f"{run}: autoencoder imported, {size} px, grids {grids}; {suggested('train', 'DATA', '--run', run)} adds the priors"
     )

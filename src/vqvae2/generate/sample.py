@@ -133,11 +133,13 @@ def draw_samples(
         ranges: the numbers of those to draw, each range one batch; None draws all.
 
     Raises:
-        UserError: the seed or a setting is out of range.
+        UserError: the seed, a setting or a number of `ranges` is out of range.
     """
     seed = check_seed(seed)
     graphs = StepGraphs()  # so that a GPU records each level once and not once for each batch
     for numbers in batches([range(n)], sampling.batch) if ranges is None else ranges:
+        if len(numbers) and not 0 <= min(numbers) <= max(numbers) < n:
+            raise UserError(f"expected samples of 0..{n - 1}, found the range {numbers[0]}..{numbers[-1]}")
         classes = None if labels is None else torch.tensor([labels[i] for i in numbers])
         codes = prior.sample(numbers, classes, sampling, seed=seed, graphs=graphs)
         yield Drawn(numbers, classes, codes, autoencoder.decode(codes))

@@ -142,14 +142,13 @@ class Choices:
         return f"{name}: " + ", ".join(words)
 
 
-def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator, steps: int) -> Choices:
+def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator) -> Choices:
     """Decide how one stage is trained.
 
     Args:
         hardware: what the user asked for.
         config: the stage's training.
         accelerator: of `make_accelerator`.
-        steps: of the whole training.
     """
     device, bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
     compiled = hardware.compile is True
@@ -162,7 +161,7 @@ def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator, st
         because = "accumulate is above 1"
     elif hardware.deterministic:
         because = "deterministic"
-    elif hardware.capture == "auto" and steps < _CAPTURE_FROM:
+    elif hardware.capture == "auto" and config.steps < _CAPTURE_FROM:
         because = f"fewer than {_CAPTURE_FROM} steps"
     captured = not because and hardware.capture is not False
     free, _ = torch.cuda.mem_get_info(device)

@@ -160,7 +160,7 @@ def fit(
         )
     device = accelerator.device
     hardware = hardware or Hardware()
-    choices = choose(hardware, config, accelerator, config.steps)
+    choices = choose(hardware, config, accelerator)
     if hardware.shard and accelerator.num_processes > 1 and objective.name.startswith("prior"):
         choices = replace(choices, sharded=True)
     cards = [device] if device.type == "cuda" else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, suggested
 from vqvae2.files import tensor_file
 from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
 from vqvae2.train.folder import read_run, stored_figures
@@ -47,7 +47,7 @@ class StoredRun:
             raise UserError(f"expected the decoder plain or sharp, found {name!r}")
         done = self.paths.sharpen.done()
         if name == "sharp" and not done:
-            command = self._go_on(" --set sharpen.steps=N", "sharpens it")
+            command = self._go_on("--set", "sharpen.steps=N", effect="sharpens it")
             raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
         return name or ("sharp" if done else "plain")
 
@@ -93,11 +93,13 @@ class StoredRun:
         stage = self.paths.stage(level)
         return stored_figures(stage.model) if stage.done() else {}
 
-    def _go_on(self, options: str = "", effect: str = "continues") -> str:
-        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
+    def _go_on(self, *options: str, effect: str = "continues") -> str:
+        command = suggested("train", self.record.get("source", "DATA"), "--run", self.folder, *options)
+        return f"{command} {effect}"
 
     def _classless(self) -> str:
         return f"{self.folder} has no classes, so a critic cannot score its samples"
 
     def _fit_critic(self) -> str:
-        return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"
+        source = self.record.get("source", "DATA")
+        return f"{suggested('critic', 'fit', self.folder, '--data', source)} fits one"
