@@ -24,7 +24,8 @@ from vqvae2.files.atomic import reason, write_text
 from vqvae2.files.locate import HTTP_ERROR, HUB_FILES, is_public
 from vqvae2.files.output import make_folder
 from vqvae2.files.run_folder import RunError
-from vqvae2.train.folder import PLACES, write_config
+from vqvae2.train.folder import write_config
+from vqvae2.train.paths import PLACES
 from vqvae2.train.stored_run import StoredRun
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.files.tensor_file import load_tensors, save_tensors
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.run import load
-from vqvae2.train import pipeline
+from vqvae2.train import longer, pipeline
 from vqvae2.train.beginning import begin_prior, check_batches, check_starts, due
 from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.longer import may_change
 from vqvae2.train.loop import Interrupted, read_metrics
 from vqvae2.train.pipeline import train
+from vqvae2.train.state import saved_step
 
 CLASSES = ("cats", "dogs")
 CONSTANT = {"steps": 3, "evaluate_every": 3, "log_every": 1, "schedule": "constant"}
@@ -150,6 +151,60 @@ def test_until_it_is_done_the_run_stays_as_it_was(
     go(data, tmp_path / "once", longer)
     ours, theirs = weights(run), weights(tmp_path / "once")
     assert all(same(ours[name], theirs[name]) for name in ours)
+
+
+class Killed(BaseException):
+    """Stands in for the end of the process."""
+
+
+def test_killed_while_the_files_of_a_longer_training_are_moved(
+    run: Path, data: Path, short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each of its operations in turn: the next command leaves the files of one that was not killed."""
+    wanted = steps(short, level_1=6)
+    whole = Path(shutil.copytree(run, tmp_path / "whole"))
+    go(data, whole, wanted)
+
+    def content(folder: Path) -> dict[str, Any]:
+        stage = RunFolder(folder).prior(1)
+        files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        logged = [line["step"] for line in read_metrics(stage.metrics)]
+        return {"files": files, "logged": logged, "step": saved_step(stage.state)}
+
+    operations = 0
+    for number in range(1, 9):
+        killed = Path(shutil.copytree(run, tmp_path / f"killed-{number}"))
+        usual = longer.publish
+
+        def dying(stage: Any, further: Any, left: int = number, usual: Any = usual) -> None:
+            nonlocal operations
+            count = 0
+
+            def counted(call: Any) -> Any:
+                def one(*arguments: Any, **options: Any) -> Any:
+                    nonlocal count
+                    count += 1
+                    if count == left:
+                        raise Killed
+                    return call(*arguments, **options)
+
+                return one
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", counted(Path.replace))
+                patch.setattr(longer.shutil, "rmtree", counted(shutil.rmtree))
+                usual(stage, further)
+            operations = count
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "publish", dying)
+            with suppress(Killed):
+                go(data, killed, wanted)
+        assert not any("trained further" in line for line in go(data, killed, wanted))
+        assert content(killed) == content(whole), number
+        if operations:
+            break
+    assert operations > 3
 
 
 def test_without_the_kept_state_it_goes_on_from_the_weights(run: Path, data: Path, short: Config) -> None:

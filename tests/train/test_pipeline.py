@@ -33,6 +33,7 @@ from vqvae2.files.tensor_file import load_tensors
 from vqvae2.run import load
 from vqvae2.train import pipeline
 from vqvae2.train.folder import (
+    Redo,
     claim,
     finished,
     load_autoencoder,
@@ -670,6 +671,17 @@ def test_copies_may_change_until_a_prior_is_begun(copied: Path, data: Path, conf
         ask(copied, data, config)
 
 
+def test_copies_of_the_codes_change_for_all_priors_at_once(copied: Path, data: Path, config: Config) -> None:
+    """A prior that is kept was trained on the codes as they are."""
+    wanted, before = changed(config, **prior_patch(config, 0, copies=3)), snapshot(copied)
+    with pytest.raises(RunError, match=r"train_prior\.0\.copies: 2 -> 3.*of every level that is trained"):
+        claim(copied, str(data), wanted, "", make_accelerator(), Redo([0]))
+    assert snapshot(copied) == before
+    wanted = changed(config, train_prior=[each.model_dump() | {"copies": 3} for each in config.train_prior])
+    claim(copied, str(data), wanted, "", make_accelerator(), Redo([0, 1], Spoken().say))
+    assert not (copied / "prior" / "level-0").exists()
+
+
 # --- the data ---
 
 
@@ -727,6 +739,36 @@ def test_changed_data_is_refused(copied: Path, config: Config, data: Path, tmp_p
     os.utime(mine / "cats" / "000.png", ns=(original.stat().st_atime_ns, original.stat().st_mtime_ns))
     go(mine, run, config)
     assert finished(run, config)
+
+
+@pytest.mark.parametrize("wrong", ["labels", "steps", "redo"])
+def test_refused_images_leave_the_settings(
+    wrong: str, copied: Path, data: Path, config: Config, tmp_path: Path
+) -> None:
+    """Nothing of the command is written, no prior is moved, and the former command goes on."""
+    (tmp_path / "wrong.csv").write_text("".join(f"{path.name},x\n" for path in sorted(data.rglob("*.png"))))
+    place, redo, wanted = tmp_path / "nowhere", (), config
+    if wrong == "labels":
+        place, wanted = data, changed(config, data={"labels": str(tmp_path / "wrong.csv")})
+    elif wrong == "steps":
+        wanted = changed(config, train_autoencoder={"steps": 60})
+    else:
+        redo, wanted = (0,), changed(config, **prior_patch(config, 0, lr=0.1))
+    before = snapshot(copied)
+    with pytest.raises(UserError, match="changed since the training" if wrong == "labels" else "nowhere"):
+        train(str(place), copied, wanted, reporter=Spoken(), redo=redo)
+    assert snapshot(copied) == before
+    assert go(data, copied, config) == [f"{copied}: all is done; nothing to train"]
+
+
+def test_a_file_of_labels_may_move(data: Path, config: Config, tmp_path: Path) -> None:
+    """Its content counts."""
+    for name in ("here.csv", "there.csv"):
+        rows = [f"{path.name},{path.parent.name}" for path in sorted(data.rglob("*.png"))]
+        (tmp_path / name).write_text("\n".join(["file,label", *rows]))
+        wanted = changed(config, data={"labels": str(tmp_path / name)})
+        train(str(data), tmp_path / "run", wanted, reporter=Spoken(), until="autoencoder")
+        assert read_run(tmp_path / "run")[1].data.labels == str(tmp_path / name)
 
 
 def test_data_may_change_before_anything_is_trained(

@@ -368,7 +368,7 @@ def test_the_command_and_what_follows(tmp_path: Path, file: Path, theirs: Theirs
         *("prior.levels.*.layers=1", "prior.levels.*.output_layers=0", "prior.levels.*.condition_blocks=0"),
         *("train_prior.*.steps=2", "train_prior.*.batch=4", "train_prior.*.copies=1"),
     )
-    settings = [part for setting in small for part in ("--set", setting)]
+    settings = [part for setting in (*small, "data.flip=false") for part in ("--set", setting)]
     assert command("train", tmp_path / "no such", "--run", run, *settings).code == 2
     said = command("train", pictures, "--run", run, *settings)
     assert said.code == 0, said.err
@@ -376,6 +376,9 @@ def test_the_command_and_what_follows(tmp_path: Path, file: Path, theirs: Theirs
     assert model_file(run).read_bytes() == weights
     assert vqvae2.load(run, "cpu").sample(1).shape == (1, 3, 32, 32)
     assert command("train", pictures, "--run", run).code == 0
+    assert (
+        "data.flip: False -> True" in command("train", pictures, "--run", run, "--set", "data.flip=true").err
+    )
     said = command("train", file.parent, "--run", run)
     assert said.code == 2
     assert re.search("was trained on the images in .*, and found others in", said.err), said.err

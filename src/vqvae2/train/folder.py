@@ -7,7 +7,7 @@ trained with is refused, and the error shows both values.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,17 +29,22 @@ from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.derived import check_origin, compare_priors, prior_of
 from vqvae2.train.longer import may_change, record_ends, set_aside
+from vqvae2.train.paths import from_anywhere, keep_places
 from vqvae2.train.reference import check_device
 
 REDO = "--redo-prior"
-PLACES = ("start", "perceptual_weights")
-"""Settings of a training that may be paths, names of models of the package or ids of the Hub."""
 
 _FREE = re.compile(  # settings that may change at any time
     r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
     r"|sampling"
     r"|train_prior\.\d+\.checkpointing"
 )
+_COPIES = re.compile(r"train_prior\.\d+\.copies")  # of the codes, which all levels share
+_FORM = [
+    "data.size",
+    "data.channels",
+    "data.range",
+]  # what an autoencoder without a data set fixes of the data
 
 
 class _RunRecord(Record):
@@ -98,8 +103,8 @@ def claim(
     refuse_links(folder, config.autoencoder.levels)
     if wrong := [level for level in (redo or Redo()).levels if not 0 <= level < config.autoencoder.levels]:
         raise RunError(f"{REDO}: expected a level 0..{config.autoencoder.levels - 1}, found {wrong[0]}")
-    config = _from_anywhere(config)
-    fixed, anew = [], Redo()
+    config = from_anywhere(config)
+    fixed, anew = tuple[str, ...](), Redo()
     record: dict[str, Any] = {
         "version": metadata.version("vqvae2"),
         "format": atomic.FORMAT,
@@ -108,27 +113,27 @@ def claim(
     }
     if file.exists():
         old_record, old = read_run(folder)
-        fixed = begun(folder, old)
+        fixed = begun(folder, old, old_record)
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
         new_value["prior"]["classes"] = old_value["prior"]["classes"]
-        _keep_places(new_value, old_value)
+        keep_places(new_value, old_value)
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
         replaced = _anew(changed, redo)
+        priors = [level for level in range(old.autoencoder.levels) if RunFolder(folder).prior(level).begun()]
+        shared = [] if {*priors} <= {*replaced} else [line for line in changed if _COPIES.match(line)]
         refused = [
             line
             for line in changed
-            if any(line.startswith(prefix) for prefix in fixed)
-            and not (may_change(line) or _of(line, replaced))
+            if line.startswith(fixed)
+            and not (may_change(line) or (_of(line, replaced) and line not in shared))
         ]
         if refused:
             raise RunError(
                 f"{folder} was trained with other settings ({'; '.join(refused)}); "
-                f"use the old settings, or another --run"
-                + (f"; {REDO} LEVEL trains the prior of a level anew" if _only_priors(refused) else "")
+                f"use the old settings, or another --run{_advice(refused)}"
             )
         record_ends(folder, old, changed, write=accelerator.is_main_process)
-        begun_priors = [level for level in replaced if RunFolder(folder).prior(level).begun()]
-        anew = Redo(begun_priors, (redo or Redo()).say)
+        anew = Redo([level for level in replaced if level in priors], (redo or Redo()).say)
         config = parse(new_value)
         own = same_source(data, old_record, folder)
         record = {**old_record, **({"command": command} if changed else {})}
@@ -164,36 +169,6 @@ def same_images(folder: Path, data: str, config: Config) -> bool:
     return places[0] == places[1] and same_source(data, record, folder)
 
 
-def _from_anywhere(config: Config) -> Config:
-    """The paths in the settings made absolute, so that the run can be used from any folder, as its data can.
-
-    What is recorded of a start or of perceptual weights is then relative only if it names no place on this machine.
-    """
-    value = config.model_dump(mode="json")
-    for key in ("labels", "image_root"):
-        if value["data"][key]:
-            value["data"][key] = str(Path(value["data"][key]).absolute())
-    for training, key in _places(value):
-        if Path(training[key]).exists():
-            training[key] = str(Path(training[key]).absolute())
-    return parse(value)
-
-
-def _places(value: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """The settings of the trainings, as JSON, that may be paths: the dictionary and the key of each."""
-    trainings = [value["train_autoencoder"], value["sharpen"], *value["train_prior"]]
-    return [(training, key) for training in trainings for key in PLACES if training.get(key)]
-
-
-def _keep_places(new: dict[str, Any], old: dict[str, Any]) -> None:
-    """Leave the spelling of a recorded path as it is where the new settings name the same: it may have been moved, and earlier
-    versions recorded it as it was given.
-    """
-    recorded = {str(Path(training[key]).absolute()): training[key] for training, key in _places(old)}
-    for training, key in _places(new):
-        training[key] = recorded.get(str(Path(training[key]).absolute()), training[key])
-
-
 def _anew(changed: list[str], redo: Redo | None) -> list[int]:
     """The levels whose priors may be replaced and are to have other settings than they were trained with."""
     levels = redo.levels if redo else ()
@@ -205,8 +180,13 @@ def _of(line: str, levels: Sequence[int]) -> bool:
     return any(line.startswith((f"prior.levels.{level}.", f"train_prior.{level}.")) for level in levels)
 
 
-def _only_priors(refused: list[str]) -> bool:
-    return all(re.match(r"(prior\.levels|train_prior)\.\d+\.", line) for line in refused)
+def _advice(refused: list[str]) -> str:
+    """Whether priors can be trained anew for settings that are refused."""
+    if not all(re.match(r"(prior\.levels|train_prior)\.\d+\.", line) for line in refused):
+        return ""
+    if any(_COPIES.match(line) for line in refused):
+        return f"; {REDO} of every level that is trained makes all of them anew, because they share the codes"
+    return f"; {REDO} LEVEL trains the prior of a level anew"
 
 
 def write_config(folder: Path, record: dict[str, Any], config: Config) -> None:
@@ -276,20 +256,27 @@ def finished(folder: Path, config: Config) -> bool:
     return all(part.exists() for part in parts)
 
 
-def begun(folder: Path, config: Config) -> list[str]:
-    """Prefixes of the settings that may no longer change, because a stage was trained with them."""
+def begun(folder: Path, config: Config, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Prefixes of the settings that may no longer change, because a stage was trained with them.
+
+    Args:
+        folder: RUN.
+        config: its settings.
+        record: of the run. Without a fingerprint, an imported autoencoder has seen no data here, and only their form is fixed.
+    """
     prefixes = []
     levels = range(config.autoencoder.levels)
+    unseen = "imported" in record and "fingerprint" not in record
     if RunFolder(folder).autoencoder.begun():
-        prefixes += ["seed", "data", "autoencoder", "train_autoencoder"]
+        prefixes += ["seed", *(_FORM if unseen else ["data"]), "autoencoder", "train_autoencoder"]
     if RunFolder(folder).sharpen.begun():
         prefixes.append("sharpen")
     for level in levels:
         if RunFolder(folder).prior(level).begun():
             prefixes.append("prior.conditional")
             prefixes += [f"prior.levels.{level}", f"train_prior.{level}"]
-            prefixes += [f"train_prior.{other}.copies" for other in levels]  # all levels share the codes
-    return prefixes
+            prefixes += [f"train_prior.{other}.copies" for other in levels]
+    return tuple(prefixes)
 
 
 def check_images(folder: Path, data: str, config: Config, fingerprint: str) -> None:
@@ -300,7 +287,7 @@ def check_images(folder: Path, data: str, config: Config, fingerprint: str) -> N
     """
     record, _ = read_run(folder)
     known, source = record.get("fingerprint"), record.get("source")
-    if not known or known == fingerprint or not begun(folder, config):
+    if not known or known == fingerprint or not begun(folder, config, record):
         return
     if same_source(data, record, folder):
         raise RunError(

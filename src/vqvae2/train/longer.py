@@ -23,7 +23,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, StageFolder
 from vqvae2.train.sharded_state import holds_shards
-from vqvae2.train.state import Outcome, SavedOutcome
+from vqvae2.train.state import Outcome, Saved, SavedOutcome
 
 _LINE = re.compile(
     r"(?P<stage>train_autoencoder|sharpen|train_prior\.\d+)\.(?P<name>steps|minutes|patience|evaluate_every|log_every): "
@@ -197,7 +197,10 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
 
 
 def publish(stage: StageFolder, further: StageFolder) -> None:
-    """Move the log, the pictures and the state of a longer training, whose model is written, to where they belong."""
+    """Move the log, the pictures and the state of a longer training, whose model is written, to where they belong.
+
+    The state goes last, because `to_publish` knows by it what a killed process left.
+    """
     if further.metrics.exists():
         further.metrics.replace(stage.metrics)
     for picture in further.pictures.glob("*.png"):
@@ -205,6 +208,19 @@ def publish(stage: StageFolder, further: StageFolder) -> None:
         picture.replace(stage.pictures / picture.name)
     keep_state(stage, further)
     shutil.rmtree(further.path, ignore_errors=True)
+
+
+def to_publish(stage: StageFolder) -> bool:
+    """Whether a longer training of this stage is over, and its model written, but not all of its files are in their place.
+
+    Raises:
+        FileError: the state or the record is damaged.
+    """
+    if not stage.done() or not stage.longer.checkpoint.exists():
+        return False
+    saved = Saved.of(tensor_file.read_header(stage.longer.checkpoint).metadata, stage.longer.checkpoint)
+    now, then = saved.outcome, ended(stage)
+    return (now.step, now.best_step, now.best_score) == (then.step, then.best_step, then.best_score)
 
 
 def keep_state(stage: StageFolder, trained: StageFolder) -> None:

@@ -155,8 +155,8 @@ def _with_range(data: str, folder: Path, config: Config, reporter: Reporter) -> 
     if not isinstance(config.data.range, str):
         return config
     if RunFolder(folder).exists():
-        old = read_run(folder)[1]
-        if begun(folder, old) and old.data.range is not None:
+        record, old = read_run(folder)
+        if begun(folder, old, record) and old.data.range is not None:
             return config.model_copy(
                 update={"data": config.data.model_copy(update={"range": old.data.range})}
             )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from vqvae2.files.output import make_folder
 from vqvae2.files.run_folder import RunFolder
 from vqvae2.train.device import TrainingError
-from vqvae2.train.longer import keep_state
+from vqvae2.train.longer import keep_state, publish, to_publish
 
 
 class Place:
@@ -50,7 +51,8 @@ class Place:
 def tidy(folder: Path, levels: int) -> None:
     """Finish what killed trainings left undone in a run folder that this process has locked.
 
-    The state of a training whose result was written, but which was killed before it could put its state in its place, is put there.
+    What a training whose result was written, but which was killed before it could put its log, its pictures and its state in
+    their place, left behind is put there.
 
     Args:
         folder: RUN.
@@ -59,3 +61,7 @@ def tidy(folder: Path, levels: int) -> None:
     for stage in RunFolder(folder).networks(levels).values():
         if stage.done() and stage.checkpoint.exists():
             keep_state(stage, stage)
+        if to_publish(stage):
+            publish(stage, stage.longer)
+        elif not (stage.longer.checkpoint.exists() or stage.longer.metrics.exists()):  # nothing begun or left
+            shutil.rmtree(stage.longer.path, ignore_errors=True)

@@ -81,8 +81,8 @@ def import_rosinality(path: str | Path, folder: str | Path, size: int = 256, com
     tensors = read_state_dict(path)
     config = _config(path, tensors, size)
     weights = convert(path, tensors, config.autoencoder)
-    old = read_run(folder)[1] if RunFolder(folder).exists() else config
-    if begun(folder, old):
+    old_record, old = read_run(folder) if RunFolder(folder).exists() else ({}, config)
+    if begun(folder, old, old_record):
         raise RosinalityError(
             f"{folder} holds a model that is trained or in training: choose another --run, or delete it first"
         )
