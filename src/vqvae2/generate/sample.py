@@ -62,7 +62,7 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
             return list(classes).index(label)
         if text in names:
             return names.index(text)
-        if text.isdecimal() and int(text) < len(classes):
+        if text.isdecimal() and len(text) < 10 and int(text) < len(classes):
             return int(text)
     elif 0 <= operator.index(label) < len(classes):
         return operator.index(label)
