@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import ImagePaths, Json, RunName, print_json
+from vqvae2.commands.options import ImagePaths, Json, RunName, print_json, refuse_unused
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def compress(
         paths: image files, or folders with image files; files of folders that cannot be used are skipped and counted.
         out: folder for the files; created.
         mode: see `Run.compress`.
-        label: the class of all of them; None for no class.
+        label: the class of all of them, which the prior is told; None for no class.
         resize: resize and cut the images to the model's own square first, as in training; otherwise they keep their size.
         reporter: shows the progress and says what is skipped; None takes a new one.
 
@@ -51,7 +51,7 @@ def compress(
         Per image: `source`, `file`, `bytes`, `width`, `height`, `bits_per_pixel`.
 
     Raises:
-        UserError: a missing file, or a folder that cannot be made; DataError: a file that is named itself is no image, or no
+        UserError: a missing file, a folder that cannot be made, or a label that would have no effect; DataError: a file that is named itself is no image, or no
             file of the folders can be used.
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
@@ -62,6 +62,8 @@ def compress(
     from vqvae2.generate.sample import class_number
 
     reporter = reporter or Reporter()
+    if mode is Coding.packed:
+        refuse_unused({"--label": label}, "the mode packed needs no prior")
     number = None if label is None else class_number(label, run.classes)
     run.codec.digest(mode.value)  # raises before the folder is made if the priors are not trained yet
     usable = _usable(run, paths, resize, reporter.say)
