@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -370,6 +371,15 @@ def test_figures(trained: Path, half: Path) -> None:
         assert figures["heldout_bits"] == pytest.approx(figures["heldout_nats"] * 1.442695, rel=1e-5)
     assert load(half, "cpu").figures(0) == run.figures(0)
     assert load(half, "cpu").figures(1) == {}
+
+
+def test_a_command_that_is_proposed_can_be_typed(half: Path) -> None:
+    """Whatever is in the name of a folder."""
+    moved = half.rename(half.with_name("my run; it's"))
+    with pytest.raises(RunError) as caught:
+        load(moved, "cpu").sample(1)
+    words = shlex.split(str(caught.value).split("`")[1])
+    assert words[-2:] == ["--run", str(moved)]
 
 
 def test_a_half_trained_run(half: Path, pictures: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 from collections.abc import Iterable
 
 _UNSAFE = (
@@ -22,6 +23,11 @@ def printable(text: str) -> str:
     tabs and all visible characters stay as they are.
     """
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def typed(path: object) -> str:
+    """A path or a name as it is typed on a command line, for a command that a message proposes."""
+    return shlex.quote(str(path))
 
 
 def listed(names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqvae2.commands.options import Json, Settings, command_line, print_json, resolve, summary
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, typed
 from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.run_folder import RunFolder
 from vqvae2.processes import launched
@@ -363,6 +363,6 @@ def finish(run: Path, reporter: Reporter, trained: bool, as_json: bool) -> None:
         reporter.say(f"report: {page}")
     if page and all(load(run, "cpu").done().values()):
         reporter.say(
-            f"next: `vqvae2 sample {run} --n 64 --out DIR` draws images, `vqvae2 evaluate {run}` compares them with real ones, "
-            f"`vqvae2 explain {run}` says what to change"
+            f"next: `vqvae2 sample {typed(run)} --n 64 --out DIR` draws images, `vqvae2 evaluate {typed(run)}` compares them with real ones, "
+            f"`vqvae2 explain {typed(run)}` says what to change"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vqvae2.autoencoder.perceptual import PerceptualDistance
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, typed
 from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.critic import critic_file, read_record
 from vqvae2.evaluate.features import FeatureNetwork
@@ -79,5 +79,5 @@ def _check_critic(run: TrainedRun, options: EvaluateOptions, network: FeatureNet
     if same:
         raise UserError(
             f"the critic's backbone is {options.network}, which measures here; measure with another --network, "
-            f"or fit the critic on another: `vqvae2 critic fit {run.folder} --features resnet`"
+            f"or fit the critic on another: `vqvae2 critic fit {typed(run.folder)} --features resnet`"
         )

@@ -26,7 +26,7 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.images import ImageSet
 from vqvae2.data.store import CodeStore, StoreError, open_store
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, typed
 from vqvae2.evaluate.encoding import Encoder, stored_rows
 from vqvae2.evaluate.features import FeatureNetwork, Features, cached, extract, keep
 from vqvae2.evaluate.networks.by_name import feature_network
@@ -104,7 +104,7 @@ class Context:
         if need == "classes" and not self._labelled:
             return "it needs classes, of the data and of the samples"
         if need == "critic" and self.run and not RunFolder(self.run.folder).critic.exists():
-            return f"no critic is fitted; `vqvae2 critic fit {self.run.folder} --data DATA` fits one"
+            return f"no critic is fitted; `vqvae2 critic fit {typed(self.run.folder)} --data DATA` fits one"
         try:
             if need == "sets":
                 _ = self.n

@@ -25,7 +25,7 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.recorded import open_source, same_source
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, typed
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
 from vqvae2.evaluate.critic_images import ImageReader
@@ -336,20 +336,22 @@ def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:
     file = critic_file(folder).with_name(record.file)
     if not file.is_file() or _digest(file) != record.digest:
         raise CriticError(
-            f"{file} is missing or was replaced; `vqvae2 critic fit {folder}` fits a critic again"
+            f"{file} is missing or was replaced; `vqvae2 critic fit {typed(folder)}` fits a critic again"
         )
     if record.kind == "model":
         classifier = _read(file, device)
     else:
         probe, weights = load_classifier(file, device), record.network.weights
         if not isinstance(probe, Probe):
-            raise CriticError(f"{file} holds no probe; `vqvae2 critic fit {folder}` fits a critic again")
+            raise CriticError(
+                f"{file} holds no probe; `vqvae2 critic fit {typed(folder)}` fits a critic again"
+            )
         network = feature_network(record.network.name, Path(weights) if weights else None, device)
         classifier = ProbeClassifier(network, probe)
     if classifier.classes != len(record.classes):
         raise CriticError(
             f"{file} is of {classifier.classes} classes, and its record of {len(record.classes)}; "
-            f"`vqvae2 critic fit {folder}` fits a critic again"
+            f"`vqvae2 critic fit {typed(folder)}` fits a critic again"
         )
     return Critic(classifier, record.model_dump())
 
@@ -363,7 +365,7 @@ def read_record(folder: Path) -> CriticRecord:
     try:
         return CriticRecord.read(critic_file(folder))
     except atomic.FileError as error:
-        raise CriticError(f"{error}; `vqvae2 critic fit {folder}` fits a critic again") from error
+        raise CriticError(f"{error}; `vqvae2 critic fit {typed(folder)}` fits a critic again") from error
 
 
 def _read(file: Path, device: torch.device | str) -> ImageClassifier:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, typed
 from vqvae2.files import tensor_file
 from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
 from vqvae2.train.folder import read_run, stored_figures
@@ -94,10 +94,10 @@ class StoredRun:
         return stored_figures(stage.model) if stage.done() else {}
 
     def _go_on(self, options: str = "", effect: str = "continues") -> str:
-        return f"`vqvae2 train {self.record.get('source', 'DATA')} --run {self.folder}{options}` {effect}"
+        return f"`vqvae2 train {typed(self.record.get('source', 'DATA'))} --run {typed(self.folder)}{options}` {effect}"
 
     def _classless(self) -> str:
         return f"{self.folder} has no classes, so a critic cannot score its samples"
 
     def _fit_critic(self) -> str:
-        return f"`vqvae2 critic fit {self.folder} --data {self.record.get('source', 'DATA')}` fits one"
+        return f"`vqvae2 critic fit {typed(self.folder)} --data {typed(self.record.get('source', 'DATA'))}` fits one"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, typed
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.critic import load_critic
 from vqvae2.evaluate.features import FeatureNetwork, Features
@@ -92,7 +92,7 @@ def _candidates(context: Context) -> Candidates:
     if critic.backbone_digest == network.digest:
         raise UserError(
             f"the critic's backbone is {network.name}, which measures here; measure with another --network, "
-            f"or fit the critic on another: `vqvae2 critic fit {context.run.folder} --features resnet`"
+            f"or fit the critic on another: `vqvae2 critic fit {typed(context.run.folder)} --features resnet`"
         )
     drawn = replace(context.draw(round(context.n / min(_fractions(context)))), name="candidates")
     labels = drawn.labels
