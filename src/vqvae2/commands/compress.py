@@ -43,7 +43,7 @@ def compress(
         paths: image files, or folders with image files; files of folders that cannot be used are skipped and counted.
         out: folder for the files; created.
         mode: see `Run.compress`.
-        label: the class of all of them, which the prior is told; None for no class.
+        label: the class of all of them; None for no class.
         resize: resize and cut the images to the model's own square first, as in training; otherwise they keep their size.
         reporter: shows the progress and says what is skipped; None takes a new one.
 
@@ -51,8 +51,8 @@ def compress(
         Per image: `source`, `file`, `bytes`, `width`, `height`, `bits_per_pixel`.
 
     Raises:
-        UserError: a missing file, a folder that cannot be made, or a label that would have no effect; DataError: a file that is named itself is no image, or no
-            file of the folders can be used.
+        UserError: a missing file, a folder that cannot be made, or a label in the mode packed; DataError: a file that is named
+            itself is no image, or no file of the folders can be used.
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
     from vqvae2.commands.images import free_name, side_by_side
