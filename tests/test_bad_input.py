@@ -521,6 +521,59 @@ def test_a_mistake_of_ours_in_training_keeps_its_traceback(
         command(*begin)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inspect {long}",
+        "export {long} --out {out}",
+        "push {long} owner/name",
+        "sample {run} --out {long}",
+        "reconstruct {run} {long} --out {out}",
+        "score {run} {long}",
+        "encode {run} {long} --out {out}.npz",
+        "decode {run} {long} --out {out}",
+        "compress {run} {long} --out {out}",
+        "decompress {run} {long} --out {out}",
+        "train {pictures} --run {out} --from {long}",
+        "evaluate --samples {long} --data {pictures} --out {out}",
+        "import rosinality {long} --run {out}",
+        "critic fit {run} --out {long}",
+    ],
+)
+def test_a_path_that_the_system_refuses(text: str, world: World, command: Command) -> None:
+    long = world.folder / ("x" * 300)
+    words = {"run": world.run, "out": world.out, "pictures": world.pictures, "long": long}
+    said = command(*(word.format(**words) for word in text.split()))
+    assert said.code == 2
+    assert said.err.splitlines()[-1].startswith("vqvae2: ")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_path_without_permission(
+    code: int, world: World, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> NoReturn:
+        raise OSError(code, "Not for you", "a\nplace")
+
+    monkeypatch.setattr("vqvae2.commands.inspect.describe", refuse)
+    said = command("inspect", world.run)
+    assert (said.code, said.err) == (2, "vqvae2: cannot use a place: Not for you\n")
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_too_little_memory_of_the_accelerator(
+    kind: type[Exception], world: World, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> NoReturn:
+        raise kind("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 is full.")
+
+    monkeypatch.setattr("vqvae2.commands.inspect.describe", refuse)
+    said = command("inspect", world.run)
+    assert said.code == 2
+    assert said.err.startswith("vqvae2: not enough memory: CUDA out of memory.")
+    assert said.err.count("\n") == 1
+
+
 def test_json_is_not_begun_before_a_mistake(world: World, command: Command) -> None:
     """Standard output holds a whole result or nothing."""
     for arguments in (half(world), ["inspect", world.folder / "none"], world.train(world.folder / "none")):

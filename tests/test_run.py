@@ -373,6 +373,15 @@ def test_figures(trained: Path, half: Path) -> None:
     assert load(half, "cpu").figures(1) == {}
 
 
+def test_a_command_that_is_proposed_can_be_typed(half: Path) -> None:
+    """Whatever is in the name of a folder."""
+    moved = half.rename(half.with_name("my run; it's"))
+    with pytest.raises(RunError) as caught:
+        load(moved, "cpu").sample(1)
+    words = shlex.split(str(caught.value).split("`")[1])
+    assert words[-2:] == ["--run", str(moved)]
+
+
 def test_a_half_trained_run(half: Path, pictures: Path) -> None:
     run = load(half, "cpu")
     done = {"autoencoder": True, "codes": True, "prior level 0": True, "prior level 1": False}

@@ -38,7 +38,7 @@ from vqvae2.commands import (
     train,
 )
 from vqvae2.commands.verbs import verb
-from vqvae2.errors import UserError, shortage
+from vqvae2.errors import UserError, bad_path, shortage
 
 _INTERRUPTED = 130
 _UNSET = re.compile(r"--[a-z-]+=")  # an option with an empty value
@@ -128,8 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if number := together.interrupted(error):
             _fail(f"interrupted: {error}; the same command continues from there", 128 + number)
-        if lacking := shortage(error):
-            _fail(lacking, 2)
+        if reason := shortage(error) or bad_path(error):
+            _fail(reason, 2)
         if processes.another_ended(error):
             _fail("another process of this command ended; the same command goes on where it stopped", 1)
         processes.first_to_fail()  # the others need not say that this one ended

@@ -36,8 +36,10 @@ def suggested(*words: object) -> str:
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_OUT_OF_MEMORY = (  # of torch's allocator, of Python's threads, of oneDNN
+_BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOTDIR)
+_OUT_OF_MEMORY = (  # of torch's allocators on the host and on accelerators, of Python's threads, of oneDNN
     "DefaultCPUAllocator: can't allocate memory",
+    "out of memory",
     "can't start new thread",
     "could not create a primitive",
 )
@@ -56,6 +58,13 @@ class UserError(ValueError):
 def _one_line(text: str) -> str:
     line = printable(text).replace("\n", " ")
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 500]} ... {line[-400:]}"
+
+
+def bad_path(error: Exception) -> str:
+    """Which path the system does not let this program use, and why, in one line; "" for any other exception."""
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _BAD_PATH:
+        return str(UserError(f"cannot use {error.filename}: {error.strerror}"))
+    return ""
 
 
 def shortage(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import shutil
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from vqvae2.codec.layout import Layout
 from vqvae2.codes import Codes, Geometry
 from vqvae2.commands.compress import Coding, compress
 from vqvae2.commands.decompress import decompress
-from vqvae2.commands.images import load_images
+from vqvae2.commands.images import load_images, side_by_side
 from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -368,6 +369,54 @@ def test_a_folder_with_files_that_cannot_be_used(
         assert said.code == 2
         assert "vqvae2: no usable " in said.err
     assert not (tmp_path / "none").exists()
+
+
+def test_files_of_others_are_not_overwritten(
+    loaded: Run, pictures: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """In the folder of the originals, above all; what the verb has written itself may be replaced, after a kill too."""
+    photos, files = tmp_path / "photos", tmp_path / "files"
+    shutil.copytree(pictures / "disc", photos)
+    compress(loaded, [photos], files, Coding.packed)
+    before = {file.name: file.read_bytes() for file in photos.iterdir()}
+    (photos / "01.png").unlink()
+    said = command("decompress", loaded.folder, files, "--out", photos)
+    assert (said.code, "04.png exists, and would be overwritten" in said.err) == (2, True)
+    assert {file.name: file.read_bytes() for file in photos.iterdir()} == {
+        name: data for name, data in before.items() if name != "01.png"
+    }
+    decompress(loaded, [files / "01.vq"], photos)
+    decompress(loaded, [files / "01.vq"], photos)
+    with pytest.raises(UserError, match=r"04\.png exists"):
+        decompress(loaded, [files / "01.vq", files / "04.vq"], photos)
+    assert (photos / "04.png").read_bytes() == before["04.png"]
+
+
+def test_large_images_are_not_in_memory_together(
+    loaded: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verbs take fewer of them at a time, and so does the autoencoder; the files and the images are the same."""
+    assert [*side_by_side([3, 3, 2**25, 2**26, *[1] * 65])] == [
+        slice(begin, end) for begin, end in itertools.pairwise([0, 2, 3, 4, 68, 69])
+    ]
+    assert not [*side_by_side([])]
+    whole = compress(loaded, [pictures / "disc"], tmp_path / "whole")
+    decompress(loaded, [tmp_path / "whole"], tmp_path / "images")
+    seen: list[int] = []
+    monkeypatch.setattr("vqvae2.commands.images.MAX_PIXELS", 3 * 20 * 24)
+    monkeypatch.setattr(codec_module, "_PIXELS", 2 * 20 * 24)
+    for name in ("encode_large", "decode_large"):
+        own = getattr(codec_module, name)
+        monkeypatch.setattr(
+            codec_module, name, lambda *given, own=own: seen.append(len(given[1])) or own(*given)
+        )
+    parts = compress(loaded, [pictures / "disc"], tmp_path / "parts")
+    decompress(loaded, [tmp_path / "parts"], tmp_path / "again")
+    assert seen == 2 * [2, 1, 2, 1, 2]
+    for one, other in zip(whole, parts, strict=True):
+        assert Path(one["file"]).read_bytes() == Path(other["file"]).read_bytes()
+    for file in (tmp_path / "images").glob("*.png"):
+        assert np.abs(_pixels(file) - _pixels(tmp_path / "again" / file.name)).max() <= 1
 
 
 def _pixels(file: Path) -> np.ndarray:

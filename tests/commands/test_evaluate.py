@@ -20,6 +20,7 @@ from vqvae2.cli import main
 from vqvae2.commands.evaluate import _number_as_in, evaluate
 from vqvae2.commands.run_facts import collect
 from vqvae2.data.images import open_images
+from vqvae2.data.peek import Preview
 from vqvae2.evaluate import context, critic
 from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.features import Features
@@ -248,6 +249,26 @@ def test_arrays_of_images_without_a_run(
     said = command("evaluate", *arguments, "--size", 2 * side)
     assert said.code == 2
     assert f"images of {side}x{side} px with 3 channels, expected {2 * side}x{2 * side} px" in said.err
+
+
+def test_without_a_run_a_size_that_no_run_has_is_one_line(
+    pictures: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("evaluate", "--samples", pictures, "--data", pictures, "--out", tmp_path / "out")
+    said = command(*arguments, "--size", 10_000)
+    assert said.code == 2
+    assert "data.size: expected an integer from 1 to 8192, or two as [height, width], found 10000" in said.err
+    monkeypatch.setattr("vqvae2.data.peek.peek", lambda *_: Preview(24, 9000))
+    assert "found 9000" in command(*arguments).err
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    (arrays / "sampling.json").write_text("{}")
+    np.savez(
+        arrays / "codes-00000000-00000002.npz", numbers=np.arange(3), images=np.zeros((3, 8, 8, 2), np.uint8)
+    )
+    said = command("evaluate", "--samples", arrays, *arguments[3:])
+    assert (said.code, "expected 1, 3 or 4, found 2" in said.err) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_classes_of_arrays_go_by_name(trained: Path, tmp_path: Path, command: Command) -> None:

@@ -166,6 +166,29 @@ def test_guidance_that_would_be_ignored_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_options_that_would_be_ignored_are_refused(
+    trained: Path, picture: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = ("evaluate", "--samples", pictures, "--data", pictures, "--out", tmp_path / "out")
+    for arguments, part in (
+        (
+            (*folder, "--temperature", 1, "--decoder", "sharp"),
+            "so --temperature and --decoder have no effect; leave them",
+        ),
+        ((*folder, "--top-k", 0), "without a RUN nothing is drawn, so --top-k has no effect"),
+        (("evaluate", trained, "--size", 32, "--out", tmp_path / "out"), "so --size has no effect"),
+        (("inspect", trained, "--watch", "--json"), "--watch shows curves, so --json has no effect"),
+        (
+            ("compress", trained, picture, "--mode", "packed", "--label", "disc", "--out", tmp_path / "out"),
+            "so --label has no effect",
+        ),
+    ):
+        said = command(*arguments)
+        assert said.code == 2
+        assert part in said.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("colour", [(0, 0, 0, 255), (255, 255, 255, 0)])
 def test_a_mask_without_white_is_refused(
     colour: tuple[int, ...], trained: Path, picture: Path, tmp_path: Path, command: Command

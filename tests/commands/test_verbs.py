@@ -18,6 +18,7 @@ import typer
 from vqvae2 import __version__
 from vqvae2.cli import app
 from vqvae2.commands.models import models
+from vqvae2.commands.together import join
 from vqvae2.commands.verbs import chosen_device, environment
 from vqvae2.config.presets import presets
 from vqvae2.errors import UserError
@@ -74,26 +75,57 @@ def test_no_such_kind_of_device(name: str) -> None:
 
 
 def test_a_card_is_made_the_only_visible_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: True, device_count=lambda: 3))
+    """CUDA reads which cards are visible at the first question, and never again."""
+    read: list[str] = []
+
+    def count() -> int:
+        read.append(read[0] if read else os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2"))
+        return sum(card in "01234567" for card in read[0].split(",") if card)
+
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: count() > 0, device_count=count))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert chosen_device("cuda:2") == {"ACCELERATE_TORCH_DEVICE": "cuda:0", "CUDA_VISIBLE_DEVICES": "2"}
+    assert {*read} == {"2"}
+    read.clear()
+    with pytest.raises(UserError, match="no device cuda:8 on this machine"):
+        chosen_device("cuda:8")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    read.clear()
     assert chosen_device("cuda:1") == {"ACCELERATE_TORCH_DEVICE": "cuda:0", "CUDA_VISIBLE_DEVICES": "6"}
     assert chosen_device("cuda") == {"ACCELERATE_TORCH_DEVICE": "cuda:0", "CUDA_VISIBLE_DEVICES": "4"}
     assert chosen_device("cpu")["CUDA_VISIBLE_DEVICES"] == ""
-    with pytest.raises(UserError, match="no device cuda:3: this machine has 3 of the kind cuda"):
+    read.clear()
+    with pytest.raises(UserError, match="no device cuda:3 on this machine"):
         chosen_device("cuda:3")
+    read.clear()
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert chosen_device("cuda") == {}
     with pytest.raises(UserError, match="under torchrun"):
         chosen_device("cuda:1")
 
 
+@pytest.mark.parametrize("arguments", [["--device", "cpu"], ["--device=cpu"], []])
+def test_processes_join_on_the_device_that_is_asked_for(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate reads the variable when they join, and never again."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    read: list[str | None] = []
+    monkeypatch.setattr(
+        "vqvae2.train.device.make_accelerator",
+        lambda: read.append(os.environ.get("ACCELERATE_TORCH_DEVICE")),
+    )
+    join(["sample", "run", *arguments])
+    assert read == ["cpu" if arguments else None]
+    assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_a_card_that_is_not_there(trained: Path, command: Callable[..., Any], tmp_path: Path) -> None:
     said = command("sample", trained, "--out", tmp_path / "a", "--device", "cuda:1")
-    assert (said.code, said.err) == (2, "vqvae2: no device cuda:1: this machine has none of the kind cuda\n")
+    assert (said.code, said.err) == (2, "vqvae2: no device cuda:1 on this machine\n")
     assert not (tmp_path / "a").exists()
 
 

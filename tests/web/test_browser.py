@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from vqvae2.commands.images import read_image
-from vqvae2.run import Run, load
+from vqvae2.run import load
 from vqvae2.web.jobs import Jobs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make test-web)")
@@ -48,10 +47,6 @@ def application(sharpened: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     (run / "report").mkdir(exist_ok=True)
     (run / "report" / "report.html").write_text("<h1>Report</h1>")
     loaded = load(run, "cpu")
-    if not hasattr(Run, "compress"):
-        image = Image.new("RGB", (16, 16), "red")
-        loaded.compress = lambda image: b"small"  # type: ignore[attr-defined]
-        loaded.decompress = lambda data: read_image(loaded, _png(image))  # type: ignore[attr-defined]
     return server.make_app(loaded, lambda data: read_image(loaded, data), ["127.0.0.1"])
 
 
@@ -73,14 +68,6 @@ def address(application: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         running.should_exit = True
         thread.join()
-
-
-def _png(image: Image.Image) -> bytes:
-    from io import BytesIO
-
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture

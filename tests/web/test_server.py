@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +26,7 @@ from starlette.testclient import TestClient
 
 from vqvae2.web import app as server
 from vqvae2.web.jobs import Jobs, Step
-from vqvae2.web.pictures import bits_url, palette
+from vqvae2.web.pictures import bits_url, image_urls, palette
 
 HOSTS = ["testserver"]
 
@@ -73,6 +75,15 @@ def mask(area: tuple[slice, slice], side: int = 16) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def huge_mask() -> str:
+    """A mask whose header says that it has 60000x60000 px."""
+    head, _, text = mask((slice(0), slice(0))).partition(",")
+    data = bytearray(base64.b64decode(text))
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return f"{head},{base64.b64encode(data).decode()}"
+
+
 def test_what_the_page_is_told_of_the_run(client: TestClient, model: Run) -> None:
     about = client.get("/api/run").json()
     assert about["classes"] == ["Blue sky", "disc", "stripes"]
@@ -80,7 +91,6 @@ def test_what_the_page_is_told_of_the_run(client: TestClient, model: Run) -> Non
     assert about["decoders"] == ["plain"]
     assert about["draws"]
     assert about["reports"].keys() <= {"Training"}
-    assert about["compresses"] == hasattr(model, "compress")
 
 
 def test_samples_are_those_of_the_run(client: TestClient, model: Run) -> None:
@@ -162,6 +172,8 @@ def test_a_variation_keeps_the_coarser_levels(
         ("sample", {"temperature": -1}, "temperature"),
         ("sample", {"temperature": [1, 1, 1]}, "temperature"),
         ("sample", {"label": "nobody"}, "no class 'nobody'"),
+        ("sample", {"label": "9" * 1000}, "no class '999"),
+        ("sample", {"label": "9" * 5000}, "label: "),
         ("sample", {"decoder": "sharp"}, "not sharpened"),
         ("sample", {"size": 9}, "size: "),
         ("sample", [], "dictionary"),
@@ -169,6 +181,7 @@ def test_a_variation_keeps_the_coarser_levels(
         ("fill", {"image": "ID", "mask": "x"}, "expected the mask as a PNG"),
         ("fill", {"image": "ID", "mask": "data:image/png;base64,AAAA"}, "the mask is no picture"),
         ("fill", {"image": "ID", "mask": mask((slice(0, 9), slice(0, 9)), 9)}, "expected a mask of 16x16 px"),
+        ("fill", {"image": "ID", "mask": huge_mask()}, "the mask is no picture"),
         ("fill", {"image": "ID", "mask": mask((slice(0), slice(0)))}, "nothing is painted"),
         ("fill", {"image": "ID", "mask": mask((slice(0, 4), slice(0, 4))), "passes": 51}, "passes: "),
         ("vary", {"image": "ID", "level": 2}, "expected a level 0..1"),
@@ -184,6 +197,12 @@ def test_mistakes_are_one_line(
     said = answer.json()["error"]
     assert part in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 200_000, b"9" * 5000])
+def test_what_is_no_json_is_one_line(client: TestClient, data: bytes) -> None:
+    answer = client.post("/api/sample", content=data)
+    assert (answer.status_code, answer.json()) == (400, {"error": "expected JSON"})
 
 
 @pytest.mark.parametrize(
@@ -248,24 +267,27 @@ def test_a_run_without_priors_can_still_be_looked_into(half: Path, pictures: Pat
         found = client.post("/api/images", content=sorted(pictures.rglob("*.png"))[0].read_bytes()).json()
         assert [sorted(level) for level in found["levels"]] == [["codes", "different", "image", "psnr"]] * 2
         assert "not trained yet" in client.post("/api/sample", json={}).json()["error"]
+        answer = client.get(f"/api/images/{found['id']}/compressed")
+        assert (answer.status_code, "not trained yet" in answer.json()["error"]) == (400, True)
 
 
-def test_compression_is_offered_where_the_run_can(
-    trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded = load(trained, "cpu")
-    image = sorted(pictures.rglob("*.png"))[0].read_bytes()
-    monkeypatch.setattr(Run, "compress", lambda self, image: b"small", raising=False)
-    monkeypatch.setattr(Run, "decompress", lambda self, data: read_image(loaded, image), raising=False)
-    with TestClient(server.make_app(loaded, lambda data: read_image(loaded, data), HOSTS)) as client:
-        assert client.get("/api/run").json()["compresses"]
-        name = client.post("/api/images", content=image).json()["id"]
-        answer = client.get(f"/api/images/{name}/compressed")
-        assert answer.content == b"small"
-        assert "attachment" in answer.headers["content-disposition"]
-        found = client.post("/api/decompress", content=b"small").json()
-        assert found["bytes"] == 5
-        assert pixels(found["image"]).shape == (16, 16, 3)
+def test_compression(client: TestClient, model: Run, uploaded: dict[str, Any]) -> None:
+    name = client.post("/api/images", content=uploaded["file"].read_bytes()).json()["id"]
+    answer = client.get(f"/api/images/{name}/compressed")
+    image = read_image(model, uploaded["file"].read_bytes())
+    assert answer.content == model.compress(image)
+    assert "attachment" in answer.headers["content-disposition"]
+    found = client.post("/api/decompress", content=answer.content).json()
+    assert found["bytes"] == len(answer.content)
+    expected = to_pil(model.decompress(answer.content)[None])[0]
+    assert np.array_equal(pixels(found["image"]), np.asarray(expected))
+    assert client.post("/api/decompress", content=b"small").status_code == 400
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+def test_images_of_any_number_of_channels_are_shown(channels: int) -> None:
+    (url,) = image_urls(torch.zeros(1, channels, 4, 5))
+    assert pixels(url).shape[:2] == (4, 5)
 
 
 def test_jobs_stop_between_steps_and_failures_do_not_stop_the_next() -> None:

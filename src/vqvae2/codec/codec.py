@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
@@ -35,6 +35,7 @@ from vqvae2.prior.hierarchy import HierarchicalPrior
 
 MAX_PIXELS = 2**25
 """Pixels of an image, at most, unless a caller allows more."""
+_PIXELS = 2**22  # that the autoencoder encodes or decodes at a time, at least one image
 
 Grids = list[NDArray[np.int64]]
 """The codes of one image, [h, w] per level, coarsest first."""
@@ -132,7 +133,7 @@ class Codec:
         device = next(self.autoencoder.parameters()).device
         layouts = [self.layout((int(image.shape[1]), int(image.shape[2])), MAX_PIXELS) for image in images]
         result: list[tuple[Layout, Grids]] = []
-        for some in _alike(layouts):
+        for some in _alike([(layout, self.levels) for layout in layouts]):
             layout = layouts[some.start]
             batch = torch.stack([pad(image, layout) for image in images[some]]).to(device)
             levels = [
@@ -332,10 +333,8 @@ class Codec:
             raise CodecError("the priors are not trained yet, so nothing can be drawn")
         if len(found.grids) == self.levels:
             return found
-        layout, known = (
-            found.layout,
-            found.tiles or [found.layout.split(grid, level) for level, grid in enumerate(found.grids)],
-        )
+        layout = found.layout
+        known = found.tiles or [layout.split(grid, level) for level, grid in enumerate(found.grids)]
         parts = []
         for begin in range(0, layout.count, LANES):
             numbers = list(range(begin, min(begin + LANES, layout.count)))
@@ -390,10 +389,11 @@ def _least(layout: Layout, level: int) -> int:
     return -(-layout.stored(level) // CODES_PER_BYTE)
 
 
-def _alike(keys: Sequence[Hashable]) -> Iterator[slice]:
-    """Runs of equal keys, at most `LANES` long."""
+def _alike(keys: Sequence[tuple[Layout, int]]) -> Iterator[slice]:
+    """Runs of equal layouts and numbers of levels, at most `LANES` long, and of at most `_PIXELS` pixels or one image."""
     begin = 0
     for end in range(1, len(keys) + 1):
-        if end == len(keys) or keys[end] != keys[begin] or end - begin == LANES:
+        most = max(1, min(LANES, _PIXELS // keys[begin][0].pixels))
+        if end == len(keys) or keys[end] != keys[begin] or end - begin == most:
             yield slice(begin, end)
             begin = end

@@ -36,6 +36,11 @@ class Layout:
     tile: Geometry
 
     @property
+    def pixels(self) -> int:
+        """H x W."""
+        return self.height * self.width
+
+    @property
     def stride(self) -> int:
         """Pixels of a cell of the coarsest grid."""
         return self.shape[0] // self.tile.grids[0][0]

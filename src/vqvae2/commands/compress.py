@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import ImagePaths, Json, RunName, print_json
+from vqvae2.commands.options import ImagePaths, Json, RunName, print_json, refuse_unused
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vqvae2.run import Run
 
 SUFFIX = ".vq"
-_BATCH = 64  # images that are coded side by side
 
 
 class Coding(StrEnum):
@@ -52,26 +51,29 @@ def compress(
         Per image: `source`, `file`, `bytes`, `width`, `height`, `bits_per_pixel`.
 
     Raises:
-        UserError: a missing file, or a folder that cannot be made; DataError: a file that is named itself is no image, or no
-            file of the folders can be used.
+        UserError: a missing file, a folder that cannot be made, or a label in the mode packed; DataError: a file that is named
+            itself is no image, or no file of the folders can be used.
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
-    from vqvae2.commands.images import free_name
+    from vqvae2.commands.images import free_name, side_by_side
     from vqvae2.data.frames import plain_stem
     from vqvae2.files.atomic import write_atomic
     from vqvae2.files.output import make_folder
     from vqvae2.generate.sample import class_number
 
     reporter = reporter or Reporter()
+    if mode is Coding.packed:
+        refuse_unused({"--label": label}, "the mode packed needs no prior")
     number = None if label is None else class_number(label, run.classes)
     run.codec.digest(mode.value)  # raises before the folder is made if the priors are not trained yet
-    files = _usable(run, paths, resize, reporter.say)
+    usable = _usable(run, paths, resize, reporter.say)
+    files = [file for file, _ in usable]
     make_folder(out)
     taken = {file.name.casefold() for file in files if file.resolve().parent == out.resolve()}
     results: list[dict[str, Any]] = []
     with reporter.track("compress", len(files), unit="images") as tracker:
-        for begin in range(0, len(files), _BATCH):
-            some = files[begin : begin + _BATCH]
+        for together in side_by_side([pixels for _, pixels in usable]):
+            some = files[together]
             images = [_load(run, file, resize) for file in some]
             contents = run.codec.compress(images, [number] * len(images), mode.value)
             for file, image, content in zip(some, images, contents, strict=True):
@@ -85,19 +87,22 @@ def compress(
     return results
 
 
-def _usable(run: Run, paths: Sequence[Path], resize: bool, say: Callable[[str], None]) -> list[Path]:
-    """The images among the paths; all are read once, so that nothing is written if one that is named cannot be used."""
+def _usable(
+    run: Run, paths: Sequence[Path], resize: bool, say: Callable[[str], None]
+) -> list[tuple[Path, int]]:
+    """The images among the paths, each with its number of pixels; all are read once, so that nothing is written if one that is
+    named cannot be used."""
     from vqvae2.codec.errors import CodecError
     from vqvae2.commands.images import Skipped, image_files, reason_alone, say_skipped
     from vqvae2.data.errors import DataError, ImageError
     from vqvae2.errors import printable
 
-    named, skipped, files = {path for path in paths if not path.is_dir()}, Skipped(), []
+    named, skipped = {path for path in paths if not path.is_dir()}, Skipped()
+    files: list[tuple[Path, int]] = []
     for file in image_files(paths, skipped):
         try:
             _, height, width = _load(run, file, resize).shape
-            run.codec.layout((height, width))
-            files.append(file)
+            files.append((file, run.codec.layout((height, width)).pixels))
         except (ImageError, CodecError) as error:
             reason = reason_alone(file, error)
             if file in named:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from vqvae2.files.run_folder import DecoderName
     from vqvae2.run import Run
 
-_BATCH = 64  # files that are decoded side by side
+_BATCH = 64  # files that are read side by side
+_RECORD = "decompressed.json"
+_VALUES = (".tif", ".npy")  # of images with a `data.range`, beside the PNG
 
 
 def decompress(
@@ -30,7 +32,7 @@ def decompress(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
-    """Write NAME.png of each file.
+    """Write NAME.png of each file. `OUT/decompressed.json` lists what was written, which may be replaced by the next call.
 
     Args:
         paths: files of `compress`, or folders with such files (those that end in .vq); files of folders that cannot be
@@ -45,32 +47,34 @@ def decompress(
         Per file: `source`, `file`, `levels` (how many the file holds), `filled` (how many were drawn).
 
     Raises:
-        UserError: a missing file, or a folder that cannot be made.
+        UserError: a missing file, a folder that cannot be made, or one in which a file of others would be overwritten.
         CodecError: a file that is named itself is damaged or of another model (the images of the files before it have been
             written), or no file of the folders can be decoded.
     """
     from vqvae2.codec.errors import CodecError
-    from vqvae2.commands.images import Skipped, free_name, save_image, say_skipped
-    from vqvae2.files.output import make_folder
+    from vqvae2.commands.images import Skipped, save_image, say_skipped, side_by_side
+    from vqvae2.files.output import claim_files, make_folder
 
     files, model, reporter = _files(paths), run.decoder(decoder), reporter or Reporter()
-    named, skipped, taken = {path for path in paths if not path.is_dir()}, Skipped(), set[str]()
+    named, skipped = {path for path in paths if not path.is_dir()}, Skipped()
+    stems = _stems(files, out)
     results: list[dict[str, Any]] = []
     with reporter.track("decompress", len(files), unit="images") as tracker:
         for begin in range(0, len(files), _BATCH):
             some = files[begin : begin + _BATCH]
             read = _read(run, some, named, skipped)
-            found = [one for _, one in read]
-            whole = [run.codec.fill(one, seed, run.sampling) for one in found] if fill else found
-            images = run.codec.decode(whole, model)
-            if read:
+            if read and not results:
                 make_folder(out)  # only now, so that a refused command leaves nothing
-            for (file, one), other, image in zip(read, whole, images, strict=True):
-                stem = free_name(file.stem, (".png", ".tif", ".npy"), taken)
-                target = save_image(image[None], out / stem, run)
-                filled = len(other.grids) - len(one.grids)
-                item = {"source": str(file), "file": str(target)}
-                results.append({**item, "levels": len(one.grids), "filled": filled})
+                claim_files(out / _RECORD, _written(run, stems))
+            for together in side_by_side([one.layout.pixels for _, one in read]):
+                found = [one for _, one in read[together]]
+                whole = [run.codec.fill(one, seed, run.sampling) for one in found] if fill else found
+                images = run.codec.decode(whole, model)
+                for (index, one), other, image in zip(read[together], whole, images, strict=True):
+                    target = save_image(image[None], stems[begin + index], run)
+                    item = {"source": str(some[index]), "file": str(target)}
+                    filled = len(other.grids) - len(one.grids)
+                    results.append({**item, "levels": len(one.grids), "filled": filled})
             tracker.update(begin + len(some))
     say_skipped(skipped, reporter.say)
     if not results:
@@ -78,10 +82,25 @@ def decompress(
     return results
 
 
+def _stems(files: Sequence[Path], out: Path) -> list[Path]:
+    """OUT/NAME of each file; a name that is taken gets a number."""
+    from vqvae2.commands.images import free_name
+
+    taken: set[str] = set()
+    return [out / free_name(file.stem, (".png", *_VALUES), taken) for file in files]
+
+
+def _written(run: Run, stems: Sequence[Path]) -> Iterator[Path]:
+    """What may be written."""
+    endings = (".png",) if run.config.data.range is None else (".png", *_VALUES)
+    return (stem.with_name(f"{stem.name}{ending}") for stem in stems for ending in endings)
+
+
 def _read(
     run: Run, files: Sequence[Path], named: Container[Path], skipped: Skipped
-) -> list[tuple[Path, Decompressed]]:
-    """The codes of the files that can be decoded; the others are appended to `skipped`, or raised if they are `named`."""
+) -> list[tuple[int, Decompressed]]:
+    """The indices and codes of the files that can be decoded; the others are appended to `skipped`, or raised if they are
+    `named`."""
     from vqvae2.codec.errors import CodecError
     from vqvae2.data.errors import ImageError, reading_failed
     from vqvae2.errors import printable
@@ -91,23 +110,23 @@ def _read(
             raise type(error)(f"{printable(str(file))}: {error}") from error
         skipped.append((str(file), str(error)))
 
-    contents: list[tuple[Path, bytes]] = []
-    for file in files:
+    contents: list[tuple[int, bytes]] = []
+    for index, file in enumerate(files):
         try:
-            contents.append((file, file.read_bytes()))
+            contents.append((index, file.read_bytes()))
         except OSError as error:
             refuse(file, reading_failed(error))
     try:
         found = run.codec.decompress([content for _, content in contents])
-        return [(file, one) for (file, _), one in zip(contents, found, strict=True)]
+        return [(index, one) for (index, _), one in zip(contents, found, strict=True)]
     except CodecError:  # of one of them: one by one
         pass
-    read: list[tuple[Path, Decompressed]] = []
-    for file, content in contents:
+    read: list[tuple[int, Decompressed]] = []
+    for index, content in contents:
         try:
-            read.append((file, run.codec.decompress([content])[0]))
+            read.append((index, run.codec.decompress([content])[0]))
         except CodecError as error:
-            refuse(file, error)
+            refuse(files[index], error)
     return read
 
 

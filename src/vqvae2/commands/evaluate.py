@@ -24,6 +24,7 @@ from vqvae2.commands.options import (
     check_guidance,
     print_json,
     print_text,
+    refuse_unused,
 )
 from vqvae2.errors import UserError
 from vqvae2.files.lock import locks
@@ -77,11 +78,11 @@ def evaluate(
     network = check_options(run, options)  # before the folder is made, and before images are read
     if run is not None and out.resolve() == run.paths.report.resolve():
         refuse_links(run.folder, run.config.autoencoder.levels)
+    config = run.config.data if run else _data_config(options, out)
     make_folder(out)
     if run is not None and data is None:
         reporter.say(f"the real images are those that the run names: {run.record.get('source')}")
     cache = out / "cache"
-    config = run.config.data if run else _data_config(options, out)
     seed = run.config.seed if run else 0
     group = group or Group()
     with group.main_first():
@@ -112,17 +113,28 @@ def _images(
 
 
 def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
-    """Without a run: images of the size of the samples, half of them held out."""
-    from vqvae2.config.models import DataConfig
+    """Without a run: images of the size of the samples, half of them held out.
+
+    Raises:
+        ConfigError: no run has images of this size, or of so many channels.
+    """
+    from pydantic import ValidationError
+
+    from vqvae2.config.base import one_line
+    from vqvae2.config.models import ConfigError, DataConfig
     from vqvae2.data.peek import peek
     from vqvae2.generate.sample_folder import holds_arrays, read_samples
 
     assert options.samples is not None
     if options.size is None and holds_arrays(options.samples):
         channels, *shape = next(iter(read_samples(options.samples).images(0, 1))).shape[1:]
-        return DataConfig(size=shape, channels=channels, flip=False, shift=0, holdout=0.5)
-    side = options.size or peek(str(options.samples), DataConfig(), out).side
-    return DataConfig(size=side, flip=False, shift=0, holdout=0.5)
+        own = {"size": shape, "channels": channels}
+    else:
+        own = {"size": options.size or peek(str(options.samples), DataConfig(), out).side}
+    try:
+        return DataConfig(**own, flip=False, shift=0, holdout=0.5)
+    except ValidationError as error:
+        raise ConfigError(f"{options.samples}: {one_line(error, 'data')}") from None
 
 
 def _number_as_in(run: Run, images: ImageSet) -> str | None:
@@ -290,7 +302,11 @@ def command(
             raise UserError("expected --out DIR for the report")
         out = loaded.paths.report
     sampling = None
-    if loaded is not None:
+    if loaded is None:
+        drawing = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--guidance": guidance}
+        refuse_unused({**drawing, "--decoder": decoder}, "without a RUN nothing is drawn")
+    else:
+        refuse_unused({"--size": size}, "images are measured at the size of the RUN")
         check_guidance(loaded, guidance)
         sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
     options = EvaluateOptions(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2.codec.codec import MAX_PIXELS
+from vqvae2.codec.prior_coding import LANES
 from vqvae2.data.augmentation import centre
 from vqvae2.data.decoding import load_image
 from vqvae2.data.deep import save_values
@@ -160,6 +162,22 @@ def read_image(run: Run, data: bytes) -> Tensor:
     """
     config = run.config.data
     return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.shape)))[0]
+
+
+def side_by_side(pixels: Sequence[int]) -> Iterator[slice]:
+    """Which images are worked on together, in order: at most 64, and at most `MAX_PIXELS` pixels or one image.
+
+    Args:
+        pixels: H x W of each.
+    """
+    begin = together = 0
+    for end, count in enumerate(pixels):
+        if end > begin and (end - begin == LANES or together + count > MAX_PIXELS):
+            yield slice(begin, end)
+            begin, together = end, 0
+        together += count
+    if pixels:
+        yield slice(begin, len(pixels))
 
 
 def free_name(stem: str, endings: Sequence[str], taken: set[str]) -> str:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vqvae2.commands.options import Json, print_json
+from vqvae2.commands.options import Json, print_json, refuse_unused
 from vqvae2.errors import UserError, printable
 from vqvae2.files.atomic import FileError
 
@@ -214,6 +214,7 @@ def command(
 
         if run is None:
             raise UserError("--watch shows a RUN")
+        refuse_unused({"--json": as_json or None}, "--watch shows curves")
         show(find_run(run), Console(emoji=False))
         return
     loaded = load(run, "cpu") if run is not None else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,8 +111,24 @@ def check_guidance(run: Run, guidance: Sequence[float] | None) -> None:
     Raises:
         UserError: the run has no classes.
     """
-    if guidance and not run.classes:
-        raise UserError(f"{run.folder} has no classes, so --guidance has no effect; leave it out")
+    if not run.classes:
+        refuse_unused({"--guidance": guidance}, f"{run.folder} has no classes")
+
+
+def refuse_unused(options: Mapping[str, object], reason: str) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        options: name -> value; one that was not given has None, or nothing in it.
+        reason: why they have none, the beginning of the message.
+
+    Raises:
+        UserError: some were given.
+    """
+    if names := [name for name, value in options.items() if value is not None and value != []]:
+        have = "has" if len(names) == 1 else "have"
+        it = "it" if len(names) == 1 else "them"
+        raise UserError(f"{reason}, so {' and '.join(names)} {have} no effect; leave {it} out")
 
 
 def resolve(base: Config, file: dict[str, Any] | None, settings: Sequence[str] | None) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import typer
 
 from vqvae2 import processes
+from vqvae2.commands.verbs import chosen_device, environment
 from vqvae2.errors import UserError, printable
 
 VERBS = ("train", "sample", "reconstruct", "score", "encode", "evaluate", "critic")
@@ -22,7 +24,7 @@ def join(arguments: list[str]) -> None:
         arguments: of the command.
 
     Raises:
-        UserError: the verb runs in one process.
+        UserError: the verb runs in one process, or `--device` names a device that it cannot have.
     """
     rank, count = processes.launched()
     if count == 1:
@@ -35,7 +37,15 @@ def join(arguments: list[str]) -> None:
         raise UserError(f"`vqvae2 {arguments[0]}` runs in one process: start it without torchrun")
     from vqvae2.train.device import make_accelerator
 
-    make_accelerator()
+    with environment(_device(arguments)):  # which is asked for only once in a process
+        make_accelerator()
+
+
+def _device(arguments: list[str]) -> dict[str, str]:
+    """The changes of the environment for the `--device` among the arguments."""
+    names = [text.partition("=")[2] for text in arguments if text.startswith("--device=")]
+    names += [name for text, name in itertools.pairwise(arguments) if text == "--device"]
+    return chosen_device(names[-1]) if names else {}
 
 
 def leave(code: int) -> None:

@@ -14,7 +14,7 @@ from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.commands.run_facts import collect
 from vqvae2.data.grid import save_picture
 from vqvae2.data.store import open_store
-from vqvae2.errors import listed
+from vqvae2.errors import listed, suggested
 from vqvae2.evaluate.advice import advise
 from vqvae2.evaluate.plot import Curve
 from vqvae2.evaluate.report import Cell, Page
@@ -139,7 +139,7 @@ class TrainingReport:
         self.page.table(("", "value"), self.rows)
         self.figures["table"] = [(str(name), value) for name, value in self.rows]
         if advice := advise(self.facts):
-            self.page.heading("What to change", f"By the rules of `vqvae2 explain {self.run.folder}`.")
+            self.page.heading("What to change", f"By the rules of {suggested('explain', self.run.folder)}.")
             for item in advice:
                 self.page.subheading(item.finding)
                 self.page.text(item.change)

@@ -62,7 +62,7 @@ def chosen_device(name: str) -> dict[str, str]:
     Raises:
         UserError: no such device on this machine.
     """
-    match = re.fullmatch(r"(cpu|mps|cuda|xpu)(?::(\d+))?", name)
+    match = re.fullmatch(r"(cpu|mps|cuda|xpu)(?::(\d{1,4}))?", name)
     if match is None or (match[2] and match[1] in ("cpu", "mps")):
         raise UserError(f"expected a device such as cpu, cuda, cuda:1, mps or xpu, found {name!r}")
     kind, number = match[1], match[2]
@@ -72,17 +72,19 @@ def chosen_device(name: str) -> dict[str, str]:
         return {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     import torch
 
+    position = int(number or 0)
+    changes = {} if "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": name}
+    if changes and kind == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        cards = [str(position)] if visible is None else visible.split(",")[position : position + 1]
+        changes = {"ACCELERATE_TORCH_DEVICE": "cuda:0", "CUDA_VISIBLE_DEVICES": "".join(cards)}
+        position = 0
     module = getattr(torch, kind)
-    count = int(module.device_count()) if module.is_available() else 0
-    if int(number or 0) >= count:
-        raise UserError(f"no device {name}: this machine has {count or 'none'} of the kind {kind}")
-    if "LOCAL_RANK" in os.environ:
-        return {}
-    if kind == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        card = visible.split(",")[int(number or 0)]
-        return {"ACCELERATE_TORCH_DEVICE": "cuda:0", "CUDA_VISIBLE_DEVICES": card}
-    return {"ACCELERATE_TORCH_DEVICE": name}
+    with environment(changes):  # before the first question, because CUDA reads the variable only once
+        count = int(module.device_count()) if module.is_available() else 0
+    if position >= count:
+        raise UserError(f"no device {name} on this machine")
+    return changes
 
 
 @contextmanager

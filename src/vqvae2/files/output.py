@@ -51,6 +51,25 @@ def claim_results(folder: Path, name: str, about: dict[str, Any], what: str, wri
     write_json(file, about)
 
 
+def claim_files(record: Path, files: Iterable[Path]) -> None:
+    """Note in a record of a folder that files in it are this verb's, so that it may replace them when it is called again.
+
+    Args:
+        record: the JSON file, a list of names; its folder exists.
+        files: what will be written into the folder.
+
+    Raises:
+        UserError: one of the files exists and is not in the record.
+        FileError: the record cannot be read or written.
+    """
+    held = read_json(record) if record.exists() else []
+    own = {str(name) for name in held} if isinstance(held, list) else set()
+    wanted = list(files)
+    if taken := next((file for file in wanted if file.name not in own and file.exists()), None):
+        raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
+    write_json(record, sorted(own | {file.name for file in wanted}))
+
+
 def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path]) -> None:
     """Check that no file that is read (None is skipped) is one of those that will be written.
 

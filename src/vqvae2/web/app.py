@@ -177,7 +177,7 @@ async def _body(request: HttpRequest) -> bytes:
 async def _body_json(request: HttpRequest) -> Any:
     try:
         return json.loads(await _body(request))
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deep
         raise UserError("expected JSON") from None
 
 

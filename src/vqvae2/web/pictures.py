@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vqvae2.data.pixels import to_pil
+from vqvae2.data.pixels import to_pil, viewable
 
 _BITS = np.array(  # from few bits to many: dark blue, violet, orange, light yellow
     [(13, 8, 60), (90, 20, 120), (190, 55, 85), (245, 125, 40), (252, 240, 165)], dtype=np.float64
@@ -28,8 +28,8 @@ def data_url(picture: Image.Image) -> str:
 
 
 def image_urls(images: Tensor) -> list[str]:
-    """Images [B, C, H, W] in [-1, 1]."""
-    return [data_url(image) for image in to_pil(images)]
+    """Images [B, C, H, W] in [-1, 1], of any number of channels."""
+    return [data_url(image) for image in to_pil(viewable(images))]
 
 
 def palette(codebook: Tensor) -> Tensor:
@@ -78,5 +78,5 @@ def read_mask(url: str, height: int, width: int) -> Tensor:
                     f"expected a mask of {width}x{height} px, found {picture.width}x{picture.height}"
                 )
             return torch.from_numpy(np.asarray(picture.convert("L")) >= 128)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the mask is no picture: {error}") from None

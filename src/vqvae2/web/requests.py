@@ -29,7 +29,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     n: int = Field(8, ge=1, le=MOST_SAMPLES)
-    label: str | None = None
+    label: str | None = Field(None, max_length=1000)
     seed: int = Field(0, ge=0, lt=2**53)
     temperature: _Values = None
     top_k: list[int] | int | None = None

@@ -49,7 +49,6 @@ class Studio:
     def __init__(self, run: Run, read: Read, jobs: Jobs) -> None:
         self.run, self.read, self.jobs = run, read, jobs
         self.can_draw = all(done for name, done in run.done().items() if name.startswith("prior"))
-        self.can_compress = self.can_draw and hasattr(run, "compress") and hasattr(run, "decompress")
         self.palettes = [palette(quantizer.codebook()) for quantizer in run.autoencoder.quantizers]
         self._uploads: OrderedDict[str, _Upload] = OrderedDict()
 
@@ -69,7 +68,6 @@ class Studio:
             "decoders": ["plain", "sharp"] if run.paths.sharpen.done() else ["plain"],
             "figures": {key: value for key, value in run.figures().items() if key.startswith("heldout_psnr")},
             "draws": self.can_draw,
-            "compresses": self.can_compress,
             "reports": reports(run),
         }
 
@@ -172,27 +170,21 @@ class Studio:
         """An uploaded image as a compressed file.
 
         Raises:
-            UserError: there is no such image, or this run cannot compress.
+            UserError: there is no such image, or the priors are not trained yet.
         """
         found = self._find(name)
-        if not self.can_compress:
-            raise UserError("this run cannot compress")
-        run: Any = self.run
         with self.jobs.lock:
-            return bytes(run.compress(found.image))
+            return self.run.compress(found.image)
 
     def decompress(self, data: bytes) -> dict[str, Any]:
         """The image of a file that `compress` made.
 
         Raises:
-            UserError: a file of another model or a damaged one, or this run cannot compress.
+            UserError: a file of another model or a damaged one, or the priors are not trained yet.
         """
-        if not self.can_compress:
-            raise UserError("this run cannot compress")
-        run: Any = self.run
         with self.jobs.lock:
-            image: Tensor = run.decompress(data)
-        return {"image": image_urls(image if image.ndim == 4 else image[None])[0], "bytes": len(data)}
+            image = self.run.decompress(data)
+        return {"image": image_urls(image[None])[0], "bytes": len(data)}
 
     def _complete(self, request: Completion, kept: Kept) -> str:
         batch = max(1, -(-request.n // 4))

@@ -283,7 +283,7 @@ async function start() {
     $("reports").append(element("a", { href: `/report/${file}`, target: "_blank", rel: "noopener", textContent: name }));
   run.grids.forEach((_, level) => $("vary-level").append(element("option", { value: level, textContent: levelName(level) })));
   $("vary-level").value = run.grids.length - 1;
-  $("compress-row").hidden = !run.compresses;
+  $("compress-row").hidden = !run.draws;
   makeSettings();
   listen();
   choose("sample");
