@@ -200,14 +200,10 @@ def _write_parquet(path: Path, table: _Table) -> None:
     from pyarrow import parquet
 
     def column(array: NDArray[Any]) -> Any:
+        if array.dtype.kind == "U":  # the type is named, because a part without rows would have none
+            return pyarrow.array([*map(printable, array.tolist())], pyarrow.string())
         if array.ndim == 1:
-            # the type of a text is named, because a part without rows would have none
-            text = array.dtype.kind == "U"
-            return (
-                pyarrow.array([*map(printable, array.tolist())], pyarrow.string())
-                if text
-                else pyarrow.array(array)
-            )
+            return pyarrow.array(array)
         width = int(np.prod(array.shape[1:]))
         return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(array.reshape(-1)), width)
 
