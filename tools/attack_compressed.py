@@ -82,7 +82,7 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> tuple[st
 
 def forged(data: bytes, chance: random.Random) -> bytes:
     """A file with another header whose own check is right, as only a program would write it."""
-    header, end = read_header(data, 2)
+    header, end = read_header(data, 2, lambda mode: data[3:7])  # of the model that wrote it
     field = chance.choice(["size", "label", "lengths", "listed", "checks", "digest"])
     value: Any = None
     if field == "size":
