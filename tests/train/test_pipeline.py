@@ -678,7 +678,9 @@ def test_copies_of_the_codes_change_for_all_priors_at_once(copied: Path, data: P
         claim(copied, str(data), wanted, "", make_accelerator(), Redo([0]))
     assert snapshot(copied) == before
     wanted = changed(config, train_prior=[each.model_dump() | {"copies": 3} for each in config.train_prior])
-    claim(copied, str(data), wanted, "", make_accelerator(), Redo([0, 1], Spoken().say))
+    claimed = claim(copied, str(data), wanted, "", make_accelerator(), Redo([0, 1], Spoken().say))
+    assert snapshot(copied) == before
+    settle(copied, claimed, make_accelerator())
     assert not (copied / "prior" / "level-0").exists()
 
 
