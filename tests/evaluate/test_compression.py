@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,18 +127,22 @@ def test_the_report(
     assert "<svg" in (tmp_path / "report.html").read_text()
 
 
+def photos_of(folder: Path, sizes: Sequence[tuple[int, int]]) -> Path:
+    """A folder with images of noise, of these heights and widths."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number, size in enumerate(sizes):
+        Image.fromarray(random.integers(0, 255, (*size, 3), np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
 def test_images_of_a_folder_keep_their_size(
     trained: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes are those of `compress`, and the bits of a pixel are of the images' own pixels."""
     monkeypatch.setattr(other_codecs, "_QUALITIES", (5, 95))
     monkeypatch.setattr(compression, "other_codecs", lambda large: [OtherCodec("JPEG", "JPEG", ({},))])
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    random = np.random.default_rng(0)
-    sizes = {"a": (40, 24), "b": (24, 40), "c": (24, 40)}
-    for name, size in sizes.items():
-        Image.fromarray(random.integers(0, 255, (*size, 3), np.uint8)).save(photos / f"{name}.png")
+    photos = photos_of(tmp_path / "photos", [(40, 24), (24, 40), (24, 40)])
     words = ["evaluate", trained, "--only", "compression", "--compress", photos, "--out", tmp_path / "report"]
     said = command(*words, "--json")
     assert said.code == 0
@@ -160,11 +164,7 @@ def test_few_images_are_in_memory_at_a_time(
     """Images of a folder are read when they are needed, and taking one at a time changes no figure."""
     monkeypatch.setattr(other_codecs, "_QUALITIES", (5, 95))
     monkeypatch.setattr(compression, "other_codecs", lambda large: [OtherCodec("JPEG", "JPEG", ({},))])
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    random = np.random.default_rng(0)
-    for number in range(9):
-        Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(photos / f"{number}.png")
+    photos = photos_of(tmp_path / "photos", [(16, 16)] * 9)
     words = ["evaluate", trained, "--only", "compression", "--compress", photos, "--json"]
     expected = json.loads(command(*words, "--out", tmp_path / "all").out)["parts"]["compression"]["rows"]
     read: list[weakref.ref[Tensor]] = []
