@@ -24,7 +24,7 @@ from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.longer import may_change
 from vqvae2.train.loop import Interrupted, read_metrics
 from vqvae2.train.pipeline import train
-from vqvae2.train.state import saved_step
+from vqvae2.train.state import saved_outcome
 
 CLASSES = ("cats", "dogs")
 CONSTANT = {"steps": 3, "evaluate_every": 3, "log_every": 1, "schedule": "constant"}
@@ -169,7 +169,7 @@ def test_killed_while_the_files_of_a_longer_training_are_moved(
         stage = RunFolder(folder).prior(1)
         files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         logged = [line["step"] for line in read_metrics(stage.metrics)]
-        return {"files": files, "logged": logged, "step": saved_step(stage.state)}
+        return {"files": files, "logged": logged, "step": saved_outcome(stage.state).step}
 
     operations = 0
     for number in range(1, 9):

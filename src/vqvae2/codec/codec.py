@@ -24,7 +24,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codec.container import CODES_PER_BYTE, DIGEST, Header, Mode, agree, code_checks, read_header
 from vqvae2.codec.errors import CodecError
 from vqvae2.codec.halo import decode_large, encode_large
-from vqvae2.codec.layout import Layout, pad
+from vqvae2.codec.layout import Layout, alike, pad
 from vqvae2.codec.packed import pack, packed_size, unpack
 from vqvae2.codec.prior_coding import LANES, Reader, Writer, code_level, known_labels
 from vqvae2.codes import Codes, Geometry
@@ -133,7 +133,7 @@ class Codec:
         device = next(self.autoencoder.parameters()).device
         layouts = [self.layout((int(image.shape[1]), int(image.shape[2])), MAX_PIXELS) for image in images]
         result: list[tuple[Layout, Grids]] = []
-        for some in _alike([(layout, self.levels) for layout in layouts]):
+        for some in _together([(layout, self.levels) for layout in layouts]):
             layout = layouts[some.start]
             batch = torch.stack([pad(image, layout) for image in images[some]]).to(device)
             levels = [
@@ -360,7 +360,7 @@ class Codec:
         """
         device = next(self.autoencoder.parameters()).device
         images: list[Tensor] = []
-        for some in _alike([(one.layout, len(one.grids)) for one in found]):
+        for some in _together([(one.layout, len(one.grids)) for one in found]):
             layout, held = found[some.start].layout, len(found[some.start].grids)
             levels = [
                 torch.from_numpy(np.stack([one.grids[level] for one in found[some]]))
@@ -389,11 +389,6 @@ def _least(layout: Layout, level: int) -> int:
     return -(-layout.stored(level) // CODES_PER_BYTE)
 
 
-def _alike(keys: Sequence[tuple[Layout, int]]) -> Iterator[slice]:
+def _together(keys: Sequence[tuple[Layout, int]]) -> Iterator[slice]:
     """Runs of equal layouts and numbers of levels, at most `LANES` long, and of at most `_PIXELS` pixels or one image."""
-    begin = 0
-    for end in range(1, len(keys) + 1):
-        most = max(1, min(LANES, _PIXELS // keys[begin][0].pixels))
-        if end == len(keys) or keys[end] != keys[begin] or end - begin == most:
-            yield slice(begin, end)
-            begin = end
+    return alike(keys, lambda key: min(LANES, _PIXELS // key[0].pixels))

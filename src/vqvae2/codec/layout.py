@@ -11,13 +11,31 @@ Shapes: T tiles, h w the stored grid of a level, N = positions of a tile's grid 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vqvae2.codes import Geometry
+
+_Key = TypeVar("_Key")
+
+
+def alike(keys: Sequence[_Key], most: Callable[[_Key], int]) -> Iterator[slice]:
+    """Runs of images with equal keys, in order.
+
+    Args:
+        keys: of each image.
+        most: how many images of this key may be in one run; one may always.
+    """
+    begin = 0
+    for end in range(1, len(keys) + 1):
+        if end == len(keys) or keys[end] != keys[begin] or end - begin == max(1, most(keys[begin])):
+            yield slice(begin, end)
+            begin = end
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, StageFolder
 from vqvae2.train.sharded_state import holds_shards
-from vqvae2.train.state import Outcome, Saved, SavedOutcome
+from vqvae2.train.state import Outcome, SavedOutcome, saved_outcome
 
 _LINE = re.compile(
     r"(?P<stage>train_autoencoder|sharpen|train_prior\.\d+)\.(?P<name>steps|minutes|patience|evaluate_every|log_every): "
@@ -218,8 +218,7 @@ def to_publish(stage: StageFolder) -> bool:
     """
     if not stage.done() or not stage.longer.checkpoint.exists():
         return False
-    saved = Saved.of(tensor_file.read_header(stage.longer.checkpoint).metadata, stage.longer.checkpoint)
-    now, then = saved.outcome, ended(stage)
+    now, then = saved_outcome(stage.longer.checkpoint), ended(stage)
     return (now.step, now.best_step, now.best_score) == (then.step, then.best_step, then.best_score)
 
 

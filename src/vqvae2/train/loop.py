@@ -38,7 +38,7 @@ from vqvae2.train.feed import Batch, Feed
 from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
-from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_step, write_metrics
+from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_outcome, write_metrics
 from vqvae2.train.step import TrainingStep
 
 __all__ = [
@@ -299,7 +299,7 @@ class _Trainer:
             return
         kept = "nothing was saved yet"
         if self.state_file.exists():
-            kept = f"the state of step {saved_step(self.state_file)} is kept"
+            kept = f"the state of step {saved_outcome(self.state_file).step} is kept"
         raise TrainingError(
             f"{self.objective.name}: {what} not finite at step {bad} "
             f"(learning rate {learning_rate(self.config, bad - 1, self.seconds):.2e}); {kept}; "

@@ -197,9 +197,13 @@ def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Sa
     return record
 
 
-def saved_step(file: Path) -> int:
-    """After how many steps the state in this file was saved."""
-    return Saved.of(tensor_file.read_header(file).metadata, file).outcome.step
+def saved_outcome(file: Path) -> SavedOutcome:
+    """How far the training was when the state in this file was saved.
+
+    Raises:
+        FileError: damaged.
+    """
+    return Saved.of(tensor_file.read_header(file).metadata, file).outcome
 
 
 def write_metrics(path: Path, step: int, values: Mapping[str, Any]) -> None:

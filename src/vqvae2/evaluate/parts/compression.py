@@ -21,6 +21,7 @@ from torch import Tensor
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.codec.codec import Codec, Decompressed
+from vqvae2.codec.layout import alike
 from vqvae2.config.models import DataConfig
 from vqvae2.config.training import LEAST_COMPARED
 from vqvae2.data.decoding import load_whole
@@ -139,7 +140,7 @@ def _own(
 ) -> tuple[list[dict[str, Any]], dict[str, Measured], list[Tensor]]:
     """Rows of the run's own files, what was measured of each by its name on the plot, and images to look at."""
     assert context.run is not None
-    runs = list(_alike(sizes))
+    runs = list(alike(sizes, lambda size: _PIXELS // (size[0] * size[1])))
     encoded = [pair for some in runs for pair in codec.encode(originals[some])]
     begun = time.perf_counter()
     files = codec.write(encoded, labels)
@@ -197,16 +198,6 @@ def _figures(
     means = {name: float(np.mean(values)) for name, values in figures.items()}
     figures.pop("ms_ssim", None)
     return {name: np.array(values, np.float64) for name, values in figures.items()}, means
-
-
-def _alike(sizes: Sequence[tuple[int, int]]) -> Iterator[slice]:
-    """Runs of images of one size (height, width), of `_PIXELS` px at most or one image."""
-    begin = 0
-    for end in range(1, len(sizes) + 1):
-        most = max(1, _PIXELS // (sizes[begin][0] * sizes[begin][1]))
-        if end == len(sizes) or sizes[end] != sizes[begin] or end - begin == most:
-            yield slice(begin, end)
-            begin = end
 
 
 def _middle(images: Tensor, side: int | None = None) -> Tensor:
