@@ -262,6 +262,14 @@ def test_a_path_counts_more_than_a_file_name(tmp_path: Path) -> None:
     assert labels(opened(root / "train", tmp_path / "4", labels=str(tmp_path / "a.csv"))) == ["cat"] * 2
 
 
+def test_rows_with_one_path_that_differ_say_nothing(tmp_path: Path) -> None:
+    """The last of them decided, without a word."""
+    root, says = folder_of(tmp_path / "in", 3), list[str]()
+    (tmp_path / "a.csv").write_text("file_name,label\n000.png,x\n001.png,y\n000,y\n002.png,x\n002.png,x\n")
+    assert labels(opened(root, tmp_path / "run", says, labels=str(tmp_path / "a.csv"))) == ["", "y", "x"]
+    assert any("0 rows without an image and 2 that fit several images or contradict" in line for line in says)
+
+
 def test_all_names_of_a_split_in_a_file_are_read(root: Path, tmp_path: Path) -> None:
     splits, says = ("train", "Train", "train2014", "val", "test", ""), list[str]()
     rows = "".join(f"{n}.png,{split}\n" for (n, _), split in zip(ROWS, splits, strict=True))

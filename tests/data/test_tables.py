@@ -33,6 +33,22 @@ def test_parquet_with_everything(tmp_path: Path) -> None:
         opened(path, tmp_path, split="other")
 
 
+def test_columns_are_known_in_any_case(tmp_path: Path) -> None:
+    """`Split` was no split, as it is one in a file of labels: held-out images were trained on."""
+    path = parquet_of(tmp_path / "a.parquet", 6, Label=["x", "y"] * 3, Split=["train"] * 4 + ["test"] * 2)
+    table = pq.read_table(path)
+    pq.write_table(
+        table.rename_columns([{"image": "Image"}.get(name, name) for name in table.column_names]), path
+    )
+    images = opened(path, tmp_path)
+    assert images.classes == ("x", "y")
+    assert images.heldout.tolist() == [4, 5]
+    assert all(shows(images, number, number) for number in range(6))
+    parquet_of(tmp_path / "in" / "Label=x" / "train.parquet", 2)
+    parquet_of(tmp_path / "in" / "Label=y" / "train.parquet", 2)
+    assert opened(tmp_path / "in", tmp_path / "run").classes == ("x", "y")
+
+
 def test_all_names_of_a_split_are_read(tmp_path: Path) -> None:
     """Before, the order of a set decided which one of several was read, so processes could read different images."""
     splits = [*("train2014", "train2014", "train2017", "Train2017", "val2017"), *("test2017", "extra", None)]

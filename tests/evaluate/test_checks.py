@@ -12,6 +12,8 @@ import yaml
 
 from vqvae2.config.overrides import read_yaml
 from vqvae2.evaluate import context
+from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.parts.registry import asked_parts
 from vqvae2.evaluate.report import Page
 
 Command = Callable[..., Any]
@@ -81,6 +83,13 @@ def test_what_was_asked_for_and_cannot_be_is_no_success(
     said = command("evaluate", trained, "--out", tmp_path / "out", "--only", "distances,codes")
     assert said.code == 2
     assert "cannot measure distances: expected at least 6 images" in said.err
+
+
+def test_an_option_of_its_own_asks_for_a_part() -> None:
+    """`--compress DIR` was taken and had no effect without `--only compression`."""
+    assert asked_parts(EvaluateOptions(compress=Path("photos"))) == {"compression"}
+    assert asked_parts(EvaluateOptions(critic_fractions=(0.5,), only=("nll",))) == {"critic", "nll"}
+    assert asked_parts(EvaluateOptions()) == set()
 
 
 def test_markup_in_names_stays_text(run: Path, tmp_path: Path, command: Command) -> None:

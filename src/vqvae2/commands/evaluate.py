@@ -270,7 +270,7 @@ def command(
     compress: Annotated[
         Path | None,
         typer.Option(
-            help="the part compression compresses the images of this folder at their own size [default: held-out images]"
+            help="measure compression of the images of this folder, at their own size [default: of held-out images, with --only]"
         ),
     ] = None,
     seed: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Columns:
             if wanted is not None and wanted not in features and wanted != "none":
                 raise DataError(f"no column {wanted!r}: {existing}")
         typed = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-        named = [name for name in IMAGE_COLUMNS if name in features]
+        named = _named(features, IMAGE_COLUMNS)
         image = config.image_column or next(
             iter([name for name in named if name in typed] + typed + named), None
         )
@@ -63,16 +63,14 @@ class Columns:
             raise DataError(f"no column of images: {existing}; name it with data.image_column")
         label, key = _label_column(features, config, existing)
         classes = getattr(features[label], "names", None) if label and not key else None
-        texts = [
-            name for name in NAME_COLUMNS if name in features and _kind(features[name]).endswith("string")
-        ]
+        texts = [name for name in _named(features, NAME_COLUMNS) if _kind(features[name]).endswith("string")]
         return cls(
             image=image,
             label=label,
             key=key,
             classes=tuple(classes) if classes else None,
             name=next(iter(texts), None),
-            split="split" if "split" in features else None,
+            split=next(iter(_named(features, ("split",))), None),
         )
 
     def texts(self) -> list[str]:
@@ -116,9 +114,9 @@ def _label_column(
     """(column of the classes, key inside it when it holds JSON); (None, None) = no labels."""
     if config.label_column == "none":
         return None, None
-    label = config.label_column or next((name for name in LABEL_COLUMNS if name in features), None)
+    label = config.label_column or next(iter(_named(features, LABEL_COLUMNS)), None)
     if label is None and isinstance(features.get("json"), dict):
-        key = next((name for name in LABEL_COLUMNS if name in features["json"]), None)
+        key = next(iter(_named(features["json"], LABEL_COLUMNS)), None)
         return ("json", key) if key else (None, None)
     if label is not None and not re.match(r"ClassLabel|u?int|(large_)?string|bool", _kind(features[label])):
         raise DataError(
@@ -126,6 +124,11 @@ def _label_column(
             "name another with data.label_column, or none for no labels"
         )
     return label, None
+
+
+def _named(features: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The columns that have one of these names, in any case: first those with the first name, and of these the one in lower case."""
+    return [found for name in names for found in sorted(features, reverse=True) if found.lower() == name]
 
 
 def _kind(feature: Any) -> str:

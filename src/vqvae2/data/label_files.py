@@ -30,6 +30,9 @@ NAMES = ("file_name", "filename", "file", "path", "image_path", "image", "img", 
 _LARGEST = 500_000_000  # bytes
 _SHOWN = 8  # columns in a message
 
+_Rows = dict[tuple[int, ...], list[tuple[Any, str | None]]]
+"""By the images that they name, what rows say: a class and a split, each None = none."""
+
 
 @dataclass
 class FileLabels:
@@ -218,13 +221,15 @@ def _matched(
 ) -> FileLabels:
     """The rows of the images. A row names an image, or a file of several, by its path, else by its file name alone; each also without the ending.
 
-    A file name alone tells nothing of an image that a path names, that shares the name, or of which several such rows say
-    different things.
+    Rows that say different things of an image tell nothing of it, and a file name alone tells nothing of an image that a path
+    names or that shares the name.
     """
     files = [file_of(name) for name in names]
     by_path, by_name = _spellings(names, files)
-    said: dict[int, tuple[Any, str | None]] = {}
-    alone: dict[tuple[int, ...], list[tuple[Any, str | None]]] = {}
+    by_rows: tuple[_Rows, _Rows] = (
+        {},
+        {},
+    )  # rows with a path, rows with a file name alone; each by the images it names
     unknown = unclear = 0
     for folder, rows in tables.items():
         for row in rows:
@@ -238,19 +243,19 @@ def _matched(
                 continue
             value = row.get(column) if column else None
             here = (None if value == "" else value, _split_of(row))
-            if whole in by_path:
-                said.update(dict.fromkeys(found, here))
+            by_rows[whole not in by_path].setdefault(tuple(found), []).append(here)
+    said: dict[int, tuple[Any, str | None]] = {}
+    named: set[int] = set()
+    for several_rows in by_rows:
+        for images, several in several_rows.items():
+            rest = [index for index in images if index not in named]
+            if not rest:
+                unknown += len(several)
+            elif any(other != several[0] for other in several):
+                unclear += len(several)
             else:
-                alone.setdefault(tuple(found), []).append(here)
-    named = set(said)
-    for images, several in alone.items():
-        rest = [index for index in images if index not in named]
-        if not rest:
-            unknown += len(several)
-        elif any(other != several[0] for other in several):
-            unclear += len(several)
-        else:
-            said.update(dict.fromkeys(rest, several[0]))
+                said.update(dict.fromkeys(rest, several[0]))
+        named = {index for images in several_rows for index in images}
     if not said and unclear:
         raise LabelsError(
             f"each name in {printable(shown)} fits several images or stands in rows that differ, such as "

@@ -85,9 +85,14 @@ def _with_classes(tables: list[OpenedTable], wanted: str | None) -> tuple[list[O
 
     A test split is often published so. It is not held out then, as a test folder without folders of classes is not.
     """
-    columns = {wanted} if wanted else {*LABEL_COLUMNS, "json"}
-    kept = [opened for opened in tables if not columns.isdisjoint(opened.table.column_names)]
-    left = [opened for opened in tables if columns.isdisjoint(opened.table.column_names)]
+
+    def has_classes(table: Any) -> bool:
+        if wanted:
+            return wanted in table.column_names
+        return any(name.lower() in (*LABEL_COLUMNS, "json") for name in table.column_names)
+
+    kept = [opened for opened in tables if has_classes(opened.table)]
+    left = [opened for opened in tables if not has_classes(opened.table)]
     if not kept or not left or not all(opened.held == 1 for opened in left):
         return tables, []
     if not any(opened.held == 1 for opened in kept):
@@ -98,9 +103,12 @@ def _with_classes(tables: list[OpenedTable], wanted: str | None) -> tuple[list[O
 
 def _hive(name: Path, label_column: str | None) -> tuple[tuple[str, str], ...]:
     """The columns that the folders of a file stand for: `label=cat/part-0.parquet` has the column `label`."""
-    wanted = {*LABEL_COLUMNS, "split", label_column}
     pairs = [part.split("=", 1) for part in name.parts[:-1] if "=" in part]
-    return tuple((key, value) for key, value in pairs if key in wanted)
+    return tuple(
+        (key, value)
+        for key, value in pairs
+        if key == label_column or key.lower() in (*LABEL_COLUMNS, "split")
+    )
 
 
 def _with_columns(table: Any, more: Sequence[tuple[str, str]]) -> Any:

@@ -68,4 +68,5 @@ def wanted_parts(context: Context) -> tuple[list[Part], dict[str, str]]:
 
 def asked_parts(options: EvaluateOptions) -> set[str]:
     """Names of the parts that are asked for by name, or by an option of their own."""
-    return {*options.only, *(["critic"] if options.critic_fractions else [])}
+    own = {"critic": options.critic_fractions, "compression": options.compress}
+    return {*options.only, *(name for name, value in own.items() if value)}
