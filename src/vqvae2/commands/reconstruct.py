@@ -60,7 +60,7 @@ def reconstruct(
     """
     from vqvae2.commands.images import free_name, image_files_of, shared_images
     from vqvae2.data.frames import plain_stem
-    from vqvae2.files.output import claim_results, make_folder
+    from vqvae2.files.output import claim, make_folder
     from vqvae2.files.parts import Kept
     from vqvae2.files.tensor_file import digest
     from vqvae2.processes import Group
@@ -75,7 +75,8 @@ def reconstruct(
     ]
     written = (file for stem in stems for file in [*image_files_of(stem, run), _sheet(stem)])
     with group.main_first():
-        claim_results(out, "reconstructions.json", run.drawn_by(decoder), "reconstructions", written)
+        what = "reconstructions of another model or decoder"
+        claim(out / "reconstructions.json", run.drawn_by(decoder), what, written)
     about = str(run.drawn_by(decoder))
     keys = [digest({"pixels": pixels}, f"{about} {stems[numbers[0]]}") for numbers, pixels in shared.own]
     kept = Kept(out / ".parts", keys, group)

@@ -26,31 +26,6 @@ def make_folder(path: Path) -> None:
     sweep(path)
 
 
-def claim_results(folder: Path, name: str, about: dict[str, Any], what: str, written: Iterable[Path]) -> None:
-    """Write OUT/NAME, which says what the results in a folder are of, or check that it says the same.
-
-    Results of the same kind may be added to a folder, and replace their own earlier ones.
-
-    Args:
-        folder: OUT; it exists.
-        name: of the file.
-        about: which networks made the results, JSON-ready.
-        what: the results in words, for the message.
-        written: the files of the results; without OUT/NAME, none of them may be there.
-
-    Raises:
-        UserError: OUT holds results of something else, or a file that would be overwritten.
-        FileError: the file cannot be read or written.
-    """
-    file = folder / name
-    if file.exists():
-        if read_json(file) != about:
-            raise UserError(f"{folder} holds {what} of another model or decoder; choose another --out")
-        return
-    refuse_to_replace(written)
-    write_json(file, about)
-
-
 def claim_files(record: Path, files: Iterable[Path]) -> None:
     """Note in a record of a folder that files in it are this verb's, so that it may replace them when it is called again.
 
