@@ -11,6 +11,7 @@ images, and they are compared with those of the first process. `--card` compares
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -54,7 +55,8 @@ def decode(run: Run, folder: Path, out: Path, batch: int, alone: int) -> None:
     files = sorted(folder.glob("*.vq"))[: alone if batch == 1 else None]
     contents = [file.read_bytes() for file in files]
     kept, codes, logits = Kept(), [], []
-    run.codec.decompress(contents[:1])  # so that the time is without preparations
+    with contextlib.suppress(CodecError):
+        run.codec.decompress(contents[:1])  # so that the time is without preparations
     begun = time.perf_counter()
     positions = sum(run.codec.geometry.positions)
     for at in range(0, len(contents), batch):

@@ -139,7 +139,7 @@ def codec(report: Report) -> None:
     images = (case.batch[0].permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(
         memory_format=torch.channels_last
     )
-    for name, bf16 in (("bf16", True), ("tf32", False)):
+    for name, bf16 in (("bf16", True), ("float32 (decoding TF32)", False)):
         choices = training.replace(training.EAGER, bf16=bf16)
         with report.part(name), switches(choices), torch.no_grad(), choices.autocast():
             codes = model.encode(images)

@@ -53,6 +53,18 @@ def test_time_is_work_over_speed_and_memory_is_that_of_the_largest_stage(
         assert stage.memory == cost.state + cost.settings.batch * cost.kept
 
 
+def test_on_a_card_the_batch_is_timed_if_half_of_the_free_memory_holds_it(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The speed of one image on a card said ten times the time that a training took."""
+    cost, card = measure(config).networks[0], torch.device("cuda")
+    batch, memory = cost.settings.batch, module._memory(measure(config).networks[0], config, card)
+    for free, expected in ((10 * memory, batch), (memory, max(1, batch // 2)), (1, 1)):
+        monkeypatch.setattr(module, "free_memory", lambda device, free=free: free)
+        assert module._timed_images(config, cost, card) == expected
+    assert module._timed_images(config, cost, CPU) >= 1
+
+
 def test_minutes_bound_the_time_and_accumulation_the_memory(config: Config, tmp_path: Path) -> None:
     settings = {"minutes": 0.01, "accumulate": 4}
     value = merge(config.model_dump(mode="json"), {"train_autoencoder": settings})

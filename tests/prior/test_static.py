@@ -28,6 +28,30 @@ def graphs(**options: Any) -> StepGraphs:
     return StepGraphs(devices=("cpu",), least_positions=1, **options)
 
 
+def test_what_was_recorded_for_other_batches_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A last, smaller batch needs its own recording, for which there may be no memory beside that of the others."""
+    prior, kept, allocated = hierarchy(((2, 3),), 0), graphs(), list[int]()
+    first, second = (prior.sample(n, seed=1) for n in (4, 3))
+    record, full = StepGraphs._record, [False]
+
+    def limited(self: StepGraphs, *arguments: Any) -> Any:
+        if full[0] and self._recordings:
+            raise torch.OutOfMemoryError("out of memory")
+        allocated.append(len(self._recordings))
+        return record(self, *arguments)
+
+    monkeypatch.setattr(StepGraphs, "_record", limited)
+    assert same(prior.sample(4, seed=1, graphs=kept), first)
+    full[0] = True
+    assert same(prior.sample(3, seed=1, graphs=kept), second)
+    assert allocated == [0, 0]
+    monkeypatch.setattr(
+        StepGraphs, "_record", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        prior.sample(5, seed=1, graphs=graphs())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [0, 2])

@@ -45,6 +45,21 @@ def test_batches_come_in_order_from_another_thread() -> None:
     assert "batches" not in threads()
 
 
+def test_an_interrupt_while_a_batch_is_fetched_ahead_is_not_kept_for_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the last batch nobody asks for another one, and Ctrl+C had no effect."""
+
+    def interrupted(self: Feed) -> None:
+        raise KeyboardInterrupt
+
+    with Feed(numbers(), CPU) as feed:
+        monkeypatch.setattr(feed, "copying", object())
+        monkeypatch.setattr(Feed, "_copy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            feed.fetch_ahead()
+
+
 def test_a_few_batches_are_made_ahead_and_no_more() -> None:
     made: list[int] = []
 

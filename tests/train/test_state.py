@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from vqvae2.files.atomic import FileError
@@ -14,6 +15,7 @@ from vqvae2.files.run_folder import StageFolder
 from vqvae2.files.tensor_file import save_tensors
 from vqvae2.train.longer import keep_state
 from vqvae2.train.loop import make_accelerator
+from vqvae2.train.sharded import restore
 from vqvae2.train.sharded_state import ShardedState, load_sharded
 from vqvae2.train.state import SavedOutcome, State
 
@@ -25,6 +27,23 @@ GOOD = {
     "seconds": 2.0,
     "figures": {"psnr": 20.5, "used": 7},
 }
+
+
+def test_the_steps_of_a_fused_optimiser_are_where_its_weights_are() -> None:
+    """A state saved with `shard` and loaded without: the fused kernel of a card cannot read a number on the host."""
+    with torch.device("meta"):
+        network = nn.Linear(3, 2)
+    named = dict(network.named_parameters())
+    tensors = {
+        f"{kind}.{name}": value
+        for kind in ("model", "exp_avg", "exp_avg_sq")
+        for name, value in named.items()
+    }
+    for fused, expected in ((True, "meta"), (False, "cpu")):
+        optimizer = torch.optim.AdamW(network.parameters())
+        optimizer.defaults["fused"] = fused
+        restore(SimpleNamespace(network=network, optimizer=optimizer, average=None), tensors, 7)
+        assert {state["step"].device.type for state in optimizer.state.values()} == {expected}
 
 
 def test_a_whole_record_is_read() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
-from train_helpers import assert_same, result, run, stage, tiny
+from train_helpers import assert_same, result, run, signal_at, stage, tiny
 
 from vqvae2.autoencoder import base, codebook_usage
 from vqvae2.train import device, loop, step
 from vqvae2.train.device import Choices
+from vqvae2.train.loop import Interrupted
 from vqvae2.train.step import TrainingStep, WeightAverage
 
 LONG = {"steps": 12, "log_every": 5, "evaluate_every": 6, "average": 0.8, "weight_decay": 0.1}
@@ -62,6 +64,50 @@ def test_a_static_step_is_an_eager_one(kind: str, tmp_path: Path, monkeypatch: p
     for name, value in plain.items():
         if name.startswith("published."):
             assert torch.allclose(static[name].double(), value.double(), rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.usefixtures("static")
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_a_resumed_training_with_the_optimiser_of_a_card_is_the_uninterrupted_one(
+    kind: str, tmp_path: Path
+) -> None:
+    """Its moments were loaded with another layout in memory than the weights: a card refused them, a CPU paired the wrong numbers."""
+    config = tiny(train=LONG)
+    training = config.train_autoencoder if kind == "autoencoder" else config.train_prior[1]
+    broken = stage(kind, tmp_path, config)
+    signal_at(broken, {5})
+    with pytest.raises(Interrupted):
+        run(broken, training, tmp_path / "resumed")
+    resumed = stage(kind, tmp_path, config)
+    found = result(resumed, tmp_path / "resumed", run(resumed, training, tmp_path / "resumed"))
+    assert_same(found, trained(kind, tmp_path, "whole"))
+
+
+def test_a_step_that_cannot_be_recorded_is_done_without_the_memory_of_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, held, alive = loop.choose, list[Any](), list[bool]()
+
+    def refused(self: TrainingStep) -> Any:
+        activations = torch.zeros(8)
+        held.append(weakref.ref(activations))
+        self.choices = replace(self.choices, captured=False)
+        raise RuntimeError("out of memory")
+
+    work = TrainingStep._work
+
+    def noted(self: TrainingStep, batch: Any) -> None:
+        alive.extend(one() is not None for one in held)
+        work(self, batch)
+
+    monkeypatch.setattr(loop, "choose", lambda *a: replace(usual(*a), static=True, captured=True))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *a: None)
+    monkeypatch.setattr(TrainingStep, "_captured", refused)
+    monkeypatch.setattr(TrainingStep, "_work", noted)
+    trained("autoencoder", tmp_path, "refused")
+    assert len(held) == 1
+    assert alive
+    assert not any(alive)
 
 
 @pytest.mark.usefixtures("static")

@@ -5,7 +5,6 @@ Shapes: N vectors, D code dimension, K codes.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from functools import cache
 from types import ModuleType
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vqvae2.fused import triton_works
 from vqvae2.tf32 import without_tf32
 
 _CHUNK_ELEMENTS = (
@@ -77,8 +77,8 @@ def _search(vectors: Tensor, codebook: Tensor, penalty: Tensor | None) -> Tensor
 
 @cache
 def _fused(device: torch.device) -> ModuleType | None:
-    """The file of the fused kernel; None where Triton is not installed, or for a GPU older than Ampere."""
-    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
+    """The file of the fused kernel; None where Triton does not work, or for a GPU older than Ampere."""
+    if torch.cuda.get_device_capability(device) < (8, 0) or not triton_works(device):
         return None
     from vqvae2.autoencoder import nearest_triton
 

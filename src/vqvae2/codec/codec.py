@@ -31,6 +31,7 @@ from vqvae2.codes import Codes, Geometry
 from vqvae2.config.sampling import Sampling
 from vqvae2.data.pixels import finite
 from vqvae2.files.tensor_file import digest
+from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 MAX_PIXELS = 2**25
@@ -335,7 +336,7 @@ class Codec:
             return found
         layout = found.layout
         known = found.tiles or [layout.split(grid, level) for level, grid in enumerate(found.grids)]
-        parts = []
+        parts, graphs = [], StepGraphs()
         for begin in range(0, layout.count, LANES):
             numbers = list(range(begin, min(begin + LANES, layout.count)))
             given = Codes(
@@ -345,7 +346,7 @@ class Codec:
                 )
             )
             labels = None if found.label is None else torch.full((len(numbers),), found.label)
-            parts.append(self._prior.sample(numbers, labels, sampling, seed=seed, given=given))
+            parts.append(self._prior.sample(numbers, labels, sampling, seed=seed, given=given, graphs=graphs))
         drawn = [level.flatten(1).cpu().numpy() for level in Codes.cat(parts).levels]
         more = [layout.join(drawn[level], level) for level in range(len(found.grids), self.levels)]
         return Decompressed(layout, found.label, found.mode, [*found.grids, *more], drawn)

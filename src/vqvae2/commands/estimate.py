@@ -1,7 +1,8 @@
 """How long a training will take on this machine and how much memory it needs, before it begins.
 
 FLOPs and memory follow from the configuration (`commands/costs.py`). The speed is measured: one training step of each network on
-a few random images, after one for warming up.
+random images, after one for warming up: on a CPU a few, on a card a whole batch. On a card the training is faster, because
+its steps are captured.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from vqvae2.config.models import Config
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.prior.hierarchy import make_level
+from vqvae2.train.device import chosen_precision
 from vqvae2.train.longer import ended, wanted
 from vqvae2.train.loop import read_metrics
 
-_WORK = 20e9  # FLOPs of the step that is timed, at most, if one image takes no more
+_WORK = 20e9  # FLOPs of the step that is timed on a CPU, at most, if one image takes no more
 _TOO_MUCH = 200e9  # FLOPs of one image from which a CPU is not timed; the last speed is taken instead
 _SHORT = (
     200  # steps of every stage up to which there is no estimate, because it would take longer than they do
@@ -92,12 +94,15 @@ def say_estimate(
     if all(training.steps <= _SHORT for training in trainings):
         return
     stages = estimate(config, folder, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what was timed leaves its memory to the training
     if until == "autoencoder":
         stages = [stage for stage in stages if stage.name == "autoencoder"]
     if not stages:
         return
     memory = max(stage.memory for stage in stages)
     where = device.type if device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
+    bound = "at most" if device.type == "cuda" else "about"  # trainings are captured, what was timed is not
     parts = ", ".join(
         f"{stage.name} {'?' if stage.seconds is None else duration(stage.seconds)} ({stage.steps:,} steps)"
         for stage in stages
@@ -105,7 +110,7 @@ def say_estimate(
     known = [stage.seconds for stage in stages if stage.seconds is not None]
     whole = duration(sum(known)) if len(known) == len(stages) else "unknown"
     reporter.say(
-        f"estimate for this machine ({where}): about {whole} and {amount(memory)} of memory. {parts}. "
+        f"estimate for this machine ({where}): {bound} {whole} and {amount(memory)} of memory. {parts}. "
         "Decoding the images and evaluations come on top; patience may end a stage earlier"
     )
     free = free_memory(device)
@@ -155,7 +160,7 @@ def _done(stage: StageFolder) -> int:
 
 
 def _memory(cost: Cost, config: Config, device: torch.device) -> int:
-    mixed = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    mixed = chosen_precision(config.precision) == "bf16"
     images = -(-cost.settings.batch // cost.settings.accumulate)
     return cost.state + images * (cost.kept_bf16 if mixed else cost.kept)
 
@@ -164,8 +169,9 @@ def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:
     """FLOP/s of a training step of a network on this machine; None if even one image is too much to try."""
     if cost.training > _TOO_MUCH and device.type == "cpu":
         return None
-    images = max(1, min(cost.settings.batch // cost.settings.accumulate, int(_WORK // cost.training)))
-    with torch.random.fork_rng(devices=[]):
+    images = _timed_images(config, cost, device)
+    mixed = chosen_precision(config.precision) == "bf16"
+    with torch.random.fork_rng(devices=[]), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         torch.manual_seed(0)
         step = (
             _autoencoder(config, images, device)
@@ -178,6 +184,16 @@ def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         return images * cost.training / (time.perf_counter() - begun)
+
+
+def _timed_images(config: Config, cost: Cost, device: torch.device) -> int:
+    """How many images the step has that is timed: on a card, whose speed depends on it, the batch if it takes half of the free memory
+    at most."""
+    batch = max(1, cost.settings.batch // cost.settings.accumulate)
+    free = free_memory(device) if device.type == "cuda" else None
+    if free is None:
+        return max(1, min(batch, int(_WORK // cost.training)))
+    return max(1, min(batch, int(batch * free / (2 * _memory(cost, config, device)))))
 
 
 def _autoencoder(config: Config, images: int, device: torch.device) -> Callable[[], None]:

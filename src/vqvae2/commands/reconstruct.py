@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vqvae2.run import Run
 
 
+_OTHERS = "reconstructions of another model or decoder"
+
+
 def reconstruct(
     run: Run,
     paths: Sequence[Path],
@@ -75,8 +78,7 @@ def reconstruct(
     ]
     written = (file for stem in stems for file in [*image_files_of(stem, run), _sheet(stem)])
     with group.main_first():
-        what = "reconstructions of another model or decoder"
-        claim(out / "reconstructions.json", run.drawn_by(decoder), what, written)
+        claim(out / "reconstructions.json", run.drawn_by(decoder), _OTHERS, written)
     about = str(run.drawn_by(decoder))
     keys = [digest({"pixels": pixels}, f"{about} {stems[numbers[0]]}") for numbers, pixels in shared.own]
     kept = Kept(out / ".parts", keys, group)

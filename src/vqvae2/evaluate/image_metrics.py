@@ -10,13 +10,16 @@ Shapes: B images, C channels (all with the same weight), H W px.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torchmetrics.functional.image import (
     multiscale_structural_similarity_index_measure,
     structural_similarity_index_measure,
 )
 
+from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.evaluate.metrics import MetricError
+from vqvae2.tf32 import without_tf32
 
 _WINDOW = 11  # px of SSIM's Gaussian window
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, finest first
@@ -34,6 +37,14 @@ def mean_squared_error(images: Tensor, originals: Tensor, span: float = 2.0) -> 
     _check(images, originals)
     errors = images.detach().double().clamp(-1, 1) - originals.detach().double()
     return errors.square().mean((1, 2, 3)) * (span / 2) ** 2
+
+
+@torch.no_grad()
+def perceptual_distance(images: Tensor, originals: Tensor, network: PerceptualDistance) -> Tensor:
+    """The perceptual distance, at least 0, [B], on the CPU; both [B, C, H, W] in [-1, 1]. Computed in float32 where the network is."""
+    device = network.mean.device
+    with without_tf32(device):
+        return network(images.to(device), originals.to(device)).double().cpu()
 
 
 def structural_similarity(images: Tensor, originals: Tensor) -> Tensor:

@@ -7,17 +7,17 @@ row to the last: the uniform numbers and known codes are uploaded before, the dr
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from vqvae2.errors import UserError
+from vqvae2.fused import triton_works
 from vqvae2.prior.chooser import Chooser, Rule
 from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
@@ -74,6 +74,7 @@ class StepGraphs:
         self._recordings: WeakKeyDictionary[LevelPrior, dict[tuple[StepSpec, Rule], _Recording]] = (
             WeakKeyDictionary()
         )
+        self._stream: Any = None  # on which is recorded
 
     def takes(self, prior: LevelPrior, batch: int, positions: int) -> bool:
         """Whether a grid is drawn this way: the device and the kind of prior can, and it is long enough."""
@@ -108,13 +109,22 @@ class StepGraphs:
         spec = StepSpec(
             batch, None if context is None else tuple(context.shape), weights, stream, weight.device
         )
-        kept = self._recordings.setdefault(prior, {})
         key = (spec, chooser.rule)
-        if key not in kept:
+        found = self._recordings.get(prior, {}).get(key)
+        if found is None:
             small = self.kernels == "auto" and prior.positions < LEAST_FUSED
             ops = ops_for(spec, "torch" if small else self.kernels)
-            kept[key] = self._record(prior, spec, context, chooser, ops)
-        return kept[key]
+            try:
+                found = self._record(prior, spec, context, chooser, ops)
+            except torch.OutOfMemoryError:
+                if not self._recordings:
+                    raise
+            if found is None:  # only here, where the error no longer holds what was allocated, is there room
+                self._recordings.clear()
+                torch.cuda.empty_cache()
+                found = self._record(prior, spec, context, chooser, ops)
+            self._recordings.setdefault(prior, {})[key] = found
+        return found
 
     def _record(
         self, prior: LevelPrior, spec: StepSpec, context: Tensor | None, chooser: Chooser, ops: StepOps
@@ -125,7 +135,7 @@ class StepGraphs:
         if spec.device.type == "cuda":
             recording.static.load(prior, context)
             # recording needs a stream of its own, on which everything has run once
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 recording.static.draw_row(recording.chooser)
@@ -144,11 +154,11 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def ops_for(spec: StepSpec, kernels: str) -> StepOps:
-    """The operations for a prepared prior: fused Triton kernels on a GPU where Triton is installed, else plain PyTorch."""
+    """The operations for a prepared prior: fused Triton kernels on a GPU where Triton works, else plain PyTorch."""
     if kernels not in ("auto", "fused", "torch"):
         raise UserError(f"expected kernels auto, fused or torch, found {kernels!r}")
     usable = spec.device.type == "cuda" and spec.stream == torch.float32
-    if kernels != "torch" and usable and importlib.util.find_spec("triton") is not None:
+    if kernels != "torch" and usable and triton_works(spec.device):
         from vqvae2.prior.step_triton import TritonStepOps
 
         return TritonStepOps()

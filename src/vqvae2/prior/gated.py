@@ -10,16 +10,13 @@ Caches are arguments and return values. Shapes: B batch, C channels, H W grid, N
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vqvae2.fused import triton_works
 from vqvae2.noise import dropout
 from vqvae2.prior.layers import ChannelNorm, Pointwise, is_channels_last
-
-_FUSED = importlib.util.find_spec("triton") is not None
 
 
 class VerticalConv(nn.Module):
@@ -91,9 +88,9 @@ def gate(x: Tensor) -> Tensor:
 
 
 def gate_of_sum(x: Tensor, y: Tensor | None) -> Tensor:
-    """`gate` of x + y, or of x alone, for grids [B, 2R, H, W]; one fused kernel on a GPU where Triton is installed."""
-    fused = _FUSED and x.is_cuda and is_channels_last(x) and not torch.compiler.is_compiling()
-    if not fused or x.dtype == torch.float64:
+    """`gate` of x + y, or of x alone, for grids [B, 2R, H, W]; one fused kernel on a GPU where Triton works."""
+    fusible = x.is_cuda and x.dtype != torch.float64 and is_channels_last(x)
+    if not fusible or torch.compiler.is_compiling() or not triton_works(x.device):
         return gate(_plus(x, y))
     if y is not None and not (y.shape == x.shape and y.dtype == x.dtype and is_channels_last(y)):
         x, y = (x + y).contiguous(memory_format=torch.channels_last), None

@@ -33,6 +33,14 @@ class TrainingError(UserError):
     """Training cannot go on; the last good state is kept."""
 
 
+def chosen_precision(precision: str) -> str:
+    """What `Hardware.precision` stands for on this machine: `auto` is bf16 on a CUDA card that has it, else no (float32)."""
+    if precision != "auto":
+        return precision
+    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if capable else "no"
+
+
 def make_accelerator(precision: str = "no") -> Accelerator:
     """The device, the process group, and the precision, which the result's `mixed_precision` names.
 
@@ -51,9 +59,7 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     AcceleratorState._reset_state()  # otherwise a second training in this process must have the first one's precision
     if precision == "fp16":
         raise TrainingError("cannot train in precision 'fp16': use bf16, or no for float32")
-    if precision == "auto":
-        capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if capable else "no"
+    precision = chosen_precision(precision)
     grouped = dist.is_available() and dist.is_initialized()
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while one process decodes
     try:

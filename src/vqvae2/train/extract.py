@@ -116,8 +116,9 @@ def _encode(
             for rows in own:
                 done = []
                 for _ in range(0, len(rows), size):
-                    done.append(_encoded(autoencoder, next(feed)))
+                    part = _encoded(autoencoder, next(feed))
                     feed.fetch_ahead()
+                    done.append({name: value.cpu() for name, value in part.items()})  # waits for the device
                     tracker.update(tracker.done + len(done[-1]["labels"]))
                 parts.write(rows, {name: torch.cat([part[name] for part in done]) for name in done[0]})
 
@@ -159,8 +160,8 @@ def _content(images: ImageSet, config: Config) -> str:
 
 @torch.no_grad()
 def _encoded(autoencoder: VQVAE, batch: Batch) -> dict[str, Tensor]:
-    """The codes of a batch, the low 16 bits of each, and its labels."""
+    """The codes of a batch, the low 16 bits of each, and its labels; on the device, which may still be computing them."""
     pixels, labels = batch
     levels = autoencoder.encode(scaled(pixels)).levels
-    codes = {f"level_{index}": level.to(torch.int16).cpu() for index, level in enumerate(levels)}
-    return {**codes, "labels": labels.cpu()}
+    codes = {f"level_{index}": level.to(torch.int16) for index, level in enumerate(levels)}
+    return {**codes, "labels": labels}

@@ -75,6 +75,8 @@ class Feed:
         if self.copying is not None and self.ahead is None and self.failure is None:
             try:
                 self.ahead = self._copy()
+            except KeyboardInterrupt:
+                raise
             except BaseException as error:
                 self.failure = error
 

@@ -11,6 +11,7 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.grid import save_grid
 from vqvae2.generate.sample import batches
+from vqvae2.prior.captured import StepGraphs
 from vqvae2.train.folder import load_prior, samples_file, sharp_autoencoder, sharp_file
 
 
@@ -26,10 +27,10 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
     prior = load_prior(folder, config, device, level + 1, digest)
     labels = torch.arange(count) % classes if classes else None
     sampling, finer = config.sampling.coarsest(level + 1), config.geometry.grids[level + 1 :]
-    pictures = []
+    pictures, graphs = [], StepGraphs()
     for numbers in batches([range(count)], sampling.batch):
         own = None if labels is None else labels[numbers.start : numbers.stop]
-        drawn = prior.sample(numbers, own, sampling, seed=config.seed)
+        drawn = prior.sample(numbers, own, sampling, seed=config.seed, graphs=graphs)
         rest = (torch.zeros(len(numbers), *grid, dtype=torch.int64, device=device) for grid in finer)
         pictures.append(autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1).cpu())
     save_grid(torch.cat(pictures), samples_file(folder, level), columns=8)

@@ -251,7 +251,8 @@ def restore(step: Restorable, tensors: Mapping[str, Tensor], steps: int) -> dict
     for name, weight in step.network.named_parameters():
         if name not in moments["exp_avg"]:
             continue
-        state: dict[str, Any] = {"step": torch.tensor(float(steps))}
+        there = own(weight).device if step.optimizer.defaults.get("fused") else None
+        state: dict[str, Any] = {"step": torch.tensor(float(steps), device=there)}
         for moment, rows in moments.items():
             state[moment] = torch.zeros_like(weight, requires_grad=False)
             own(state[moment]).copy_(rows[name])

@@ -169,8 +169,13 @@ class State:
         optimizer = self.step.optimizer
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         for name, value in tensors.items():
-            if value.ndim and value.shape != weights[int(name.partition(".")[0])].shape:
+            weight = weights[int(name.partition(".")[0])]
+            if value.ndim and value.shape != weight.shape:
                 raise ValueError(f"the optimiser's {name} has the shape {list(value.shape)}")
+            if (
+                value.ndim
+            ):  # the fused optimiser refuses moments that lie in memory otherwise than their weight
+                tensors[name] = torch.empty_like(weight, dtype=value.dtype, device="cpu").copy_(value)
         tensor_file.unpack_optimizer(optimizer, tensors, optimizer.state_dict())
 
 

@@ -166,10 +166,13 @@ class TrainingStep:
         """Put the batch where the static step reads it, and do that step; make it first if there is none."""
         if self.replay is None:
             self.inputs = mapped(batch, Tensor.clone)
+            reason = ""
             try:
                 self.replay = self._captured() if self.choices.captured else lambda: self._work(self.inputs)
             except RuntimeError as error:
-                self._give_up(str(error))
+                reason = str(error)
+            if self.replay is None:  # only here, where the error no longer holds the memory of the capture
+                self._give_up(reason)
                 self._seed(seed)
                 self._work(batch)
                 return

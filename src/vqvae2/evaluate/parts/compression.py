@@ -29,7 +29,7 @@ from vqvae2.data.folder_files import list_folder
 from vqvae2.data.pixels import psnr, to_float, to_uint8
 from vqvae2.errors import UserError
 from vqvae2.evaluate.context import Context
-from vqvae2.evaluate.image_metrics import multiscale_similarity
+from vqvae2.evaluate.image_metrics import multiscale_similarity, perceptual_distance
 from vqvae2.evaluate.other_codecs import OtherCodec, other_codecs
 from vqvae2.evaluate.parts.base import Part, PartResult, Picture, Plot
 from vqvae2.evaluate.parts.drawing import SHOWN, sheet
@@ -72,7 +72,7 @@ def measure(context: Context) -> PartResult:
     assert run is not None
     originals, labels = _originals(context)
     weights = context.options.perceptual
-    distance = None if weights is None else PerceptualDistance.read(weights)
+    distance = None if weights is None else PerceptualDistance.read(weights).to(context.device)
     codec = Codec(run.autoencoder, run.config.data.shape, run.prior)
     result = PartResult()
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in originals]
@@ -189,8 +189,7 @@ def _figures(
         pixels = to_float(to_uint8(decoded))
         figures.setdefault("psnr", []).extend(psnr(pixels, originals).tolist())
         if distance is not None:
-            with torch.no_grad():
-                found = distance(_middle(pixels), _middle(originals))
+            found = perceptual_distance(_middle(pixels), _middle(originals), distance)
             figures.setdefault("perceptual", []).extend(found.tolist())
         similarity = multiscale_similarity(pixels, originals)
         if similarity is not None:

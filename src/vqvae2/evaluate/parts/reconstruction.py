@@ -16,6 +16,7 @@ from vqvae2.evaluate.encoding import Encoder
 from vqvae2.evaluate.image_metrics import (
     mean_squared_error,
     multiscale_similarity,
+    perceptual_distance,
     scales,
     structural_similarity,
 )
@@ -66,7 +67,7 @@ def _measures(decoded: Tensor, originals: Tensor, distance: PerceptualDistance |
         "psnr": psnr(decoded, originals).double(),
         "ssim": structural_similarity(decoded, originals),
         "ms_ssim": multiscale_similarity(decoded, originals),
-        "perceptual": None if distance is None else distance(decoded, originals).double(),
+        "perceptual": None if distance is None else perceptual_distance(decoded, originals, distance),
     }
     return {name: values for name, values in measures.items() if values is not None}
 
@@ -85,7 +86,7 @@ def _levels(encoders: Mapping[str, Encoder], plain: VQVAE, images: NamedImages) 
 def measure(context: Context) -> PartResult:
     """Of all held-out images, and of as many training images or `n` of them if that is more."""
     weights = context.options.perceptual
-    distance = None if weights is None else PerceptualDistance.read(weights)
+    distance = None if weights is None else PerceptualDistance.read(weights).to(context.device)
     limit = max(len(context.heldout), context.options.n)
     sets = [context.training.first(limit), context.heldout]
     assert context.run is not None
