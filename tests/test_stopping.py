@@ -143,3 +143,18 @@ def test_both_signals_are_confirmed(first: signal.Signals, second: signal.Signal
         f"{second.name}, the second signal: stopping at once, the steps since the last saved state are lost"
     ]
     assert stopping.exit_code() == CODES[second]
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_torchrun_hands_on_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler signals all processes, and torchrun hands its own signal on: the state was lost. A later one is a second one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stopping.interrupt_on_signals()
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt), stop_requests(said.append):  # noqa: PT012
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert len(said) == 1
+        monkeypatch.setattr(stopping, "_REPEATED", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+    assert len(said) == 2

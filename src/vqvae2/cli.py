@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -130,10 +131,13 @@ def main(arguments: list[str] | None = None) -> None:
             _fail(f"interrupted: {error}; the same command continues from there", 128 + number)
         if reason := shortage(error) or bad_path(error):
             _fail(reason, 2)
-        if processes.another_ended(error):
-            _fail("another process of this command ended; the same command goes on where it stopped", 1)
+        if reason := processes.group_error(error):
+            _fail(reason, 1)
         processes.first_to_fail()  # the others need not say that this one ended
-        raise
+        if processes.launched()[1] == 1:
+            raise
+        traceback.print_exc()
+        together.leave(1)  # an orderly end would wait for the others, who wait for this one
 
 
 def _fail(message: str, code: int) -> NoReturn:

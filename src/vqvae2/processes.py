@@ -2,7 +2,7 @@
 
 launched()  how many processes there are, and which one this is, before they have joined
 Group       the same after they have joined, with what they do together
-first_to_fail(), another_ended()    one of them fails, all end, and one line is written
+first_to_fail(), group_error()  one of them fails, all end, and one line is written
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ T = TypeVar("T")
 
 _PATIENCE = 5.0  # seconds in which the main process has said what it has to say
 _KEY = "vqvae2/first to fail"
+_GONE = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "remote process exit",
+)  # in messages of gloo and NCCL
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,12 @@ class Group:
     def wait(self) -> None:
         """Return when every process has called this."""
         if self.count > 1:
+            import torch
             from torch import distributed as dist
 
-            dist.barrier()
+            # without being told, NCCL may take the card whose number is the rank, which is another one's on several machines
+            cards = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+            dist.barrier(device_ids=cards)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -123,12 +132,22 @@ def first_to_fail() -> bool:
         return True
 
 
-def another_ended(error: BaseException) -> bool:
-    """Whether an exception says that a process of the group no longer answers."""
+def group_error(error: BaseException) -> str:
+    """One sentence for an exception of the communication between the processes; "" for any other one, and without `torchrun`.
+
+    What says that another process no longer answers is told from what keeps the processes from working together at all, such as a card
+    that two of them were given, or too little shared memory in a container.
+    """
     if launched()[1] == 1 or not isinstance(error, RuntimeError):
-        return False
+        return ""
     from torch import distributed as dist
 
     text = str(error)
-    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
+    if isinstance(error, dist.DistNetworkError) or any(sign in text for sign in _GONE):
+        return "another process of this command ended; the same command goes on where it stopped"
+    if not isinstance(error, dist.DistError) and not any(library in text for library in ("gloo", "NCCL")):
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines.index("Last error:") + 1 if "Last error:" in lines else len(lines)
+    told = dict.fromkeys([*lines[:1], *lines[last : last + 1]])
+    return f"the processes cannot work together: {'; '.join(told)}"

@@ -18,9 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from vqvae2.processes import launched
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _POLL = 0.05  # seconds between two looks whether an import has ended
 _LONGEST = 60.0  # seconds for which an import keeps a signal waiting
+_REPEATED = 2.0  # seconds in which a second SIGTERM under `torchrun` is the same request
 
 _received: list[int] = []
 _waiting: list[float] = []  # when the first signal arrived during an import
@@ -119,16 +122,24 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[StopRequest]:
         return
     usual = {number: signal.getsignal(number) for number in SIGNALS}
     usual = {number: handler for number, handler in usual.items() if handler is not signal.SIG_IGN}
+    first = 0.0  # when the first signal came
 
     def restore() -> None:
         for number, handler in usual.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
         if not request.number:
-            request.number = number
+            request.number, first = number, time.monotonic()
             say(f"{name(number)}: the state is saved after this step; a second signal stops at once")
             return
+        if (
+            number == request.number != signal.SIGINT
+            and launched()[1] > 1
+            and time.monotonic() - first < _REPEATED
+        ):
+            return  # a scheduler signals every process, and torchrun hands its own signal on
         restore()
         say(
             f"{name(number)}, the second signal: stopping at once, the steps since the last saved state are lost"

@@ -87,7 +87,7 @@ def encode(
         reporter.say(f"{out}: all codes were there already")
         return open_codes(out).about if group.main else None
     parts = _parts(work, len(images), run, vectors)
-    _fill(parts, run, images, vectors, accelerator, reporter)
+    _fill(parts, run, images, vectors, group, reporter)
     group.wait()
     images.close()
     if not group.main:
@@ -178,15 +178,16 @@ def _fill(
     run: Run,
     images: ImageSet,
     vectors: Vectors,
-    accelerator: Accelerator,
+    group: Group,
     reporter: Reporter,
 ) -> None:
     """Write this process's share of the parts that are missing."""
     from vqvae2.codec.code_file import write_part
 
-    missing = [numbers for numbers, file in parts.items() if not file.exists()]
-    accelerator.wait_for_everyone()  # so that every process sees the same parts
-    own = missing[accelerator.process_index :: accelerator.num_processes]
+    group.wait()  # until every process has looked
+    # a file system of several machines may show each of them something else for a while
+    missing = group.agreed([numbers for numbers, file in parts.items() if not file.exists()])
+    own = group.share(missing)
     if not own:
         return
     with reporter.track("codes", sum(map(len, own)), unit="images") as tracker:

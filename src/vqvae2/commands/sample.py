@@ -129,6 +129,7 @@ def sample(
     """
     from vqvae2.config.numbers import whole
     from vqvae2.prior.draw import check_seed
+    from vqvae2.processes import Group
     from vqvae2.train.loop import make_accelerator
 
     accelerator = accelerator or make_accelerator()
@@ -140,7 +141,11 @@ def sample(
     run.prior  # noqa: B018 - loads, so that a missing model is reported before the folder is made
     with accelerator.main_process_first():
         jobs = _jobs(run, out, request, labels, candidates, about)
-    accelerator.wait_for_everyone()
+    group = Group(accelerator.process_index, accelerator.num_processes)
+    group.wait()  # until every process has looked
+    # a file system of several machines may show each of them something else for a while
+    missing = group.agreed([job.missing for job in jobs])
+    jobs = [replace(job, missing=ranges) for job, ranges in zip(jobs, missing, strict=True)]
     begun = time.perf_counter()
     batch = (request.sampling or run.sampling).batch
     for job in jobs:

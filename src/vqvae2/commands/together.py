@@ -37,6 +37,10 @@ def join(arguments: list[str]) -> None:
         raise UserError(f"`vqvae2 {arguments[0]}` runs in one process: start it without torchrun")
     from vqvae2.train.device import make_accelerator
 
+    if (set_by_hand := os.environ.get("ACCELERATE_TORCH_DEVICE", "cpu")) != "cpu":
+        raise UserError(
+            f"under torchrun each process takes a card of its own: unset ACCELERATE_TORCH_DEVICE ({set_by_hand})"
+        )
     with environment(_device(arguments)):  # which is asked for only once in a process
         make_accelerator()
 

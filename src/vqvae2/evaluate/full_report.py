@@ -46,6 +46,11 @@ def write_report(
     """
     group = context.group
     wanted, left_out = wanted_parts(context)
+    together = group.agreed([part.name for part in wanted])
+    wanted = [part for part in wanted if part.name in together]
+    if len(wanted) < len(together):
+        reasons = [f"{name}: {reason}" for name, reason in left_out.items() if name in together]
+        raise UserError(f"process {group.rank} cannot take part, but the first one can: {'; '.join(reasons)}")
     for part in wanted if group.count > 1 else ():
         _prepare(part, context)
     context.group = Group()  # what the others have made is in the context now

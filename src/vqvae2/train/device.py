@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -72,11 +73,14 @@ def make_accelerator(precision: str = "no") -> Accelerator:
         raise TrainingError(f"cannot train in precision {precision!r}: {error}") from error
     if not grouped and dist.is_available() and dist.is_initialized():
         atexit.register(_destroy_group)
+        if accelerator.device.type == "cuda":  # a fault of NCCL is met here, and later calls take this card
+            dist.all_reduce(torch.zeros(1, device=accelerator.device))
     return accelerator
 
 
 def _destroy_group() -> None:
-    if dist.is_initialized():
+    """End the group, unless an exception ends this process: the others may be waiting in a collective, and would be waited for."""
+    if dist.is_initialized() and getattr(sys, "last_value", None) is None:
         dist.destroy_process_group()
 
 

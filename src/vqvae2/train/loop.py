@@ -25,6 +25,7 @@ from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import StageFolder
+from vqvae2.processes import Group
 from vqvae2.stopping import StopRequest, stop_requests
 from vqvae2.train.device import (
     Choices,
@@ -40,6 +41,10 @@ from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
 from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_outcome, write_metrics
 from vqvae2.train.step import TrainingStep
+
+_AGREE = (
+    5.0  # seconds after which the processes agree on whether one was asked to stop, if no line is due before
+)
 
 __all__ = [
     "Interrupted",
@@ -197,7 +202,10 @@ class _Trainer:
             self.state = ShardedState(self.step, objective.counts(), accelerator=accelerator)
         self.state_file = StageFolder(folder).checkpoint
         self.metrics_file = StageFolder(folder).metrics
-        if self.state_file.exists():
+        group = Group(accelerator.process_index, accelerator.num_processes)
+        if group.agreed(
+            self.state_file.exists()
+        ):  # whatever a file system of several machines shows each of them
             if not choices.sharded and holds_shards(self.state_file):
                 load_sharded(self.state, self.state_file, self.main, accelerator)
             else:
@@ -206,6 +214,10 @@ class _Trainer:
             cut_metrics(self.metrics_file, self.outcome.step)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are not yet written
         self.seconds = 0.0  # that all processes agree on
+        self.agreed: tuple[int, float] | None = (
+            None  # the step and the seconds at which all processes agreed last
+        )
+        self.agreeing = 0  # the step at which they agree next, if nothing is due before
         self.asked = 0  # the signal that asks to stop, as all processes agree; 0 = none
         self.said_refused = False
 
@@ -241,7 +253,7 @@ class _Trainer:
                     self.pending.append((outcome.step, figures))
                 due = outcome.step == config.steps or not outcome.step % config.evaluate_every
                 due_line = due or not outcome.step % config.log_every
-                if world == 1 or due_line:
+                if world == 1 or due_line or outcome.step >= self.agreeing:
                     self._agree(stop)
                 due = due or self._out_of_time()
                 if due or due_line or self.asked:
@@ -276,12 +288,15 @@ class _Trainer:
         return bool(self.config.minutes) and self.seconds >= 60 * self.config.minutes
 
     def _agree(self, stop: StopRequest) -> None:
-        """Agree on the time spent, as the main process has it, and on whether any process was asked to stop; a collective."""
-        seconds, asked = self.outcome.seconds, stop.number
+        """Agree on the time spent, as the main process has it, on whether any process was asked to stop, and on the step after which to
+        agree next; a collective."""
+        step, seconds, asked = self.outcome.step, self.outcome.seconds, stop.number
         if self.accelerator.num_processes > 1:
             asked = int(self.accelerator.gather(torch.tensor([asked], device=self.choices.device)).max())
-            if self.config.minutes:
-                seconds = float(broadcast(torch.tensor(seconds, device=self.choices.device)))
+            seconds = float(broadcast(torch.tensor(seconds, device=self.choices.device)))
+            before, then = self.agreed or (step, seconds - _AGREE)
+            pace = (seconds - then) / max(1, step - before)
+            self.agreed, self.agreeing = (step, seconds), step + max(1, int(_AGREE / max(pace, 1e-6)))
         self.asked = asked
         self.seconds = seconds if self.config.minutes else 0.0
 
