@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import sys
-import traceback
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -134,10 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
         if reason := processes.group_error(error):
             _fail(reason, 1)
         processes.first_to_fail()  # the others need not say that this one ended
-        if processes.launched()[1] == 1:
-            raise
-        traceback.print_exc()
-        together.leave(1)  # an orderly end would wait for the others, who wait for this one
+        together.leave_with_traceback()
+        raise
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -36,7 +36,15 @@ def suggested(*words: object) -> str:
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOTDIR)
+_BAD_PATH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EILSEQ,
+)
 _OUT_OF_MEMORY = (  # of torch's allocators on the host and on accelerators, of Python's threads, of oneDNN
     "DefaultCPUAllocator: can't allocate memory",
     "out of memory",

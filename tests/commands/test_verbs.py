@@ -60,7 +60,10 @@ def test_quiet_prints_the_result_and_no_progress(
     assert said.err.count("\n") == 1
 
 
-def test_a_device_is_used(trained: Path, command: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_device_is_used(
+    trained: Path, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
     said = command("sample", trained, "--n", 2, "--out", tmp_path / "a", "--device", "cpu")
     assert said.code == 0
     assert "ACCELERATE_TORCH_DEVICE" not in os.environ

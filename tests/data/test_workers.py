@@ -18,6 +18,8 @@ from vqvae2.data.batches import sequential
 from vqvae2.data.handover import Parcel, dropped, packed
 from vqvae2.data.workers import Decoder
 
+linux = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs the shared memory of Linux")
+
 
 def test_worker_processes_give_the_same(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 80, ("a", "b"))
@@ -68,6 +70,7 @@ def gone(parcel: Parcel) -> bool:
     return False
 
 
+@linux
 @pytest.mark.parametrize("kind", [np.uint8, np.int16])
 def test_pixels_pass_through_shared_memory_unchanged(kind: type) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (5, 300, 301, 3)).astype(kind)
@@ -87,6 +90,7 @@ def test_pixels_pass_through_shared_memory_unchanged(kind: type) -> None:
     assert handover.opened(few) is few
 
 
+@linux
 def test_without_room_in_shared_memory_the_pipe_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.zeros((5, 300, 301, 3), np.uint8)
     made: list[str] = []
@@ -105,6 +109,7 @@ def test_without_room_in_shared_memory_the_pipe_serves(monkeypatch: pytest.Monke
     assert packed(pixels) is pixels
 
 
+@linux
 def test_workers_hand_over_batches_in_shared_memory_and_give_back_what_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

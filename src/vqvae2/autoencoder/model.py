@@ -170,7 +170,7 @@ class VQVAE(nn.Module):
         try:
             for quantizer in training:
                 quantizer.eval()
-            with without_tf32(images.device):
+            with without_tf32(self._device()):
                 return Codes(tuple(level.encoding_indices for level in self._quantize(images)))
         finally:
             for quantizer in training:
@@ -196,6 +196,7 @@ class VQVAE(nn.Module):
         use = count if levels is None else levels
         if not 1 <= use <= count:
             raise CodesError(f"expected levels between 1 and {count}, found {levels}")
+        codes = codes.to(self._device())
         finest = codes.levels[-1]
         scale = self.config.strides[0]
         if not torch.compiler.is_compiling():  # the check reads values
@@ -210,6 +211,9 @@ class VQVAE(nn.Module):
     def _levels(self) -> list[_Level]:
         return [level for level in self.levels if isinstance(level, _Level)]
 
+    def _device(self) -> torch.device:
+        return self._levels()[0].projection.weight.device
+
     def check_images(self, images: Tensor) -> None:
         """Raise `ConfigError` unless images are floating-point numbers [B, channels, H, W] with sizes that the strides divide."""
         self.config.check_images(tuple(images.shape))
@@ -218,8 +222,8 @@ class VQVAE(nn.Module):
 
     def _quantize(self, images: Tensor) -> list[Quantized]:
         self.check_images(images)
-        dtype = self._levels()[0].projection.weight.dtype
-        features, x = [], images.to(dtype).contiguous(memory_format=torch.channels_last)
+        weight = self._levels()[0].projection.weight
+        features, x = [], images.to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last)
         for level in reversed(self._levels()):  # the encoders run from the image down to the coarsest grid
             x = level.encoder(x)
             features.append(x)

@@ -115,7 +115,7 @@ class PerceptualDistance(nn.Module):
 
     def between(self, images: Tensor, aims: list[Tensor]) -> Tensor:
         """As `forward`, to originals of which `aims` is kept because they are compared more than once."""
-        total = torch.zeros(len(images), device=images.device)
+        total = torch.zeros(len(images), device=self.mean.device)
         for head, own, aim in zip(self.heads, self._units(images), aims, strict=True):
             total = total + ((own - aim).square() * head[:, None, None]).sum(1).mean((1, 2))
         return total
@@ -132,7 +132,7 @@ class PerceptualDistance(nn.Module):
             images: [B, C, H, W] in [-1, 1]; grey is taken as RGB, and RGBA without its alpha.
         """
         x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-        x = (x - self.mean) / self.std
+        x = (x.to(self.mean.device) - self.mean) / self.std
         stages = []
         for index, layer in enumerate(self.features):
             x = layer(x)

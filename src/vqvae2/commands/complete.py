@@ -233,7 +233,7 @@ def _write(
     result = {
         **about,
         "sheet": str(sheet),
-        "redrawn": [float(where.double().mean()) for where in kept.redrawn],
+        "redrawn": [float(where.cpu().double().mean()) for where in kept.redrawn],
         "bits": whole.tolist(),
         "kept_bits": own.tolist(),
         "accepted": torch.cat(accepted, 1).mean(1).tolist(),

@@ -88,6 +88,7 @@ def _file_name(name: str, taken: set[str]) -> str:
 
     Parts that would leave the folder, and characters that a file system may refuse, are replaced.
     """
+    from vqvae2.commands.images import as_one_name
     from vqvae2.data.frames import plain_stem
 
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", ".", "..")]
@@ -96,8 +97,8 @@ def _file_name(name: str, taken: set[str]) -> str:
     stem = whole.with_name(plain_stem(Path(whole.name)))
     for number in itertools.count(1):
         file = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
-        if file.casefold() not in taken:
-            taken.add(file.casefold())
+        if as_one_name(file) not in taken:
+            taken.add(as_one_name(file))
             return file
     raise AssertionError("the numbers never end")
 

@@ -7,12 +7,12 @@ its steps are captured.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -114,7 +114,7 @@ def say_estimate(
         "Decoding the images and evaluations come on top; patience may end a stage earlier"
     )
     free = free_memory(device)
-    if free is not None and memory > free:
+    if memory > free:
         reporter.say(
             f"warning: only {amount(free)} are free; set accumulate of the larger stages (`--set train_autoencoder.accumulate=4`), "
             "which takes less memory for the same batch, or choose a smaller preset"
@@ -138,17 +138,12 @@ def amount(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated on a device; None if the system does not say."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError):
-        return None
+    free = int(psutil.virtual_memory().available)
+    return min(free, int(torch.mps.recommended_max_memory())) if device.type == "mps" else free
 
 
 def _done(stage: StageFolder) -> int:
@@ -181,8 +176,8 @@ def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:
         for _ in range(2):  # the first one is the warm-up
             begun = time.perf_counter()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
         return images * cost.training / (time.perf_counter() - begun)
 
 
@@ -190,10 +185,9 @@ def _timed_images(config: Config, cost: Cost, device: torch.device) -> int:
     """How many images the step has that is timed: on a card, whose speed depends on it, the batch if it takes half of the free memory
     at most."""
     batch = max(1, cost.settings.batch // cost.settings.accumulate)
-    free = free_memory(device) if device.type == "cuda" else None
-    if free is None:
+    if device.type == "cpu":
         return max(1, min(batch, int(_WORK // cost.training)))
-    return max(1, min(batch, int(batch * free / (2 * _memory(cost, config, device)))))
+    return max(1, min(batch, int(batch * free_memory(device) / (2 * _memory(cost, config, device)))))
 
 
 def _autoencoder(config: Config, images: int, device: torch.device) -> Callable[[], None]:

@@ -61,7 +61,7 @@ def reconstruct(
             with a file that would be overwritten.
         DataError: a file that cannot be used.
     """
-    from vqvae2.commands.images import free_name, image_files_of, shared_images
+    from vqvae2.commands.images import as_one_name, free_name, image_files_of, shared_images
     from vqvae2.data.frames import plain_stem
     from vqvae2.files.output import claim, make_folder
     from vqvae2.files.parts import Kept
@@ -71,7 +71,7 @@ def reconstruct(
     group, name = group or Group(), run.decoder_name(decoder)
     shared = shared_images(run, paths, 1, group, report)
     make_folder(out)
-    taken = {file.name.casefold() for file in shared.files if file.resolve().parent == out.resolve()}
+    taken = {as_one_name(file.name) for file in shared.files if file.resolve().parent == out.resolve()}
     stems = [
         out / free_name(plain_stem(file), (".png", "-levels.png", ".tif", ".npy"), taken)
         for file in shared.files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import typer
@@ -58,6 +59,13 @@ def leave(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def leave_with_traceback() -> None:
+    """Under `torchrun`: write the traceback of the present exception and end this process; the others may be waiting for it."""
+    if processes.launched()[1] > 1:
+        traceback.print_exc()
+        leave(1)
 
 
 def say_last(message: str) -> None:

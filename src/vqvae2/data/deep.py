@@ -210,7 +210,7 @@ def to_values(image: Tensor, config: DataConfig) -> NDArray[Any]:
     With whole bounds they are rounded to the smallest of uint8, uint16, int16 and int32 that holds them, else float32.
     """
     low, high = bounds(config)
-    share = image.detach().double().add(1).div(2).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    share = image.detach().cpu().double().add(1).div(2).clamp(0, 1).permute(1, 2, 0).numpy()
     values = low + share * (high - low)
     if low != int(low) or high != int(high) or max(abs(low), abs(high)) > 2**30 or high - low < 2:
         return values.astype(np.float32)

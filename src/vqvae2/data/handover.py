@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 
 from vqvae2.data.pixels import Pixels
 
+_SHARED = Path("/dev/shm")  # where Linux has its shared memory
 _LEAST = 2**20  # bytes from which on shared memory is used (our decision)
 
 
@@ -34,7 +36,7 @@ class Parcel:
 
 def packed(pixels: Pixels) -> Pixels | Parcel:
     """What a worker sends: a parcel if there is room for one, else the pixels themselves."""
-    if pixels.nbytes < _LEAST:
+    if pixels.nbytes < _LEAST or not _SHARED.is_dir():
         return pixels
     try:
         memory = SharedMemory(create=True, size=pixels.nbytes)
@@ -78,7 +80,7 @@ def _reserve(memory: SharedMemory, size: int) -> None:
     Raises:
         OSError: there is too little, or this system cannot say.
     """
-    file = os.open(f"/dev/shm/{memory.name}", os.O_RDWR)
+    file = os.open(_SHARED / memory.name, os.O_RDWR)
     try:
         os.posix_fallocate(file, 0, size)
     finally:

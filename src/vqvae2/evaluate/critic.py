@@ -40,6 +40,7 @@ from vqvae2.files.lock import locks
 from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
+from vqvae2.prior.draw import exact
 from vqvae2.processes import Group
 
 RESNET = "resnet"
@@ -103,9 +104,9 @@ class Critic:
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """p(label | image), [B], of images [B, C, H, W] in [-1, 1].
 
-        It is float64, because float32 would round probabilities near 1 to equal scores.
+        It is float64, because float32 would round probabilities near 1 to equal scores; on the CPU if the device has no float64.
         """
-        probabilities = self.classifier(images).double().softmax(1)
+        probabilities = exact(self.classifier(images)).softmax(1)
         return probabilities.gather(1, labels.to(probabilities.device)[:, None])[:, 0]
 
 

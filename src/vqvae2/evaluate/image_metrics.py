@@ -42,9 +42,9 @@ def mean_squared_error(images: Tensor, originals: Tensor, span: float = 2.0) -> 
 @torch.no_grad()
 def perceptual_distance(images: Tensor, originals: Tensor, network: PerceptualDistance) -> Tensor:
     """The perceptual distance, at least 0, [B], on the CPU; both [B, C, H, W] in [-1, 1]. Computed in float32 where the network is."""
-    device = network.mean.device
-    with without_tf32(device):
-        return network(images.to(device), originals.to(device)).double().cpu()
+    with without_tf32(network.mean.device):
+        distances: Tensor = network(images, originals)
+    return distances.cpu().double()
 
 
 def structural_similarity(images: Tensor, originals: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def scored(part: Drawn, scorer: Scorer) -> Scored:
         UserError: the scorer does not return one finite score per image.
     """
     assert part.labels is not None
-    scores = scorer(part.images, part.labels).double().cpu()
+    scores = scorer(part.images, part.labels).cpu().double()
     if scores.shape != part.labels.shape or not scores.isfinite().all():
         raise UserError(
             f"expected a finite score for each of {len(part.labels)} images, found {tuple(scores.shape)} "

@@ -21,8 +21,8 @@ _PART = 128  # queries whose scores are held at once where no fused kernel drops
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Causal attention, inclusive of the own position, without ever N x N scores.
 
-    The fused kernel of CPUs has no dropout. With dropout, a CPU therefore takes the queries in parts, each with the keys up to
-    its last query, and the backward pass computes the scores of a part again instead of keeping them.
+    The fused kernel of CPUs has no dropout, and that of MPS no backward pass either. Where it cannot be used, the queries are taken in parts, each
+    with the keys up to its last query, and the backward pass computes the scores of a part again instead of keeping them.
 
     Args:
         q, k, v: [B, heads, N, D], D contiguous.
@@ -37,7 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         result: Tensor = handle_torch_function(attend, (q, k, v), q, k, v, dropout)
         return result
     n = q.shape[2]
-    if not dropout or q.device.type != "cpu" or n <= 2 * _PART:
+    if not in_parts(q, dropout):
         if dropout and shared() and q.device.type == "cpu":
             return _attend_last(q, k, v, dropout)
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -47,6 +47,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         inputs = q[:, :, start:end], k[:, :, :end], v[:, :, :end], dropout
         parts.append(checkpoint(_attend_last, *inputs, use_reentrant=False))
     return torch.cat(parts, 2)
+
+
+def in_parts(q: Tensor, dropout: float) -> bool:
+    """Whether `attend` takes these queries in parts."""
+    backward = q.device.type == "mps" and torch.is_grad_enabled() and q.requires_grad
+    lacking = q.device.type in ("cpu", "mps") and (bool(dropout) or backward)
+    return lacking and q.shape[2] > 2 * _PART
 
 
 def _attend_last(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:

@@ -51,7 +51,7 @@ def make_accelerator(precision: str = "no") -> Accelerator:
         precision: as `Hardware.precision`.
 
     Raises:
-        TrainingError: the device cannot train in this precision.
+        TrainingError: the device cannot train in this precision, or not with several processes.
     """
     if (
         torch.cuda.is_available()
@@ -61,11 +61,14 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     if precision == "fp16":
         raise TrainingError("cannot train in precision 'fp16': use bf16, or no for float32")
     precision = chosen_precision(precision)
+    device = best_device()
+    if device.type == "mps" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("several processes cannot share an Apple GPU: add --device cpu")
     grouped = dist.is_available() and dist.is_initialized()
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the others wait while one process decodes
     try:
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # without this, accelerate makes no group of CPU processes
+            cpu=device.type == "cpu",  # without this, accelerate makes no group of CPU processes
             mixed_precision=precision,
             kwargs_handlers=[patient],
         )
@@ -73,7 +76,7 @@ def make_accelerator(precision: str = "no") -> Accelerator:
         raise TrainingError(f"cannot train in precision {precision!r}: {error}") from error
     if not grouped and dist.is_available() and dist.is_initialized():
         atexit.register(_destroy_group)
-        if accelerator.device.type == "cuda":  # a fault of NCCL is met here, and later calls take this card
+        if device.type == "cuda":  # a fault of NCCL is met here, and later calls take this card
             dist.all_reduce(torch.zeros(1, device=accelerator.device))
     return accelerator
 

@@ -37,7 +37,7 @@ def palette(codebook: Tensor) -> Tensor:
 
     They are the first three principal components of the codebook, each spread evenly over the range by rank.
     """
-    vectors = codebook.detach().double().cpu()
+    vectors = codebook.detach().cpu().double()
     centred = vectors - vectors.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     turned = centred @ directions[:3].T

@@ -75,14 +75,9 @@ class Studio:
         """Draw new images; the name of the job."""
         self._needs_priors()
         batch = max(1, -(-request.n // 4))  # four steps, so that the first images are soon there
-        drawn = self.run.draw(
-            request.n,
-            request.label,
-            request.seed,
-            self._sampling(request, batch),
-            None,
-            request.decoder,
-        )
+        sampling = self._sampling(request, batch)
+        with self.jobs.lock:  # it loads what is not loaded yet
+            drawn = self.run.draw(request.n, request.label, request.seed, sampling, None, request.decoder)
 
         def steps() -> Iterator[Step]:
             for part in drawn:
@@ -115,7 +110,9 @@ class Studio:
                     for level in self.run.prior.log_prob_map(codes)
                 ]
             count = len(codes.levels)
-            decoded = [self.run.decoder(None, levels).decode(codes, levels) for levels in range(1, count + 1)]
+            counts = range(1, count + 1)
+            decoded = [self.run.decoder(None, levels).decode(codes, levels).cpu() for levels in counts]
+            codes = codes.to("cpu")  # what follows may run beside a job, and MPS serves one thread at a time
         name = secrets.token_urlsafe(8)
         self._uploads[name] = _Upload(image, codes)
         while len(self._uploads) > _KEPT:
@@ -127,7 +124,7 @@ class Studio:
                 "codes": codes_url(level[0], self.palettes[index]),
                 "different": len(set(level.flatten().tolist())),
                 "image": image_urls(decoded[index])[0],
-                "psnr": float(psnr(decoded[index].cpu(), image[None])[0]),
+                "psnr": float(psnr(decoded[index], image[None])[0]),
             }
             if bits:
                 entry |= {"bits": bits_url(bits[index], most), "sum": float(bits[index].sum())}
@@ -163,8 +160,9 @@ class Studio:
             torch.full_like(level, UNKNOWN) if index in again else level
             for index, level in enumerate(found.codes.levels)
         )
-        image = found.image.to(self.run.device)
-        return self._complete(request, Kept(image, None, image, Codes(tuple(levels))))
+        with self.jobs.lock:
+            image, codes = found.image.to(self.run.device), Codes(tuple(levels)).to(self.run.device)
+        return self._complete(request, Kept(image, None, image, codes))
 
     def compress(self, name: str) -> bytes:
         """An uploaded image as a compressed file.
@@ -189,9 +187,10 @@ class Studio:
     def _complete(self, request: Completion, kept: Kept) -> str:
         batch = max(1, -(-request.n // 4))
         sampling = self._sampling(request, batch)
-        drawn = self.run.complete(
-            kept, request.n, request.label, request.seed, request.passes, sampling, request.decoder
-        )
+        with self.jobs.lock:
+            drawn = self.run.complete(
+                kept, request.n, request.label, request.seed, request.passes, sampling, request.decoder
+            )
 
         def steps() -> Iterator[Step]:
             for part in drawn:

@@ -27,8 +27,8 @@ def speed(autoencoder: VQVAE, prior: HierarchicalPrior, images: NamedImages, bat
 
     def finish(call: Callable[[], object]) -> None:
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
 
     def seconds(call: Callable[[], object]) -> float:
         finish(call)
