@@ -226,10 +226,8 @@ def _matched(
     """
     files = [file_of(name) for name in names]
     by_path, by_name = _spellings(names, files)
-    by_rows: tuple[_Rows, _Rows] = (
-        {},
-        {},
-    )  # rows with a path, rows with a file name alone; each by the images it names
+    # of rows with a path, and of rows with a file name alone
+    by_rows: tuple[_Rows, _Rows] = ({}, {})
     unknown = unclear = 0
     for folder, rows in tables.items():
         for row in rows:
