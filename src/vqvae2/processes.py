@@ -18,12 +18,7 @@ T = TypeVar("T")
 
 _PATIENCE = 5.0  # seconds in which the main process has said what it has to say
 _KEY = "vqvae2/first to fail"
-_GONE = (
-    "closed by peer",
-    "reset by peer",
-    "Broken pipe",
-    "remote process exit",
-)  # in messages of gloo and NCCL
+_GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exit")  # of gloo and NCCL
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,7 @@ from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
 from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_outcome, write_metrics
 from vqvae2.train.step import TrainingStep
 
-_AGREE = (
-    5.0  # seconds after which the processes agree on whether one was asked to stop, if no line is due before
-)
+_AGREE = 5.0  # seconds, about, after which the processes agree again on whether one was asked to stop
 
 __all__ = [
     "Interrupted",
@@ -203,9 +201,7 @@ class _Trainer:
         self.state_file = StageFolder(folder).checkpoint
         self.metrics_file = StageFolder(folder).metrics
         group = Group(accelerator.process_index, accelerator.num_processes)
-        if group.agreed(
-            self.state_file.exists()
-        ):  # whatever a file system of several machines shows each of them
+        if group.agreed(self.state_file.exists()):  # a shared file system may not show it to all yet
             if not choices.sharded and holds_shards(self.state_file):
                 load_sharded(self.state, self.state_file, self.main, accelerator)
             else:
@@ -214,9 +210,7 @@ class _Trainer:
             cut_metrics(self.metrics_file, self.outcome.step)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are not yet written
         self.seconds = 0.0  # that all processes agree on
-        self.agreed: tuple[int, float] | None = (
-            None  # the step and the seconds at which all processes agreed last
-        )
+        self.agreed: tuple[int, float] | None = None  # the step and the seconds of the last agreement
         self.agreeing = 0  # the step at which they agree next, if nothing is due before
         self.asked = 0  # the signal that asks to stop, as all processes agree; 0 = none
         self.said_refused = False

@@ -39,10 +39,8 @@ def shard(network: nn.Module, accelerator: Accelerator) -> None:
     Raises:
         UserError: a torch that is too old.
     """
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (
-        2,
-        8,
-    ):  # which leave the weights whole after an evaluation
+    version = [int(part) for part in torch.__version__.split(".")[:2]]
+    if version < [2, 8]:  # it leaves the weights whole after an evaluation
         raise UserError(
             f"shard needs torch 2.8 or newer, and this is {torch.__version__}; leave it out, or update torch"
         )
