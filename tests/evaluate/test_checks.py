@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 import yaml
 
 from vqvae2.config.overrides import read_yaml
-from vqvae2.evaluate import context
+from vqvae2.errors import UserError
+from vqvae2.evaluate import context, full_report
+from vqvae2.evaluate.full_report import write_report
 from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.parts import codes
 from vqvae2.evaluate.parts.registry import asked_parts
 from vqvae2.evaluate.report import Page
 
@@ -83,6 +87,17 @@ def test_what_was_asked_for_and_cannot_be_is_no_success(
     said = command("evaluate", trained, "--out", tmp_path / "out", "--only", "distances,codes")
     assert said.code == 2
     assert "cannot measure distances: expected at least 6 images" in said.err
+
+
+def test_a_process_that_lacks_what_the_first_one_has_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights that are on one machine only: the others left the part out, and the first one waited for them."""
+    group = SimpleNamespace(rank=1, count=2, main=False, agreed=lambda names: ["codes", "distances"])
+    left_out = {"distances": "no file weights.pt"}
+    monkeypatch.setattr(full_report, "wanted_parts", lambda context: ([codes.PART], left_out))
+    with pytest.raises(UserError, match=r"process 1 cannot take part, .*: distances: no file weights\.pt"):
+        write_report(SimpleNamespace(group=group), "title", Path("out"))  # type: ignore[arg-type]
 
 
 def test_an_option_of_its_own_asks_for_a_part() -> None:
