@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqvae2.commands.options import ImagePaths, Json, RunName, print_json, refuse_unused
+from vqvae2.files.names import free_name, names_in
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def compress(
             itself is no image, or no file of the folders can be used.
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
-    from vqvae2.commands.images import as_one_name, free_name, side_by_side
+    from vqvae2.commands.images import side_by_side
     from vqvae2.data.frames import plain_stem
     from vqvae2.files.atomic import write_atomic
     from vqvae2.files.output import make_folder
@@ -69,7 +70,7 @@ def compress(
     usable = _usable(run, paths, resize, reporter.say)
     files = [file for file, _ in usable]
     make_folder(out)
-    taken = {as_one_name(file.name) for file in files if file.resolve().parent == out.resolve()}
+    taken = names_in(out, files)
     results: list[dict[str, Any]] = []
     with reporter.track("compress", len(files), unit="images") as tracker:
         for together in side_by_side([pixels for _, pixels in usable]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,19 +87,14 @@ def _file_name(name: str, taken: set[str]) -> str:
 
     Parts that would leave the folder, and characters that a file system may refuse, are replaced.
     """
-    from vqvae2.commands.images import as_one_name
     from vqvae2.data.frames import plain_stem
+    from vqvae2.files.names import free_name
 
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", ".", "..")]
     clean = ["".join(c if c.isprintable() and c not in '<>:"|?*' else "_" for c in part) for part in parts]
     whole = PurePosixPath(*clean) if clean else PurePosixPath("image")
     stem = whole.with_name(plain_stem(Path(whole.name)))
-    for number in itertools.count(1):
-        file = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
-        if as_one_name(file) not in taken:
-            taken.add(as_one_name(file))
-            return file
-    raise AssertionError("the numbers never end")
+    return f"{free_name(str(stem), ['.png'], taken)}.png"
 
 
 def command(

@@ -84,7 +84,7 @@ def decompress(
 
 def _stems(files: Sequence[Path], out: Path) -> list[Path]:
     """OUT/NAME of each file; a name that is taken gets a number."""
-    from vqvae2.commands.images import free_name
+    from vqvae2.files.names import free_name
 
     taken: set[str] = set()
     return [out / free_name(file.stem, (".png", *_VALUES), taken) for file in files]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,21 +177,6 @@ def side_by_side(pixels: Sequence[int]) -> Iterator[slice]:
         together += count
     if pixels:
         yield slice(begin, len(pixels))
-
-
-def as_one_name(name: str) -> str:
-    """What is equal for file names that some file systems take for one: whatever their case, and however their accents are spelled."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def free_name(stem: str, endings: Sequence[str], taken: set[str]) -> str:
-    """`stem`, or `stem` with a number, such that no file STEM + ENDING is in `taken` (see `as_one_name`); all of them are added."""
-    for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
-        files = {as_one_name(f"{name}{ending}") for ending in endings}
-        if not files & taken:
-            taken |= files
-            return name
-    raise AssertionError("the numbers never end")
 
 
 def image_files_of(stem: Path, run: Run) -> list[Path]:

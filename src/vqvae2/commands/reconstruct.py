@@ -16,6 +16,7 @@ from vqvae2.commands.options import (
     print_json,
     print_text,
 )
+from vqvae2.files.names import free_name, names_in
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def reconstruct(
             with a file that would be overwritten.
         DataError: a file that cannot be used.
     """
-    from vqvae2.commands.images import as_one_name, free_name, image_files_of, shared_images
+    from vqvae2.commands.images import image_files_of, shared_images
     from vqvae2.data.frames import plain_stem
     from vqvae2.files.output import claim, make_folder
     from vqvae2.files.parts import Kept
@@ -71,7 +72,7 @@ def reconstruct(
     group, name = group or Group(), run.decoder_name(decoder)
     shared = shared_images(run, paths, 1, group, report)
     make_folder(out)
-    taken = {as_one_name(file.name) for file in shared.files if file.resolve().parent == out.resolve()}
+    taken = names_in(out, shared.files)
     stems = [
         out / free_name(plain_stem(file), (".png", "-levels.png", ".tif", ".npy"), taken)
         for file in shared.files

@@ -141,13 +141,13 @@ def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, lab
 
 def _map_files(run: Run, files: Sequence[Path], folder: Path) -> list[list[Path]]:
     """The files for the maps of each image, one per level; their folder is made."""
-    from vqvae2.commands.images import as_one_name, free_name
     from vqvae2.data.frames import plain_stem
+    from vqvae2.files.names import free_name, names_in
     from vqvae2.files.output import make_folder
 
     make_folder(folder)
     endings = [f"-bits-{level}.png" for level in range(run.config.autoencoder.levels)]
-    taken = {as_one_name(file.name) for file in files if file.resolve().parent == folder.resolve()}
+    taken = names_in(folder, files)
     stems = [free_name(plain_stem(file), endings, taken) for file in files]
     return [[folder / f"{stem}{ending}" for ending in endings] for stem in stems]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from vqvae2.data.errors import DataError
 from vqvae2.data.split_names import choose_pair, folder_roles
 from vqvae2.errors import listed, printable
+from vqvae2.files.names import as_one_name
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 """Names of columns that hold classes; the first that exists is taken."""
@@ -65,7 +65,7 @@ def as_numbers(labels: Sequence[Any]) -> list[Any]:
 
 def plain_name(name: str) -> str:
     """The name of a class without what two of them may not differ in alone: case, spaces at the ends and Unicode form."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold().strip())
+    return as_one_name(name).strip()
 
 
 def check_classes(classes: Sequence[str]) -> None:

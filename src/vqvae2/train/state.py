@@ -174,7 +174,7 @@ class State:
                 raise ValueError(f"the optimiser's {name} has the shape {list(value.shape)}")
             if (
                 value.ndim
-            ):  # the fused optimiser refuses moments that lie in memory otherwise than their weight
+            ):  # the fused optimiser refuses moments that lie otherwise in memory than their weight
                 tensors[name] = torch.empty_like(weight, dtype=value.dtype, device="cpu").copy_(value)
         tensor_file.unpack_optimizer(optimizer, tensors, optimizer.state_dict())
 
