@@ -142,7 +142,8 @@ class StepGraphs:
             torch.cuda.current_stream().wait_stream(stream)
             recording.static.load(prior, context)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            here = torch.cuda.stream(torch.cuda.current_stream())  # current again, however recording ends
+            with here, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 recording.static.draw_row(recording.chooser)
             recording.graph = graph
         return recording
