@@ -64,6 +64,31 @@ def test_completions_of_another_request_are_refused(
     assert "001.png exists" in said.err
 
 
+def test_a_rerun_removes_only_completions_of_its_own(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """An image and a mask in OUT whose names are numbers, and an image with the name of a further completion."""
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(picture, out / "5.png")
+    Image.new("L", (16, 16), 255).save(out / "1.png")
+    Image.new("RGB", (8, 8)).save(out / "003.png")
+    before = {name: (out / name).read_bytes() for name in ("1.png", "5.png", "003.png")}
+    arguments = ("complete", trained, out / "5.png", "--mask", out / "1.png", "--out", out)
+    for _ in range(2):
+        assert command(*arguments, "--n", 2).code == 0
+        assert {name: (out / name).read_bytes() for name in before} == before
+    held = {file.name: file.read_bytes() for file in out.iterdir()}
+    said = command(*arguments, "--n", 4)
+    assert said.code == 2
+    assert f"{out / '003.png'} exists, and would be overwritten" in said.err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == held
+    (out / "003.png").unlink()
+    assert command(*arguments, "--n", 4).code == 0, "more of the same"
+    assert command(*arguments, "--n", 1).code == 0
+    assert sorted(file.name for file in out.glob("*.png")) == ["000.png", "1.png", "5.png", "sheet.png"]
+
+
 def test_a_mistake_removes_no_completions(
     trained: Path, picture: Path, tmp_path: Path, command: Command
 ) -> None:
