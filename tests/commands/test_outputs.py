@@ -195,6 +195,8 @@ def test_options_that_would_be_ignored_are_refused(
     trained: Path, picture: Path, pictures: Path, tmp_path: Path, command: Command
 ) -> None:
     folder = ("evaluate", "--samples", pictures, "--data", pictures, "--out", tmp_path / "out")
+    drawing = (("--temperature", 0.5), ("--top-k", 3), ("--top-p", 0.5), ("--guidance", 2))
+    given = (*drawing, ("--samples", pictures))
     for arguments, part in (
         (
             (*folder, "--temperature", 1, "--decoder", "sharp"),
@@ -202,6 +204,14 @@ def test_options_that_would_be_ignored_are_refused(
         ),
         ((*folder, "--top-k", 0), "without a RUN nothing is drawn, so --top-k has no effect"),
         (("evaluate", trained, "--size", 32, "--out", tmp_path / "out"), "so --size has no effect"),
+        *(
+            ((*tuning, option, value), f"tuning draws with settings that it tries, so {option} has no effect")
+            for option, value in given
+            for tuning in (
+                ("evaluate", trained, "--tune-sampling", "--out", tmp_path / "out"),
+                ("evaluate", trained, "--only", "tuning", "--out", tmp_path / "out"),
+            )
+        ),
         (("inspect", trained, "--watch", "--json"), "--watch shows curves, so --json has no effect"),
         (
             ("compress", trained, picture, "--mode", "packed", "--label", "disc", "--out", tmp_path / "out"),
