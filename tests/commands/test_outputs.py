@@ -123,6 +123,38 @@ def test_reconstructions_by_another_model_are_refused(
     assert "reconstructions of another model or decoder" in said.err
 
 
+def test_a_compressed_image_is_replaced_by_none_of_another(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """Of another image with its name, or of another model; the same command again replaces its own."""
+    out, days = tmp_path / "archive", (tmp_path / "day 1", tmp_path / "day 2")
+    for day, colour in zip(days, ("red", "blue"), strict=True):
+        day.mkdir()
+        Image.new("RGB", (16, 16), colour).save(day / "a.png")
+        Image.new("RGB", (16, 16), colour).save(day / f"of {day.name}.png")
+
+    def refused(*arguments: object, because: str) -> None:
+        before = {file.name: file.read_bytes() for file in out.iterdir()}
+        said = command("compress", *arguments, "--out", out)
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert because in said.err
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+    assert command("compress", trained, days[0], "--out", out).code == 0
+    refused(trained, days[1], because=f"{out / 'a.vq'} is of another origin (image: ")
+    assert command("compress", trained, days[0], "--out", out, "--mode", "packed").code == 0
+    assert command("compress", trained, days[1] / "of day 2.png", "--out", out).code == 0
+    (out / "a.vq").rename(out / f"{picture.stem}.vq")
+    refused(trained, picture, because=f"{out / picture.stem}.vq exists, and would be overwritten")
+    record = out / "compressed.json"
+    record.write_text(record.read_text().replace(load(trained, "cpu").codes_digest, "of another model"))
+    refused(
+        trained, days[0], because=f"{out / 'of day 1.vq'} is of another origin (model: of another model ->"
+    )
+    record.write_text('{"mine": 1}')
+    refused(trained, days[0], because="compressed.json exists, and is no record of this command")
+
+
 def test_images_of_others_are_not_overwritten(
     trained: Path, pictures: Path, picture: Path, tmp_path: Path, command: Command
 ) -> None:
