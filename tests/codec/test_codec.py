@@ -7,6 +7,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codec import codec as codec_module
 from vqvae2.codec import frequencies, prior_coding
 from vqvae2.codec.codec import Codec
+from vqvae2.codec.container import CODES_PER_BYTE, read_header
 from vqvae2.codec.errors import CodecError
 from vqvae2.codec.halo import decode_large, decoder_halo, encode_large, encoder_halo
 from vqvae2.codec.layout import Layout
@@ -300,6 +302,24 @@ def test_a_short_file_cannot_stand_for_a_huge_image(loaded: Run, monkeypatch: py
         with pytest.raises(CodecError, match="too short for its size"):
             loaded.decompress(data)
     assert len(loaded.compress(torch.zeros(3, 400, 400), mode="prior")) > 400 * 400 / 16 / 512
+
+
+@pytest.mark.parametrize("size", [(1, 2**25), (2**25, 1)])
+def test_a_thin_image_cannot_stand_for_many_tiles(
+    size: tuple[int, int], loaded: Run, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header whose check is right, and streams as long as they have to be: 40 KB, for two million tiles of 256 pixels."""
+    codec = loaded.codec
+    header, _ = read_header(codec.compress([images[0]])[0], 2, codec.digest)
+    layout = Layout(*size, codec.shape, codec.geometry)
+    lengths = tuple(-(-layout.stored(level) // CODES_PER_BYTE) for level in range(2))
+    forged = replace(header, size=size, lengths=lengths).pack() + bytes(sum(lengths))
+    assert (layout.count, len(forged) < 50_000) == (2**21, True)
+    for name in ("Reader", "code_level"):
+        monkeypatch.setattr(codec_module, name, lambda *_: pytest.fail("something is allocated"))
+    with pytest.raises(CodecError, match="need 2097152 tiles"):
+        codec.decompress([forged])
+    assert codec.layout((1, 10**6)).count == 62_500
 
 
 def test_without_priors_codes_can_be_packed(half: Path, images: Tensor) -> None:
