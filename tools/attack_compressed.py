@@ -23,7 +23,7 @@ import torch
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codec.codec import Codec, Decompressed
-from vqvae2.codec.container import read_header
+from vqvae2.codec.container import CODES_PER_BYTE, read_header
 from vqvae2.codec.errors import CodecError
 from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig, PriorConfig
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -83,11 +83,16 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> tuple[st
 def forged(data: bytes, chance: random.Random) -> bytes:
     """A file with another header whose own check is right, as only a program would write it."""
     header, end = read_header(data, 2, lambda mode: data[3:7])  # of the model that wrote it
-    field = chance.choice(["size", "label", "lengths", "listed", "checks", "digest"])
+    field = chance.choice(["size", "thin", "label", "lengths", "listed", "checks", "digest"])
     value: Any = None
     if field == "size":
         small, large = (chance.randint(1, 40), chance.randint(1, 40)), (chance.randint(1, 2**20), 2**14)
         value = chance.choice([None, small, large])
+    if field == "thin" and header.mode == "prior":  # with streams that are long enough
+        side = chance.randint(2**24 + 1, 2**25)
+        lengths = (side // CODES_PER_BYTE + 1,) * 2
+        thin = replace(header, size=chance.choice([(1, side), (side, 1)]), lengths=lengths)
+        return thin.pack() + bytes(sum(lengths))
     if field == "label":
         value = chance.choice([None, chance.randint(0, 5), 2**34])
     if field == "lengths" and header.mode == "prior":

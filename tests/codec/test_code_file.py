@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -377,6 +379,45 @@ def test_a_header_that_the_library_does_not_read_is_not_written(
     with pytest.raises(UserError, match=r"a header of .* write a \.parquet file"):
         write_codes(tmp_path / "more.safetensors", ABOUT, [part])
     assert [file.name for file in tmp_path.iterdir()] == ["codes.safetensors"]
+
+
+def member(shape: tuple[int, ...], kind: str, data: bytes) -> bytes:
+    """A .npy file with this header and this content."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind", "count", "packing"),
+    [
+        ("about", (), "<U16777216", 2**26, zipfile.ZIP_DEFLATED),  # 65 KB in the file
+        ("level_0", (1, 2**25), "<u2", 2**26, zipfile.ZIP_DEFLATED),
+        ("level_0", (2**40, 1, 1), "<u2", 2, zipfile.ZIP_STORED),
+        ("name", (2**40,), "<U1", 4, zipfile.ZIP_STORED),
+        ("name", (1,), "<U268435456", 4, zipfile.ZIP_STORED),
+        ("name", (2**40, 0), "<U1", 4, zipfile.ZIP_STORED),
+        ("name", (2,), "<U1", 8, zipfile.ZIP_STORED),
+    ],
+)
+def test_an_archive_of_a_stranger_takes_no_memory(
+    name: str, shape: tuple[int, ...], kind: str, count: int, packing: int, tmp_path: Path
+) -> None:
+    """Neither where an array is deflated nor where its header claims more than there is, or rows of nothing."""
+    path, other = tmp_path / "codes.npz", tmp_path / "other.npz"
+    write_codes(path, ABOUT, [partial(one_row, "a")])
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w", packing) as new:
+        for entry in old.namelist():
+            changed = entry == f"{name}.npy"
+            new.writestr(entry, member(shape, kind, bytes(count)) if changed else old.read(entry))
+    tracemalloc.start()
+    try:
+        with pytest.raises(FileError, match="is damaged"):
+            list(open_codes(other).batches(2**20))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e6
 
 
 @pytest.mark.parametrize("n", ["x", None, float("inf"), [1]])

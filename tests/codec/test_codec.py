@@ -7,6 +7,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codec import codec as codec_module
 from vqvae2.codec import frequencies, prior_coding
 from vqvae2.codec.codec import Codec
+from vqvae2.codec.container import CODES_PER_BYTE, read_header
 from vqvae2.codec.errors import CodecError
 from vqvae2.codec.halo import decode_large, decoder_halo, encode_large, encoder_halo
 from vqvae2.codec.layout import Layout
@@ -302,6 +304,24 @@ def test_a_short_file_cannot_stand_for_a_huge_image(loaded: Run, monkeypatch: py
     assert len(loaded.compress(torch.zeros(3, 400, 400), mode="prior")) > 400 * 400 / 16 / 512
 
 
+@pytest.mark.parametrize("size", [(1, 2**25), (2**25, 1)])
+def test_a_thin_image_cannot_stand_for_many_tiles(
+    size: tuple[int, int], loaded: Run, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header whose check is right, and streams as long as they have to be: 40 KB, for two million tiles of 256 pixels."""
+    codec = loaded.codec
+    header, _ = read_header(codec.compress([images[0]])[0], 2, codec.digest)
+    layout = Layout(*size, codec.shape, codec.geometry)
+    lengths = tuple(-(-layout.stored(level) // CODES_PER_BYTE) for level in range(2))
+    forged = replace(header, size=size, lengths=lengths).pack() + bytes(sum(lengths))
+    assert (layout.count, len(forged) < 50_000) == (2**21, True)
+    for name in ("Reader", "code_level"):
+        monkeypatch.setattr(codec_module, name, lambda *_: pytest.fail("something is allocated"))
+    with pytest.raises(CodecError, match="need 2097152 tiles"):
+        codec.decompress([forged])
+    assert codec.layout((1, 10**6)).count == 62_500
+
+
 def test_without_priors_codes_can_be_packed(half: Path, images: Tensor) -> None:
     loaded = load(half, "cpu")
     data = loaded.compress(images[0], mode="packed")
@@ -346,7 +366,7 @@ def test_a_folder_with_files_that_cannot_be_used(
     assert said.code == 0
     assert "skipped 1 file that cannot be used:\n" in said.err
     assert f"  {photos / 'torn.png'}: " in said.err
-    assert len(list(files.iterdir())) == said.out.count(" bytes, ") == 8
+    assert len(list(files.glob("*.vq"))) == said.out.count(" bytes, ") == 8
     said = command("compress", loaded.folder, photos / "torn.png", "--out", tmp_path / "none")
     assert said.code == 2
     assert said.err.startswith(f"vqvae2: {photos / 'torn.png'}: ")

@@ -64,6 +64,31 @@ def test_completions_of_another_request_are_refused(
     assert "001.png exists" in said.err
 
 
+def test_a_rerun_removes_only_completions_of_its_own(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """An image and a mask in OUT whose names are numbers, and an image with the name of a further completion."""
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(picture, out / "5.png")
+    Image.new("L", (16, 16), 255).save(out / "1.png")
+    Image.new("RGB", (8, 8)).save(out / "003.png")
+    before = {name: (out / name).read_bytes() for name in ("1.png", "5.png", "003.png")}
+    arguments = ("complete", trained, out / "5.png", "--mask", out / "1.png", "--out", out)
+    for _ in range(2):
+        assert command(*arguments, "--n", 2).code == 0
+        assert {name: (out / name).read_bytes() for name in before} == before
+    held = {file.name: file.read_bytes() for file in out.iterdir()}
+    said = command(*arguments, "--n", 4)
+    assert said.code == 2
+    assert f"{out / '003.png'} exists, and would be overwritten" in said.err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == held
+    (out / "003.png").unlink()
+    assert command(*arguments, "--n", 4).code == 0, "more of the same"
+    assert command(*arguments, "--n", 1).code == 0
+    assert sorted(file.name for file in out.glob("*.png")) == ["000.png", "1.png", "5.png", "sheet.png"]
+
+
 def test_a_mistake_removes_no_completions(
     trained: Path, picture: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -96,6 +121,38 @@ def test_reconstructions_by_another_model_are_refused(
     said = command("reconstruct", classless, picture, "--out", out)
     assert said.code == 2
     assert "reconstructions of another model or decoder" in said.err
+
+
+def test_a_compressed_image_is_replaced_by_none_of_another(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """Of another image with its name, or of another model; the same command again replaces its own."""
+    out, days = tmp_path / "archive", (tmp_path / "day 1", tmp_path / "day 2")
+    for day, colour in zip(days, ("red", "blue"), strict=True):
+        day.mkdir()
+        Image.new("RGB", (16, 16), colour).save(day / "a.png")
+        Image.new("RGB", (16, 16), colour).save(day / f"of {day.name}.png")
+
+    def refused(*arguments: object, because: str) -> None:
+        before = {file.name: file.read_bytes() for file in out.iterdir()}
+        said = command("compress", *arguments, "--out", out)
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert because in said.err
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+    assert command("compress", trained, days[0], "--out", out).code == 0
+    refused(trained, days[1], because=f"{out / 'a.vq'} is of another origin (image: ")
+    assert command("compress", trained, days[0], "--out", out, "--mode", "packed").code == 0
+    assert command("compress", trained, days[1] / "of day 2.png", "--out", out).code == 0
+    (out / "a.vq").rename(out / f"{picture.stem}.vq")
+    refused(trained, picture, because=f"{out / picture.stem}.vq exists, and would be overwritten")
+    record = out / "compressed.json"
+    record.write_text(record.read_text().replace(load(trained, "cpu").codes_digest, "of another model"))
+    refused(
+        trained, days[0], because=f"{out / 'of day 1.vq'} is of another origin (model: of another model ->"
+    )
+    record.write_text('{"mine": 1}')
+    refused(trained, days[0], because="compressed.json exists, and is no record of this command")
 
 
 def test_images_of_others_are_not_overwritten(
@@ -170,6 +227,8 @@ def test_options_that_would_be_ignored_are_refused(
     trained: Path, picture: Path, pictures: Path, tmp_path: Path, command: Command
 ) -> None:
     folder = ("evaluate", "--samples", pictures, "--data", pictures, "--out", tmp_path / "out")
+    drawing = (("--temperature", 0.5), ("--top-k", 3), ("--top-p", 0.5), ("--guidance", 2))
+    given = (*drawing, ("--samples", pictures))
     for arguments, part in (
         (
             (*folder, "--temperature", 1, "--decoder", "sharp"),
@@ -177,6 +236,14 @@ def test_options_that_would_be_ignored_are_refused(
         ),
         ((*folder, "--top-k", 0), "without a RUN nothing is drawn, so --top-k has no effect"),
         (("evaluate", trained, "--size", 32, "--out", tmp_path / "out"), "so --size has no effect"),
+        *(
+            ((*tuning, option, value), f"tuning draws with settings that it tries, so {option} has no effect")
+            for option, value in given
+            for tuning in (
+                ("evaluate", trained, "--tune-sampling", "--out", tmp_path / "out"),
+                ("evaluate", trained, "--only", "tuning", "--out", tmp_path / "out"),
+            )
+        ),
         (("inspect", trained, "--watch", "--json"), "--watch shows curves, so --json has no effect"),
         (
             ("compress", trained, picture, "--mode", "packed", "--label", "disc", "--out", tmp_path / "out"),

@@ -48,6 +48,19 @@ def test_a_separable_optimum_is_found() -> None:
     assert chosen.batch == 7
 
 
+def test_the_optimum_of_a_single_level_is_found() -> None:
+    """Its settings are numbers, and not lists of one number."""
+    wanted = {name: values[0] for name, values in OPTIMUM.items()}
+
+    def measure(sampling: Sampling) -> Trial:
+        offsets = [abs(sampling.at(name, 0, 1) - value) for name, value in wanted.items()]
+        return Trial(sampling, sum(offsets), 1.0, 1.0)
+
+    trials = search(measure, 1, True, Sampling())
+    assert len(trials) == 1 + sum(len(values) - 1 for values in VALUES.values())
+    assert {name: getattr(best(trials, 0).sampling, name) for name in VALUES} == wanted
+
+
 def test_without_classes_guidance_is_not_tried() -> None:
     trials = search(separable, 2, False, Sampling())
     assert {trial.sampling.guidance for trial in trials} == {(1.0, 1.0)}

@@ -486,7 +486,10 @@ def test_a_damaged_model_is_named(copied: Path, data: Path, config: Config) -> N
 def test_a_finished_run_can_be_sharpened_later(
     whole: Path, data: Path, config: Config, tmp_path: Path
 ) -> None:
-    """Nothing that was there changes but the record of settings; a run without sharpening has no such folder."""
+    """Nothing that was there changes but the record of settings and the samples of all levels, which are of the new decoder.
+
+    They are those of a run that was sharpened at once; a run without sharpening has no such folder.
+    """
     plain = changed(config, sharpen={"steps": 0})
     go(data, tmp_path / "run", plain)
     before = snapshot(tmp_path / "run")
@@ -496,11 +499,11 @@ def test_a_finished_run_can_be_sharpened_later(
     said = go(data, tmp_path / "run", config)
     assert sum("are kept" in line for line in said) == 1
     after = snapshot(tmp_path / "run")
-    assert {name for name in before if after[name] != before[name]} == {"config.yaml"}
+    sheet = "prior/level-1/samples.png"
+    assert {name for name in before if after[name] != before[name]} == {"config.yaml", sheet}
     assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"sharpen"}
-    assert (
-        content(tmp_path / "run")["sharpen/model.safetensors"] == content(whole)["sharpen/model.safetensors"]
-    )
+    for name in ("sharpen/model.safetensors", sheet):
+        assert content(tmp_path / "run")[name] == content(whole)[name]
 
 
 def test_the_sharpened_decoder_decodes_the_same_codes(whole: Path, data: Path, config: Config) -> None:

@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vqvae2.codec.container import read_header
 from vqvae2.commands.images import read_image
 from vqvae2.data.pixels import to_pil
 from vqvae2.errors import UserError
@@ -282,6 +284,10 @@ def test_compression(client: TestClient, model: Run, uploaded: dict[str, Any]) -
     expected = to_pil(model.decompress(answer.content)[None])[0]
     assert np.array_equal(pixels(found["image"]), np.asarray(expected))
     assert client.post("/api/decompress", content=b"small").status_code == 400
+    header, end = read_header(answer.content, 2, model.codec.digest)
+    large = replace(header, size=(2**12, 2**12)).pack() + answer.content[end:]
+    refused = client.post("/api/decompress", content=large)
+    assert (refused.status_code, "more than the 4194304" in refused.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("channels", [2, 6])

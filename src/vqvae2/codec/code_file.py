@@ -37,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.errors import UserError, printable
+from vqvae2.files.arrays import open_members
 from vqvae2.files.atomic import FileError, read_json, reason, write_atomic, write_json
 
 Form = Literal["parquet", "safetensors", "npz", "folder"]
@@ -108,6 +109,8 @@ class CodeFile:
                 tensors = (part[name].reshape(-1, *grid).astype(np.int64) for name, grid in grids)
                 codes = Codes(tuple(torch.from_numpy(level) for level in tensors))
                 geometry.check(codes)
+                if len(part["name"]) != len(codes):
+                    raise CodesError(f"it has {len(part['name'])} names for {len(codes)} images")
                 seen += len(codes)
                 yield [str(name) for name in part["name"]], codes
         if seen != self.n:
@@ -309,30 +312,9 @@ def _read_safetensors(path: Path, names: Sequence[str], size: int) -> Iterator[P
 
 
 def _read_npz(path: Path, names: Sequence[str], size: int) -> Iterator[Part]:
-    with zipfile.ZipFile(path) as archive:
-        files = {name: archive.open(f"{name}.npy") for name in names}
-        try:
-            headers = {name: _read_header(file) for name, file in files.items()}
-            n = headers["name"][0][0]
-            for begin in range(0, n, size):
-                count = min(size, n - begin)
-                part = {}
-                for name, (shape, dtype) in headers.items():
-                    row = int(np.prod(shape[1:])) * dtype.itemsize
-                    data = files[name].read(count * row)
-                    part[name] = np.frombuffer(data, dtype).reshape(count, *shape[1:])
-                yield part
-        finally:
-            for file in files.values():
-                file.close()
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    np.lib.format.read_magic(file)
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran or dtype.hasobject:
-        raise ValueError("its arrays are not in C order, or hold objects")
-    return shape, dtype
+    with open_members(path) as members:
+        for blocks in zip(*(members.blocks(name, size) for name in names), strict=True):
+            yield dict(zip(names, blocks, strict=True))
 
 
 def _read_folder(path: Path, names: Sequence[str], size: int) -> Iterator[Part]:
@@ -354,12 +336,8 @@ def _about_safetensors(path: Path) -> str:
 
 
 def _about_npz(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
-        if "about.npy" not in archive.namelist():
-            return ""
-        with archive.open("about.npy") as file:
-            shape, dtype = _read_header(file)
-            return str(np.frombuffer(file.read(), dtype).reshape(shape))
+    with open_members(path) as members:
+        return str(members["about"]) if "about" in members else ""
 
 
 _WRITERS: dict[Form, Callable[[Path, _Table], None]] = {

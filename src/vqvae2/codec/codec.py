@@ -378,11 +378,14 @@ class Codec:
         """The layout of an image of (height, width) px.
 
         Raises:
-            CodecError: it has more than `max_pixels` pixels.
+            CodecError: it has more than `max_pixels` pixels, or its tiles, if it has several, cover more than four times as many.
         """
-        if size[0] * size[1] > max_pixels:
-            raise CodecError(f"{size[1]}x{size[0]} pixels are more than the {max_pixels} that are allowed")
-        return Layout(*size, self.shape, self.geometry)
+        layout, text = Layout(*size, self.shape, self.geometry), f"{size[1]}x{size[0]} pixels"
+        if layout.pixels > max_pixels:
+            raise CodecError(f"{text} are more than the {max_pixels} that are allowed")
+        if layout.count > 1 and layout.covered > 4 * max_pixels:
+            raise CodecError(f"{text} need {layout.count} tiles, more than {max_pixels} pixels may need")
+        return layout
 
 
 def _least(layout: Layout, level: int) -> int:

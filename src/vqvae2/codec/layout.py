@@ -78,6 +78,11 @@ class Layout:
         """T, the number of tiles, numbered in raster order."""
         return self.tiles[0] * self.tiles[1]
 
+    @property
+    def covered(self) -> int:
+        """Pixels that the tiles cover together; of a thin image far more than H x W."""
+        return self.count * self.shape[0] * self.shape[1]
+
     def grid(self, level: int) -> tuple[int, int]:
         """(h, w): the stored grid."""
         pixels = self.shape[0] // self.tile.grids[level][0]

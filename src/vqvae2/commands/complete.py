@@ -98,7 +98,7 @@ def complete(
     from vqvae2.files.output import make_folder, refuse_to_overwrite
     from vqvae2.generate.complete import Passes
 
-    refuse_to_overwrite([image, request.mask], _files(out, request.n, run))
+    refuse_to_overwrite([image, request.mask], _files(out, range(request.n), run))
     sampling = request.sampling or run.sampling
     sampling.level(0, run.config.autoencoder.levels)  # raises before anything is written
     kept = keep(run, image, request.mask, request.keep_levels)
@@ -129,7 +129,8 @@ def complete(
 def _claim(out: Path, about: dict[str, Any], run: Run, reporter: Reporter) -> None:
     """Check that a folder holds no results of something else; those of the same request are removed and drawn again.
 
-    What is begun is noted at once, so that the same command may go on after a kill.
+    Other files of the folder stay, also those whose names are numbers. What is begun is noted at once, so that the same
+    command may go on after a kill.
 
     Raises:
         UserError: OUT holds completions of another request, or files that would be overwritten.
@@ -137,7 +138,7 @@ def _claim(out: Path, about: dict[str, Any], run: Run, reporter: Reporter) -> No
     from vqvae2.files.atomic import FileError, read_json, write_json
     from vqvae2.files.output import refuse_to_replace
 
-    *_, listing = written = _files(out, about["n"], run)
+    *_, sheet, listing = _files(out, (), run)
     held = 0
     if listing.exists():
         try:
@@ -154,11 +155,15 @@ def _claim(out: Path, about: dict[str, Any], run: Run, reporter: Reporter) -> No
         if begun is None:
             reporter.say(f"{out}: the {held} completions that it holds are of the same request and replaced")
     else:
-        refuse_to_replace(written)
+        refuse_to_replace([sheet])
+    refuse_to_replace(_images(out, range(held, about["n"]), run))
     write_json(listing, {**about, _BEGUN: max(held, about["n"])})
-    endings = {file.suffix for file in written[:-1]}
     for file in out.glob("[0-9]*"):
-        if file.suffix in endings and file.stem.isdecimal() and int(file.stem) < held:
+        if (
+            file.stem.isdecimal()
+            and (number := int(file.stem)) < held
+            and file in _images(out, [number], run)
+        ):
             file.unlink(missing_ok=True)
 
 
@@ -188,12 +193,15 @@ def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
     return run.keep(pixels, torch.from_numpy(white) == 1, levels)
 
 
-def _files(out: Path, n: int, run: Run) -> list[Path]:
-    """What is written: the images by number, the sheet, the list."""
+def _files(out: Path, numbers: Iterable[int], run: Run) -> list[Path]:
+    """What is written: the images of these numbers, the sheet, the list."""
+    return [*_images(out, numbers, run), out / "sheet.png", out / "completions.json"]
+
+
+def _images(out: Path, numbers: Iterable[int], run: Run) -> list[Path]:
     from vqvae2.commands.images import image_files_of
 
-    images = (file for number in range(n) for file in image_files_of(_stem(out, number), run))
-    return [*images, out / "sheet.png", out / "completions.json"]
+    return [file for number in numbers for file in image_files_of(_stem(out, number), run)]
 
 
 def _stem(out: Path, number: int) -> Path:
@@ -214,7 +222,7 @@ def _write(
     from vqvae2.data.grid import save_grid
     from vqvae2.files.atomic import write_json
 
-    *_, sheet, listing = _files(out, 0, run)
+    *_, sheet, listing = _files(out, (), run)
     entries: list[dict[str, Any]] = []
     shown = [kept.image.cpu(), kept.shown.cpu()]
     bits: list[Tensor] = []

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vqvae2.run import Run
 
 SUFFIX = ".vq"
+_RECORD = "compressed.json"
 
 
 class Coding(StrEnum):
@@ -40,6 +41,8 @@ def compress(
 ) -> list[dict[str, Any]]:
     """Write NAME.vq of each image. Every file is decoded again as a check before it is written.
 
+    `OUT/compressed.json` lists the image and the model of each; only a file of the same two may be replaced by the next call.
+
     Args:
         paths: image files, or folders with image files; files of folders that cannot be used are skipped and counted.
         out: folder for the files; created.
@@ -52,14 +55,14 @@ def compress(
         Per image: `source`, `file`, `bytes`, `width`, `height`, `bits_per_pixel`.
 
     Raises:
-        UserError: a missing file, a folder that cannot be made, or a label in the mode packed; DataError: a file that is named
-            itself is no image, or no file of the folders can be used.
+        UserError: a missing file, a folder that cannot be made, a label in the mode packed, or a file of another image, of another
+            model or of others that would be overwritten; DataError: a file that is named itself is no image, or no file of
+            the folders can be used.
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
     from vqvae2.commands.images import side_by_side
-    from vqvae2.data.frames import plain_stem
     from vqvae2.files.atomic import write_atomic
-    from vqvae2.files.output import make_folder
+    from vqvae2.files.output import claim_origins, make_folder
     from vqvae2.generate.sample import class_number
 
     reporter = reporter or Reporter()
@@ -70,15 +73,16 @@ def compress(
     usable = _usable(run, paths, resize, reporter.say)
     files = [file for file, _ in usable]
     make_folder(out)
-    taken = names_in(out, files)
+    targets = _targets(files, out)
+    origins = [{"image": str(file.resolve()), "model": run.codes_digest} for file in files]
+    claim_origins(out / _RECORD, dict(zip(targets, origins, strict=True)))
     results: list[dict[str, Any]] = []
     with reporter.track("compress", len(files), unit="images") as tracker:
         for together in side_by_side([pixels for _, pixels in usable]):
             some = files[together]
             images = [_load(run, file, resize) for file in some]
             contents = run.codec.compress(images, [number] * len(images), mode.value)
-            for file, image, content in zip(some, images, contents, strict=True):
-                target = out / f"{free_name(plain_stem(file), [SUFFIX], taken)}{SUFFIX}"
+            for file, target, image, content in zip(some, targets[together], images, contents, strict=True):
                 write_atomic(target, partial(_write, content=content))
                 _, height, width = image.shape
                 item = {"source": str(file), "file": str(target), "bytes": len(content)}
@@ -86,6 +90,14 @@ def compress(
                 results.append(item | {"bits_per_pixel": 8 * len(content) / (width * height)})
             tracker.update(len(results))
     return results
+
+
+def _targets(files: Sequence[Path], out: Path) -> list[Path]:
+    """OUT/NAME.vq of each image; a name that is taken gets a number."""
+    from vqvae2.data.frames import plain_stem
+
+    taken = names_in(out, files)
+    return [out / f"{free_name(plain_stem(file), [SUFFIX], taken)}{SUFFIX}" for file in files]
 
 
 def _usable(

@@ -32,7 +32,7 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, leads_out, refuse_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vqvae2.config.models import DataConfig
     from vqvae2.data.images import ImageSet
@@ -301,16 +301,12 @@ def command(
         if loaded is None:
             raise UserError("expected --out DIR for the report")
         out = loaded.paths.report
-    sampling = None
-    if loaded is None:
-        drawing = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--guidance": guidance}
-        refuse_unused({**drawing, "--decoder": decoder}, "without a RUN nothing is drawn")
-    else:
-        refuse_unused({"--size": size}, "images are measured at the size of the RUN")
-        check_guidance(loaded, guidance)
-        sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance)
+    parts = (*_items(only), *(["tuning"] if tune_sampling else []))
+    drawing = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--guidance": guidance}
+    _refuse_unused(loaded, parts, drawing, {"--samples": samples, "--decoder": decoder, "--size": size})
+    sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance) if loaded else None
     options = EvaluateOptions(
-        only=(*_items(only), *(["tuning"] if tune_sampling else [])),
+        only=parts,
         n=n,
         reference=reference,
         network=network,
@@ -340,6 +336,21 @@ def command(
     for name, reason in result["left_out"].items():
         print_text(f"left out: {name}: {reason}")
     print_text(f"{', '.join(result['parts'])}: {out / 'report.html'}")
+
+
+def _refuse_unused(
+    run: Run | None, parts: Sequence[str], drawing: dict[str, Any], others: dict[str, Any]
+) -> None:
+    """Refuse options that have no effect without a run, with one, or if only tuning was asked for."""
+    if run is None:
+        refuse_unused({**drawing, "--decoder": others["--decoder"]}, "without a RUN nothing is drawn")
+        return
+    refuse_unused({"--size": others["--size"]}, "images are measured at the size of the RUN")
+    check_guidance(run, drawing["--guidance"])
+    if {*parts} == {"tuning"}:
+        refuse_unused(
+            {**drawing, "--samples": others["--samples"]}, "tuning draws with settings that it tries"
+        )
 
 
 def _items(text: str | None) -> list[str]:

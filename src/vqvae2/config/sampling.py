@@ -105,8 +105,21 @@ class Sampling(BaseModel):
         Raises:
             UserError: a setting has neither one value nor `levels` values.
         """
-        temperature, top_k, top_p, guidance = (self._at(name, index, levels) for name in _PER_LEVEL)
+        temperature, top_k, top_p, guidance = (self.at(name, index, levels) for name in _PER_LEVEL)
         return temperature, int(top_k), top_p, guidance
+
+    def at(self, name: str, index: int, levels: int) -> float:
+        """One setting of level `index` of `levels`, 0 the coarsest.
+
+        Raises:
+            UserError: it has neither one value nor `levels` values.
+        """
+        value: float | tuple[float, ...] = getattr(self, name)
+        if not isinstance(value, tuple):
+            return value
+        if len(value) != levels:
+            raise UserError(f"expected one {name}, or one for each of {levels} levels, found {len(value)}")
+        return value[index]
 
     def coarsest(self, levels: int) -> Sampling:
         """The settings of the `levels` coarsest levels alone."""
@@ -118,14 +131,6 @@ class Sampling(BaseModel):
         """What decides which codes are drawn, as plain values for a record: all settings but `batch`."""
         values = self.model_dump(mode="json")
         return {name: values[name] for name in _PER_LEVEL}
-
-    def _at(self, name: str, index: int, levels: int) -> float:
-        value: float | tuple[float, ...] = getattr(self, name)
-        if not isinstance(value, tuple):
-            return value
-        if len(value) != levels:
-            raise UserError(f"expected one {name}, or one for each of {levels} levels, found {len(value)}")
-        return value[index]
 
 
 def sampling_of(

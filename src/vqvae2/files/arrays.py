@@ -85,12 +85,34 @@ class Members:
         Raises:
             FileError: it is missing or damaged.
         """
+        with self._opened(name) as (opened, shape, kind):
+            return _rows(opened, shape, kind).copy()
+
+    def blocks(self, name: str, size: int) -> Iterator[NDArray[Any]]:
+        """The array of this name, at most `size` of its rows at a time.
+
+        Raises:
+            FileError: it is missing or damaged, or its rows have no bytes, so that any number of them could be claimed.
+        """
+        with self._opened(name) as (opened, (count, *row), kind):
+            if not _product((*row,)):
+                raise ValueError("its rows are empty")
+            for begin in range(0, count, size):
+                yield _rows(opened, (min(size, count - begin), *row), kind)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+        """The data of an array, its shape and its type, where the member has as many bytes as they need."""
         if name not in self._members:
             raise FileError(f"{self._path} is damaged: it has no array {name!r}")
         member = self._members[name]
         try:
             with self._archive.open(member) as opened:
-                return _read(opened, member.file_size)
+                shape, kind = _header(opened)
+                needed = _product(shape) * kind.itemsize
+                if needed > member.file_size:
+                    raise ValueError(f"expected {needed} bytes of data, found less than {member.file_size}")
+                yield opened, shape, kind
         except Exception as error:  # readers of archives and of headers raise almost anything
             raise FileError(f"{self._path} is damaged: {name!r}: {reason(error)}") from error
 
@@ -130,12 +152,9 @@ def publish(temporary: Path, path: Path) -> None:
     flush_folder(path.parent)
 
 
-def _read(opened: IO[bytes], size: int) -> NDArray[Any]:
-    shape, kind = _header(opened)
-    count = _product(shape)
-    if count * kind.itemsize > size:
-        raise ValueError(f"expected {count * kind.itemsize} bytes of data, found less than {size}")
-    return np.frombuffer(opened.read(count * kind.itemsize), kind).reshape(shape).copy()
+def _rows(opened: IO[bytes], shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
+    """The next elements of an opened array."""
+    return np.frombuffer(opened.read(_product(shape) * kind.itemsize), kind).reshape(shape)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vqvae2.config.overrides import differences
 from vqvae2.errors import UserError
-from vqvae2.files.atomic import read_json, read_object, write_json
+from vqvae2.files.atomic import FileError, read_json, read_object, write_json
 from vqvae2.files.temporary import sweep
+
+_ORIGINS_LIMIT = 2**28  # bytes of a record of origins that are read, at most
 
 
 def make_folder(path: Path) -> None:
@@ -43,6 +45,27 @@ def claim_files(record: Path, files: Iterable[Path]) -> None:
     if taken := next((file for file in wanted if file.name not in own and file.exists()), None):
         raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
     write_json(record, sorted(own | {file.name for file in wanted}))
+
+
+def claim_origins(record: Path, origins: Mapping[Path, dict[str, str]]) -> None:
+    """Note in a record of a folder what each file is made of, so that only another one of the same may replace it.
+
+    Args:
+        record: the JSON file, an object of origins by name; its folder exists.
+        origins: by each file that will be written into the folder.
+
+    Raises:
+        UserError: one of the files exists, and is of another origin by the record or not in it.
+        FileError: the record cannot be read or written, or is none.
+    """
+    held = read_object(record, _ORIGINS_LIMIT) if record.exists() else {}
+    if not all(isinstance(origin, dict) for origin in held.values()):
+        raise FileError(f"{record} exists, and is no record of this command; choose another --out")
+    refuse_to_replace(file for file in origins if file.name not in held)
+    for file, origin in origins.items():
+        if file.exists() and (changed := differences(held[file.name], origin)):
+            raise UserError(f"{file} is of another origin ({'; '.join(changed)}); choose another --out")
+    write_json(record, {**held, **{file.name: origin for file, origin in origins.items()}})
 
 
 def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path]) -> None:

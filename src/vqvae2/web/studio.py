@@ -26,6 +26,7 @@ from vqvae2.web.pictures import bits_url, codes_url, image_urls, palette, read_m
 from vqvae2.web.requests import Completion, Fill, Request, Vary
 
 _KEPT = 16  # uploaded images that are kept
+_OPENED = 2**22  # pixels of a compressed file that is opened, at most, unless the run's own images have more
 
 Read = Callable[[bytes], Tensor]
 """The image in the bytes of a file, as the run sees it: [C, H, W] in [-1, 1]; raises DataError."""
@@ -178,10 +179,13 @@ class Studio:
         """The image of a file that `compress` made.
 
         Raises:
-            UserError: a file of another model or a damaged one, or the priors are not trained yet.
+            UserError: a file of another model, a damaged one, one of a larger image than the page opens, or the priors are not
+                trained yet.
         """
+        height, width = self.run.config.data.shape
         with self.jobs.lock:
-            image = self.run.decompress(data)
+            found = self.run.codec.decompress([data], max(_OPENED, height * width))
+            (image,) = self.run.codec.decode(found, self.run.decoder())
         return {"image": image_urls(image[None])[0], "bytes": len(data)}
 
     def _complete(self, request: Completion, kept: Kept) -> str:

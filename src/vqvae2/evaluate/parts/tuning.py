@@ -92,13 +92,13 @@ def search(
     least = KEPT_RECALL * trials[0].recall
     for level, name in ((level, name) for level in range(levels) for name in names):
         chosen = best(trials, least).sampling
-        trials += [measure(changed) for changed in _changes(chosen, name, level)]
+        trials += [measure(changed) for changed in _changes(chosen, name, level, levels)]
     return trials
 
 
-def _changes(sampling: Sampling, name: str, level: int) -> Iterator[Sampling]:
+def _changes(sampling: Sampling, name: str, level: int, levels: int) -> Iterator[Sampling]:
     """The settings with the other values of one setting of one level."""
-    current = getattr(sampling, name)
+    current = [sampling.at(name, index, levels) for index in range(levels)]
     for value in VALUES[name]:
         if value != current[level]:
             yield sampling.replace(**{name: (*current[:level], value, *current[level + 1 :])})
