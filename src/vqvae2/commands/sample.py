@@ -129,7 +129,7 @@ def sample(
     """
     from vqvae2.config.numbers import whole
     from vqvae2.prior.draw import check_seed
-    from vqvae2.processes import Group
+    from vqvae2.processes import joined
     from vqvae2.train.loop import make_accelerator
 
     accelerator = accelerator or make_accelerator()
@@ -139,9 +139,9 @@ def sample(
     )  # for JSON
     labels, candidates, about = _describe(run, request)
     run.prior  # noqa: B018 - loads, so that a missing model is reported before the folder is made
-    with accelerator.main_process_first():
+    group = joined()
+    with group.main_first():
         jobs = _jobs(run, out, request, labels, candidates, about)
-    group = Group(accelerator.process_index, accelerator.num_processes)
     group.wait()  # until every process has looked
     # a file system of several machines may show each of them something else for a while
     missing = group.agreed([job.missing for job in jobs])
@@ -218,12 +218,13 @@ def _jobs(
 def _share(job: _Job, batch: int, accelerator: Accelerator, reporter: Reporter) -> None:
     """Do this process's share of a job, and wait for the others."""
     from vqvae2.generate.sample import batches
+    from vqvae2.processes import joined
 
     own = batches(job.missing, batch)[accelerator.process_index :: accelerator.num_processes]
     if own:
         with reporter.track(job.title, sum(map(len, own)), unit="images") as tracker:
             job.folder.fill(job.draw(own), tracker)
-    accelerator.wait_for_everyone()
+    joined().wait()
 
 
 def command(
