@@ -142,6 +142,23 @@ def check_batches(config: Config, stages: Iterable[str], processes: int) -> None
             )
 
 
+def check_shard(config: Config, stages: Iterable[str], processes: int) -> None:
+    """Check that this torch can cut up the priors that are to be trained, before images are read.
+
+    Args:
+        stages, processes: as in `check_batches`.
+
+    Raises:
+        RunError: it is too old.
+    """
+    needed = config.shard and processes > 1 and any(name.startswith("prior") for name in stages)
+    version = [int(part) for part in torch.__version__.split(".")[:2]]
+    if needed and version < [2, 8]:  # it leaves the weights whole after an evaluation
+        raise RunError(
+            f"shard needs torch 2.8 or newer, and this is {torch.__version__}; leave it out, or update torch"
+        )
+
+
 def _codes(config: Config) -> str:
     own = config.autoencoder
     return f"codes {list(own.codes)}, strides {list(own.strides)}, code_dim {own.code_dim}"

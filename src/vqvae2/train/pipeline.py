@@ -28,7 +28,15 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
 from vqvae2.processes import joined
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.beginning import begin_prior, check_batches, check_starts, due, read_distance, stage1_inputs
+from vqvae2.train.beginning import (
+    begin_prior,
+    check_batches,
+    check_shard,
+    check_starts,
+    due,
+    read_distance,
+    stage1_inputs,
+)
 from vqvae2.train.derived import check_derived
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
@@ -114,6 +122,7 @@ def train(
         reporter.say(f"{folder}: all is done; nothing to train")
         return False
     check_batches(config, stages, accelerator.num_processes)
+    check_shard(config, stages, accelerator.num_processes)
     check_starts(config, stages)
     begins(config)
     _stages(data, folder, claimed, stages, until, accelerator, reporter)

@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqvae2.config.training import TrainConfig
-from vqvae2.errors import UserError
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
 
@@ -34,16 +33,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def shard(network: nn.Module, accelerator: Accelerator) -> None:
-    """Cut up the weights of a prior, in place: each layer for itself, and what is outside of the layers.
-
-    Raises:
-        UserError: a torch that is too old.
-    """
-    version = [int(part) for part in torch.__version__.split(".")[:2]]
-    if version < [2, 8]:  # it leaves the weights whole after an evaluation
-        raise UserError(
-            f"shard needs torch 2.8 or newer, and this is {torch.__version__}; leave it out, or update torch"
-        )
+    """Cut up the weights of a prior, in place: each layer for itself, and what is outside of the layers."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
