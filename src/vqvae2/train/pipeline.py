@@ -30,8 +30,7 @@ from vqvae2.processes import joined
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.beginning import (
     begin_prior,
-    check_batches,
-    check_shard,
+    check_processes,
     check_starts,
     due,
     read_distance,
@@ -121,8 +120,7 @@ def train(
         settle(folder, claimed, accelerator)
         reporter.say(f"{folder}: all is done; nothing to train")
         return False
-    check_batches(config, stages, accelerator.num_processes)
-    check_shard(config, stages, accelerator.num_processes)
+    check_processes(config, stages, accelerator.num_processes)
     check_starts(config, stages)
     begins(config)
     _stages(data, folder, claimed, stages, until, accelerator, reporter)
