@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed as dist
 
+from vqvae2 import processes
 from vqvae2.commands import together
 from vqvae2.errors import UserError
 from vqvae2.processes import Group, group_error
@@ -61,6 +63,26 @@ def test_a_process_waits_on_its_own_card(
     monkeypatch.setattr(dist, "barrier", barrier)
     Group(4, 8).wait()
     assert asked == [cards]
+
+
+def test_processes_on_the_cpu_wait_whatever_accelerator_the_machine_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device id, which accelerate's own functions give, is that of the machine's accelerator, where such a group has nothing."""
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda: torch.device("mps"))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        Group(0, 2).wait()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_all_that_wait_use_the_group() -> None:
+    source = Path(processes.__file__).parent
+    own = [file for file in source.rglob("*.py") if file.name != "processes.py"]
+    words = ("wait_for_everyone", "main_process_first", "barrier(")
+    found = [file.name for file in own for word in words if word in file.read_text(encoding="utf-8")]
+    assert found == []
 
 
 def test_an_exception_of_one_process_does_not_wait_for_the_others() -> None:

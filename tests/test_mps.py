@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import AutoencoderConfig
-from vqvae2.prior.attention import _PART, in_parts
+from vqvae2.prior import attention
+from vqvae2.prior.attention import _PART, attend, in_parts
+from vqvae2.prior.level import LevelPrior
 from vqvae2.train import device
 from vqvae2.train.device import TrainingError, make_accelerator
 from vqvae2.web.pictures import palette
@@ -91,6 +93,44 @@ def test_attention_is_taken_in_parts_where_the_fused_kernel_lacks_something(
     for n, many in ((4 * _PART, True), (_PART, False)):
         q = SimpleNamespace(shape=(1, 1, n, 4), device=SimpleNamespace(type=kind), requires_grad=gradient)
         assert in_parts(q, dropout) == (expected and many)  # type: ignore[arg-type]
+
+
+class OnGpu(Tensor):
+    """A tensor that says it is on the GPU; fake tensors have no backward pass there."""
+
+    device = torch.device("mps")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("caller", ["attention", "level"])
+def test_what_is_computed_again_draws_the_same_numbers(caller: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps no random state of this device, so the backward pass dropped other numbers than the forward pass."""
+    state, begun = 0, list[int]()
+
+    def set_state(value: int) -> None:
+        nonlocal state
+        state = value
+
+    def drawing(x: Tensor, *more: Any) -> Tensor:
+        nonlocal state
+        begun.append(state)
+        state += 1
+        return x.as_subclass(Tensor).square()
+
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", set_state)
+    monkeypatch.setattr(attention, "_attend_last", drawing)
+    monkeypatch.setattr(attention, "has_torch_function", lambda tensors: False)
+    x = torch.zeros(1, 1, 4 * _PART, 4).as_subclass(OnGpu).requires_grad_()
+    if caller == "attention":
+        y, parts = attend(x, x, x, 0.1), [0, 1, 2, 3]
+    else:
+        prior: Any = SimpleNamespace(checkpointing=True, training=True)
+        y, parts = LevelPrior._run(prior, drawing, x), [0]  # type: ignore[arg-type]
+    assert begun == parts
+    state = 50  # other layers have drawn meanwhile
+    y.sum().backward()
+    assert sorted(begun[len(parts) :]) == parts
+    assert state == 50
 
 
 def test_processes_on_the_cpu_of_an_apple_machine_join(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vqvae2.commands import estimate as module
-from vqvae2.commands.costs import measure
+from vqvae2.commands.costs import Cost, measure
 from vqvae2.commands.estimate import duration, estimate, free_memory, say_estimate
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import merge, override
@@ -115,6 +115,25 @@ def test_what_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     assert said.lines[2].startswith("warning: only 0 MB are free")
     say_estimate(preset("tiny"), tmp_path / "run", CPU, said)
     assert len(said.lines) == 3
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_the_free_memory_does_not_depend_on_what_was_timed_before(
+    kind: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch keeps what it had for a network that was timed, and the next one was timed with fewer images."""
+    held, seen = [0], []
+
+    def rate(config: Config, cost: Cost, device: torch.device) -> float:
+        seen.append(held[0])
+        held[0] += 1
+        return 1e9
+
+    monkeypatch.setattr(module, "_rate", rate)
+    monkeypatch.setattr(getattr(torch, kind), "empty_cache", lambda: held.__setitem__(0, 0))
+    monkeypatch.setattr(module, "free_memory", lambda device: seen.append(held[0]) or 1e12)
+    say_estimate(config, tmp_path / "run", torch.device(kind), Said())
+    assert seen == [0, 0, 0, 0]  # three networks, and the memory that is compared with what is needed
 
 
 def test_the_speed_of_every_network_is_measured(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vqvae2 import processes
+from vqvae2.commands import sample as samples
 from vqvae2.commands.complete import CompletionRequest, complete
 from vqvae2.commands.reconstruct import reconstruct
 from vqvae2.commands.sample import Form, SampleRequest, sample
@@ -26,6 +28,7 @@ from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunError
 from vqvae2.generate.sample_folder import holds_arrays, listed_classes, read_samples
+from vqvae2.processes import Group
 from vqvae2.run import Run, load
 
 QUIET = Reporter(quiet=True)
@@ -101,6 +104,34 @@ def test_choosing_on_disk_is_choosing_in_memory(
     assert stored.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     images = torch.cat([batch.images for batch in drawn])
     assert torch.allclose(torch.cat(list(stored.images(0, 7))), images, atol=1.01 / 127.5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_processes_that_see_different_files_have_the_same_jobs(
+    first: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a critic, a process that saw all samples had one job, and one that saw none had two."""
+    monkeypatch.setattr("vqvae2.run.Run.critic", Blue())
+    request = SampleRequest(6, critic=0.5, form=Form.npz)
+    sample(run, tmp_path / "full", request, QUIET)
+    agreed: list[Any] = []
+
+    def agree(group: Group, value: Any) -> Any:
+        if group.main:
+            agreed.append(value)
+            return value
+        return agreed.pop(0)
+
+    def found(rank: int, out: Path) -> list[Any]:
+        monkeypatch.setattr(processes, "joined", lambda: Group(rank, 2))
+        jobs = samples._jobs(run, out, request, *samples._describe(run, request))
+        return [(job.title, job.missing) for job in jobs]
+
+    monkeypatch.setattr(Group, "wait", lambda group: None)
+    monkeypatch.setattr(Group, "agreed", agree)
+    main, other = ("full", "empty") if first else ("empty", "full")
+    assert found(0, tmp_path / main) == found(1, tmp_path / other)
+    assert agreed == []
 
 
 def test_a_critic_needs_to_be_fitted(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from vqvae2.evaluate import other_codecs
 from vqvae2.evaluate.other_codecs import OtherCodec
 from vqvae2.evaluate.parts import compression
 from vqvae2.run import load
+from vqvae2.tf32 import tf32_is
 
 
 class Steps(OtherCodec):
@@ -47,14 +49,18 @@ def test_the_smallest_file_that_is_as_near_counts() -> None:
 
 
 class Brightness:
-    """A distance that counts how often it is asked for."""
+    """A distance that counts how often it is asked for; its network, on a card, must not compute in TF32."""
 
     asked = 0
+    mean = SimpleNamespace(device=torch.device("cuda"))
 
     def aims(self, originals: Tensor) -> list[Tensor]:
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
         return [originals]
 
     def between(self, images: Tensor, aims: list[Tensor]) -> Tensor:
+        self.aims(images)
         self.asked += len(images)
         return (images - aims[0]).abs().mean((1, 2, 3))
 
@@ -70,14 +76,18 @@ class Many(OtherCodec):
 
 @pytest.mark.parametrize(("wanted", "size"), [(1.0, 10), (0.5, 22), (0.49, 23), (1 / 24, 33), (0.0, 33)])
 def test_a_perceptual_distance_is_bisected(wanted: float, size: int) -> None:
-    """The file is the one that asking for every distance would find, with at most six distances; none is near enough for 0."""
+    """The file is the one that asking for every distance would find, with at most six distances; none is near enough for 0.
+
+    Other formats were measured in TF32, which training may use, and our own files without.
+    """
     own = {
         "bytes": np.array([100.0]),
         "psnr": np.array([0.0]),
         "perceptual": np.array([wanted + 1e-6 * (wanted > 0)]),
     }
     distance = Brightness()
-    row, _ = compression._compared(Many("X", "X", ({},)), [torch.zeros(1, 8, 8)], own, distance)  # type: ignore[arg-type]
+    with tf32_is(True):
+        row, _ = compression._compared(Many("X", "X", ({},)), [torch.zeros(1, 8, 8)], own, distance)  # type: ignore[arg-type]
     assert row["bytes_at_equal_perceptual"] == size
     assert distance.asked <= 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +14,17 @@ from torchmetrics.functional.image import (
 )
 
 from vqvae2.data.pixels import psnr
+from vqvae2.evaluate import image_metrics
 from vqvae2.evaluate.image_metrics import (
     mean_squared_error,
     mirror_error,
     multiscale_similarity,
+    perceptual_distance,
     scales,
     structural_similarity,
 )
 from vqvae2.evaluate.metrics import MetricError
+from vqvae2.tf32 import tf32_is
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -51,6 +55,37 @@ def test_errors_in_both_ranges_and_in_decibels_agree(seed: int) -> None:
     assert torch.allclose(unit, of_unit, rtol=1e-6)
     assert torch.allclose(psnr(images, originals), 10 * torch.log10(4 / signed), rtol=1e-12)
     assert torch.allclose(psnr(images, originals), 10 * torch.log10(1 / unit), rtol=1e-12)
+
+
+# --- perceptual distance ---
+
+
+class Network:
+    """A distance on a card that notes how many pixels are compared at once, and must not compute in TF32."""
+
+    mean = SimpleNamespace(device=torch.device("cuda"))
+
+    def __init__(self) -> None:
+        self.pixels: list[int] = []
+
+    def __call__(self, images: Tensor, originals: Tensor) -> Tensor:
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+        assert images.shape == originals.shape
+        self.pixels.append(images[:, 0].numel())
+        return (images - originals).abs().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("pixels", [1, 48, 100, 2**20])
+def test_few_pixels_go_through_the_network_at_once(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 images of 512 px took tens of gigabytes. The distances are those of each image alone."""
+    monkeypatch.setattr(image_metrics, "_PIXELS", pixels)
+    images, originals, network = noise(7, 3, 6, 8), noise(7, 3, 6, 8, seed=1), Network()
+    with tf32_is(True):
+        found = perceptual_distance(images, originals, network)  # type: ignore[arg-type]
+    assert max(network.pixels) <= max(pixels, 6 * 8)
+    assert sum(network.pixels) == 7 * 6 * 8
+    assert found.tolist() == pytest.approx((images - originals).abs().mean((1, 2, 3)).tolist())
 
 
 # --- structural similarity ---

@@ -96,6 +96,22 @@ def test_old_settings_are_read() -> None:
     assert (parse({}).precision, parse({}).compile, parse({}).capture) == ("auto", "auto", "auto")
 
 
+@pytest.mark.parametrize(("named", "expected"), [("cpu", "no"), ("cuda:0", "bf16"), (None, "bf16")])
+def test_the_precision_follows_the_device_and_not_the_machine(
+    named: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--device cpu` on a machine with a card, `auto` chose bf16, which a CPU emulates."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    if named:
+        monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", named)
+    assert device.chosen_precision("auto") == expected
+    assert device.chosen_precision("no") == "no"
+
+
 def test_fp16_is_refused_in_one_line() -> None:
     with pytest.raises(
         TrainingError, match=r"^cannot train in precision 'fp16': use bf16, or no for float32$"

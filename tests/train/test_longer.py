@@ -19,7 +19,7 @@ from vqvae2.files.tensor_file import load_tensors, save_tensors
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.run import load
 from vqvae2.train import longer, pipeline
-from vqvae2.train.beginning import begin_prior, check_batches, check_starts, due
+from vqvae2.train.beginning import begin_prior, check_processes, check_starts, due
 from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.longer import may_change
 from vqvae2.train.loop import Interrupted, read_metrics
@@ -441,7 +441,7 @@ def test_what_is_due(short: Config, tmp_path: Path) -> None:
     assert stages_of(tmp_path, short, anew=(0,)) == {"prior level 0": True, "prior level 1": False}
     assert stages_of(tmp_path, short, ("autoencoder", "prior level 0")) == everything | {"autoencoder": False}
     with pytest.raises(RunError, match=r"train_prior\.0\.batch: 4 images cannot be shared out evenly to 3"):
-        check_batches(short, ["prior level 0"], 3)
+        check_processes(short, ["prior level 0"], 3)
 
 
 def test_a_starting_point_that_is_gone(run: Path, data: Path, short: Config, tmp_path: Path) -> None:

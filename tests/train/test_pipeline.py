@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -840,6 +841,32 @@ def test_a_record_that_is_no_text(copied: Path, data: Path, config: Config) -> N
 def test_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is no run folder: it has no config\.yaml"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("version", "processes", "until", "refused"),
+    [
+        ("2.7.1", 2, "prior", True),
+        ("2.8.0+cu126", 2, "prior", False),
+        ("2.7.1", 1, "prior", False),
+        ("2.7.1", 2, "autoencoder", False),
+    ],
+)
+def test_a_torch_that_cannot_shard_is_refused_before_images_are_read(
+    version: str, processes: int, until: Any, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused when the first prior began, hours later; but only where a prior is cut up."""
+
+    def opened(*arguments: Any) -> None:
+        raise Killed
+
+    accelerator = SimpleNamespace(num_processes=processes, process_index=0, is_main_process=True)
+    monkeypatch.setattr(pipeline, "make_accelerator", lambda precision: accelerator)
+    monkeypatch.setattr(pipeline, "_open", opened)
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(RunError if refused else Killed) as caught:
+        train("nothing", tmp_path / "run", tiny(shard=True), reporter=Spoken(), until=until)
+    assert ("needs torch 2.8" in str(caught.value)) == refused
 
 
 # --- codes ---

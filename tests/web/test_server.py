@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +30,8 @@ from starlette.testclient import TestClient
 from vqvae2.web import app as server
 from vqvae2.web.jobs import Jobs, Step
 from vqvae2.web.pictures import bits_url, image_urls, palette
+from vqvae2.web.requests import Fill, Request, Vary
+from vqvae2.web.studio import Studio
 
 HOSTS = ["testserver"]
 
@@ -332,6 +335,29 @@ def test_too_many_waiting_jobs_are_refused() -> None:
             jobs.start(1, lambda: iter([(1, [])]))
         with pytest.raises(UserError, match="still waiting"):
             jobs.start(1, lambda: iter([(1, [])]))
+    jobs.close()
+
+
+def test_a_step_that_runs_keeps_no_request_waiting(model: Run, pictures: Path) -> None:
+    """A click waited for a whole step, and requests piled up instead of being refused."""
+    jobs = Jobs()
+    studio = Studio(model, lambda data: read_image(model, data), jobs)
+    image = studio.upload(sorted(pictures.rglob("*.png"))[0].read_bytes())["id"]
+    asked: list[Callable[[], str]] = [
+        *[lambda: studio.sample(Request(n=1))] * 3,
+        lambda: studio.vary(Vary(image=image, n=1)),
+        lambda: studio.fill(Fill(image=image, n=1, mask=mask((slice(0, 8), slice(0, 8))))),
+    ]
+    with ThreadPoolExecutor(1) as clicks:
+        with jobs.lock:  # as a step that runs has it
+            names = [clicks.submit(ask).result(timeout=20) for ask in asked]
+            with pytest.raises(UserError, match="still waiting"):
+                clicks.submit(asked[0]).result(timeout=20)
+            with pytest.raises(UserError, match="no class 'nobody'"):
+                clicks.submit(studio.vary, Vary(image=image, label="nobody")).result(timeout=20)
+        while any(jobs.find(name).state in ("waiting", "running") for name in names):
+            time.sleep(0.02)
+    assert [jobs.find(name).state for name in names] == ["done"] * 5
     jobs.close()
 
 

@@ -72,6 +72,7 @@ def estimate(config: Config, folder: Path, device: torch.device) -> list[StageEs
             continue
         if cost.name != "sharpening":
             rate = _rate(config, cost, device) or rate
+            _empty_cache(device)  # what was timed leaves its memory to the next one, and to the training
         left = max(0, cost.settings.steps - (0 if anew else _done(stage)))
         seconds = None if rate is None else left * cost.settings.batch * cost.training / rate
         if cost.settings.minutes and seconds is not None:
@@ -94,8 +95,6 @@ def say_estimate(
     if all(training.steps <= _SHORT for training in trainings):
         return
     stages = estimate(config, folder, device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # what was timed leaves its memory to the training
     if until == "autoencoder":
         stages = [stage for stage in stages if stage.name == "autoencoder"]
     if not stages:
@@ -144,6 +143,14 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
     return min(free, int(torch.mps.recommended_max_memory())) if device.type == "mps" else free
+
+
+def _empty_cache(device: torch.device) -> None:
+    """Give back the memory that torch keeps of freed tensors, which does not count as free."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _done(stage: StageFolder) -> int:

@@ -129,7 +129,6 @@ def sample(
     """
     from vqvae2.config.numbers import whole
     from vqvae2.prior.draw import check_seed
-    from vqvae2.processes import Group
     from vqvae2.train.loop import make_accelerator
 
     accelerator = accelerator or make_accelerator()
@@ -139,13 +138,7 @@ def sample(
     )  # for JSON
     labels, candidates, about = _describe(run, request)
     run.prior  # noqa: B018 - loads, so that a missing model is reported before the folder is made
-    with accelerator.main_process_first():
-        jobs = _jobs(run, out, request, labels, candidates, about)
-    group = Group(accelerator.process_index, accelerator.num_processes)
-    group.wait()  # until every process has looked
-    # a file system of several machines may show each of them something else for a while
-    missing = group.agreed([job.missing for job in jobs])
-    jobs = [replace(job, missing=ranges) for job, ranges in zip(jobs, missing, strict=True)]
+    jobs = _jobs(run, out, request, labels, candidates, about)
     begun = time.perf_counter()
     batch = (request.sampling or run.sampling).batch
     for job in jobs:
@@ -185,8 +178,8 @@ def _jobs(
     candidates: list[int],
     about: dict[str, Any],
 ) -> list[_Job]:
-    """Make the folders and list what is missing in them. The last job is the folder of the samples; that of the candidates comes
-    before it."""
+    """Make the folders and list what is missing in them; a collective. The last job is the folder of the samples; that of the
+    candidates comes before it."""
     from vqvae2.generate.reject import choose, draw_candidates
     from vqvae2.generate.sample_folder import SampleFolder
 
@@ -206,24 +199,38 @@ def _jobs(
     def draw_best(ranges: Iterable[range]) -> Iterable[Drawn]:
         return choose(decoder, pool, labels or [], request.critic or 1.0, ranges)
 
-    folder.claim()
-    missing = folder.missing(request.n)
+    missing = _missing(folder, request.n)
     jobs = [_Job("samples", folder, missing, draw_best if candidates else draw)]
     if candidates and missing:
-        pool.claim()
-        jobs.insert(0, _Job("candidates", pool, pool.missing(len(candidates)), draw_scored))
+        jobs.insert(0, _Job("candidates", pool, _missing(pool, len(candidates)), draw_scored))
     return jobs
+
+
+def _missing(folder: SampleFolder, n: int) -> list[range]:
+    """Make the folder, and list which of n samples it lacks; a collective.
+
+    All processes take what the main one finds: a file system of several machines may show each of them something else for a while.
+    """
+    from vqvae2.processes import joined
+
+    group = joined()
+    with group.main_first():
+        folder.claim()
+        missing = folder.missing(n)
+    group.wait()  # until every process has looked
+    return group.agreed(missing)
 
 
 def _share(job: _Job, batch: int, accelerator: Accelerator, reporter: Reporter) -> None:
     """Do this process's share of a job, and wait for the others."""
     from vqvae2.generate.sample import batches
+    from vqvae2.processes import joined
 
     own = batches(job.missing, batch)[accelerator.process_index :: accelerator.num_processes]
     if own:
         with reporter.track(job.title, sum(map(len, own)), unit="images") as tracker:
             job.folder.fill(job.draw(own), tracker)
-    accelerator.wait_for_everyone()
+    joined().wait()
 
 
 def command(

@@ -21,6 +21,9 @@ from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.evaluate.metrics import MetricError
 from vqvae2.tf32 import without_tf32
 
+_PIXELS = (
+    2**18
+)  # that go through the network of the perceptual distance at once (about 0.5 GB), at least one image
 _WINDOW = 11  # px of SSIM's Gaussian window
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, finest first
 
@@ -41,10 +44,30 @@ def mean_squared_error(images: Tensor, originals: Tensor, span: float = 2.0) -> 
 
 @torch.no_grad()
 def perceptual_distance(images: Tensor, originals: Tensor, network: PerceptualDistance) -> Tensor:
-    """The perceptual distance, at least 0, [B], on the CPU; both [B, C, H, W] in [-1, 1]. Computed in float32 where the network is."""
+    """The perceptual distance, at least 0, [B], on the CPU; both [B, C, H, W] in [-1, 1]. Computed in float32 where the network is.
+
+    Raises:
+        MetricError: shapes that differ.
+    """
+    _check(images, originals)
+    part = max(1, _PIXELS // (images.shape[2] * images.shape[3]))
+    pairs = zip(images.split(part), originals.split(part), strict=True)
     with without_tf32(network.mean.device):
-        distances: Tensor = network(images, originals)
-    return distances.cpu().double()
+        return torch.cat([network(*pair) for pair in pairs]).cpu().double()
+
+
+@torch.no_grad()
+def perceptual_aims(originals: Tensor, network: PerceptualDistance) -> list[Tensor]:
+    """What `distance_to_aims` compares with; computed as in `perceptual_distance`."""
+    with without_tf32(network.mean.device):
+        return network.aims(originals)
+
+
+@torch.no_grad()
+def distance_to_aims(images: Tensor, aims: list[Tensor], network: PerceptualDistance) -> Tensor:
+    """As `perceptual_distance`, to originals that are compared more than once."""
+    with without_tf32(network.mean.device):
+        return network.between(images, aims).cpu().double()
 
 
 def structural_similarity(images: Tensor, originals: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils.checkpoint import checkpoint
 
 from vqvae2.noise import dropout as dropped
 from vqvae2.noise import shared
 from vqvae2.prior.layers import ChannelNorm, Pointwise
+from vqvae2.prior.recompute import recomputed
 
 _PART = 128  # queries whose scores are held at once where no fused kernel drops them out
 
@@ -45,7 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     for start in range(0, n, _PART):
         end = min(start + _PART, n)
         inputs = q[:, :, start:end], k[:, :, :end], v[:, :, :end], dropout
-        parts.append(checkpoint(_attend_last, *inputs, use_reentrant=False))
+        parts.append(recomputed(_attend_last, *inputs))
     return torch.cat(parts, 2)
 
 

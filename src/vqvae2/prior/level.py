@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.config.models import LevelPriorConfig
 from vqvae2.noise import dropout
 from vqvae2.prior.layers import ChannelNorm, Dropout, Pointwise, pointwise, stream_type
+from vqvae2.prior.recompute import recomputed
 
 
 class ConditionBlock(nn.Module):
@@ -203,7 +203,7 @@ class LevelPrior(nn.Module, ABC):
     def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Any:
         """What the layer makes of its inputs; dropout draws the same when it is computed anew."""
         if self.checkpointing and self.training:
-            return checkpoint(layer, *inputs, use_reentrant=False)
+            return recomputed(layer, *inputs)
         return layer(*inputs)
 
     def _logits(self, h: Tensor) -> Tensor:

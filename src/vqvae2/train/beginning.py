@@ -123,15 +123,15 @@ def _unseen(network: Mapping[str, Any]) -> tuple[Any, ...]:
     return network["kind"], network["attention_every"], network["attention_every"] and network["heads"]
 
 
-def check_batches(config: Config, stages: Iterable[str], processes: int) -> None:
-    """Check that the processes can share out the batches of all stages that are to be trained, before images are read.
+def check_processes(config: Config, stages: Iterable[str], processes: int) -> None:
+    """Check that the processes can share out the batches of all stages that are to be trained, and cut up priors where asked for.
 
     Args:
         stages: of `due`.
         processes: how many there are.
 
     Raises:
-        RunError: a batch is no multiple of their number.
+        RunError: a batch is no multiple of their number, or this torch is too old to cut up priors.
     """
     for name in stages:
         key, training = settings_of(config)[name]
@@ -139,6 +139,12 @@ def check_batches(config: Config, stages: Iterable[str], processes: int) -> None
             raise RunError(
                 f"{key}.batch: {training.batch} images cannot be shared out evenly to {processes} processes; "
                 f"take a multiple of {processes}"
+            )
+        sharded = config.shard and processes > 1 and name.startswith("prior")
+        version = [int(part) for part in torch.__version__.split(".")[:2]]
+        if sharded and version < [2, 8]:  # it leaves the weights whole after an evaluation
+            raise RunError(
+                f"shard needs torch 2.8 or newer, and this is {torch.__version__}; leave it out, or update torch"
             )
 
 

@@ -35,10 +35,11 @@ class TrainingError(UserError):
 
 
 def chosen_precision(precision: str) -> str:
-    """What `Hardware.precision` stands for on this machine: `auto` is bf16 on a CUDA card that has it, else no (float32)."""
+    """What `Hardware.precision` stands for on `best_device`: `auto` is bf16 on a CUDA card that has it, else no (float32)."""
     if precision != "auto":
         return precision
-    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    card = best_device().type == "cuda"
+    capable = card and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if capable else "no"
 
 

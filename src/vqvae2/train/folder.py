@@ -27,6 +27,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.processes import joined
 from vqvae2.train.derived import check_origin, compare_priors, prior_of
 from vqvae2.train.longer import may_change, record_ends, set_aside
 from vqvae2.train.paths import from_anywhere, keep_places
@@ -159,7 +160,7 @@ def settle(folder: Path, claimed: Claim, accelerator: Accelerator) -> None:
             write_config(folder, claimed.record, claimed.config)
         except atomic.FileError as error:
             raise RunError(f"cannot use {folder} as a run folder: {error}") from error
-    accelerator.wait_for_everyone()
+    joined().wait()
 
 
 def same_images(folder: Path, data: str, config: Config) -> bool:

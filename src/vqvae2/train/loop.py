@@ -25,7 +25,7 @@ from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import StageFolder
-from vqvae2.processes import Group
+from vqvae2.processes import joined
 from vqvae2.stopping import StopRequest, stop_requests
 from vqvae2.train.device import (
     Choices,
@@ -39,6 +39,7 @@ from vqvae2.train.feed import Batch, Feed
 from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
+from vqvae2.train.shared_files import await_seen
 from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_outcome, write_metrics
 from vqvae2.train.step import TrainingStep
 
@@ -200,8 +201,8 @@ class _Trainer:
             self.state = ShardedState(self.step, objective.counts(), accelerator=accelerator)
         self.state_file = StageFolder(folder).checkpoint
         self.metrics_file = StageFolder(folder).metrics
-        group = Group(accelerator.process_index, accelerator.num_processes)
-        if group.agreed(self.state_file.exists()):  # a shared file system may not show it to all yet
+        if joined().agreed(self.state_file.exists()):
+            await_seen([self.state_file])
             if not choices.sharded and holds_shards(self.state_file):
                 load_sharded(self.state, self.state_file, self.main, accelerator)
             else:
@@ -377,4 +378,4 @@ class _Trainer:
             self.place.check(self.objective.name)
         if self.main or self.choices.sharded:
             self.state.save(self.state_file, sums, counts, self.config.model_dump())
-        self.accelerator.wait_for_everyone()
+        joined().wait()

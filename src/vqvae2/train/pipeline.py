@@ -26,9 +26,16 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.lock import locks, still_locked
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
-from vqvae2.processes import Group
+from vqvae2.processes import joined
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.beginning import begin_prior, check_batches, check_starts, due, read_distance, stage1_inputs
+from vqvae2.train.beginning import (
+    begin_prior,
+    check_processes,
+    check_starts,
+    due,
+    read_distance,
+    stage1_inputs,
+)
 from vqvae2.train.derived import check_derived
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
@@ -102,7 +109,7 @@ def train(
     config = claimed.config
     if accelerator.is_main_process:
         tidy(folder, config.autoencoder.levels)
-    accelerator.wait_for_everyone()  # what it and `claim` wrote decides below what every process does
+    joined().wait()  # what it and `claim` wrote decides below what every process does
     check_derived(folder, config)
     further = wanted(folder, config)
     stages = due(folder, config, further, claimed.anew.levels, until)
@@ -113,7 +120,7 @@ def train(
         settle(folder, claimed, accelerator)
         reporter.say(f"{folder}: all is done; nothing to train")
         return False
-    check_batches(config, stages, accelerator.num_processes)
+    check_processes(config, stages, accelerator.num_processes)
     check_starts(config, stages)
     begins(config)
     _stages(data, folder, claimed, stages, until, accelerator, reporter)
@@ -165,7 +172,7 @@ def _with_range(data: str, folder: Path, config: Config, reporter: Reporter) -> 
 
 
 def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, reporter: Reporter) -> ImageSet:
-    with accelerator.main_process_first(), reporter.track("reading images", 1, unit="images") as tracker:
+    with joined().main_first(), reporter.track("reading images", 1, unit="images") as tracker:
 
         def progress(done: int, total: int | None) -> None:
             tracker.total = total or done + 1  # the length of a stream is unknown
@@ -250,11 +257,9 @@ def _codes(
 ) -> CodeStore:
     still_locked(folder)
     place = RunFolder(folder).codes
-    with (
-        accelerator.main_process_first()
-    ):  # the main process finishes renames, and checks the content for all
+    with joined().main_first():  # the main process finishes renames, and checks the content for all
         found = _fits(place, config, images, digest, accelerator.is_main_process)
-    found = Group(accelerator.process_index, accelerator.num_processes).agreed(found)
+    found = joined().agreed(found)
     if not found:
         if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
             reporter.say("the code store is missing or does not fit the autoencoder: extracting anew")
@@ -266,7 +271,7 @@ def _codes(
         extract(model, images, config, place, digest, accelerator, reporter)
     elif accelerator.is_main_process:
         remove([parts_folder(place)])  # of an extraction that was killed at its very end
-    accelerator.wait_for_everyone()
+    joined().wait()
     return open_store(place, digest=digest, check=False)
 
 
@@ -301,7 +306,7 @@ def _priors(
             _stage2(folder, config, store, autoencoder, level, begins, accelerator, reporter)
         if accelerator.is_main_process and not samples_file(folder, level).exists():
             draw_level(folder, config, autoencoder, store.digest, level)
-        accelerator.wait_for_everyone()
+        joined().wait()
 
 
 def _stage2(
@@ -359,7 +364,7 @@ def _fit(
     if again:
         if accelerator.is_main_process:
             prepare(part, whole=objective.name != "sharpen")
-        accelerator.wait_for_everyone()
+        joined().wait()
         folder = prepare(part, whole=objective.name != "sharpen")
     outcome = fit(objective, settings, folder.path, accelerator, reporter, seed, config)
     check_learnt(objective.name, outcome.figures, part)
@@ -383,7 +388,7 @@ def _fit(
             atomic.write_json(part.record, record)
             tensor_file.save_tensors(part.model, tensors, about)
             keep_state(part, part)
-    accelerator.wait_for_everyone()
+    joined().wait()
 
 
 def _figures(figures: dict[str, Any]) -> str:

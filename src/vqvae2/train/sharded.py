@@ -23,9 +23,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqvae2.config.training import TrainConfig
-from vqvae2.errors import UserError
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
+from vqvae2.processes import joined
+from vqvae2.train.shared_files import await_seen
 
 if TYPE_CHECKING:  # importing it takes seconds, which every command would pay
     from torch.distributed.tensor import DTensor
@@ -34,16 +35,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def shard(network: nn.Module, accelerator: Accelerator) -> None:
-    """Cut up the weights of a prior, in place: each layer for itself, and what is outside of the layers.
-
-    Raises:
-        UserError: a torch that is too old.
-    """
-    version = [int(part) for part in torch.__version__.split(".")[:2]]
-    if version < [2, 8]:  # it leaves the weights whole after an evaluation
-        raise UserError(
-            f"shard needs torch 2.8 or newer, and this is {torch.__version__}; leave it out, or update torch"
-        )
+    """Cut up the weights of a prior, in place: each layer for itself, and what is outside of the layers."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -195,7 +187,7 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor], accelerator: Accele
 def load_shards(
     folder: Path, shapes: Mapping[str, torch.Size], accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """This process's rows of a state that any number of processes saved.
+    """This process's rows of a state that any number of processes saved; a collective.
 
     Args:
         folder: where `save_shards` wrote.
@@ -206,11 +198,14 @@ def load_shards(
 
     Raises:
         FileError: a file is missing or damaged.
+        TrainingError: this process does not see a file that the main process sees.
     """
-    files = sorted(folder.glob("shard-*-of-*.safetensors"))
+    names = sorted(file.name for file in folder.glob("shard-*-of-*.safetensors"))
+    files = [folder / name for name in joined().agreed(names)]
     world = len(files)
     if not files or any(not file.stem.endswith(f"-of-{world:04d}") for file in files):
         raise FileError(f"the state in {folder} is incomplete: found {world} of its files")
+    await_seen(files)
     found: dict[str, list[Tensor]] = {}
     for number, file in enumerate(files):
         tensor_file.load_tensors(file)  # raises if it is damaged

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
+from vqvae2.processes import joined
 from vqvae2.train.sharded import (
     load_shards,
     own,
@@ -50,7 +51,7 @@ class ShardedState(State):
         folder = f"step-{self.outcome.step:09d}-of-{accelerator.num_processes}"
         tensors = rows_of_state(step.network, step.optimizer, step.average, self.best)
         save_shards(file.parent / folder, tensors, accelerator)
-        accelerator.wait_for_everyone()
+        joined().wait()
         if accelerator.is_main_process:
             small = {f"sums.{k}": v for k, v in sums.items()}
             small |= {f"counts.{k}": v for k, v in enumerate(counts)}

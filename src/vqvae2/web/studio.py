@@ -18,7 +18,7 @@ from vqvae2.codes import Codes
 from vqvae2.config.sampling import Sampling
 from vqvae2.data.pixels import psnr
 from vqvae2.errors import UserError
-from vqvae2.generate.complete import Kept
+from vqvae2.generate.complete import Completed, Kept
 from vqvae2.prior.hierarchy import UNKNOWN
 from vqvae2.run import Run
 from vqvae2.web.jobs import Jobs, Step
@@ -50,6 +50,8 @@ class Studio:
     def __init__(self, run: Run, read: Read, jobs: Jobs) -> None:
         self.run, self.read, self.jobs = run, read, jobs
         self.can_draw = all(done for name, done in run.done().items() if name.startswith("prior"))
+        if self.can_draw:
+            _ = run.prior, run.decoder()  # loaded here, so that no request does it beside a job
         self.palettes = [palette(quantizer.codebook()) for quantizer in run.autoencoder.quantizers]
         self._uploads: OrderedDict[str, _Upload] = OrderedDict()
 
@@ -77,8 +79,7 @@ class Studio:
         self._needs_priors()
         batch = max(1, -(-request.n // 4))  # four steps, so that the first images are soon there
         sampling = self._sampling(request, batch)
-        with self.jobs.lock:  # it loads what is not loaded yet
-            drawn = self.run.draw(request.n, request.label, request.seed, sampling, None, request.decoder)
+        drawn = self.run.draw(request.n, request.label, request.seed, sampling, None, request.decoder)
 
         def steps() -> Iterator[Step]:
             for part in drawn:
@@ -134,17 +135,15 @@ class Studio:
 
     def fill(self, request: Fill) -> str:
         """Fill in the masked area of an uploaded image; the name of the job."""
-        image = self._find(request.image).image
+        found = self._find(request.image)
         try:
-            mask = read_mask(request.mask, *image.shape[1:])
+            mask = read_mask(request.mask, *found.image.shape[1:])
         except ValueError as error:
             raise UserError(str(error)) from None
         if not bool(mask.any()):
             raise UserError("nothing is painted: paint over the part that is to be filled in")
         self._needs_priors()
-        with self.jobs.lock:
-            kept = self.run.keep(image, mask)
-        return self._complete(request, kept)
+        return self._complete(request, found, lambda: self.run.keep(found.image, mask))
 
     def vary(self, request: Vary) -> str:
         """Draw a level of an uploaded image again; the name of the job.
@@ -157,13 +156,16 @@ class Studio:
             raise UserError(f"expected a level 0..{count - 1}, found {request.level}")
         self._needs_priors()
         again = range(request.level, request.level + 1 if request.keep_finer else count)
-        levels = (
-            torch.full_like(level, UNKNOWN) if index in again else level
-            for index, level in enumerate(found.codes.levels)
-        )
-        with self.jobs.lock:
+
+        def keep() -> Kept:
+            levels = (
+                torch.full_like(level, UNKNOWN) if index in again else level
+                for index, level in enumerate(found.codes.levels)
+            )
             image, codes = found.image.to(self.run.device), Codes(tuple(levels)).to(self.run.device)
-        return self._complete(request, Kept(image, None, image, codes))
+            return Kept(image, None, image, codes)
+
+        return self._complete(request, found, keep)
 
     def compress(self, name: str) -> bytes:
         """An uploaded image as a compressed file.
@@ -188,16 +190,22 @@ class Studio:
             (image,) = self.run.codec.decode(found, self.run.decoder())
         return {"image": image_urls(image[None])[0], "bytes": len(data)}
 
-    def _complete(self, request: Completion, kept: Kept) -> str:
+    def _complete(self, request: Completion, found: _Upload, keep: Callable[[], Kept]) -> str:
+        """Start a completion of an image; `keep` computes on the device, so the job calls it."""
         batch = max(1, -(-request.n // 4))
         sampling = self._sampling(request, batch)
-        with self.jobs.lock:
-            drawn = self.run.complete(
+
+        def drawn(kept: Kept) -> Iterator[Completed]:
+            return self.run.complete(
                 kept, request.n, request.label, request.seed, request.passes, sampling, request.decoder
             )
 
+        drawn(
+            Kept(found.image, None, found.image, found.codes)
+        )  # draws nothing, but refuses a mistake at once
+
         def steps() -> Iterator[Step]:
-            for part in drawn:
+            for part in drawn(keep()):
                 sums = part.bits[-1, :, 0].sum(1).tolist()
                 pairs = zip(image_urls(part.images), sums, strict=True)
                 yield part.numbers.stop, [{"image": url, "bits": bits} for url, bits in pairs]

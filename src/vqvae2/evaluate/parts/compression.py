@@ -29,7 +29,12 @@ from vqvae2.data.folder_files import list_folder
 from vqvae2.data.pixels import psnr, to_float, to_uint8
 from vqvae2.errors import UserError
 from vqvae2.evaluate.context import Context
-from vqvae2.evaluate.image_metrics import multiscale_similarity, perceptual_distance
+from vqvae2.evaluate.image_metrics import (
+    distance_to_aims,
+    multiscale_similarity,
+    perceptual_aims,
+    perceptual_distance,
+)
 from vqvae2.evaluate.other_codecs import OtherCodec, other_codecs
 from vqvae2.evaluate.parts.base import Part, PartResult, Picture, Plot
 from vqvae2.evaluate.parts.drawing import SHOWN, sheet
@@ -236,7 +241,7 @@ def _compared(
     for image, original in enumerate(originals):
         tick(image)
         seen = distance is not None and "perceptual" in own
-        aims = distance.aims(_middle(original[None])) if distance is not None and seen else None
+        aims = perceptual_aims(_middle(original[None]), distance) if distance is not None and seen else None
         reached: dict[str, list[float]] = {name: [] for name in measures}
         sizes: list[float] = []
         for variant in range(len(other.settings)):
@@ -298,9 +303,8 @@ class _Tried:
         if index not in self._distances:
             assert self._distance is not None
             assert self._aims is not None
-            with torch.no_grad():
-                shown = _middle(self._shown[index][None])
-                self._distances[index] = float(self._distance.between(shown, self._aims))
+            shown = _middle(self._shown[index][None])
+            self._distances[index] = float(distance_to_aims(shown, self._aims, self._distance))
         return self._distances[index] <= self._wanted[name]
 
     def smallest(self, name: str) -> list[float]:
