@@ -142,6 +142,19 @@ def test_resumed_ends_as_uninterrupted(patch: dict[str, Any], tmp_path: Path) ->
     assert_same(result(objective, tmp_path / "resumed", outcome), expected)
 
 
+def test_a_steep_discriminator_does_not_slow_the_decoder_down(tmp_path: Path) -> None:
+    """Each network is clipped by its own norm: without the adversarial gradient the penalty does not touch the decoder."""
+    ends = []
+    for penalty in (0.0, 100.0):
+        objective = sharpening(tmp_path, settings(adversarial=0.0, penalty=penalty, clip=0.01))
+        place = tmp_path / f"penalty-{penalty:g}"
+        run(objective, objective.config.sharpen, place)
+        norms = [line["gradient_norm"] for line in read_metrics(place / "metrics.jsonl") if "loss" in line]
+        ends.append({**objective.weights(), "norms": norms})
+    assert_same(*ends)
+    assert min(ends[0]["norms"]) > 0.01, "it is clipped"
+
+
 class NothingRead(TorchDispatchMode):
     """Fails where a value of a tensor is read, for which the host would wait for the device."""
 

@@ -107,7 +107,6 @@ class TrainingStep:
     ) -> None:
         self.objective, self.model, self.network, self.optimizer = objective, model, network, optimizer
         self.config, self.choices = config, choices
-        self.weights = list(network.parameters())
         kind = ShardedAverage if choices.sharded else WeightAverage
         self.average = kind(network, config.average) if config.average else None
         self.sums: dict[str, Tensor] = {}
@@ -239,12 +238,20 @@ class TrainingStep:
                 term = value.detach().float() * share
                 logs[key] = logs[key] + term if key in logs else term
         if self.config.clip:
-            norm = put_together(nn.utils.clip_grad_norm_(self.weights, self.config.clip))
-            logs["gradient_norm"] = norm.detach().float()
+            logs["gradient_norm"] = self._clipped()
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
         self._note(logs)
+
+    def _clipped(self) -> Tensor:
+        """Clip the gradients of each group of the optimiser by their own norm; the norm of the first group before that.
+
+        Networks that play against each other are groups, and a steep loss of one may not slow down the other.
+        """
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        norms = [put_together(nn.utils.clip_grad_norm_(weights, self.config.clip)) for weights in groups]
+        return norms[0].detach().float()
 
     @torch.no_grad()
     def _note(self, logs: dict[str, Tensor]) -> None:
