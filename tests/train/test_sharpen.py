@@ -16,7 +16,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.data.batches import sequential
 from vqvae2.data.pixels import psnr
-from vqvae2.files.tensor_file import load_tensors
+from vqvae2.files.tensor_file import load_tensors, save_tensors
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
 from vqvae2.train.sharpen import SharpenObjective
 
@@ -120,6 +120,7 @@ def test_the_adversarial_loss_begins_late(loss: str, parts: int, tmp_path: Path)
     late = sharpening(tmp_path, settings(begin=2, loss=loss, adversarial=1.0, accumulate=parts))
     never = sharpening(tmp_path, settings(adversarial=0.0, loss=loss, accumulate=parts))
     for part in range(4 * parts):
+        late.model.before_step(part // parts)
         with_it, without = gradients(late), gradients(never)
         same = [torch.equal(with_it[k], without[k]) for k in without if not k.startswith("discriminator")]
         assert all(same) if part < 2 * parts else not any(same)
@@ -153,6 +154,33 @@ def test_a_steep_discriminator_does_not_slow_the_decoder_down(tmp_path: Path) ->
         ends.append({**objective.weights(), "norms": norms})
     assert_same(*ends)
     assert min(ends[0]["norms"]) > 0.01, "it is clipped"
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("parts", [(1, 4), (4, 1), (2, 4)])
+def test_steps_are_counted_and_not_parts(parts: tuple[int, int], old: bool, tmp_path: Path) -> None:
+    """Interrupted and resumed with other parts, as another number of processes has: the adversarial loss begins at its step.
+
+    An old state holds a count of parts, and a score by that count; the last weights are kept from it too.
+    """
+    first, then = (settings(begin=3, accumulate=count, log_every=1) for count in parts)
+    objective = sharpening(tmp_path, first)
+    signal_at(objective, {2})
+    with pytest.raises(Interrupted):
+        run(objective, first.sharpen, tmp_path / "sharpen")
+    if old:
+        state = tmp_path / "sharpen" / "checkpoints" / "last.safetensors"
+        tensors, meta = load_tensors(state)
+        tensors |= {k: torch.tensor(2 * parts[0]) for k in tensors if k.endswith("seen")}
+        meta["outcome"]["best_score"] = -100.0
+        save_tensors(state, tensors, meta)
+    objective = sharpening(tmp_path, then)
+    outcome = run(objective, then.sharpen, tmp_path / "sharpen")
+    weights = [
+        line["weight"] for line in read_metrics(tmp_path / "sharpen" / "metrics.jsonl") if "loss" in line
+    ]
+    assert [weight > 0 for weight in weights] == [False] * 3 + [True] * 3
+    assert outcome.best_step == 6
 
 
 class NothingRead(TorchDispatchMode):

@@ -67,10 +67,12 @@ class Sharpening(nn.Module):
         paths = [level.get_submodule("to_finest") for level in plain.levels]
         self.to_finest = copy.deepcopy(nn.ModuleList(paths))
         self.discriminator = PatchDiscriminator(config.data.channels, settings.width, settings.depth)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # parts of batches so far
-        parts = min(settings.accumulate, settings.batch // world()[1])  # of a step
-        self._late = settings.begin * parts
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # steps before the present one
         self._distance = [distance]  # in a list, so that its weights are no part of this module
+
+    def before_step(self, number: int) -> None:
+        """Steps are counted outside: a state may hold a count of parts of batches, of which a step had any number."""
+        self.seen.fill_(number)
 
     def decode(self, vectors: Sequence[Tensor]) -> Tensor:
         """The code vectors of every level [B, D, h, w], coarsest first, to images [B, C, S, S], not clipped."""
@@ -107,7 +109,6 @@ class Sharpening(nn.Module):
             loss = loss + self.settings.perceptual * logs["perceptual"]
         adversarial, adversarial_logs = self._adversarial(sharp, (sharp - images).detach())
         own, own_logs = self._discriminator(sharp.detach(), images)
-        self.seen += 1
         return loss + adversarial + own, {**logs, **adversarial_logs, **own_logs}
 
     def _adversarial(self, sharp: Tensor, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,7 +127,7 @@ class Sharpening(nn.Module):
         elements = error.numel() * processes * self.config.autoencoder.variance
         least = (fake.numel() * processes) ** -0.5
         weight = self.settings.adversarial * (2 * error_norm / elements) / (norm / processes).clamp_min(least)
-        weight = weight * (self.seen >= self._late)
+        weight = weight * (self.seen >= self.settings.begin)
         return (sharp * (weight * gradient)).sum(), {"generator": loss.detach(), "weight": weight}
 
     def _discriminator(self, sharp: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -203,7 +204,7 @@ class SharpenObjective:
         """Held-out PSNR in dB and sharpness (see `AutoencoderObjective.evaluate`), sharpened and plain.
 
         `heldout_real` and `heldout_fake` are the discriminator's mean logits: when it knows its training images by heart,
-        held-out ones no longer look real to it. The score is minus the steps, so that the last weights are kept.
+        held-out ones no longer look real to it. There is no score, so that the last weights are kept.
         """
         assert isinstance(model, Sharpening)
         device = accelerator.device
@@ -222,7 +223,6 @@ class SharpenObjective:
             total / len(self.images.heldout) for total in host_total(measured, 7, accelerator)
         )
         return {
-            "score": -float(model.seen),
             "heldout_mse": mse,
             "heldout_psnr": 10 * math.log10(4 / max(mse, 1e-10)),
             "heldout_psnr_plain": 10 * math.log10(4 / max(plain_mse, 1e-10)),
