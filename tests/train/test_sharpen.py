@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from train_helpers import TRAIN, assert_same, changed, image_set, result, run, signal_at, tiny
+from train_helpers import TRAIN, Spoken, assert_same, changed, image_set, result, run, signal_at, tiny
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.data.batches import sequential
 from vqvae2.data.pixels import psnr
 from vqvae2.files.tensor_file import load_tensors, save_tensors
+from vqvae2.train.folder import sharp_file
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.remarks import say_sharpened
 from vqvae2.train.sharpen import SharpenObjective
 
 SHARPEN: dict[str, Any] = {**TRAIN, "average": 0.5, "begin": 0, "width": 4, "depth": 2}
@@ -181,6 +183,42 @@ def test_steps_are_counted_and_not_parts(parts: tuple[int, int], old: bool, tmp_
     ]
     assert [weight > 0 for weight in weights] == [False] * 3 + [True] * 3
     assert outcome.best_step == 6
+
+
+@pytest.mark.parametrize("steps", [2, 30])
+def test_the_first_weights_are_forgotten(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default decay too: weights that are 1 after step 1 and 0 after all others show the share of step 1."""
+    value = iter([1.0, *[0.0] * steps])
+
+    @torch.no_grad()
+    def put(optimizer: torch.optim.Optimizer) -> None:
+        number = next(value)
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.fill_(number)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", put)
+    objective = sharpening(tmp_path, settings(steps=steps, evaluate_every=steps, average=0.999))
+    run(objective, objective.config.sharpen, tmp_path / "sharpen")
+    share = torch.cat([p.flatten() for p in objective.model.parameters()])
+    assert share.max() == share.min()
+    assert 0 < share.max() <= 10 / steps
+
+
+@pytest.mark.parametrize(("steps", "learnt"), [(2, False), (3, True)])
+def test_a_sharpening_without_the_adversarial_loss_is_told(steps: int, learnt: bool, tmp_path: Path) -> None:
+    """The loss begins after two steps."""
+    objective = sharpening(tmp_path, settings(steps=steps, begin=2, log_every=1))
+    outcome = run(objective, objective.config.sharpen, tmp_path / "sharpen")
+    lines = read_metrics(tmp_path / "sharpen" / "metrics.jsonl")
+    assert any(line.get("weight", 0) > 0 for line in lines) == learnt
+    about = {"figures": outcome.figures, "step": outcome.best_step}
+    save_tensors(sharp_file(tmp_path), objective.weights(), about)
+    spoken = Spoken()
+    say_sharpened(tmp_path, 2, spoken)
+    (line,) = spoken.lines
+    assert ("the decoder is sharpened" in line) == learnt
+    assert ("learnt nothing adversarial" in line) != learnt
 
 
 class NothingRead(TorchDispatchMode):

@@ -97,7 +97,10 @@ class SharpenConfig(TrainConfig):
         2.0, gt=0, le=1000, description="learning rate of the discriminator, relative to the decoder's"
     )
     average: float = Field(
-        0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
+        0.999,
+        gt=0,
+        lt=1,
+        description="decay of the averaged weights, which are the ones that are kept; after n steps at most (1 + n) / (10 + n)",
     )
     adversarial: float = Field(
         0.75,

@@ -147,7 +147,7 @@ def _stages(
         images.close()
     say_usage(store, reporter)
     _priors(folder, config, store, autoencoder, stages, accelerator, reporter)
-    say_sharpened(folder, reporter)
+    say_sharpened(folder, config.sharpen.begin, reporter)
 
 
 def _with_range(data: str, folder: Path, config: Config, reporter: Reporter) -> Config:

@@ -58,6 +58,7 @@ class Sharpening(nn.Module):
 
     seen: Tensor
     may_compile = False  # a gradient is taken within the forward pass
+    ramped_average = True  # it is the result, also of few steps
 
     def __init__(self, plain: VQVAE, config: Config, distance: nn.Module | None = None) -> None:
         super().__init__()

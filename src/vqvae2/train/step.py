@@ -42,11 +42,18 @@ class WeightAverage:
     Args:
         model: whose weights are averaged.
         decay: share of the old average that is kept in a step, 0 <= decay < 1.
+        ramped: after n weights, keep at most (1 + n) / (10 + n), so that few steps forget the first weights too.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, ramped: bool = False) -> None:
         self.model, self.decay, self.count = model, decay, 0
         self.module = copy.deepcopy(model).requires_grad_(False)
+        self.new = next(model.parameters()).new_zeros(()) if ramped else None  # share of the next weights
+
+    def before_step(self) -> None:
+        """Choose the decay of the coming step; a recorded step reads it from a tensor."""
+        if self.new is not None:
+            self.new.fill_(1 - min(self.decay, (1 + self.count) / (10 + self.count)))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -55,8 +62,12 @@ class WeightAverage:
         theirs: list[Tensor] = [p.data for p in self.model.parameters()]
         if self.count == 0:
             torch._foreach_copy_(ours, theirs)
-        else:
+        elif self.new is None:
             torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        else:
+            changes = torch._foreach_sub(theirs, ours)
+            torch._foreach_mul_(changes, self.new)
+            torch._foreach_add_(ours, changes)
         buffers = list(self.module.buffers())
         if buffers:
             torch._foreach_copy_(buffers, list(self.model.buffers()))
@@ -107,8 +118,12 @@ class TrainingStep:
     ) -> None:
         self.objective, self.model, self.network, self.optimizer = objective, model, network, optimizer
         self.config, self.choices = config, choices
-        kind = ShardedAverage if choices.sharded else WeightAverage
-        self.average = kind(network, config.average) if config.average else None
+        self.average: WeightAverage | ShardedAverage | None = None
+        if config.average and choices.sharded:
+            self.average = ShardedAverage(network, config.average)
+        elif config.average:
+            ramped = getattr(network, "ramped_average", False)
+            self.average = WeightAverage(network, config.average, ramped)
         self.sums: dict[str, Tensor] = {}
         self.taken = 0
         self.bad = torch.full((), _NEVER, device=choices.device)
@@ -125,6 +140,8 @@ class TrainingStep:
         self._seed(seed)
         self.number.fill_(number)
         self.tell(number)
+        if isinstance(self.average, WeightAverage):
+            self.average.before_step()
         for group in self.optimizer.param_groups:
             own = rate * group.get("scale", 1.0)
             if isinstance(group["lr"], Tensor):
