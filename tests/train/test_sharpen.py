@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_helpers import TRAIN, Spoken, assert_same, changed, image_set, result, run, signal_at, tiny
 
@@ -30,13 +31,13 @@ def settings(levels: int = 2, **patch: Any) -> Config:
     return changed(tiny(levels), sharpen={**SHARPEN, **patch})
 
 
-def sharpening(place: Path, config: Config) -> SharpenObjective:
+def sharpening(place: Path, config: Config, distance: nn.Module | None = None) -> SharpenObjective:
     """The objective, for an autoencoder of random weights whose codes are in use."""
     torch.manual_seed(1)
     plain = VQVAE(config.autoencoder)
     images = image_set(place, config)
     plain.train()(next(sequential(images, images.train, config.data, batch=8))[0])  # first codebooks
-    return SharpenObjective(config, images, plain)
+    return SharpenObjective(config, images, plain, distance)
 
 
 def first(objective: SharpenObjective) -> torch.Tensor:
@@ -277,6 +278,37 @@ def test_the_figures_are_of_all_held_out_images(tmp_path: Path) -> None:
     for kind in ("", "_plain"):  # not trained yet, so both are the same
         assert 4 / 10 ** (figures[f"heldout_psnr{kind}"] / 10) == pytest.approx(float(mse), rel=1e-4)
     assert figures["heldout_sharpness"] == pytest.approx(figures["heldout_sharpness_plain"], rel=1e-4)
+
+
+class Halves(nn.Module):
+    """In place of the perceptual distance: half the mean absolute difference of each picture."""
+
+    def forward(self, images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        """[B]."""
+        return (images - originals).abs().mean((1, 2, 3)) / 2
+
+
+def test_a_perceptual_distance_of_weight_0_is_measured_and_not_trained_on(tmp_path: Path) -> None:
+    ends = []
+    for distance in (None, Halves()):
+        objective = sharpening(tmp_path, settings(), distance)
+        place = tmp_path / f"measured-{distance is not None}"
+        outcome = run(objective, objective.config.sharpen, place)
+        lines = [line for line in read_metrics(place / "metrics.jsonl") if "heldout_mse" in line]
+        measured = {k for line in lines for k in line if "perceptual" in k}
+        assert measured == ({"heldout_perceptual", "heldout_perceptual_plain"} if distance else set())
+        ends.append(load_tensors(place / "checkpoints" / "last.safetensors")[0])
+    assert_same(*ends)
+    images = torch.cat(
+        [x for x, _ in sequential(objective.images, objective.images.heldout, objective.config.data, batch=4)]
+    )
+    codes = objective.plain.encode(images)
+    sharp = objective.model.decode(objective.vectors(codes)).detach().clamp(-1, 1)
+    for again, name in (
+        (sharp, "heldout_perceptual"),
+        (objective.plain.decode(codes), "heldout_perceptual_plain"),
+    ):
+        assert outcome.figures[name] == pytest.approx(float((again - images).abs().mean()) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(("count", "rows"), [(3, 3), (13, 3), (16, 6)])

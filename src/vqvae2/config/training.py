@@ -92,6 +92,9 @@ class SharpenConfig(TrainConfig):
     """
 
     steps: int = Field(0, ge=0, le=10**9, description="optimiser steps; 0 = no sharpening (paper)")
+    patience: int = Field(
+        0, ge=0, le=10**9, description="not used: no held-out score tells which weights look best"
+    )
     lr: float = Field(2e-4, gt=0, le=1000, description="peak learning rate of the decoder")
     discriminator_rate: float = Field(
         2.0, gt=0, le=1000, description="learning rate of the discriminator, relative to the decoder's"

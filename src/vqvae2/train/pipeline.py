@@ -224,6 +224,10 @@ def _sharpen(
     """Train the sharpened decoder. Its file holds the digest of the autoencoder that it belongs to."""
     still_locked(folder)
     settings = config.sharpen
+    if settings.patience:
+        reporter.say(
+            "sharpen: sharpen.patience is not used, because no held-out score tells which weights look best"
+        )
     plain, _ = load_autoencoder(folder, config, accelerator.device)  # its own copy, which it freezes
     objective = SharpenObjective(config, images, plain, distance)
     objective.autoencoder = digest

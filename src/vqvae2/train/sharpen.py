@@ -150,7 +150,7 @@ class SharpenObjective:
         config: the whole configuration.
         images: `images.train` are learnt from; figures and drawings are of `images.heldout`.
         plain: the trained autoencoder; its encoder makes the codes, also of augmented images. It is not changed.
-        distance: a perceptual distance, or None.
+        distance: a perceptual distance, measured on the held-out images, and part of the loss with weight `sharpen.perceptual`.
     """
 
     name = "sharpen"
@@ -163,11 +163,10 @@ class SharpenObjective:
             None  # digest of `plain`'s weights, which the state of the training names
         )
         self.plain = plain.eval().requires_grad_(False)
-        if distance is not None:
-            distance = distance.to(next(plain.parameters()).device)
+        self.distance = distance.to(next(plain.parameters()).device) if distance is not None else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = Sharpening(plain, config, distance).requires_grad_(True)
+            self.model = Sharpening(plain, config, self.distance).requires_grad_(True)
         self.training = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
 
     def keep_on(self, device: torch.device, limit: int) -> int:
@@ -202,7 +201,7 @@ class SharpenObjective:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """Held-out PSNR in dB and sharpness (see `AutoencoderObjective.evaluate`), sharpened and plain.
+        """Held-out PSNR in dB, sharpness and perceptual distance (see `AutoencoderObjective.evaluate`), sharpened and plain.
 
         `heldout_real` and `heldout_fake` are the discriminator's mean logits: when it knows its training images by heart,
         held-out ones no longer look real to it. There is no score, so that the last weights are kept.
@@ -219,11 +218,14 @@ class SharpenObjective:
             columns = [(x - images).square().mean((1, 2, 3)) for x in pair]
             columns += [detail(x) for x in (*pair, images)]
             columns += [model.discriminator(x).mean((1, 2, 3)) for x in (images, pair[0])]
+            if self.distance:
+                columns += [self.distance(x, images) for x in pair]
             measured.append(torch.stack(columns))
-        mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake = (
-            total / len(self.images.heldout) for total in host_total(measured, 7, accelerator)
+        mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake, *distances = (
+            total / len(self.images.heldout)
+            for total in host_total(measured, 9 if self.distance else 7, accelerator)
         )
-        return {
+        figures = {
             "heldout_mse": mse,
             "heldout_psnr": 10 * math.log10(4 / max(mse, 1e-10)),
             "heldout_psnr_plain": 10 * math.log10(4 / max(plain_mse, 1e-10)),
@@ -232,6 +234,8 @@ class SharpenObjective:
             "heldout_real": real,
             "heldout_fake": fake,
         }
+        names = ("heldout_perceptual", "heldout_perceptual_plain")
+        return figures | dict(zip(names, distances, strict=False))
 
     @torch.no_grad()
     def draw(self, model: nn.Module, path: Path) -> None:
