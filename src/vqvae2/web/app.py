@@ -34,6 +34,7 @@ from vqvae2.web.requests import Fill, Request, Vary, checked
 from vqvae2.web.studio import Read, Studio
 
 LARGEST = 32 * 2**20  # bytes of an upload
+LOCAL = ["127.0.0.1", "localhost", "[::1]", "["]  # the last is what older Starlettes read of "[::1]:7860"
 
 _PAGE = Path(__file__).parent / "page"
 _OWN = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -146,7 +147,7 @@ def serve(run: Run, read: Read, host: str, port: int, say: Callable[[str], None]
             f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port"
         ) from None
     local = host in ("127.0.0.1", "::1", "localhost")
-    app = make_app(run, read, ["127.0.0.1", "localhost", "[::1]"] if local else ["*"])
+    app = make_app(run, read, LOCAL if local else ["*"])
     shown = f"[{host}]" if ":" in host else host
     say(f"{run.folder}: http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C stops)")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
