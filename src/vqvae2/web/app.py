@@ -1,8 +1,8 @@
 """The web page's server: routes, bounds and headers. It listens where it is told, and the page loads nothing from elsewhere.
 
-GET  /                    the page         GET  /api/run             what the run is
-POST /api/sample          -> job           GET  /api/jobs/NAME       how far a job is, and what it has made
-POST /api/images          a file -> its codes and bits              POST /api/jobs/NAME/stop
+GET  /                    the page         GET  /api/run                what the run is
+POST /api/sample          -> job           GET  /api/jobs/NAME?from=K   how far a job is, and its results from K on
+POST /api/images          a file -> its codes and bits                 POST /api/jobs/NAME/stop
 POST /api/fill, /api/vary -> job           GET  /api/images/NAME/compressed, POST /api/decompress
 GET  /report/...          RUN/report
 """
@@ -116,7 +116,10 @@ class _Handlers:
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     async def job(self, request: HttpRequest) -> Response:
-        return JSONResponse(self.jobs.find(request.path_params["name"]).to_json())
+        text = request.query_params.get("from", "0")
+        if not (text.isdecimal() and len(text) < 10):
+            raise UserError("from: expected a whole number that is not negative")
+        return JSONResponse(self.jobs.told(request.path_params["name"], int(text)))
 
     async def stop(self, request: HttpRequest) -> Response:
         self.jobs.find(request.path_params["name"]).stop = True
