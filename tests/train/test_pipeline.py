@@ -545,6 +545,13 @@ def test_a_sharpened_decoder_of_another_autoencoder(copied: Path, config: Config
         sharp_autoencoder(copied, config, "cpu")
 
 
+def test_patience_of_the_sharpening_is_told_to_be_unused(copied: Path, data: Path, config: Config) -> None:
+    shutil.rmtree(copied / "sharpen")
+    for patience in (0, 3):
+        said = go(data, copied, changed(config, sharpen={"patience": patience, "steps": 6 + patience}))
+        assert sum("sharpen.patience is not used" in line for line in said) == bool(patience)
+
+
 def test_settings_of_the_sharpening_are_kept(copied: Path, data: Path, config: Config) -> None:
     with pytest.raises(RunError, match=r"sharpen\.adversarial: .* -> 9"):
         ask(copied, data, changed(config, sharpen={"adversarial": 9.0}))

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from train_helpers import TRAIN, assert_same, changed, image_set, result, run, signal_at, tiny
+from train_helpers import TRAIN, Spoken, assert_same, changed, image_set, result, run, signal_at, tiny
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.data.batches import sequential
 from vqvae2.data.pixels import psnr
-from vqvae2.files.tensor_file import load_tensors
+from vqvae2.files.tensor_file import load_tensors, save_tensors
+from vqvae2.train.folder import sharp_file
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.remarks import say_sharpened
 from vqvae2.train.sharpen import SharpenObjective
 
 SHARPEN: dict[str, Any] = {**TRAIN, "average": 0.5, "begin": 0, "width": 4, "depth": 2}
@@ -28,13 +31,13 @@ def settings(levels: int = 2, **patch: Any) -> Config:
     return changed(tiny(levels), sharpen={**SHARPEN, **patch})
 
 
-def sharpening(place: Path, config: Config) -> SharpenObjective:
+def sharpening(place: Path, config: Config, distance: nn.Module | None = None) -> SharpenObjective:
     """The objective, for an autoencoder of random weights whose codes are in use."""
     torch.manual_seed(1)
     plain = VQVAE(config.autoencoder)
     images = image_set(place, config)
     plain.train()(next(sequential(images, images.train, config.data, batch=8))[0])  # first codebooks
-    return SharpenObjective(config, images, plain)
+    return SharpenObjective(config, images, plain, distance)
 
 
 def first(objective: SharpenObjective) -> torch.Tensor:
@@ -120,6 +123,7 @@ def test_the_adversarial_loss_begins_late(loss: str, parts: int, tmp_path: Path)
     late = sharpening(tmp_path, settings(begin=2, loss=loss, adversarial=1.0, accumulate=parts))
     never = sharpening(tmp_path, settings(adversarial=0.0, loss=loss, accumulate=parts))
     for part in range(4 * parts):
+        late.model.before_step(part // parts)
         with_it, without = gradients(late), gradients(never)
         same = [torch.equal(with_it[k], without[k]) for k in without if not k.startswith("discriminator")]
         assert all(same) if part < 2 * parts else not any(same)
@@ -140,6 +144,82 @@ def test_resumed_ends_as_uninterrupted(patch: dict[str, Any], tmp_path: Path) ->
     objective = sharpening(tmp_path, config)
     outcome = run(objective, config.sharpen, tmp_path / "resumed")
     assert_same(result(objective, tmp_path / "resumed", outcome), expected)
+
+
+def test_a_steep_discriminator_does_not_slow_the_decoder_down(tmp_path: Path) -> None:
+    """Each network is clipped by its own norm: without the adversarial gradient the penalty does not touch the decoder."""
+    ends = []
+    for penalty in (0.0, 100.0):
+        objective = sharpening(tmp_path, settings(adversarial=0.0, penalty=penalty, clip=0.01))
+        place = tmp_path / f"penalty-{penalty:g}"
+        run(objective, objective.config.sharpen, place)
+        norms = [line["gradient_norm"] for line in read_metrics(place / "metrics.jsonl") if "loss" in line]
+        ends.append({**objective.weights(), "norms": norms})
+    assert_same(*ends)
+    assert min(ends[0]["norms"]) > 0.01, "it is clipped"
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("parts", [(1, 4), (4, 1), (2, 4)])
+def test_steps_are_counted_and_not_parts(parts: tuple[int, int], old: bool, tmp_path: Path) -> None:
+    """Interrupted and resumed with other parts, as another number of processes has: the adversarial loss begins at its step.
+
+    An old state holds a count of parts, and a score by that count; the last weights are kept from it too.
+    """
+    first, then = (settings(begin=3, accumulate=count, log_every=1) for count in parts)
+    objective = sharpening(tmp_path, first)
+    signal_at(objective, {2})
+    with pytest.raises(Interrupted):
+        run(objective, first.sharpen, tmp_path / "sharpen")
+    if old:
+        state = tmp_path / "sharpen" / "checkpoints" / "last.safetensors"
+        tensors, meta = load_tensors(state)
+        tensors |= {k: torch.tensor(2 * parts[0]) for k in tensors if k.endswith("seen")}
+        meta["outcome"]["best_score"] = -100.0
+        save_tensors(state, tensors, meta)
+    objective = sharpening(tmp_path, then)
+    outcome = run(objective, then.sharpen, tmp_path / "sharpen")
+    weights = [
+        line["weight"] for line in read_metrics(tmp_path / "sharpen" / "metrics.jsonl") if "loss" in line
+    ]
+    assert [weight > 0 for weight in weights] == [False] * 3 + [True] * 3
+    assert outcome.best_step == 6
+
+
+@pytest.mark.parametrize("steps", [2, 30])
+def test_the_first_weights_are_forgotten(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default decay too: weights that are 1 after step 1 and 0 after all others show the share of step 1."""
+    value = iter([1.0, *[0.0] * steps])
+
+    @torch.no_grad()
+    def put(optimizer: torch.optim.Optimizer) -> None:
+        number = next(value)
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.fill_(number)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", put)
+    objective = sharpening(tmp_path, settings(steps=steps, evaluate_every=steps, average=0.999))
+    run(objective, objective.config.sharpen, tmp_path / "sharpen")
+    share = torch.cat([p.flatten() for p in objective.model.parameters()])
+    assert share.max() == share.min()
+    assert 0 < share.max() <= 10 / steps
+
+
+@pytest.mark.parametrize(("steps", "learnt"), [(2, False), (3, True)])
+def test_a_sharpening_without_the_adversarial_loss_is_told(steps: int, learnt: bool, tmp_path: Path) -> None:
+    """The loss begins after two steps."""
+    objective = sharpening(tmp_path, settings(steps=steps, begin=2, log_every=1))
+    outcome = run(objective, objective.config.sharpen, tmp_path / "sharpen")
+    lines = read_metrics(tmp_path / "sharpen" / "metrics.jsonl")
+    assert any(line.get("weight", 0) > 0 for line in lines) == learnt
+    about = {"figures": outcome.figures, "step": outcome.best_step}
+    save_tensors(sharp_file(tmp_path), objective.weights(), about)
+    spoken = Spoken()
+    say_sharpened(tmp_path, 2, spoken)
+    (line,) = spoken.lines
+    assert ("the decoder is sharpened" in line) == learnt
+    assert ("learnt nothing adversarial" in line) != learnt
 
 
 class NothingRead(TorchDispatchMode):
@@ -198,6 +278,37 @@ def test_the_figures_are_of_all_held_out_images(tmp_path: Path) -> None:
     for kind in ("", "_plain"):  # not trained yet, so both are the same
         assert 4 / 10 ** (figures[f"heldout_psnr{kind}"] / 10) == pytest.approx(float(mse), rel=1e-4)
     assert figures["heldout_sharpness"] == pytest.approx(figures["heldout_sharpness_plain"], rel=1e-4)
+
+
+class Halves(nn.Module):
+    """In place of the perceptual distance: half the mean absolute difference of each picture."""
+
+    def forward(self, images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        """[B]."""
+        return (images - originals).abs().mean((1, 2, 3)) / 2
+
+
+def test_a_perceptual_distance_of_weight_0_is_measured_and_not_trained_on(tmp_path: Path) -> None:
+    ends = []
+    for distance in (None, Halves()):
+        objective = sharpening(tmp_path, settings(), distance)
+        place = tmp_path / f"measured-{distance is not None}"
+        outcome = run(objective, objective.config.sharpen, place)
+        lines = [line for line in read_metrics(place / "metrics.jsonl") if "heldout_mse" in line]
+        measured = {k for line in lines for k in line if "perceptual" in k}
+        assert measured == ({"heldout_perceptual", "heldout_perceptual_plain"} if distance else set())
+        ends.append(load_tensors(place / "checkpoints" / "last.safetensors")[0])
+    assert_same(*ends)
+    images = torch.cat(
+        [x for x, _ in sequential(objective.images, objective.images.heldout, objective.config.data, batch=4)]
+    )
+    codes = objective.plain.encode(images)
+    sharp = objective.model.decode(objective.vectors(codes)).detach().clamp(-1, 1)
+    for again, name in (
+        (sharp, "heldout_perceptual"),
+        (objective.plain.decode(codes), "heldout_perceptual_plain"),
+    ):
+        assert outcome.figures[name] == pytest.approx(float((again - images).abs().mean()) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(("count", "rows"), [(3, 3), (13, 3), (16, 6)])

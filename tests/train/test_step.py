@@ -150,6 +150,54 @@ def test_the_average_is_torchs() -> None:
     assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
+class Recording(TorchDispatchMode):
+    """Records operations, as a CUDA graph does: `replay` does them again, with the same tensors and the same numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.done.append((func, args, kwargs or {}, made))
+        return made
+
+    def replay(self) -> None:
+        """Everything again; what is made lies where it lay."""
+        for func, args, kwargs, made in self.done:
+            again = func(*args, **kwargs)
+            if isinstance(made, list | tuple) and made and "_." not in str(func):
+                for there, value in zip(made, again, strict=True):
+                    there.copy_(value)
+
+
+def test_a_recorded_average_has_the_decay_of_each_step() -> None:
+    """That is no number in the recording: of two averages of the same weights one is replayed, and both are equal."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4)
+    recorded, eager = (WeightAverage(model, 0.5, ramped=True) for _ in range(2))
+    recording = Recording()
+    averages = []
+    for step_number in range(12):  # after 8 steps the decay is the constant one
+        with torch.no_grad():
+            for p in model.parameters():
+                p.normal_()
+        for average in (recorded, eager):
+            average.before_step()
+        eager.update()
+        if step_number < 3:
+            recorded.update()
+        elif step_number == 3:
+            with recording:
+                recorded.update()
+        else:
+            recording.replay()
+            recorded.count += 1
+        averages.append(eager.module.weight.clone())
+        assert torch.equal(recorded.module.weight, eager.module.weight), step_number
+    assert not any(torch.equal(one, averages[0]) for one in averages[1:])
+
+
 # --- what a step may not do ---
 
 _WAITING = {

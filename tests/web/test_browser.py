@@ -20,7 +20,7 @@ import pytest
 
 from vqvae2.commands.images import read_image
 from vqvae2.run import load
-from vqvae2.web.jobs import Jobs
+from vqvae2.web.jobs import Jobs, Step
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make test-web)")
 uvicorn = pytest.importorskip("uvicorn")
@@ -202,11 +202,20 @@ def test_an_image_its_codes_and_what_can_be_drawn_of_it(page: Any, pictures: Pat
 
 
 def test_a_job_is_stopped(page: Any, address: str, jobs: Jobs) -> None:
-    with jobs.lock:  # so that its first step cannot begin
+    before = threading.Event()
+
+    def busy() -> Iterator[Step]:
+        """Another job, which keeps the thread busy and not the model."""
+        before.wait()
+        return iter(())
+
+    jobs.start(1, busy)
+    with page.expect_response("**/api/jobs/*"):
         page.fill("#sample-n", "4")
         page.click("#sample-go")
-        with page.expect_response("**/stop"):
-            page.click("#sample-job .stop")
+    with page.expect_response("**/stop"):
+        page.click("#sample-job .stop")
+    before.set()
     page.wait_for_selector("#sample-job .progress:has-text('stopped')")
     assert page.locator("#sample-job .results img").count() < 4
     assert page.locator("#sample-go").is_enabled()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,7 +30,8 @@ pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
 from vqvae2.web import app as server
-from vqvae2.web.jobs import Jobs, Step
+from vqvae2.web import jobs as server_jobs
+from vqvae2.web.jobs import Job, Jobs, Step
 from vqvae2.web.pictures import bits_url, image_urls, palette
 from vqvae2.web.requests import Fill, Request, Vary
 from vqvae2.web.studio import Studio
@@ -359,6 +362,124 @@ def test_a_step_that_runs_keeps_no_request_waiting(model: Run, pictures: Path) -
             time.sleep(0.02)
     assert [jobs.find(name).state for name in names] == ["done"] * 5
     jobs.close()
+
+
+def test_of_many_requests_at_once_five_jobs_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are refused in one line; the pause makes each counting of the jobs last as long as the asking of the others."""
+    states = Job.__getattribute__
+
+    def slow(job: Job, name: str) -> Any:
+        if name == "state":
+            time.sleep(0.002)
+        return states(job, name)
+
+    queue, given, refused, faults = Jobs(), [], [], []
+    together = threading.Barrier(50)
+
+    def ask() -> None:
+        together.wait()
+        try:
+            given.append(queue.start(1, lambda: iter([(1, [])])))
+        except UserError as error:
+            refused.append(str(error))
+        except Exception as error:  # what the page would be told as a fault of the server
+            faults.append(error)
+
+    with queue.lock, monkeypatch.context() as patch:
+        patch.setattr(Job, "__getattribute__", slow)
+        threads = [threading.Thread(target=ask) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    queue.close()
+    assert (faults, len(given), len(refused)) == ([], 5, 45)
+
+
+def test_who_waits_for_the_model_gets_it_after_the_present_step() -> None:
+    """Thirty times, because a lock that is not fair may happen to go to who waits."""
+    queue, order = Jobs(), list[str]()
+
+    def asks() -> None:
+        with queue.lock:
+            order.append("upload")
+
+    uploads = [threading.Thread(target=asks) for _ in range(30)]
+
+    def steps() -> Iterator[Step]:
+        for number, upload in enumerate(uploads):
+            order.append("step")
+            upload.start()
+            time.sleep(0.02)  # it waits by now
+            yield number + 1, []
+
+    name = queue.start(len(uploads), steps)
+    while queue.find(name).state != "done":
+        time.sleep(0.01)
+    for upload in uploads:
+        upload.join()
+    queue.close()
+    assert order == ["step", "upload"] * len(uploads)
+
+
+def test_each_image_is_sent_once(client: TestClient) -> None:
+    name = client.post("/api/sample", json={"n": 8}).json()
+    sent: list[dict[str, Any]] = []
+    state = "waiting"
+    while state in ("waiting", "running"):
+        answer = client.get(f"/api/jobs/{name}", params={"from": len(sent)}).json()
+        state, sent = answer["state"], [*sent, *answer["results"]]
+    assert (state, sent) == ("done", client.get(f"/api/jobs/{name}").json()["results"])
+    assert len(sent) == 8
+    for wrong in ("-1", "x", "9" * 5000):
+        answer = client.get(f"/api/jobs/{name}", params={"from": wrong})
+        assert (answer.status_code, "whole number" in answer.json()["error"]) == (400, True)
+
+
+def test_the_results_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the oldest jobs go first, whole; a job that is too large by itself fails in one line."""
+    monkeypatch.setattr(server_jobs, "_MOST", 1000)
+    queue = Jobs()
+
+    def kept() -> int:
+        return sum(len(json.dumps(result)) for job in queue._jobs.values() for result in job.results)
+
+    def steps(count: int) -> Iterator[Step]:
+        for number in range(count):
+            assert kept() <= 1000
+            yield number + 1, ["x" * 150]
+
+    names = [queue.start(count, lambda count=count: steps(count)) for count in (3, 2, 3, 9)]
+    jobs = [queue.find(name) for name in names]
+    while jobs[-1].state != "failed":
+        time.sleep(0.001)
+    queue.close()
+    assert jobs[-1].error == "its images take more than 0 MiB; ask for fewer"
+    assert 0 < kept() <= 1000
+    assert [job.state for job in jobs[:-1]] == ["done"] * 3
+    with pytest.raises(UserError, match="no longer kept; start it again"):
+        queue.told(names[0], 0)
+    assert queue.told(names[0], 3)["results"] == [], "who has them all is not told of a fault"
+
+
+def test_the_newest_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_jobs, "_MOST", 1000)
+    queue = Jobs()
+    names = [queue.start(2, lambda: iter([(1, ["x" * 150]), (2, ["y" * 150])])) for _ in range(4)]
+    while queue.find(names[-1]).state != "done":
+        time.sleep(0.001)
+    queue.close()
+    assert [queue.find(name).dropped for name in names] == [2, 0, 0, 0]
+
+
+def test_a_server_on_ipv6_is_reached_with_an_older_starlette(model: Run) -> None:
+    """Those take what is before the first colon for the host; browsers send `[::1]:7860`."""
+    for read in (lambda host: host, lambda host: host.split(":")[0]):
+        hosts = [read(f"{host}:7860").removesuffix(":7860") for host in ("[::1]", "127.0.0.1", "localhost")]
+        assert set(hosts) <= set(server.LOCAL)
+    with TestClient(server.make_app(model, lambda data: read_image(model, data), server.LOCAL)) as client:
+        assert client.get("/api/run", headers={"Host": "[::1]:7860"}).status_code == 200
+        assert client.get("/api/run", headers={"Host": "elsewhere.example"}).status_code == 400
 
 
 def test_similar_codes_have_similar_colours() -> None:

@@ -92,12 +92,18 @@ class SharpenConfig(TrainConfig):
     """
 
     steps: int = Field(0, ge=0, le=10**9, description="optimiser steps; 0 = no sharpening (paper)")
+    patience: int = Field(
+        0, ge=0, le=10**9, description="not used: no held-out score tells which weights look best"
+    )
     lr: float = Field(2e-4, gt=0, le=1000, description="peak learning rate of the decoder")
     discriminator_rate: float = Field(
         2.0, gt=0, le=1000, description="learning rate of the discriminator, relative to the decoder's"
     )
     average: float = Field(
-        0.999, gt=0, lt=1, description="decay of the averaged weights, which are the ones that are kept"
+        0.999,
+        gt=0,
+        lt=1,
+        description="decay of the averaged weights, which are the ones that are kept; after n steps at most (1 + n) / (10 + n)",
     )
     adversarial: float = Field(
         0.75,

@@ -108,7 +108,7 @@ class Objective(Protocol):
         They are summed over the processes when saved; on resuming, the main process's are overwritten with the sum."""
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """Held-out figures. Called on every process; The weights with the lowest `score` are kept."""
+        """Held-out figures. Called on every process. The weights with the lowest `score` are kept; without a score, the last ones."""
 
     def draw(self, model: nn.Module, path: Path) -> None:
         """Save a picture that shows the progress. Called in the main process only, so it must not use collectives."""
@@ -321,7 +321,7 @@ class _Trainer:
         outcome, step = self.outcome, self.step
         means = step.means(self.accelerator)
         self._write(outcome.step, {**means, "lr": rate})
-        # sharpening keeps its latest weights, by a score below 0 that says nothing to the user
+        # without a score the best one is a number below 0 that says nothing to the user
         measured = outcome.best_step and outcome.best_score >= 0
         best = f", best {outcome.best_score:.4f}" if measured else ""
         tracker.update(outcome.step, f"loss {means['loss']:.4f}{best}", self.config.batch, "images")
@@ -357,9 +357,9 @@ class _Trainer:
     def _judge(self, model: nn.Module, figures: dict[str, Any]) -> None:
         """Write the held-out figures, and keep the weights if they are the best so far."""
         outcome = self.outcome
-        score = float(figures["score"])
+        score = float(figures.get("score", -outcome.step))
         self._write(outcome.step, {key: value for key, value in figures.items() if key != "score"})
-        if score < outcome.best_score:
+        if score < outcome.best_score or "score" not in figures:
             outcome.best_score, outcome.best_step = score, outcome.step
             outcome.stale, outcome.figures = 0, figures
             self.state.best = self.state.snapshot(model)

@@ -154,7 +154,7 @@ def _stages(
         images.close()
     say_usage(store, reporter)
     _priors(folder, config, store, autoencoder, stages, accelerator, reporter)
-    say_sharpened(folder, reporter)
+    say_sharpened(folder, config.sharpen.begin, reporter)
 
 
 def _with_range(data: str, folder: Path, config: Config, reporter: Reporter) -> Config:
@@ -231,6 +231,10 @@ def _sharpen(
     """Train the sharpened decoder. Its file holds the digest of the autoencoder that it belongs to."""
     still_locked(folder)
     settings = config.sharpen
+    if settings.patience:
+        reporter.say(
+            "sharpen: sharpen.patience is not used, because no held-out score tells which weights look best"
+        )
     plain, _ = load_autoencoder(folder, config, accelerator.device)  # its own copy, which it freezes
     objective = SharpenObjective(config, images, plain, distance)
     objective.autoencoder = digest

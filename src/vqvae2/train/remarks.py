@@ -10,6 +10,7 @@ from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.data.store import CodeStore
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import StageFolder
+from vqvae2.files.tensor_file import read_header
 from vqvae2.train.folder import sharp_file, stored_figures
 from vqvae2.train.loop import TrainingError
 
@@ -30,17 +31,30 @@ def say_usage(store: CodeStore, reporter: Reporter) -> None:
             )
 
 
-def say_sharpened(folder: Path, reporter: Reporter) -> None:
-    """If the run has a sharpened decoder, say what it has changed and how to use the other one."""
+def say_sharpened(folder: Path, begin: int, reporter: Reporter) -> None:
+    """If the run has a sharpened decoder, say what it has changed and how to use the other one.
+
+    Args:
+        folder: RUN.
+        begin: `sharpen.begin`; a sharpening of at most so many steps has learnt nothing adversarial.
+        reporter: is told in one line.
+    """
     if not sharp_file(folder).exists():
         return
     figures = stored_figures(sharp_file(folder))
+    step = read_header(sharp_file(folder)).metadata.get("step")
+    verdict = "the decoder is sharpened"
+    if type(step) is int and step <= begin:
+        verdict = (
+            f"warning: the sharpening has learnt nothing adversarial, because it ended at step {step:,} and that loss begins after "
+            f"step {begin:,} (sharpen.begin); raise sharpen.steps, and the same command goes on"
+        )
     psnr, sharpness = (
         f"{figures.get(f'heldout_{name}_plain', math.nan):.4g} -> {figures.get(f'heldout_{name}', math.nan):.4g}"
         for name in ("psnr", "sharpness")
     )
     reporter.say(
-        f"the decoder is sharpened: held-out sharpness {sharpness} (originals 1), PSNR {psnr} dB; it is used by default, "
+        f"{verdict}: held-out sharpness {sharpness} (originals 1), PSNR {psnr} dB; it is used by default, "
         f"--decoder plain chooses the other one"
     )
 

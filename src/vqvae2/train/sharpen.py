@@ -58,6 +58,7 @@ class Sharpening(nn.Module):
 
     seen: Tensor
     may_compile = False  # a gradient is taken within the forward pass
+    ramped_average = True  # it is the result, also of few steps
 
     def __init__(self, plain: VQVAE, config: Config, distance: nn.Module | None = None) -> None:
         super().__init__()
@@ -67,10 +68,12 @@ class Sharpening(nn.Module):
         paths = [level.get_submodule("to_finest") for level in plain.levels]
         self.to_finest = copy.deepcopy(nn.ModuleList(paths))
         self.discriminator = PatchDiscriminator(config.data.channels, settings.width, settings.depth)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # parts of batches so far
-        parts = min(settings.accumulate, settings.batch // world()[1])  # of a step
-        self._late = settings.begin * parts
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # steps before the present one
         self._distance = [distance]  # in a list, so that its weights are no part of this module
+
+    def before_step(self, number: int) -> None:
+        """Steps are counted outside: a state may hold a count of parts of batches, of which a step had any number."""
+        self.seen.fill_(number)
 
     def decode(self, vectors: Sequence[Tensor]) -> Tensor:
         """The code vectors of every level [B, D, h, w], coarsest first, to images [B, C, S, S], not clipped."""
@@ -107,7 +110,6 @@ class Sharpening(nn.Module):
             loss = loss + self.settings.perceptual * logs["perceptual"]
         adversarial, adversarial_logs = self._adversarial(sharp, (sharp - images).detach())
         own, own_logs = self._discriminator(sharp.detach(), images)
-        self.seen += 1
         return loss + adversarial + own, {**logs, **adversarial_logs, **own_logs}
 
     def _adversarial(self, sharp: Tensor, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,7 +128,7 @@ class Sharpening(nn.Module):
         elements = error.numel() * processes * self.config.autoencoder.variance
         least = (fake.numel() * processes) ** -0.5
         weight = self.settings.adversarial * (2 * error_norm / elements) / (norm / processes).clamp_min(least)
-        weight = weight * (self.seen >= self._late)
+        weight = weight * (self.seen >= self.settings.begin)
         return (sharp * (weight * gradient)).sum(), {"generator": loss.detach(), "weight": weight}
 
     def _discriminator(self, sharp: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -148,7 +150,7 @@ class SharpenObjective:
         config: the whole configuration.
         images: `images.train` are learnt from; figures and drawings are of `images.heldout`.
         plain: the trained autoencoder; its encoder makes the codes, also of augmented images. It is not changed.
-        distance: a perceptual distance, or None.
+        distance: a perceptual distance, measured on the held-out images, and part of the loss with weight `sharpen.perceptual`.
     """
 
     name = "sharpen"
@@ -161,11 +163,10 @@ class SharpenObjective:
             None  # digest of `plain`'s weights, which the state of the training names
         )
         self.plain = plain.eval().requires_grad_(False)
-        if distance is not None:
-            distance = distance.to(next(plain.parameters()).device)
+        self.distance = distance.to(next(plain.parameters()).device) if distance is not None else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = Sharpening(plain, config, distance).requires_grad_(True)
+            self.model = Sharpening(plain, config, self.distance).requires_grad_(True)
         self.training = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
 
     def keep_on(self, device: torch.device, limit: int) -> int:
@@ -200,10 +201,10 @@ class SharpenObjective:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """Held-out PSNR in dB and sharpness (see `AutoencoderObjective.evaluate`), sharpened and plain.
+        """Held-out PSNR in dB, sharpness and perceptual distance (see `AutoencoderObjective.evaluate`), sharpened and plain.
 
         `heldout_real` and `heldout_fake` are the discriminator's mean logits: when it knows its training images by heart,
-        held-out ones no longer look real to it. The score is minus the steps, so that the last weights are kept.
+        held-out ones no longer look real to it. There is no score, so that the last weights are kept.
         """
         assert isinstance(model, Sharpening)
         device = accelerator.device
@@ -217,12 +218,14 @@ class SharpenObjective:
             columns = [(x - images).square().mean((1, 2, 3)) for x in pair]
             columns += [detail(x) for x in (*pair, images)]
             columns += [model.discriminator(x).mean((1, 2, 3)) for x in (images, pair[0])]
+            if self.distance:
+                columns += [self.distance(x, images) for x in pair]
             measured.append(torch.stack(columns))
-        mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake = (
-            total / len(self.images.heldout) for total in host_total(measured, 7, accelerator)
+        mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake, *distances = (
+            total / len(self.images.heldout)
+            for total in host_total(measured, 9 if self.distance else 7, accelerator)
         )
-        return {
-            "score": -float(model.seen),
+        figures = {
             "heldout_mse": mse,
             "heldout_psnr": 10 * math.log10(4 / max(mse, 1e-10)),
             "heldout_psnr_plain": 10 * math.log10(4 / max(plain_mse, 1e-10)),
@@ -231,6 +234,8 @@ class SharpenObjective:
             "heldout_real": real,
             "heldout_fake": fake,
         }
+        names = ("heldout_perceptual", "heldout_perceptual_plain")
+        return figures | dict(zip(names, distances, strict=False))
 
     @torch.no_grad()
     def draw(self, model: nn.Module, path: Path) -> None:

@@ -42,11 +42,18 @@ class WeightAverage:
     Args:
         model: whose weights are averaged.
         decay: share of the old average that is kept in a step, 0 <= decay < 1.
+        ramped: after n weights, keep at most (1 + n) / (10 + n), so that few steps forget the first weights too.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, ramped: bool = False) -> None:
         self.model, self.decay, self.count = model, decay, 0
         self.module = copy.deepcopy(model).requires_grad_(False)
+        self.new = next(model.parameters()).new_zeros(()) if ramped else None  # share of the next weights
+
+    def before_step(self) -> None:
+        """Choose the decay of the coming step; a recorded step reads it from a tensor."""
+        if self.new is not None:
+            self.new.fill_(1 - min(self.decay, (1 + self.count) / (10 + self.count)))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -55,8 +62,12 @@ class WeightAverage:
         theirs: list[Tensor] = [p.data for p in self.model.parameters()]
         if self.count == 0:
             torch._foreach_copy_(ours, theirs)
-        else:
+        elif self.new is None:
             torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        else:
+            changes = torch._foreach_sub(theirs, ours)
+            torch._foreach_mul_(changes, self.new)
+            torch._foreach_add_(ours, changes)
         buffers = list(self.module.buffers())
         if buffers:
             torch._foreach_copy_(buffers, list(self.model.buffers()))
@@ -83,7 +94,7 @@ class TrainingStep:
     Args:
         objective: its loss.
         model: what the loss is computed with: the network, perhaps compiled and wrapped for several processes.
-        network: the network itself.
+        network: the network itself. It may have a method `before_step`, which is told the number of each step, from 0.
         optimizer: of the network's weights, as `make_optimizer` makes it.
         config: of the training.
         choices: how it is computed.
@@ -107,9 +118,12 @@ class TrainingStep:
     ) -> None:
         self.objective, self.model, self.network, self.optimizer = objective, model, network, optimizer
         self.config, self.choices = config, choices
-        self.weights = list(network.parameters())
-        kind = ShardedAverage if choices.sharded else WeightAverage
-        self.average = kind(network, config.average) if config.average else None
+        self.average: WeightAverage | ShardedAverage | None = None
+        if config.average and choices.sharded:
+            self.average = ShardedAverage(network, config.average)
+        elif config.average:
+            ramped = getattr(network, "ramped_average", False)
+            self.average = WeightAverage(network, config.average, ramped)
         self.sums: dict[str, Tensor] = {}
         self.taken = 0
         self.bad = torch.full((), _NEVER, device=choices.device)
@@ -119,11 +133,15 @@ class TrainingStep:
         self.inputs: Batch = ()
         self.refused = ""
         self.side = torch.cuda.Stream(choices.device) if choices.captured else None
+        self.tell: Callable[[int], None] = getattr(network, "before_step", lambda number: None)
 
     def __call__(self, batch: Batch, number: int, rate: float, seed: int) -> None:
         """Do step `number` (from 0) on a batch on the device, with this learning rate and this seed."""
         self._seed(seed)
         self.number.fill_(number)
+        self.tell(number)
+        if isinstance(self.average, WeightAverage):
+            self.average.before_step()
         for group in self.optimizer.param_groups:
             own = rate * group.get("scale", 1.0)
             if isinstance(group["lr"], Tensor):
@@ -239,12 +257,20 @@ class TrainingStep:
                 term = value.detach().float() * share
                 logs[key] = logs[key] + term if key in logs else term
         if self.config.clip:
-            norm = put_together(nn.utils.clip_grad_norm_(self.weights, self.config.clip))
-            logs["gradient_norm"] = norm.detach().float()
+            logs["gradient_norm"] = self._clipped()
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
         self._note(logs)
+
+    def _clipped(self) -> Tensor:
+        """Clip the gradients of each group of the optimiser by their own norm; the norm of the first group before that.
+
+        Networks that play against each other are groups, and a steep loss of one may not slow down the other.
+        """
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        norms = [put_together(nn.utils.clip_grad_norm_(weights, self.config.clip)) for weights in groups]
+        return norms[0].detach().float()
 
     @torch.no_grad()
     def _note(self, logs: dict[str, Tensor]) -> None:

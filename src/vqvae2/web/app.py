@@ -1,8 +1,8 @@
 """The web page's server: routes, bounds and headers. It listens where it is told, and the page loads nothing from elsewhere.
 
-GET  /                    the page         GET  /api/run             what the run is
-POST /api/sample          -> job           GET  /api/jobs/NAME       how far a job is, and what it has made
-POST /api/images          a file -> its codes and bits              POST /api/jobs/NAME/stop
+GET  /                    the page         GET  /api/run                what the run is
+POST /api/sample          -> job           GET  /api/jobs/NAME?from=K   how far a job is, and its results from K on
+POST /api/images          a file -> its codes and bits                 POST /api/jobs/NAME/stop
 POST /api/fill, /api/vary -> job           GET  /api/images/NAME/compressed, POST /api/decompress
 GET  /report/...          RUN/report
 """
@@ -34,6 +34,7 @@ from vqvae2.web.requests import Fill, Request, Vary, checked
 from vqvae2.web.studio import Read, Studio
 
 LARGEST = 32 * 2**20  # bytes of an upload
+LOCAL = ["127.0.0.1", "localhost", "[::1]", "["]  # the last is what older Starlettes read of "[::1]:7860"
 
 _PAGE = Path(__file__).parent / "page"
 _OWN = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -115,7 +116,10 @@ class _Handlers:
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     async def job(self, request: HttpRequest) -> Response:
-        return JSONResponse(self.jobs.find(request.path_params["name"]).to_json())
+        text = request.query_params.get("from", "0")
+        if not (text.isdecimal() and len(text) < 10):
+            raise UserError("from: expected a whole number that is not negative")
+        return JSONResponse(self.jobs.told(request.path_params["name"], int(text)))
 
     async def stop(self, request: HttpRequest) -> Response:
         self.jobs.find(request.path_params["name"]).stop = True
@@ -146,7 +150,7 @@ def serve(run: Run, read: Read, host: str, port: int, say: Callable[[str], None]
             f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port"
         ) from None
     local = host in ("127.0.0.1", "::1", "localhost")
-    app = make_app(run, read, ["127.0.0.1", "localhost", "[::1]"] if local else ["*"])
+    app = make_app(run, read, LOCAL if local else ["*"])
     shown = f"[{host}]" if ":" in host else host
     say(f"{run.folder}: http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C stops)")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))

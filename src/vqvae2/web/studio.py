@@ -223,9 +223,10 @@ class Studio:
         return sampling
 
     def _find(self, name: str) -> _Upload:
-        if name not in self._uploads:
+        found = self._uploads.get(name)
+        if found is None:
             raise UserError("the image is no longer here; choose it again")
-        return self._uploads[name]
+        return found
 
     def _needs_priors(self) -> None:
         if not self.can_draw:

@@ -102,12 +102,12 @@ async function job(place, button, begin, caption) {
     stop.addEventListener("click", () => post(`/api/jobs/${name}/stop`, {}));
     let found;
     for (let shown = 0; !["done", "stopped"].includes(found?.state); ) {
-      found = await ask(`/api/jobs/${name}`);
-      if (found.state === "failed") throw new Error(found.error);
+      found = await ask(`/api/jobs/${name}?from=${shown}`);
       bar.value = found.done / found.total;
       text.textContent = `${found.done} of ${found.total}`;
-      found.results.slice(shown).forEach((result, index) => results.append(figure(result.image, caption(result, shown + index))));
-      shown = found.results.length;
+      found.results.forEach((result, index) => results.append(figure(result.image, caption(result, shown + index))));
+      shown += found.results.length;
+      if (found.state === "failed") throw new Error(found.error);
       if (found.state !== "done") await new Promise((resolve) => setTimeout(resolve, 300));
     }
     progress.replaceChildren(text);
