@@ -23,7 +23,8 @@ class EvaluateOptions:
         samples: a folder of images that is measured instead of samples of the run.
         against: further folders that are measured, by name.
         critic_fractions: fractions of the candidates that the critic keeps, one row of figures each; () for none.
-        classifier: of the classification accuracy score.
+        classifier: of the classification accuracy score; it mirrors and moves images at most as the run does
+            (`ClassifierConfig.within`).
         classifier_n: number of images on which that classifier is trained, at most. None: as many samples of each class as
             there are training images, as Ravuri and Vinyals do.
         sampling: how samples of the run are drawn; None takes the run's own settings.
