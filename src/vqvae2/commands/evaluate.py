@@ -231,7 +231,11 @@ def command(
     ] = "lite0",
     weights: Annotated[Path | None, typer.Option(help="weights of that network, if it needs any")] = None,
     perceptual: Annotated[
-        Path | None, typer.Option(help="weights of the perceptual distance, which is left out without them")
+        Path | None,
+        typer.Option(
+            help="weights of the perceptual distance, which is left out without them: a safetensors file, or a Hub repository "
+            "such as timm/vgg16.tv_in1k; it is LPIPS only if they include the heads of LPIPS"
+        ),
     ] = None,
     critic_sweep: Annotated[
         str | None,

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import DataConfig
 from vqvae2.data.images import ImageSet
 from vqvae2.data.store import CodeStore, StoreError, open_store
@@ -324,6 +325,12 @@ class Context:
             return None
         return self.features(self.encoder.reconstructed("reconstructions of the reference", self.reference))
 
+    @cached_property
+    def perceptual(self) -> PerceptualDistance | None:
+        """The perceptual distance; None if the options name no weights."""
+        weights = self.options.perceptual
+        return None if weights is None else PerceptualDistance.read(weights).to(self.device)
+
     # --- the record ----------------------------------------------------------------------------------------------
 
     def seconds(self) -> dict[str, float]:
@@ -362,4 +369,6 @@ class Context:
             net = self.network
             names = ("name", "weights", "size", "resize")
             result["network"] = dict(zip(names, (net.name, net.digest, net.size, net.resize), strict=True))
+        if used.get("perceptual") is not None:
+            result["perceptual"] = used["perceptual"].about()
         return result

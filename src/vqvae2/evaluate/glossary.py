@@ -57,7 +57,11 @@ FIGURES: dict[str, Figure] = {
     "ssim": Figure("structural similarity (SSIM)", "Agreement of local structure, 1 for equal images.", "higher"),
     "ms_ssim": Figure("multi-scale similarity (MS-SSIM)", "The same over several scales, 1 for equal images.", "higher"),
     "ms_ssim_scales": Figure("scales of MS-SSIM", "How many scales fit into an image of this size."),
-    "perceptual": Figure("perceptual distance (LPIPS)", "Distance in the features of a VGG16, 0 for equal images.", "lower"),
+    "perceptual": Figure(
+        "perceptual distance",
+        "Distance in the features of a VGG16, 0 for equal images; the protocol says whose weights it has, and whether it is LPIPS.",
+        "lower",
+    ),
     # codes
     "used": Figure("codes used", "Share of the codebook that occurs at least once in these images.", "higher", share=True),
     "perplexity": Figure(

@@ -19,7 +19,7 @@ class EvaluateOptions:
         n: images of each set that are compared, at most. The classification accuracy score has `classifier_n` instead.
         reference: training images with which they are compared, at most; n if that is larger.
         network, weights: the feature network, see `feature_network`.
-        perceptual: weights of the perceptual distance, or None to leave it out.
+        perceptual: weights of the perceptual distance, a file or a Hub id (`PerceptualDistance.read`), or None to leave it out.
         samples: a folder of images that is measured instead of samples of the run.
         against: further folders that are measured, by name.
         critic_fractions: fractions of the candidates that the critic keeps, one row of figures each; () for none.

@@ -71,8 +71,7 @@ def measure(context: Context) -> PartResult:
     run = context.run
     assert run is not None
     originals, labels = _originals(context)
-    weights = context.options.perceptual
-    distance = None if weights is None else PerceptualDistance.read(weights).to(context.device)
+    distance = context.perceptual
     codec = Codec(run.autoencoder, run.config.data.shape, run.prior)
     result = PartResult()
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in originals]
