@@ -220,8 +220,13 @@ def command(
         typer.Option(metavar="NAME=DIR", help="add another folder of images to the tables; repeatable"),
     ] = None,
     n: Annotated[
-        int, typer.Option(min=2, help="images of each set that are compared, if all have so many")
-    ] = 10_000,
+        int | None,
+        typer.Option(
+            min=2,
+            help="images of each set that are compared, if all have so many [default: 10000]; if more are asked for than are held "
+            "out, and --reference is as large, the samples are also compared at this n (FID of 50,000)",
+        ),
+    ] = None,
     reference: Annotated[
         int, typer.Option(min=2, help="training images with which they are compared, at most")
     ] = 10_000,

@@ -151,6 +151,14 @@ SETS: dict[str, str] = {
     "held out": "real images that were not trained on; no sample can be expected to score better",
     "reconstructions": "held-out images through the codes and back; what the autoencoder loses shows here",
     "samples": "new images; what the priors get wrong shows in addition",
+    "against their originals": (
+        "reconstructions compared with the very held-out images that were encoded: what the autoencoder loses alone (rFID, where the "
+        "features are those of Inception)"
+    ),
+    "all n": (
+        "as many samples, and as many reconstructions of reference images, as --n asks for, where that is more than are held out; "
+        "compare them only with figures at the same n"
+    ),
     "against reconstructions": (
         "the same set compared with reconstructed training images, so that what the autoencoder loses does not count (FID* of the paper)"
     ),
