@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,13 @@ from vqvae2.commands.images import load_images
 from vqvae2.commands.inspect import describe
 from vqvae2.config.overrides import read_yaml
 from vqvae2.config.sampling import Sampling
-from vqvae2.data.pixels import psnr, to_uint8
+from vqvae2.data.images import open_images
+from vqvae2.data.pixels import psnr, to_float, to_uint8
 from vqvae2.errors import UserError
 from vqvae2.evaluate import context
+from vqvae2.evaluate.features import Features
+from vqvae2.evaluate.metrics import Moments, frechet_distance
+from vqvae2.evaluate.parts import distances
 from vqvae2.files import locate, tensor_file
 from vqvae2.files.atomic import FileError, read_json, write_json
 from vqvae2.files.run_folder import RunError
@@ -395,9 +400,40 @@ def test_reconstructions_of_both_decoders_are_measured(measured: dict[str, Any])
         }  # fmt: skip
         sets = ["held out", "reconstructions", f"reconstructions{beside}", "samples"]
         starred = ["reconstructions against reconstructions", "samples against reconstructions"]
-        for part in ("distances", "precision"):
-            assert list(parts[part]["sets"]) == sets + starred
+        originals = [f"reconstructions against their originals{suffix}" for suffix in ("", beside)]
+        assert list(parts["precision"]["sets"]) == sets + starred
+        assert list(parts["distances"]["sets"]) == sets + originals + starred
         assert {each["name"] for each in report["protocol"]["sets"]} <= context.RESERVED_NAMES
+
+
+def test_reconstructions_are_compared_with_their_own_originals(measured: dict[str, Any]) -> None:
+    """rFID, of each decoder: with the very images that were encoded, and not with training images."""
+    run = load(measured["run"], "cpu")
+    images = open_images(str(run.record["source"]), run.config.data, run.paths.data, say=lambda _: None)
+    originals = to_float(images.pixels(images.heldout))
+    images.close()
+    own = Moments.of(Colours()(originals)[0])
+    rows = measured["sharp"]["parts"]["distances"]["sets"]
+    for decoder, suffix in (("sharp", ""), ("plain", ", plain decoder")):
+        model = run.decoder(decoder)
+        with torch.no_grad():
+            decoded = Moments.of(Colours()(model.decode(model.encode(originals)))[0])
+        row = rows[f"reconstructions against their originals{suffix}"]
+        assert row == {
+            "n": len(originals),
+            "frechet": pytest.approx(frechet_distance(own, decoded), rel=1e-3),
+        }
+        assert row["frechet"] != pytest.approx(rows[f"reconstructions{suffix}"]["frechet"], rel=0.01)
+
+
+def test_only_in_inceptions_features_is_it_called_rfid() -> None:
+    encoders, features = dict.fromkeys(("", ", plain decoder")), Features(torch.zeros(2, 1), None, 0.0)
+    for network, name in (("inception", " (rFID)"), ("lite0", "")):
+        options = SimpleNamespace(network=network)
+        own = SimpleNamespace(run=True, options=options, encoders=encoders, reconstructed_reference=None)
+        rows = distances._again(own, {"held out": features})  # type: ignore[arg-type]
+        title = f"reconstructions against their originals{name}"
+        assert list(rows) == [title, f"{title}, plain decoder"]
 
 
 def test_a_decoder_has_the_same_figures_whether_it_is_chosen_or_beside(measured: dict[str, Any]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -136,6 +138,32 @@ def test_without_heads_every_channel_weighs_one(weights: Path, tmp_path: Path) -
     assert torch.equal(*found)
 
 
+def test_it_is_called_lpips_with_its_heads_only(
+    weights: Path, trained: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """And a report names the weights: two figures compare if both digests are equal."""
+    bare = {key: value for key, value in load_file(weights).items() if not key.startswith("heads")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    save_file(bare | {"features.0.bias": bare["features.0.bias"] + 1}, tmp_path / "other.safetensors")
+    found = {}
+    for file in (weights, tmp_path / "bare.safetensors", tmp_path / "other.safetensors"):
+        out = tmp_path / file.stem
+        said = command("evaluate", trained, "--out", out, "--only", "reconstruction", "--perceptual", file)
+        assert said.code == 0, said.err
+        found[file.stem] = json.loads((out / "report.json").read_text())["protocol"]["perceptual"]
+        named = "LPIPS" in (out / "report.html").read_text().split("Protocol")[-1].replace(
+            "heads of LPIPS", ""
+        )
+        assert named == (file == weights)
+    own, plain, other = found.values()
+    assert own["name"] == "LPIPS"
+    assert own["heads"] is not None
+    assert plain["heads"] is other["heads"] is None
+    assert "without" in plain["name"]
+    assert own["weights"] == plain["weights"] != other["weights"]
+    assert own["backbone"] == "VGG16"
+
+
 @pytest.mark.parametrize(("x", "y"), [
     ((2, 3, 16, 16), (2, 3, 16, 17)), ((2, 2, 16, 16), (2, 2, 16, 16)), ((3, 16, 16), (3, 16, 16)),
     ((1, 3, 15, 16), (1, 3, 15, 16)),
@@ -164,6 +192,8 @@ def test_files_that_hold_no_vgg16(weights: Path, tmp_path: Path) -> None:
     save_file({k: v for k, v in tensors.items() if k != "features.28.bias"}, tmp_path / "lacks")
     refused(tmp_path / "lacks", "no VGG16", "features.28.bias", "none")
     save_file(tensors | {"features.0.weight": torch.zeros(64, 1, 3, 3)}, tmp_path / "grey")
+    save_file({k: v for k, v in tensors.items() if k != "heads.3"}, tmp_path / "some")
+    refused(tmp_path / "some", "holds heads.0, heads.1, heads.2, heads.4 alone: expected 5 heads, or none")
     refused(tmp_path / "grey", "no VGG16", "features.0.weight", "[64, 3, 3, 3]", "[64, 1, 3, 3]")
 
 

@@ -18,6 +18,9 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier_file import save_classifier
 from vqvae2.evaluate.critic import CriticError, CriticKind, critic_file, fit_critic, load_critic
+from vqvae2.evaluate.features import Features
+from vqvae2.evaluate.parts import critic as sweep
+from vqvae2.evaluate.parts.distances import distances
 from vqvae2.evaluate.probe import Probe, fit_probe
 from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
 from vqvae2.files.atomic import FileError
@@ -194,6 +197,39 @@ def test_a_critic_that_is_not_what_it_was(
     critic_file(run).write_text(json.dumps({**record, "classes": ["a", "b", "c"]}))
     with pytest.raises(ValueError, match="of other classes"):
         _ = load(run, "cpu").critic
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_row_of_the_sweep_has_the_same_classes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many images, and of each class as many, as without a choice: a distance must not compare class frequencies."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted, fractions = 23, (1.0, 0.5, 0.25, 0.07)
+    labels = torch.multinomial(
+        torch.tensor([0.6, 0.3, 0.08, 0.02]), 400, replacement=True, generator=generator
+    )
+    features = torch.nn.functional.one_hot(labels, 4) + 0.1 * torch.rand(400, 4, generator=generator)
+    kept: list[dict[str, Features]] = []
+
+    def noted(network: Any, reference: Features, sets: dict[str, Features], **options: Any) -> Any:
+        kept.append(sets)
+        return distances(network, reference, sets, **options)
+
+    monkeypatch.setattr(sweep, "distances", noted)
+    candidates = sweep.Candidates(
+        torch.rand(400, generator=generator).double(), labels, Features(features, None, 0.0)
+    )
+    reference = Features(torch.randn(40, 4, generator=generator), None, 0.0)
+    network = Colours()
+    network.dimension = 4
+    rows = sweep.critic_curves(candidates, fractions, wanted, network, reference).figures["rows"]
+    assert [row["rate"] for row in rows] == list(fractions)
+    assert [row["kept"] for row in rows] == [row["n"] for row in rows] == [wanted] * 4
+    (sets,) = kept
+    for chosen in sets.values():
+        classes = chosen.pooled.round().argmax(1)
+        assert torch.equal(classes.bincount(minlength=4), labels[:wanted].bincount(minlength=4))
+    scores = [row["least_score"] for row in rows]
+    assert scores == sorted(scores)
 
 
 # --- Run and the command ---

@@ -145,7 +145,8 @@ def test_vgg16_is_channel_means_of_its_stages(vgg_file: Path, seed: int) -> None
 
 def test_the_digest_is_of_what_decides(vgg_file: Path, tmp_path: Path) -> None:
     tensors = load_file(vgg_file)
-    save_file(tensors | {"heads.0": torch.rand(64)}, tmp_path / "heads.safetensors")
+    heads = {f"heads.{stage}": torch.rand(width) for stage, width in enumerate((64, 128, 256, 512, 512))}
+    save_file(tensors | heads, tmp_path / "heads.safetensors")
     tensors["features.28.bias"][0] += 1e-3
     save_file(tensors, tmp_path / "other.safetensors")
     first, same, other = (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vqvae2.evaluate.typicality import Typical, auroc
+from vqvae2.evaluate.typicality import UNLIKE, Typical, auroc
 
 scores = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
@@ -64,6 +64,29 @@ def test_typicality_of_images_like_the_held_out_ones_is_even(seed: int) -> None:
     found = Typical(noise(2000, seed)).typicality(noise(2000, seed=seed + 2))
     for a in (0.05, 0.2, 0.5, 0.9):
         assert float((found <= a).double().mean()) == pytest.approx(a, abs=0.035)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_few_held_out_images_promise_no_more_than_many(levels: int) -> None:
+    """With 19 of them, too, an image like them is called unlike with probability 5 %, whatever the number of levels."""
+    drawn = torch.randn(500, 19 + 40, levels, generator=torch.Generator().manual_seed(levels))
+    found = torch.stack([Typical(some[:19]).typicality(some[19:]) for some in drawn])
+    assert float((found <= UNLIKE).double().mean()) == pytest.approx(0.05, abs=0.006)
+
+
+def test_the_image_counts_in_its_own_statistics() -> None:
+    """Against all N + 1 images written out, one of which is a held-out image itself."""
+    usual, others = noise(30), torch.cat([noise(20, 1) * 1.3, noise(1)])
+    expected = []
+    for image in others:
+        every = torch.cat([usual, image[None]]).double()
+        scores = ((every - every.mean(0)).abs() / every.std(0)).sum(1)
+        expected.append(float((scores >= scores[-1]).double().mean()))
+    found = Typical(usual).typicality(others)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert Typical(usual).typicality(others.repeat(60, 1))[-len(others) :].tolist() == pytest.approx(
+        expected
+    ), "in parts, too"
 
 
 def test_a_level_that_never_varies() -> None:

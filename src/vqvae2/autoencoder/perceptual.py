@@ -19,7 +19,7 @@ from vqvae2.config.training import LEAST_COMPARED
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import reason
 from vqvae2.files.locate import HTTP_ERROR, names_hub
-from vqvae2.files.tensor_file import plain_names
+from vqvae2.files.tensor_file import digest, plain_names
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions between poolings
 # mean and standard deviation of ImageNet's red, green and blue in [0, 1], converted to [-1, 1]
@@ -41,7 +41,10 @@ class PerceptualDistance(nn.Module):
         features: the 13 convolutions, numbered as in torchvision's `vgg16().features`.
         heads: a weight for each channel of each stage. They are 1, which gives the distance of unit vectors, unless the
             file that is read has others.
+        has_heads: whether the file had them.
     """
+
+    has_heads = False
 
     mean: Tensor
     std: Tensor
@@ -70,10 +73,10 @@ class PerceptualDistance(nn.Module):
         """The network with weights from a safetensors file or a Hub repository `owner/name` (its `model.safetensors`).
 
         The file has torchvision's names (`features.0.weight`, ...), as `timm/vgg16.tv_in1k` on the Hub has; `heads.0`
-        to `heads.4` are optional; what else it holds (the classifier) is not read. tools/perceptual_weights.py makes one.
+        to `heads.4` are optional, but all or none; what else it holds (the classifier) is not read. tools/perceptual_weights.py makes one.
 
         Raises:
-            PerceptualError: no such file, damaged, or not a VGG16.
+            PerceptualError: no such file, damaged, not a VGG16, or some of the heads only.
         """
         net = cls()
         path = _found(source)
@@ -91,8 +94,32 @@ class PerceptualDistance(nn.Module):
                 raise PerceptualError(
                     f"{path} holds no VGG16: expected {name} of shape {list(own.shape)}, found {shape}"
                 )
+        found = [name for name in tensors if name.startswith("heads")]
+        if len(found) not in (0, len(_STAGES)):
+            raise PerceptualError(
+                f"{path} holds {', '.join(found)} alone: expected {len(_STAGES)} heads, or none"
+            )
         net.load_state_dict(state)
+        net.has_heads = bool(found)
         return net.requires_grad_(False).eval()
+
+    def about(self) -> dict[str, str | None]:
+        """What a report says of it, JSON-ready: the name of the distance, which is LPIPS with heads only, its network, and the
+        digests (sha-256) of the weights of the network and of the heads; None without heads.
+
+        Distances compare only where both digests are equal.
+        """
+        own = self.state_dict()
+        parts = {
+            part: {name: value for name, value in own.items() if name.startswith(part)}
+            for part in ("features", "heads")
+        }
+        return {
+            "name": "LPIPS" if self.has_heads else "distance of unit vectors, without the heads of LPIPS",
+            "backbone": "VGG16",
+            "weights": digest(parts["features"]),
+            "heads": digest(parts["heads"]) if self.has_heads else None,
+        }
 
     def forward(self, images: Tensor, originals: Tensor) -> Tensor:
         """The distances [B], at least 0, of images [B, C, H, W] in [-1, 1]; grey is taken as RGB, and RGBA without its alpha.

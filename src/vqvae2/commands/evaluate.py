@@ -220,8 +220,13 @@ def command(
         typer.Option(metavar="NAME=DIR", help="add another folder of images to the tables; repeatable"),
     ] = None,
     n: Annotated[
-        int, typer.Option(min=2, help="images of each set that are compared, if all have so many")
-    ] = 10_000,
+        int | None,
+        typer.Option(
+            min=2,
+            help="images of each set that are compared, if all have so many [default: 10000]; if more are asked for than are held "
+            "out, and --reference is as large, the samples are also compared at this n (FID of 50,000)",
+        ),
+    ] = None,
     reference: Annotated[
         int, typer.Option(min=2, help="training images with which they are compared, at most")
     ] = 10_000,
@@ -231,7 +236,11 @@ def command(
     ] = "lite0",
     weights: Annotated[Path | None, typer.Option(help="weights of that network, if it needs any")] = None,
     perceptual: Annotated[
-        Path | None, typer.Option(help="weights of the perceptual distance, which is left out without them")
+        Path | None,
+        typer.Option(
+            help="weights of the perceptual distance, which is left out without them: a safetensors file, or a Hub repository "
+            "such as timm/vgg16.tv_in1k; it is LPIPS only if they include the heads of LPIPS"
+        ),
     ] = None,
     critic_sweep: Annotated[
         str | None,

@@ -135,7 +135,7 @@ def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, lab
     scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
     for item, (value, typicality) in zip(items, scores, strict=True):
         item |= {"score": value, "typicality": typicality, "unlike": typicality <= UNLIKE}
-    items.sort(key=lambda item: -item["score"])
+    items.sort(key=lambda item: (item["typicality"], -item["score"]))
     return len(typical)
 
 

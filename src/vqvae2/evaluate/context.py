@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import DataConfig
 from vqvae2.data.images import ImageSet
 from vqvae2.data.store import CodeStore, StoreError, open_store
@@ -71,6 +72,7 @@ class Context:
 
     Attributes:
         warnings: lines for the reader of the report.
+        listed: sets that a part made for itself, for the protocol.
         device: of the networks.
     """
 
@@ -89,6 +91,7 @@ class Context:
         self.run, self.images, self.data, self.options = run, images, data, options
         self.cache, self.reporter = cache, reporter
         self.warnings: list[str] = []
+        self.listed: list[NamedImages] = []
         self.device = run.device if run else torch.device("cpu")
         self._features: dict[str, Features] = {}
         self._rows_of: dict[str, dict[str, Tensor]] = {}
@@ -146,7 +149,7 @@ class Context:
 
     @cached_property
     def n(self) -> int:
-        """How many images of each set are compared: `options.n`, or the size of the smallest set if that is less."""
+        """How many images of each set are compared: `options.most`, or the size of the smallest set if that is less."""
         sizes = {"held out": len(self.heldout), "training": len(self.training)}
         sizes |= {name: len(images) for name, images in self.others.items()}
         if self.options.samples is not None:
@@ -154,9 +157,9 @@ class Context:
         least = min(sizes, key=lambda name: sizes[name])
         if sizes[least] < _LEAST:
             raise UserError(f"expected at least {_LEAST} images of each set, found {sizes[least]} ({least})")
-        if sizes[least] < self.options.n:
+        if sizes[least] < self.options.most:
             self.warnings.append(f"every set is cut to {sizes[least]} images, as many as {least} has")
-        return min(self.options.n, sizes[least])
+        return min(self.options.most, sizes[least])
 
     @cached_property
     def reference(self) -> NamedImages:
@@ -324,6 +327,12 @@ class Context:
             return None
         return self.features(self.encoder.reconstructed("reconstructions of the reference", self.reference))
 
+    @cached_property
+    def perceptual(self) -> PerceptualDistance | None:
+        """The perceptual distance; None if the options name no weights."""
+        weights = self.options.perceptual
+        return None if weights is None else PerceptualDistance.read(weights).to(self.device)
+
     # --- the record ----------------------------------------------------------------------------------------------
 
     def seconds(self) -> dict[str, float]:
@@ -335,7 +344,7 @@ class Context:
         used = self.__dict__  # where cached_property keeps what was made
         sets = [self.training, self.heldout]
         if "compared" in used:
-            sets += [self.reference, *self.compared.values()]
+            sets += [self.reference, *self.compared.values(), *self.listed]
         images = self.images
         result: dict[str, Any] = {
             "data": {
@@ -362,4 +371,6 @@ class Context:
             net = self.network
             names = ("name", "weights", "size", "resize")
             result["network"] = dict(zip(names, (net.name, net.digest, net.size, net.resize), strict=True))
+        if used.get("perceptual") is not None:
+            result["perceptual"] = used["perceptual"].about()
         return result

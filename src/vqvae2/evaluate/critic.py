@@ -284,7 +284,7 @@ def _trained(
         net: ResNet | None = None
         if group.main:
             labels = images.labels_of(images.train)
-            config = classifier_config(len(labels))
+            config = classifier_config(len(labels)).within(read.data)
             with read.reporter.track(_FIT, config.steps) as tracker:
                 classes, pixels = len(images.classes), read(images.train)
                 net = train_classifier(pixels, labels, classes, config, device, tracker.update).cpu()

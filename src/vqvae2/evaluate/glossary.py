@@ -57,7 +57,11 @@ FIGURES: dict[str, Figure] = {
     "ssim": Figure("structural similarity (SSIM)", "Agreement of local structure, 1 for equal images.", "higher"),
     "ms_ssim": Figure("multi-scale similarity (MS-SSIM)", "The same over several scales, 1 for equal images.", "higher"),
     "ms_ssim_scales": Figure("scales of MS-SSIM", "How many scales fit into an image of this size."),
-    "perceptual": Figure("perceptual distance (LPIPS)", "Distance in the features of a VGG16, 0 for equal images.", "lower"),
+    "perceptual": Figure(
+        "perceptual distance",
+        "Distance in the features of a VGG16, 0 for equal images; the protocol says whose weights it has, and whether it is LPIPS.",
+        "lower",
+    ),
     # codes
     "used": Figure("codes used", "Share of the codebook that occurs at least once in these images.", "higher", share=True),
     "perplexity": Figure(
@@ -147,6 +151,14 @@ SETS: dict[str, str] = {
     "held out": "real images that were not trained on; no sample can be expected to score better",
     "reconstructions": "held-out images through the codes and back; what the autoencoder loses shows here",
     "samples": "new images; what the priors get wrong shows in addition",
+    "against their originals": (
+        "reconstructions compared with the very held-out images that were encoded: what the autoencoder loses alone (rFID, where the "
+        "features are those of Inception)"
+    ),
+    "all n": (
+        "as many samples, and as many reconstructions of reference images, as --n asks for, where that is more than are held out; "
+        "compare them only with figures at the same n"
+    ),
     "against reconstructions": (
         "the same set compared with reconstructed training images, so that what the autoencoder loses does not count (FID* of the paper)"
     ),

@@ -16,14 +16,16 @@ class EvaluateOptions:
 
     Attributes:
         only: names of parts, () for all that can be measured.
-        n: images of each set that are compared, at most. The classification accuracy score has `classifier_n` instead.
+        n: images of each set that are compared, at most; None is 10,000. More than are held out makes large sets
+            (`evaluate.large_sets`), if `reference` is as large. The classification accuracy score has `classifier_n` instead.
         reference: training images with which they are compared, at most; n if that is larger.
         network, weights: the feature network, see `feature_network`.
-        perceptual: weights of the perceptual distance, or None to leave it out.
+        perceptual: weights of the perceptual distance, a file or a Hub id (`PerceptualDistance.read`), or None to leave it out.
         samples: a folder of images that is measured instead of samples of the run.
         against: further folders that are measured, by name.
         critic_fractions: fractions of the candidates that the critic keeps, one row of figures each; () for none.
-        classifier: of the classification accuracy score.
+        classifier: of the classification accuracy score; it mirrors and moves images at most as the run does
+            (`ClassifierConfig.within`).
         classifier_n: number of images on which that classifier is trained, at most. None: as many samples of each class as
             there are training images, as Ravuri and Vinyals do.
         sampling: how samples of the run are drawn; None takes the run's own settings.
@@ -35,7 +37,7 @@ class EvaluateOptions:
     """
 
     only: tuple[str, ...] = ()
-    n: int = 10_000
+    n: int | None = None
     reference: int = 10_000
     network: str = "lite0"
     weights: Path | None = None
@@ -50,3 +52,8 @@ class EvaluateOptions:
     seed: int = 0
     compress: Path | None = None
     size: int | None = None
+
+    @property
+    def most(self) -> int:
+        """`n`, or its default."""
+        return 10_000 if self.n is None else self.n

@@ -55,4 +55,4 @@ def own_samples(
             )
         folder.fill(drawn, tracker)
     group.wait()
-    return drawn_samples("samples", folder.path).first(n)
+    return drawn_samples("samples", folder.path, n)

@@ -44,6 +44,14 @@ class ClassifierConfig(BaseModel):
         0, ge=0, le=2**63 - 1, description="seed of the weights, the order and the augmentation"
     )
 
+    def within(self, data: DataConfig) -> ClassifierConfig:
+        """These settings without a flip or a shift that the data do not allow.
+
+        Images are mirrored only if `data.flip` is set, because classes may be mirror images of each other, and moved by no more
+        px than `data.shift`.
+        """
+        return self.model_copy(update={"flip": self.flip and data.flip, "shift": min(self.shift, data.shift)})
+
 
 class ResNet(nn.Module):
     """A residual network in the manner of CIFAR's (He et al. 2016, pre-activation, batch normalisation).

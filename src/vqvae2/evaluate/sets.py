@@ -87,18 +87,23 @@ def real_images(name: str, images: ImageSet, indices: NDArray[np.int64], config:
     return NamedImages(name, key, len(indices), labels, source)
 
 
-def drawn_samples(name: str, folder: Path) -> NamedImages:
+def drawn_samples(name: str, folder: Path, most: int | None = None) -> NamedImages:
     """The samples that `vqvae2 sample --pictures npz` wrote, from number 0 up to the first missing number.
+
+    Args:
+        most: how many, at most; None is all. The key is the same however many more there are.
 
     Raises:
         UserError: the folder holds none.
     """
     samples = read_samples(folder)
+    n = samples.n if most is None else min(samples.n, most)
+    labels = None if samples.labels is None else samples.labels[:n]
 
     def source(wanted: slice) -> Iterator[Tensor]:
         return samples.images(wanted.start, wanted.stop)
 
-    return NamedImages(name, digest(samples.about, samples.n), samples.n, samples.labels, source)
+    return NamedImages(name, digest(samples.about, n), n, labels, source)
 
 
 def folder_images(

@@ -115,7 +115,7 @@ class MemoryPool:
         """Keep the codes of the best of each class: a candidate that is not among the best so far never will be."""
         numbers = torch.cat(self._numbers)
         scores, labels = torch.cat(self._scores)[numbers], torch.cat(self._labels)[numbers]
-        kept = _best(scores, labels, self._wanted)
+        kept = best_of_each(scores, labels, self._wanted)
         self._numbers, self._codes = [numbers[kept]], [Codes.cat(self._codes)[kept]]
 
 
@@ -148,7 +148,23 @@ def keep_best(scores: Tensor, labels: Tensor, fraction: float) -> Tensor:
     """
     share = _exact(fraction)
     counts = torch.bincount(labels.long().cpu())
-    return _best(scores, labels, torch.tensor([math.ceil(share * count) for count in counts.tolist()]))
+    return best_of_each(scores, labels, torch.tensor([math.ceil(share * count) for count in counts.tolist()]))
+
+
+def best_of_each(scores: Tensor, labels: Tensor, quota: Tensor) -> Tensor:
+    """Indices, ascending, of the best quota[c] (or all, if there are fewer) of each class c; of equal scores the first is kept.
+
+    Args:
+        scores: [M].
+        labels: int [M], the class of each, 0 to K-1.
+        quota: int [K].
+    """
+    labels = labels.long().cpu()
+    order = scores.cpu().argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    classes, counts = labels[order], torch.bincount(labels, minlength=len(quota))
+    rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[classes]
+    return order[rank < quota[classes]].sort().values
 
 
 _MOST = 10_000_000  # candidates: more would not be drawn in a month (our decision)
@@ -269,16 +285,6 @@ def draw_best(
     for part in draw_candidates(autoencoder, prior, candidates, seed, sampling, scorer):
         pool.add(part)
     yield from choose(autoencoder, pool, labels, fraction, batches([range(len(labels))], sampling.batch))
-
-
-def _best(scores: Tensor, labels: Tensor, quota: Tensor) -> Tensor:
-    """Indices, ascending, of the best quota[c] (or all, if there are fewer) of each class c."""
-    labels = labels.long().cpu()
-    order = scores.cpu().argsort(descending=True, stable=True)
-    order = order[labels[order].argsort(stable=True)]
-    classes, counts = labels[order], torch.bincount(labels, minlength=len(quota))
-    rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[classes]
-    return order[rank < quota[classes]].sort().values
 
 
 def _exact(fraction: float) -> Fraction:

@@ -1,7 +1,7 @@
 """Stage 1: the objective of the autoencoder. L = MSE(x, x_hat) / variance + sum of the levels' latent losses (paper eq. 2).
 
 The reconstruction term is the mean squared error over pixels in [-1, 1]; `variance` is 1 unless configured. Our
-addition, off unless configured: plus `perceptual` x LPIPS(x, x_hat).
+addition, off unless configured: plus `perceptual` x a perceptual distance of x and x_hat.
 
 Shapes: B batch, C channels, H W height and width, K codes.
 """

@@ -62,10 +62,9 @@ def _trials(context: Context) -> list[Trial]:
 
 
 def measure(context: Context) -> PartResult:
-    """Classifiers of the data's classes."""
-    return classification(
-        _trials(context), len(context.images.classes), context.options.classifier, context.device
-    )
+    """Classifiers of the data's classes, which are mirrored and moved at most as the run's training images are."""
+    config = context.options.classifier.within(context.data)
+    return classification(_trials(context), len(context.images.classes), config, context.device)
 
 
 def prepare(context: Context) -> None:

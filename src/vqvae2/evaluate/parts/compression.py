@@ -76,8 +76,7 @@ def measure(context: Context) -> PartResult:
     run = context.run
     assert run is not None
     originals, labels = _originals(context)
-    weights = context.options.perceptual
-    distance = None if weights is None else PerceptualDistance.read(weights).to(context.device)
+    distance = context.perceptual
     codec = Codec(run.autoencoder, run.config.data.shape, run.prior)
     result = PartResult()
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in originals]
@@ -126,10 +125,10 @@ def _originals(context: Context) -> tuple[Sequence[Tensor], list[int | None] | N
     run, folder = context.run, context.options.compress
     assert run is not None
     if folder is None:
-        images = context.heldout.first(min(_IMAGES, context.options.n))
+        images = context.heldout.first(min(_IMAGES, context.options.most))
         known = images.labels is not None and run.prior.classes
         return list(images.images()), images.labels.tolist() if known and images.labels is not None else None
-    files = list_folder(folder).images[: context.options.n]
+    files = list_folder(folder).images[: context.options.most]
     if not files:
         raise UserError(f"no images in {folder}")
     return _Files(files, run.config.data), None

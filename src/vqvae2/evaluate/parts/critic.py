@@ -17,7 +17,7 @@ from vqvae2.evaluate.parts.base import Part, PartResult, Plot
 from vqvae2.evaluate.parts.distances import distances
 from vqvae2.evaluate.parts.precision import precision_recall
 from vqvae2.evaluate.sets import digest
-from vqvae2.generate.reject import keep_best
+from vqvae2.generate.reject import best_of_each
 
 _FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.05)
 
@@ -46,13 +46,15 @@ def critic_curves(
 ) -> PartResult:
     """Distances, and precision against recall, as the critic keeps a smaller fraction.
 
-    For each fraction the first wanted / fraction candidates are ranked, and the best of each class are kept.
+    For each fraction the first wanted / fraction candidates are ranked. Of each class the best are kept, as many as the first
+    `wanted` candidates have of it, so that all rows have the same n and the same class counts.
     """
+    quota = torch.bincount(candidates.labels[:wanted], minlength=int(candidates.labels.max()) + 1)
     kept: dict[str, Features] = {}
     rows: dict[str, dict[str, Any]] = {}
     for fraction in fractions:
         count = min(len(candidates.scores), round(wanted / fraction))
-        chosen = keep_best(candidates.scores[:count], candidates.labels[:count], fraction)
+        chosen = best_of_each(candidates.scores[:count], candidates.labels[:count], quota)
         features = candidates.features
         logits = None if features.logits is None else features.logits[chosen]
         name = f"critic's {fraction:g}"

@@ -38,7 +38,7 @@ def likelihoods(
 
 def _sets(context: Context) -> list[NamedImages]:
     """All held-out images, and as many training images or `n` of them if that is more."""
-    limit = max(len(context.heldout), context.options.n)
+    limit = max(len(context.heldout), context.options.most)
     return [context.training.first(limit), context.heldout]
 
 

@@ -85,12 +85,10 @@ def _levels(encoders: Mapping[str, Encoder], plain: VQVAE, images: NamedImages) 
 
 def measure(context: Context) -> PartResult:
     """Of all held-out images, and of as many training images or `n` of them if that is more."""
-    weights = context.options.perceptual
-    distance = None if weights is None else PerceptualDistance.read(weights).to(context.device)
-    limit = max(len(context.heldout), context.options.n)
+    limit = max(len(context.heldout), context.options.most)
     sets = [context.training.first(limit), context.heldout]
     assert context.run is not None
-    return reconstruction(context.encoders, sets, distance, context.run.autoencoder)
+    return reconstruction(context.encoders, sets, context.perceptual, context.run.autoencoder)
 
 
 PART = Part("reconstruction", "Reconstruction", measure, needs=("run",))

@@ -123,14 +123,14 @@ def _hindered(context: Context) -> str | None:
     """A half would have fewer than 20 images."""
     if len(context.images.heldout) < 2 * _LEAST:
         return f"tuning needs {2 * _LEAST} held-out images, found {len(context.images.heldout)}"
-    return f"tuning needs --n {_LEAST} or more" if context.options.n < _LEAST else None
+    return f"tuning needs --n {_LEAST} or more" if context.options.most < _LEAST else None
 
 
 def measure(context: Context) -> PartResult:
     """Choose on one half of the held-out images, report on the other."""
     run = context.run
     assert run is not None
-    halves = [_half(context, number).first(context.options.n) for number in (0, 1)]
+    halves = [_half(context, number).first(context.options.most) for number in (0, 1)]
     n = min(map(len, halves))
     seeds = (context.options.seed, context.options.seed + _OTHER_SEED)
     decoded = [

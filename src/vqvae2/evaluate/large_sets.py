@@ -1,0 +1,105 @@
+"""Sets of more images than are held out, for a Frechet distance at the customary n, such as an FID of 50,000 samples.
+
+    --n larger than what is held out, and no larger than the reference
+        samples, all n --features, part by part--> mean and scatter
+        training reconstructions, all n
+
+The features of one part at a time are in memory. The parts stay in the cache of the report, where the next evaluation finds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+
+from torch import Tensor
+
+from vqvae2.evaluate.context import Context
+from vqvae2.evaluate.features import extract
+from vqvae2.evaluate.metrics import Moments
+from vqvae2.evaluate.sets import BATCH, NamedImages, digest
+from vqvae2.files.parts import Parts, cut
+
+_PART = 16 * BATCH  # images of which one process computes the features at a time
+_DECODED = "training reconstructions"
+
+
+def _asked(context: Context) -> int | None:
+    """The number that was asked for, if more than are held out; a default is not asked for and must not draw samples for hours."""
+    wanted = context.options.n
+    return None if wanted is None or wanted <= len(context.heldout) else wanted
+
+
+def hint(context: Context) -> str | None:
+    """What has to be asked for besides, where large sets are asked for and the reference is too small; None if nothing helps."""
+    n = _asked(context)
+    if n is None or not len(context.reference) < n <= len(context.training):
+        return None
+    return f"with --reference {n} the samples are also compared at n = {n:,}, which is more than are held out"
+
+
+def large_sets(context: Context) -> dict[str, NamedImages]:
+    """The samples and the reconstructions of training images by name, n of each, of samples of a folder as many as there are.
+
+    There are none if no more are asked for than are held out, or more than the reference has.
+    """
+    n = _asked(context)
+    if n is None or len(context.reference) < n:
+        return {}
+    sets: list[NamedImages] = []
+    samples = None
+    if context.options.samples is not None:
+        samples = context.samples
+    elif not context.untrained:
+        samples = context.draw(n)
+    if samples is not None and len(samples) > context.n:
+        some = samples.first(n)
+        sets.append(replace(some, name=f"samples, all {len(some):,}"))
+    if context.run is not None:
+        name = f"{_DECODED}, all {n:,}"
+        sets.append(context.encoder.reconstructed(name, context.reference.first(n)))
+    return {images.name: images for images in sets}
+
+
+def prepare(context: Context) -> None:
+    """Compute the features of the large sets, by all processes."""
+    for images in large_sets(context).values():
+        if not _is_made(context, images):
+            _parts(context, images)
+
+
+def large_moments(context: Context) -> dict[str, Moments]:
+    """Mean and scatter of the features of each of the large sets, by name; the sets are then in the protocol."""
+    sets = large_sets(context)
+    context.listed += sets.values()
+    return {name: _moments(context, images) for name, images in sets.items()}
+
+
+def _moments(context: Context, images: NamedImages) -> Moments:
+    if _is_made(context, images):
+        reconstructed = context.reconstructed_reference
+        assert reconstructed is not None
+        return Moments.of(reconstructed.pooled[: len(images)])
+    return reduce(Moments.__add__, (Moments.of(part["pooled"]) for part in _parts(context, images)))
+
+
+def _is_made(context: Context, images: NamedImages) -> bool:
+    """Whether the features are a part of those of the reconstructed reference."""
+    return images.name.startswith(_DECODED) and context.reconstructed_reference is not None
+
+
+def _parts(context: Context, images: NamedImages) -> Parts:
+    """The features of a set in parts, [b, D] each, computed by all processes unless the cache has them; a collective."""
+    network = context.network
+    key = digest("features in parts", network.digest, images.key)
+
+    def some(rows: range) -> dict[str, Tensor]:
+        return {"pooled": extract(network, images.source(slice(rows.start, rows.stop))).pooled}
+
+    parts = Parts(context.cache / "parts" / key[:16], key, cut(len(images), _PART), context.group)
+    parts.begin()
+    with context.reporter.track(
+        f"features of {images.name}", sum(map(len, parts.mine)), unit="images"
+    ) as tracker:
+        parts.compute(some, tracker.update)
+    return parts
