@@ -115,8 +115,9 @@ def say_estimate(
     free = free_memory(device)
     if memory > free:
         reporter.say(
-            f"warning: only {amount(free)} are free; set accumulate of the larger stages (`--set train_autoencoder.accumulate=4`), "
-            "which takes less memory for the same batch, or choose a smaller preset"
+            f"warning: only {amount(free)} are free; less is needed with accumulate, for the same batch, where a stage has not begun "
+            "(`--set train_autoencoder.accumulate=4`), with checkpointing of a prior at any time (`--set train_prior.*.checkpointing=true`), "
+            "or with a smaller preset"
         )
 
 

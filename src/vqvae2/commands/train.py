@@ -279,7 +279,7 @@ def command(
         str | None,
         typer.Option(
             "--from",
-            metavar="RUN",
+            metavar="MODEL",
             help="fine-tune: begin with the settings and the weights of a run folder, a model of the package or a Hub id, "
             "with three tenths of its steps and of its learning rates",
         ),

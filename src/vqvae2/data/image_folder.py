@@ -100,7 +100,8 @@ class ImageFolder:
             return metadata_of(self.metadata, names, config)
         if config.label_column not in (None, "none"):
             raise DataError(
-                f"data.label_column is {config.label_column!r}, but {self.root} has no file of labels: name one with --labels"
+                f"data.label_column is {config.label_column!r}, but {self.root} has no file of labels: name one with --labels, "
+                "or set it to null (the sub-folders are the classes) or none (there are no classes)"
             )
         return FileLabels()
 

@@ -105,7 +105,7 @@ def _check_prior(config: Config, level: int, name: str) -> None:
     if _unseen(old) != _unseen(new) or (expected != found and old != new):
         raise RunError(
             f"train_prior.{level}.start: expected the priors of {name}, found others ({'; '.join(differences(old, new))}); "
-            f"leave prior.levels and data.size as they are there, or set train_prior.{level}.start to nothing"
+            f"leave prior.levels and data.size as they are there, or begin anew: --set 'train_prior.{level}.start=\"\"'"
         )
     tensor_file.compare_shapes(expected, found, stage.model)
 
