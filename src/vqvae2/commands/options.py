@@ -106,13 +106,15 @@ def changed_sampling(
 
 
 def check_guidance(run: Run, guidance: Sequence[float] | None) -> None:
-    """Refuse guidance that would have no effect.
+    """Refuse guidance that would have no effect, or that compares with what a prior never learnt.
 
     Raises:
-        UserError: the run has no classes.
+        UserError: the run has no classes, or `PriorConfig.check_guidance` refuses it.
     """
     if not run.classes:
         refuse_unused({"--guidance": guidance}, f"{run.folder} has no classes")
+    if guidance:
+        run.config.prior.check_guidance(run.sampling.replace(guidance=tuple(guidance)))
 
 
 def refuse_unused(options: Mapping[str, object], reason: str) -> None:

@@ -167,7 +167,7 @@ def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[
     if request.labels is not None:
         turns = class_numbers(request.labels, run.classes)
     sampling = request.sampling or run.sampling
-    sampling.level(0, run.config.autoencoder.levels)  # raises before the folder is made
+    run.config.prior.check_guidance(sampling)  # raises before the folder is made
     about = {"seed": request.seed, **sampling.about(), "labels": turns, **run.drawn_by(request.decoder)}
     if request.critic is None:
         return labels, [], about

@@ -308,12 +308,14 @@ def with_classes(
 
     Raises:
         RunError: see `check_images`.
+        ConfigError: see `PriorConfig.check_guidance`.
     """
     config = claimed.config
     check_images(folder, data, config, images.fingerprint)
     classes = list(images.classes) if config.prior.conditional else []
     found = {"fingerprint": images.fingerprint, "classes": classes}
     config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(classes)})})
+    config.prior.check_guidance(config.sampling)
     record = claimed.record | source_record(data, folder) | found
     settle(folder, Claim(record, config, claimed.anew), accelerator)
     return config

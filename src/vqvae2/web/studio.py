@@ -76,6 +76,7 @@ class Studio:
         self._needs_priors()
         batch = max(1, -(-request.n // 4))  # four steps, so that the first images are soon there
         sampling = self._sampling(request, batch)
+        self.run.config.prior.check_guidance(sampling)
         with self.jobs.lock:  # it loads what is not loaded yet
             drawn = self.run.draw(request.n, request.label, request.seed, sampling, None, request.decoder)
 
@@ -94,17 +95,19 @@ class Studio:
         Returns:
             `id`; `image`, as the run sees it; `levels`: of each level the picture of its codes, how many different ones
             there are, the image decoded from the levels up to it with its PSNR in dB, and, if the priors are trained,
-            the picture of its bits and their sum; `most`: bits per code at the light end of these pictures.
+            the picture of its bits and their sum; `most`: bits per code at the light end of these pictures; `note`: why there
+            are no bits although the priors are trained, else "".
 
         Raises:
             DataError: a file that cannot be used.
         """
         image = self.read(data)
+        lack = self.run.config.prior.lacks_unlabelled() if self.can_draw else None
         with self.jobs.lock, torch.no_grad():
             model, batch = self.run.autoencoder, image[None].to(self.run.device)
             codes = model.encode(batch)
             bits = []
-            if self.can_draw:
+            if self.can_draw and not lack:
                 bits = [
                     -level[0].cpu() / torch.log(torch.tensor(2.0))
                     for level in self.run.prior.log_prob_map(codes)
@@ -129,7 +132,8 @@ class Studio:
             if bits:
                 entry |= {"bits": bits_url(bits[index], most), "sum": float(bits[index].sum())}
             levels.append(entry)
-        return {"id": name, "image": image_urls(image[None])[0], "levels": levels, "most": most}
+        note = f"No bits are shown: {lack}." if lack else ""
+        return {"id": name, "image": image_urls(image[None])[0], "levels": levels, "most": most, "note": note}
 
     def fill(self, request: Fill) -> str:
         """Fill in the masked area of an uploaded image; the name of the job."""

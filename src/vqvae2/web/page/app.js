@@ -152,7 +152,7 @@ function showImage(found) {
   const sum = found.levels.reduce((total, level) => total + (level.sum || 0), 0);
   $("image-figures").textContent = sum
     ? `The codes of this image take ${(sum / 8).toFixed(0)} bytes with the priors, ${run.bytes.toFixed(0)} without. Lighter cells took more bits: they surprised the prior.`
-    : `The codes of this image take ${run.bytes.toFixed(0)} bytes.`;
+    : `The codes of this image take ${run.bytes.toFixed(0)} bytes. ${found.note}`;
   $("scale").hidden = !sum;
   $("most").textContent = found.most.toFixed(1);
   for (const place of ["fill-job", "vary-job", "decompressed"]) $(place).replaceChildren();
