@@ -150,7 +150,7 @@ class Studio:
         return self._complete(request, kept)
 
     def vary(self, request: Vary) -> str:
-        """Draw a level of an uploaded image again; the name of the job.
+        """Draw a level of an uploaded image and all finer ones again; the name of the job.
 
         Raises:
             UserError: no such level.
@@ -159,9 +159,8 @@ class Studio:
         if request.level >= count:
             raise UserError(f"expected a level 0..{count - 1}, found {request.level}")
         self._needs_priors()
-        again = range(request.level, request.level + 1 if request.keep_finer else count)
         levels = (
-            torch.full_like(level, UNKNOWN) if index in again else level
+            torch.full_like(level, UNKNOWN) if index >= request.level else level
             for index, level in enumerate(found.codes.levels)
         )
         with self.jobs.lock:

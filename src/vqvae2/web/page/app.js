@@ -247,7 +247,7 @@ function listen() {
   $("fill-go").addEventListener("click", () =>
     job("fill-job", $("fill-go"), () => post("/api/fill", { ...settings($("fill-n").value), image: current, passes: Number($("passes").value), mask: mask("white").toDataURL() }), bits));
   $("vary-go").addEventListener("click", () =>
-    job("vary-job", $("vary-go"), () => post("/api/vary", { ...settings($("vary-n").value), image: current, level: Number($("vary-level").value), keep_finer: $("keep-finer").checked }), bits));
+    job("vary-job", $("vary-go"), () => post("/api/vary", { ...settings($("vary-n").value), image: current, level: Number($("vary-level").value) }), bits));
   $("compress").addEventListener("click", async () => {
     try {
       const blob = await ask(`/api/images/${current}/compressed`);
