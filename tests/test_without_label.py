@@ -142,7 +142,9 @@ def test_a_training_is_refused_whose_samples_would_be_guided(trained: Path, pict
     level = run.config.prior.levels[0].model_copy(update={"label_dropout": 0.0})
     plan = run.config.prior.model_copy(update={"levels": (level, level)})
     asked = run.config.model_copy(update={"prior": plan, "sampling": Sampling(guidance=3.0)})
-    images: Any = SimpleNamespace(classes=run.classes, fingerprint=run.record["fingerprint"])
+    images: Any = SimpleNamespace(
+        classes=run.classes, fingerprint=run.record["fingerprint"], class_counts=run.class_counts
+    )
     claimed = Claim(run.record, asked)
     accelerator: Any = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
     refused(
