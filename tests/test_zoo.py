@@ -126,6 +126,7 @@ def test_weights_that_float16_cannot_hold_are_not_shipped(tmp_path: Path) -> Non
 
 def test_it_was_trained_on_these_images(shipped: Run, images: ImageSet) -> None:
     assert shipped.record["fingerprint"] == images.fingerprint
+    assert shipped.class_counts() == images.class_counts()
 
 
 @pytest.mark.parametrize(("name", "recipe"), [("emoji64", "emoji64"), ("clothing128", "clothing128-gpu")])

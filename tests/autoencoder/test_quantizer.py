@@ -420,6 +420,48 @@ def test_a_codebook_that_is_trained_by_gradient_starts_from_the_data_and_is_coun
 
 
 @pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 4)])
+def test_a_codebook_that_was_written_is_where_the_training_begins(
+    ema: bool, loaded: bool, rows: slice
+) -> None:
+    """All of it or a part; far from the data, which would replace it at the first step otherwise."""
+    vq, z = VectorQuantizer(8, 3, revive=False, ema=ema), blobs(64, 3)
+    if loaded:
+        vq.load_state_dict(VectorQuantizer(8, 3, ema=ema).state_dict())
+    with torch.no_grad():
+        vq.embeddings[rows] = blobs(8, 3, centre=5, seed=3)[rows]
+    written = vq.codebook().clone()
+    out = vq(z)
+    assert torch.equal(out.encoding_indices, torch.cdist(z, written).argmin(1))
+    unused = torch.bincount(out.encoding_indices, minlength=8) == 0
+    assert torch.equal(vq.codebook()[unused], written[unused])
+
+
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("way", ["made", "loaded", "half", "to_empty"])
+def test_a_codebook_that_was_not_written_comes_from_the_data(ema: bool, way: str) -> None:
+    vq, z = VectorQuantizer(8, 3, revive=False, ema=ema), blobs(64, 3)
+    if way == "loaded":
+        vq.load_state_dict(VectorQuantizer(8, 3, ema=ema).state_dict())
+    elif way == "half":
+        vq = vq.half().float()
+    elif way == "to_empty":
+        with torch.device("meta"):
+            vq = VectorQuantizer(8, 3, revive=False, ema=ema)
+        vq.to_empty(device="cpu")
+        with torch.no_grad():
+            vq.counter.fill_(0 if ema else -1)
+            vq.ema_count.zero_()
+            vq.ema_sum.zero_()
+    vq.eval()(z)  # which is no step of a training
+    indices = vq.train()(z).encoding_indices
+    first = vq.last_embeddings if ema else vq.codebook()
+    assert (first[:, None] == z).all(2).any(1).all()
+    assert torch.equal(indices, torch.cdist(z, first).argmin(1))
+
+
+@pytest.mark.parametrize("ema", [True, False])
 def test_the_mean_code_of_a_codebook_without_statistics(ema: bool) -> None:
     """Trained by gradient, or not yet: all codes count alike; a zero vector is no neutral input."""
     vq = VectorQuantizer(8, 3, ema=ema)

@@ -429,7 +429,7 @@ def test_sonnets_distances() -> None:
         for excess, winner in ((-1e-9, 0), (1e-9, k)):
             penalty[0] = further + excess
             assert nearest_code(z, codes, penalty).tolist() == [winner]
-    loss = with_codes(codes[:1], commitment_cost=1.0)(z).loss
+    loss = VectorQuantizer(1, 2, commitment_cost=1.0).double()(z).loss
     with_first = with_codes(codes[:1], commitment_cost=1.0, init="sonnet").eval()(z)
     assert float(with_first.loss) * 2 == pytest.approx(0.02, abs=1e-9)
     assert float(loss) == 0.0, "the first codebook is the data"

@@ -20,10 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.commands.costs import Cost, Costs, kept_bytes, measure
 from vqvae2.commands.inspect import describe
+from vqvae2.commands.train import choose_config
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import override
 from vqvae2.config.presets import preset, presets
 from vqvae2.data.store import open_store
+from vqvae2.files.progress import Reporter
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
 from vqvae2.train.sharpen import Sharpening
@@ -484,3 +486,56 @@ def test_a_run_that_has_only_been_begun(half: Path) -> None:
     tables = describe(run.config, run)
     assert set(tables["done"].values()) == {"no"}
     assert set(tables) == {"geometry", "parameters", FLOPS, MEMORY, COST, "done"}
+
+
+# --- a preset with settings of one's own ---
+
+
+def test_a_changed_preset_costs_what_a_training_with_these_settings_would(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A file, assignments and a size, with the meaning and the order that they have in `train`."""
+    file = tmp_path / "own.yaml"
+    file.write_text("run: {version: '0'}\nautoencoder: {hidden: 16}\ntrain_autoencoder: {steps: 7}\n")
+    options = ("--config", file, "--set", "autoencoder.hidden=24", "--set", "data.size=16", "--size", "32x64")
+    said = command("inspect", "--preset", "tiny", *options, "--json")
+    own = changed("autoencoder.hidden=24", "train_autoencoder.steps=7", "data.size=[32, 64]")
+    assert said.code == 0, said.err
+    assert json.loads(said.out) == json.loads(json.dumps(describe(own)))
+    resolved = choose_config(
+        "nowhere",
+        tmp_path / "run",
+        "tiny",
+        file,
+        ["autoencoder.hidden=24", "data.size=16", "data.size=32x64"],
+        None,
+        False,
+        Reporter(quiet=True),
+    )
+    assert resolved == own
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--preset", "tiny", "--set", "autoencoder.width=3"), "autoencoder.width"),
+        (("--preset", "tiny", "--size", "33"), "must be multiples of 8"),
+        (
+            ("--preset", "tiny", "--set", "autoencoder.codes=16"),
+            "1 to 4 levels with one stride and one codebook",
+        ),
+        (("--preset", "tiny", "--config", "nowhere.yaml"), "cannot read the configuration nowhere.yaml"),
+        (("RUN", "--set", "data.size=8"), "own settings, so --set has no effect"),
+        (
+            ("RUN", "--config", "own.yaml", "--size", "8"),
+            "own settings, so --config and --size have no effect",
+        ),
+        (("RUN", "--watch", "--size", "8"), "so --size has no effect"),
+    ],
+)
+def test_settings_that_cannot_be_inspected(
+    command: Callable[..., Any], trained: Path, options: tuple[str, ...], part: str
+) -> None:
+    said = command("inspect", *(trained if option == "RUN" else option for option in options))
+    assert (said.code, said.err.count("\n")) == (2, 1), said.err
+    assert part in said.err

@@ -280,6 +280,7 @@ def test_the_papers_models_are_nothing_but_the_papers(name: str, classes: int) -
     """No price on bits, no dropped levels, no early end; every setting that the tables leave open is the default."""
     config = preset(name)
     assert config.prior.classes == classes
+    assert config.prior.conditional == (classes > 0)
     assert (config.autoencoder.entropy_penalty, config.autoencoder.nested_dropout) == (0, 0)
     assert (config.autoencoder.init, config.autoencoder.revive) == ("data", True)
     stages: list[TrainConfig] = [config.train_autoencoder, *config.train_prior]

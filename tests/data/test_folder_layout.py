@@ -97,6 +97,27 @@ def test_a_folder_that_would_be_the_only_class() -> None:
     assert any("'photos', which is not taken for a class" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        ([f"{1000 * number:05}" for number in range(70)], True),  # FFHQ
+        ([f"{number:04}" for number in range(21)], True),
+        ([f"{number:04}" for number in range(20)], False),
+        ([str(number) for number in range(10)], False),  # MNIST
+        ([f"{number:03}" for number in range(100)], False),  # three digits may be classes
+        ([f"{number * number:05}" for number in range(70)], False),  # the numbers of people, say
+        ([f"n{number:08}" for number in range(70)], False),  # ImageNet
+    ],
+)
+def test_folders_that_only_divide_the_images_into_parts(names: list[str], parts: bool) -> None:
+    """They are classes all the same: only the user knows."""
+    found = layout(*names)[0]
+    assert len(set(found.classes or ())) == len(names)
+    said = [note for note in found.notes if "evenly spaced numbers" in note]
+    assert len(said) == parts
+    assert all("data.label_column=none" in note and note.startswith("warning: ") for note in said)
+
+
 def test_what_looks_odd() -> None:
     assert any(
         "only the training split has z" in note for note in layout(*both("train", "test"), "train/z")[0].notes

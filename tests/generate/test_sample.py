@@ -18,7 +18,14 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig, PriorConfig
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.generate.sample import Drawn, batches, class_number, draw_samples, sample_labels
+from vqvae2.generate.sample import (
+    Drawn,
+    batches,
+    class_number,
+    draw_samples,
+    proportional_labels,
+    sample_labels,
+)
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 ANIMALS = ["Cat", "dog", "Guinea pig", "horse", "Seal", "sea lion"]
@@ -195,6 +202,28 @@ def test_a_label_depends_on_the_number_of_the_sample_alone(labels: list[int], n:
 )
 def test_labels_that_cannot_be(labels: Any, n: int, found: str) -> None:
     refused(lambda: sample_labels(labels, n, ANIMALS), found)
+
+
+@given(
+    counts=st.lists(st.integers(0, 50), min_size=1, max_size=8).filter(any),
+    n=st.integers(1, 60),
+    more=st.integers(0, 20),
+)
+def test_labels_in_proportion(counts: list[int], n: int, more: int) -> None:
+    """A larger n adds samples; no class is ahead of its share by a whole one; a whole turn gives the counts themselves."""
+    labels = proportional_labels(counts, n)
+    assert proportional_labels(counts, n + more)[:n] == labels
+    total = sum(counts)
+    for number, count in enumerate(counts):
+        assert (labels.count(number) - 1) * total < count * n or not labels.count(number)
+    whole = proportional_labels(counts, 2 * total)
+    assert [whole.count(number) for number in range(len(counts))] == [2 * count for count in counts]
+
+
+def test_equal_proportions_are_all_classes_in_turn() -> None:
+    assert proportional_labels([7] * 6, 20) == sample_labels(None, 20, ANIMALS)
+    assert proportional_labels([3, 1], 8) == [0, 0, 1, 0, 0, 0, 1, 0]
+    refused(lambda: proportional_labels([1, 2], 0), "expected at least 1 sample, found n = 0")
 
 
 # --- settings ---

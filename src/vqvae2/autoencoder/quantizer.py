@@ -71,8 +71,9 @@ class _Assign(torch.autograd.Function):
 class VectorQuantizer(Quantizer):
     """A codebook of K vectors; each input vector is replaced by the nearest one.
 
-    The codebook is the buffer `embeddings` [K, D] (rows are codes; Sonnet's is the transpose), writable in place
-    before training. Whatever the input's dtype and whatever autocast says, the arithmetic is in the dtype of
+    The codebook is the buffer `embeddings` [K, D] (rows are codes; Sonnet's is the transpose). It may be written in place before
+    training and is then where the training begins, with `init="data"` too; a state that is saved before the first training
+    step and loaded again does not remember that. Whatever the input's dtype and whatever autocast says, the arithmetic is in the dtype of
     `embeddings`: float32, or float64 after `.double()`.
 
     In training mode (and with `ema=True`) each call updates the codebook for the next call. With n_i the number of vectors
@@ -102,8 +103,8 @@ class VectorQuantizer(Quantizer):
         commitment_cost: beta, weight of mean((sg[q] - z)^2); 0.25 in the paper.
         decay: gamma of the moving averages, 0 <= gamma < 1 (1 would divide by zero); 0.99 in the paper.
         epsilon: Laplace smoothing of the counts, as in Sonnet; used with `init="sonnet"`.
-        init: "data" takes the first codebook from vectors of the first batch (our decision); "sonnet" draws it
-            uniformly from +-sqrt(3 / D) and smooths the counts as Sonnet does.
+        init: "data" takes the first codebook from vectors of the first batch (our decision), unless `embeddings` was written;
+            "sonnet" draws it uniformly from +-sqrt(3 / D) and smooths the counts as Sonnet does.
         revive: move codes that are used less than 3 % as often as the mean code to inputs that are far from their code
             (our decision; not in the paper). Every process draws the same inputs. Needs `ema`; it is ignored without.
         ema: False trains the codebook by gradient instead (van den Oord et al. 2017, eq. 3): `embeddings` is then a
@@ -169,13 +170,21 @@ class VectorQuantizer(Quantizer):
         # By gradient it is -1 before the first update: states of former versions, which counted none, have 0.
         self.register_buffer("counter", torch.tensor(0 if ema else -1))
         self.register_buffer("distortion", torch.zeros(()))
+        self.last_embeddings.copy_(start)
 
     def first_values(self) -> dict[str, Tensor]:
-        """As the base class; also the numbers for `spread_rows`, and codebook and penalty of the last call, for `recomputing`."""
+        """As the base class; also the numbers for `spread_rows`, and codebook and penalty of the last call, for `recomputing`.
+
+        Before the first call, `last_embeddings` is the codebook as it was made or loaded.
+        """
         size, dim = self.num_embeddings, self.embedding_dim
         jitter = hashed_uniform(torch.zeros((), dtype=torch.int64), 0, size)
         last = {"last_embeddings": torch.zeros(size, dim), "last_penalty": torch.zeros(size)}
         return {**super().first_values(), "jitter": jitter, **last}
+
+    def _begin_anew(self, device: torch.device) -> None:
+        super()._begin_anew(device)
+        self.last_embeddings.copy_(self.embeddings.detach())
 
     @classmethod
     def from_config(cls, config: AutoencoderConfig, size: int) -> VectorQuantizer:
@@ -281,14 +290,15 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _start_from(self, flat: Tensor) -> None:
-        """Before the first update, take the codebook from this batch: K of its vectors (repeated if there are fewer)."""
+        """Before the first update, unless the codebook was written, take it from this batch: K of its vectors (repeated if there are
+        fewer)."""
         drawn = spread_rows(flat, self.jitter)
         finite = drawn.square().sum(1).isfinite()
         other = drawn.index_select(0, finite.to(torch.uint8).argmax()[None])  # a finite one, if there is any
         drawn = torch.where(finite[:, None], drawn, other)
-        self.embeddings.copy_(
-            torch.where((self.counter < int(self.ema)) & finite.any(), drawn, self.embeddings)
-        )
+        untouched = torch.isclose(self.embeddings, self.last_embeddings, rtol=0, atol=0, equal_nan=True).all()
+        begins = (self.counter < int(self.ema)) & finite.any() & untouched
+        self.embeddings.copy_(torch.where(begins, drawn, self.embeddings))
 
     @torch.no_grad()
     def _learn(self, flat: Tensor, rows: Tensor, count: Tensor, squares: Tensor) -> None:

@@ -178,12 +178,16 @@ class Codec:
 
         Raises:
             CodecError: no prior; another mode; not as many labels as images.
+            ConfigError: no label for a prior that never learnt to do without (`PriorConfig.lacks_unlabelled`). Such files of
+                former versions are read all the same.
         """
         if mode not in get_args(Mode):
             raise CodecError(f"expected the mode {' or '.join(get_args(Mode))}, found {mode!r}")
         known: list[int | None] = [None] * len(encoded)
         if mode == "prior":
             known = known_labels(labels, len(encoded), self.prior.classes)
+            if None in known:
+                self.prior.config.check_unlabelled()
             streams, listed = self._under_the_prior(encoded, known)
         else:
             streams = [

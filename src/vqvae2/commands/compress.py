@@ -55,9 +55,9 @@ def compress(
         Per image: `source`, `file`, `bytes`, `width`, `height`, `bits_per_pixel`.
 
     Raises:
-        UserError: a missing file, a folder that cannot be made, a label in the mode packed, or a file of another image, of another
-            model or of others that would be overwritten; DataError: a file that is named itself is no image, or no file of
-            the folders can be used.
+        UserError: a missing file, a folder that cannot be made, a label in the mode packed, no label for a prior that never
+            learnt to do without, or a file of another image, of another model or of others that would be overwritten.
+        DataError: a file that is named itself is no image, or no file of the folders can be used.
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
     from vqvae2.commands.images import side_by_side
@@ -68,6 +68,8 @@ def compress(
     reporter = reporter or Reporter()
     if mode is Coding.packed:
         refuse_unused({"--label": label}, "the mode packed needs no prior")
+    elif label is None:
+        run.config.prior.check_unlabelled()
     number = None if label is None else class_number(label, run.classes)
     run.codec.digest(mode.value)  # raises before the folder is made if the priors are not trained yet
     usable = _usable(run, paths, resize, reporter.say)

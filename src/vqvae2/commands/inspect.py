@@ -12,7 +12,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vqvae2.commands.options import Json, print_json, refuse_unused
+from vqvae2.commands.options import (
+    ConfigFile,
+    Json,
+    Settings,
+    assigned,
+    print_json,
+    read_changes,
+    refuse_unused,
+    resolve,
+)
 from vqvae2.errors import UserError, printable
 from vqvae2.files.atomic import FileError
 
@@ -193,7 +202,17 @@ def command(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="a run folder, a model of the package, or a Hub id")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="inspect a preset instead of a run")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="inspect a preset instead of a run; the next three options change it as in `train`"
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="image size in pixels, one number or height x width")
+    ] = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -208,6 +227,9 @@ def command(
 
     if (run is None) == (preset is None):
         raise UserError("expected either a RUN or --preset NAME")
+    if preset is None:
+        changes = {"--config": config, "--set": settings, "--size": size}
+        refuse_unused(changes, "a RUN is shown with its own settings")
     if watch:
         from vqvae2.commands.watch import watch as show
         from vqvae2.files.locate import find_run
@@ -218,7 +240,10 @@ def command(
         show(find_run(run), Console(emoji=False))
         return
     loaded = load(run, "cpu") if run is not None else None
-    value = describe(loaded.config if loaded else named(str(preset)), loaded)
+    if loaded is not None:
+        value = describe(loaded.config, loaded)
+    else:
+        value = describe(resolve(named(str(preset)), read_changes(config), assigned(settings, size)))
     if as_json:
         print_json(value)
         return

@@ -49,6 +49,9 @@ Settings = Annotated[
         help="change one setting, e.g. train_autoencoder.steps=2000 or train_prior.*.lr=5e-4; repeatable",
     ),
 ]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with settings that replace the preset's")
+]
 Temperature = Annotated[
     list[float] | None,
     typer.Option(
@@ -106,13 +109,15 @@ def changed_sampling(
 
 
 def check_guidance(run: Run, guidance: Sequence[float] | None) -> None:
-    """Refuse guidance that would have no effect.
+    """Refuse guidance that would have no effect, or that compares with what a prior never learnt.
 
     Raises:
-        UserError: the run has no classes.
+        UserError: the run has no classes, or `PriorConfig.check_guidance` refuses it.
     """
     if not run.classes:
         refuse_unused({"--guidance": guidance}, f"{run.folder} has no classes")
+    if guidance:
+        run.config.prior.check_guidance(run.sampling.replace(guidance=tuple(guidance)))
 
 
 def refuse_unused(options: Mapping[str, object], reason: str) -> None:
@@ -147,6 +152,24 @@ def resolve(base: Config, file: dict[str, Any] | None, settings: Sequence[str] |
     if isinstance(value["autoencoder"], dict) and isinstance(value["data"], dict):
         value["autoencoder"]["channels"] = value["data"].get("channels")
     return parse(value)
+
+
+def read_changes(file: Path | None) -> dict[str, Any]:
+    """The settings in the YAML file of `--config`, which may be the config.yaml of a run folder; {} without a file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    from vqvae2.config.overrides import read_yaml
+
+    changes = read_yaml(file) if file else {}
+    changes.pop("run", None)  # the record of the run
+    return changes
+
+
+def assigned(settings: Sequence[str] | None, size: str | None) -> list[str]:
+    """The assignments of `--set`, and after them that of `--size`."""
+    return [*(settings or ()), *([f"data.size={size}"] if size else [])]
 
 
 def summary(run: Run) -> dict[str, Any]:

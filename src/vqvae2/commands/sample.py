@@ -29,6 +29,7 @@ from vqvae2.commands.options import (
     check_guidance,
     print_json,
     print_text,
+    refuse_unused,
 )
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
@@ -50,6 +51,13 @@ class Form(StrEnum):
     npz = "npz"
 
 
+class Shares(StrEnum):
+    """How often each class is drawn where no label is given."""
+
+    equal = "equal"
+    data = "data"
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """Which samples are wanted.
@@ -63,6 +71,7 @@ class SampleRequest:
             None draws without a critic.
         form: a PNG for each image, or all images of a batch as an array beside its codes.
         decoder: which decoder makes the images; None is the sharpened one if the run has it, else the plain one.
+        label_shares: without labels, all classes equally often, or each as often as among the training images.
     """
 
     n: int = 64
@@ -72,6 +81,7 @@ class SampleRequest:
     critic: float | None = None
     form: Form = Form.png
     decoder: DecoderName | None = None
+    label_shares: Shares = Shares.equal
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,7 @@ def sample(
         None on all processes but the main one.
 
     Raises:
-        RunError: not trained yet, no classes, or no critic.
+        RunError: not trained yet, no classes, no critic, or the run does not say how often each class is in its data.
         UserError: an argument out of range, or `out` holds samples that were drawn differently.
         LockError: another command writes into `out`.
     """
@@ -153,14 +163,10 @@ def sample(
 def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[int], dict[str, Any]]:
     """The classes of the samples and of the candidates, and the record of how they are drawn."""
     from vqvae2.generate.reject import candidate_labels
-    from vqvae2.generate.sample import class_numbers, sample_labels
 
-    labels = sample_labels(request.labels, request.n, run.classes)
-    turns: list[int] | str = "all in turn"
-    if request.labels is not None:
-        turns = class_numbers(request.labels, run.classes)
+    labels, turns = _labels(run, request)
     sampling = request.sampling or run.sampling
-    sampling.level(0, run.config.autoencoder.levels)  # raises before the folder is made
+    run.config.prior.check_guidance(sampling)  # raises before the folder is made
     about = {"seed": request.seed, **sampling.about(), "labels": turns, **run.drawn_by(request.decoder)}
     if request.critic is None:
         return labels, [], about
@@ -168,6 +174,17 @@ def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[
     candidates = candidate_labels(labels or [], request.critic)
     what = {"fraction": request.critic, "digest": critic.digest, "network": critic.backbone_digest}
     return labels, candidates, about | {"n": request.n, "drawn": len(candidates), "critic": what}
+
+
+def _labels(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[int] | str]:
+    """The class of each sample, None without classes, and for the record how they were chosen."""
+    from vqvae2.generate.sample import class_numbers, sample_labels
+
+    if request.label_shares is Shares.data:
+        refuse_unused({"--label-shares": request.labels}, "the samples are of the classes that --label names")
+        return run.labels_in_proportion(request.n), "in proportion to the training images"
+    labels = sample_labels(request.labels, request.n, run.classes)
+    return labels, "all in turn" if request.labels is None else class_numbers(request.labels, run.classes)
 
 
 def _jobs(
@@ -190,7 +207,7 @@ def _jobs(
     pool = SampleFolder(out / "candidates", about, "none")
 
     def draw(ranges: Iterable[range]) -> Iterable[Drawn]:
-        return run.draw(request.n, request.labels, request.seed, sampling, ranges, request.decoder)
+        return run.draw(request.n, labels, request.seed, sampling, ranges, request.decoder)
 
     def draw_scored(ranges: Iterable[range]) -> Iterable[Drawn]:
         scorer = run.critic
@@ -243,6 +260,12 @@ def command(
             help="class by name or number; repeatable, then repeated in turn; all classes in turn if not given"
         ),
     ] = None,
+    label_shares: Annotated[
+        Shares,
+        typer.Option(
+            help="without --label: equal = all classes in turn; data = each class as often as among the training images"
+        ),
+    ] = Shares.equal,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -282,9 +305,8 @@ def command(
     loaded = load(run, accelerator.device)
     check_guidance(loaded, guidance)
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance, batch)
-    request = SampleRequest(
-        n, label or None, seed, sampling, critic, pictures, decoder.value if decoder else None
-    )
+    chosen = decoder.value if decoder else None
+    request = SampleRequest(n, label or None, seed, sampling, critic, pictures, chosen, label_shares)
     result = sample(loaded, out, request, Reporter(), accelerator)
     if result is None:
         return

@@ -50,7 +50,8 @@ def score(
         files in `bits_map`. Without these they are in the given order.
 
     Raises:
-        UserError: a missing file, or `out` is one of the images or a folder; DataError: a file that cannot be used.
+        UserError: a missing file, `out` is one of the images or a folder, or no label for a prior that never learnt to do without.
+        DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import shared_images
     from vqvae2.errors import UserError
@@ -60,6 +61,8 @@ def score(
 
     if out is not None and out.is_dir():  # said before hours of scoring
         raise UserError(f"{out} is a folder: expected a file for the result")
+    if label is None:
+        run.config.prior.check_unlabelled()
     group, data = group or Group(), run.config.data
     shared = shared_images(run, paths, run.sampling.batch, group, report)
     files = shared.files
@@ -74,8 +77,7 @@ def score(
     ]
     for item, maps in zip(items, targets, strict=False):  # there are none without `bits_map`
         item["maps"] = [str(path) for path in maps]
-    heldout = _add_typicality(run, items, log_prob, label)
-    result = {"label": label, "heldout": heldout, "pictures": items}
+    result = {"label": label, "heldout": _add_typicality(run, items, log_prob, label), "pictures": items}
     if out is not None and group.main:
         write_json(out, result)
     kept.remove()

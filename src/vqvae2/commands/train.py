@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import Json, Settings, command_line, print_json, resolve, summary
+from vqvae2.commands.options import (
+    ConfigFile,
+    Json,
+    Settings,
+    assigned,
+    command_line,
+    print_json,
+    read_changes,
+    resolve,
+    summary,
+)
 from vqvae2.errors import UserError, suggested
 from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.run_folder import RunFolder
@@ -84,13 +94,11 @@ def choose_config(
         RunError: RUN was made by a newer version.
         DataError: the images cannot be read.
     """
-    from vqvae2.config.overrides import read_yaml
     from vqvae2.config.presets import preset as named
     from vqvae2.config.yaml_text import quoted
     from vqvae2.train.folder import read_run
 
-    changes = read_yaml(file) if file else {}
-    changes.pop("run", None)  # the record, if it is the config.yaml of a run folder
+    changes = read_changes(file)
     settings = [*settings, *([f"data.split={quoted(split)}"] if split else [])]
     settings += ["data.streaming=true"] if streaming else []
     if preset is None and RunFolder(run).exists():
@@ -256,9 +264,7 @@ def command(
         str | None,
         typer.Option(help="named settings; chosen by the number and the size of the images if not given"),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with settings that replace the preset's")
-    ] = None,
+    config: ConfigFile = None,
     settings: Settings = None,
     size: Annotated[
         str | None,
@@ -326,7 +332,7 @@ def command(
             raise UserError("expected --preset or --from, found both: --from brings its own settings")
         base = fine_tuning(start)
         reporter.say(f"begins with the settings and the weights of {start}")
-    assignments = [*(settings or ()), *([f"data.size={size}"] if size else [])]
+    assignments = assigned(settings, size)
     assignments += [f"data.labels={quoted(str(labels))}"] if labels else []
     following: AbstractContextManager[None] = nullcontext()
     if track is not None:

@@ -84,8 +84,9 @@ class DataConfig(Settings):
         0,
         ge=0,
         le=10**12,
-        description="0 shuffles all training images together; a number mixes only images that are stored near each other, about "
-        "this many at a time, so that slow or distant storage is read in long stretches",
+        description="0 shuffles all training images together; a number N reads slow or distant storage in long stretches: each "
+        "epoch shuffles blocks of N/8 images that are stored one after the other and cuts their sequence into up to 64 lanes, in "
+        "each of which N images at a time are mixed; a batch takes as many images from every lane, and none are kept in memory",
     )
     max_pixels: int = Field(
         178_956_970,

@@ -6,6 +6,7 @@ first; only `strides` counts from the image.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import yaml
@@ -216,7 +217,8 @@ class LevelPriorConfig(Settings):
         0.1,
         ge=0,
         le=1,
-        description="share of the labels hidden in training, for guidance and for use without a label",
+        description="share of the labels hidden in training, for guidance and for use without a label, which are refused if "
+        "it is 0 (paper) and there are classes",
     )
     condition_blocks: int = Field(
         4, ge=0, le=128, description="residual blocks of the conditioning stack (finer levels)"
@@ -255,6 +257,37 @@ class PriorConfig(Settings):
     classes: int = Field(
         0, ge=0, le=10**6, description="number of classes; 0 = unconditional (set from the data)"
     )
+
+    def lacks_unlabelled(self, levels: Iterable[int] | None = None) -> str | None:
+        """Why priors with classes cannot be used without a label: a label_dropout of 0 never trains "no label".
+
+        Args:
+            levels: whose priors are used so, 0 the coarsest; None is all.
+
+        Returns:
+            The setting and what follows from it, for a message; None if there are no classes, or every level learns it.
+        """
+        for level in range(len(self.levels)) if levels is None else levels:
+            if self.classes and not self.levels[level].label_dropout:
+                return f'prior.levels.{level}.label_dropout is 0, so this prior never learnt "no label"'
+        return None
+
+    def check_unlabelled(self) -> None:
+        """Raise `ConfigError` if these priors cannot be used without a label."""
+        if reason := self.lacks_unlabelled():
+            raise ConfigError(
+                f"{reason}: name the class (--label), or train it with a label_dropout such as 0.1"
+            )
+
+    def check_guidance(self, sampling: Sampling) -> None:
+        """Raise `ConfigError` if drawing with a class needs "no label", with which guidance compares, of a prior that never learnt it."""
+        count = len(self.levels)
+        guided = [level for level in range(count) if sampling.level(level, count)[3] != 1]
+        if reason := self.lacks_unlabelled(guided):
+            raise ConfigError(
+                f"{reason}, with which guidance compares: set guidance to 1 (sampling.guidance, --guidance), or train it with a "
+                "label_dropout such as 0.1"
+            )
 
 
 class Config(Hardware):

@@ -153,6 +153,7 @@ def _paper(
     Args:
         steps: of the autoencoder.
         trainings: (batch, steps) of each prior.
+        classes: 0 = the paper's model is unconditional, whatever the folders of the data.
     """
     return {
         "data": {"size": size},
@@ -167,7 +168,7 @@ def _paper(
             "decay": 0.99,
         },
         "train_autoencoder": {"steps": steps, "batch": 128, "evaluate_every": 5000},
-        "prior": {"levels": priors, "classes": classes},
+        "prior": {"levels": priors, "classes": classes, "conditional": classes > 0},
         "train_prior": [{"steps": n, "batch": batch, "evaluate_every": 5000} for batch, n in trainings],
     }
 

@@ -7,6 +7,7 @@ The same rules hold for a folder on the disk and for the folders inside a tar.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -18,6 +19,7 @@ from vqvae2.data.split_names import HELD, TRAIN, UNUSED, choose_pair, first, fol
 _STRAY = (
     0.05  # a smaller share of images beside folders with classes or splits is left out; a larger one is not
 )
+_PARTS = 20  # folders with evenly spaced numbers of four and more digits; more of them seem parts of one set, as FFHQ's are
 _FEW = 3  # folders of which one that is named like a mask is odd
 _BESIDE = {  # words in the names of folders of what belongs to images
     *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations"),
@@ -235,6 +237,11 @@ def _warn_of_odd_classes(layout: Layout) -> None:
             f"warning: {len(counts)} folders for {len(layout.classes)} images are taken for classes; "
             "data.label_column=none ignores them"
         )
+    if _numbered_parts(counts):
+        layout.notes.append(
+            f"warning: the folders {some_of(sorted(counts))} are taken for classes, though their names are evenly spaced numbers: "
+            "if they only divide the images into parts, as FFHQ's do, set data.label_column=none"
+        )
     words = {name: {*words_of(name)} for name in counts}
     in_train, in_held = ([name for name in words if words[name] & {*known}] for known in (TRAIN, HELD))
     if in_train and in_held:
@@ -260,6 +267,14 @@ def _warn_of_odd_classes(layout: Layout) -> None:
     for here, there, where in ((0, 1, "training"), (1, 0, "held-out")):
         if only := sorted(sides[here] - sides[there]):
             layout.notes.append(f"warning: only the {where} split has {some_of(only)}")
+
+
+def _numbered_parts(names: Collection[str]) -> bool:
+    """Whether many folders have evenly spaced numbers of at least four digits as names: 00000, 01000, 02000, ..."""
+    if len(names) <= _PARTS or not all(re.fullmatch(r"[0-9]{4,}", name) for name in names):
+        return False
+    numbers = sorted(map(int, names))
+    return len({b - a for a, b in itertools.pairwise(numbers)}) == 1
 
 
 def summary(layout: Layout) -> str:

@@ -102,6 +102,12 @@ class ImageSet:
             return torch.zeros(len(indices), dtype=torch.int64)
         return torch.from_numpy(self.labels[indices])
 
+    def class_counts(self) -> list[int]:
+        """How many training images each class has; [] without classes."""
+        if self.labels is None:
+            return []
+        return np.bincount(self.labels[self.train], minlength=len(self.classes)).tolist()  # type: ignore[no-any-return]
+
     def close(self) -> None:
         """Release the pixels and end the worker processes."""
         self._decoder.close()

@@ -168,9 +168,14 @@ def complete(
         passes: see `fill`; a `Passes` is told of each.
 
     Raises:
-        UserError: n, passes or seed out of range; several passes at temperature 0.
+        UserError: n, passes or seed out of range; several passes at temperature 0; no label, or guidance, if a prior never
+            learnt "no label" (`PriorConfig.lacks_unlabelled`).
     """
     seed = check_seed(seed)
+    if labels is None:
+        prior.config.check_unlabelled()
+    else:
+        prior.config.check_guidance(sampling)
     count = passes.count if isinstance(passes, Passes) else passes
     n, count = whole(n, "the number of completions"), whole(count, "the number of passes")
     if n < 1 or count < 1:

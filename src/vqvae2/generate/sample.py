@@ -12,6 +12,7 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,6 +106,32 @@ def class_numbers(labels: Sequence[str | int] | str | int, classes: Sequence[str
     if not given:
         raise UserError("expected at least one label, found an empty list")
     return [class_number(label, classes) for label in given]
+
+
+def proportional_labels(counts: Sequence[int], n: int) -> list[int]:
+    """The class number of each of n samples, in proportion to the counts of the classes.
+
+    Each sample is of the class that lacks most of its share so far. So no class is ever ahead of its share by a whole sample, a
+    larger n only adds samples, n = sum(counts) gives the counts themselves, and equal counts give all classes in turn.
+
+    Args:
+        counts: of each class, at least 0, and not all 0.
+        n: at least 1.
+
+    Raises:
+        UserError: n is below 1.
+    """
+    n = whole(n, "the number of samples")
+    if n < 1:
+        raise UserError(f"expected at least 1 sample, found n = {n}")
+    shares = np.array(counts, np.int64)
+    lacking, total = np.zeros_like(shares), shares.sum()
+    labels = []
+    for _ in range(n):
+        lacking += shares
+        labels.append(int(lacking.argmax()))
+        lacking[labels[-1]] -= total
+    return labels
 
 
 def batches(numbers: Iterable[range], size: int) -> list[range]:

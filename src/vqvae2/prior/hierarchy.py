@@ -58,7 +58,7 @@ class HierarchicalPrior(nn.Module):
 
     def logits(self, codes: Codes, level: int, labels: Tensor | None = None) -> Tensor:
         """Logits [B, K, H, W] of one level's positions, without gradients also without TF32. `labels` as in `log_prob`."""
-        known = self.check_labels(labels, len(codes))
+        known = self._learnt_labels(labels, len(codes))
         with without_tf32(self._device(), always=False):
             logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
         return logits
@@ -74,6 +74,7 @@ class HierarchicalPrior(nn.Module):
         Raises:
             CodesError: codes that do not fit the geometry.
             ValueError: labels out of range.
+            ConfigError: "no label", which a prior never learnt (`PriorConfig.lacks_unlabelled`).
         """
         return torch.stack([level.sum((1, 2)) for level in self.log_prob_map(codes, labels)], 1)
 
@@ -115,13 +116,16 @@ class HierarchicalPrior(nn.Module):
         Raises:
             ValueError: an argument out of range.
             CodesError: `given` does not fit the geometry or the number of images.
+            ConfigError: "no label" or guidance, if a prior never learnt "no label" (`PriorConfig.lacks_unlabelled`).
         """
         single = not getattr(n, "ndim", 0) and not isinstance(n, Sequence)
         images = list(range(whole(n, "n"))) if single else [whole(i, "an image") for i in n]  # type: ignore[union-attr]
         if not images or min(images) < 0:
             raise UserError(f"expected at least one image to sample, found n = {n}")
-        known = self.check_labels(labels, len(images))
+        known = self._learnt_labels(labels, len(images))
         how = sampling_of(sampling, settings)
+        if labels is not None:
+            self.config.check_guidance(how)
         numbers = [how.level(index, self.geometry.levels) for index in range(self.geometry.levels)]
         levels = self._check_given(given, len(images))
         graphs = graphs or StepGraphs()
@@ -191,6 +195,13 @@ class HierarchicalPrior(nn.Module):
                 f"found {int(labels.min())}..{int(labels.max())}"
             )
         return labels
+
+    def _learnt_labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """As `check_labels`; "no label" is refused where a prior never learnt it."""
+        known = self.check_labels(labels, batch)
+        if known is not None and self.config.lacks_unlabelled() and bool((known == self.classes).any()):
+            self.config.check_unlabelled()
+        return known
 
     def _device(self) -> torch.device:
         return self.level(0).place_rows.device

@@ -41,11 +41,7 @@ _FREE = re.compile(  # settings that may change at any time
     r"|train_prior\.\d+\.checkpointing"
 )
 _COPIES = re.compile(r"train_prior\.\d+\.copies")  # of the codes, which all levels share
-_FORM = [
-    "data.size",
-    "data.channels",
-    "data.range",
-]  # what an autoencoder without a data set fixes of the data
+_FORM = ["data.size", "data.channels", "data.range"]  # what an autoencoder without a data set fixes
 
 
 class _RunRecord(Record):
@@ -58,6 +54,7 @@ class _RunRecord(Record):
     fingerprint: str | None = None
     imported: str | None = None
     classes: list[str] = Field(default_factory=list)
+    class_counts: list[int] = Field(default_factory=list)  # training images of each class
 
 
 @dataclass(frozen=True)
@@ -302,19 +299,22 @@ def check_images(folder: Path, data: str, config: Config, fingerprint: str) -> N
 def with_classes(
     folder: Path, data: str, claimed: Claim, images: ImageSet, accelerator: Accelerator
 ) -> Config:
-    """Settle what was claimed, and record where the data is, its fingerprint and its classes.
+    """Settle what was claimed, and record where the data is, its fingerprint and its classes with their counts.
 
     Returns:
         The settings with the number of classes.
 
     Raises:
         RunError: see `check_images`.
+        ConfigError: see `PriorConfig.check_guidance`.
     """
     config = claimed.config
     check_images(folder, data, config, images.fingerprint)
     classes = list(images.classes) if config.prior.conditional else []
-    found = {"fingerprint": images.fingerprint, "classes": classes}
+    counts = images.class_counts() if classes else []
+    found = {"fingerprint": images.fingerprint, "classes": classes, "class_counts": counts}
     config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(classes)})})
+    config.prior.check_guidance(config.sampling)
     record = claimed.record | source_record(data, folder) | found
     settle(folder, Claim(record, config, claimed.anew), accelerator)
     return config

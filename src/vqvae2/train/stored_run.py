@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
+from vqvae2.data.store import open_store
 from vqvae2.errors import UserError, suggested
 from vqvae2.files import tensor_file
 from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
+from vqvae2.generate.sample import proportional_labels
 from vqvae2.train.folder import read_run, stored_figures
 
 
@@ -21,7 +25,7 @@ class StoredRun:
         folder: RUN.
         paths: the paths of what is in it.
         config: its settings.
-        record: version, command, source, fingerprint, classes.
+        record: version, command, source, fingerprint, classes, class_counts.
         classes: class names, () without classes.
         sampling: how this run draws unless a call says otherwise (`sampling` of its configuration).
 
@@ -92,6 +96,38 @@ class StoredRun:
         """
         stage = self.paths.stage(level)
         return stored_figures(stage.model) if stage.done() else {}
+
+    def class_counts(self) -> list[int]:
+        """How many training images each class has, or a multiple of that if only RUN/codes says it (its augmented copies).
+
+        Raises:
+            RunError: no classes, or the run does not say it, or its record of it is damaged.
+            StoreError: RUN/codes is damaged.
+        """
+        if not self.classes:
+            raise RunError(f"{self.folder} has no classes")
+        counts: list[int] = self.record.get("class_counts", [])
+        if not counts and self.paths.manifest.exists():
+            store = open_store(self.paths.codes)
+            counts = np.bincount(store.labels[store.train], minlength=len(self.classes)).tolist()
+        if not counts:
+            raise RunError(
+                f"{self.folder} does not say how many training images each class has: its version was older, and its codes are "
+                "not here"
+            )
+        if len(counts) != len(self.classes) or min(counts) < 0 or not 0 < sum(counts) < 2**40:
+            raise RunError(
+                f"{self.paths.config} is damaged: class_counts are no numbers of images of its classes"
+            )
+        return counts
+
+    def labels_in_proportion(self, n: int) -> list[int]:
+        """The class numbers of n samples, each class as often as among the training images (`proportional_labels`).
+
+        Raises:
+            RunError, StoreError: as `class_counts`. UserError: n is below 1.
+        """
+        return proportional_labels(self.class_counts(), n)
 
     def _go_on(self, *options: str, effect: str = "continues") -> str:
         command = suggested("train", self.record.get("source", "DATA"), "--run", self.folder, *options)

@@ -76,15 +76,13 @@ class Fill(Completion):
 
 
 class Vary(Completion):
-    """A level is drawn again.
+    """A level and all finer ones are drawn again; finer codes would not fit a level that is drawn anew (docs/decisions.md).
 
     Attributes:
         level: which, 0 the coarsest; coarser levels are kept.
-        keep_finer: whether the codes of finer levels are kept too, instead of drawn to fit.
     """
 
     level: int = Field(0, ge=0)
-    keep_finer: bool = False
 
 
 _Kind = TypeVar("_Kind", bound=BaseModel)

@@ -79,6 +79,7 @@ class Studio:
         self._needs_priors()
         batch = max(1, -(-request.n // 4))  # four steps, so that the first images are soon there
         sampling = self._sampling(request, batch)
+        self.run.config.prior.check_guidance(sampling)
         drawn = self.run.draw(request.n, request.label, request.seed, sampling, None, request.decoder)
 
         def steps() -> Iterator[Step]:
@@ -96,17 +97,19 @@ class Studio:
         Returns:
             `id`; `image`, as the run sees it; `levels`: of each level the picture of its codes, how many different ones
             there are, the image decoded from the levels up to it with its PSNR in dB, and, if the priors are trained,
-            the picture of its bits and their sum; `most`: bits per code at the light end of these pictures.
+            the picture of its bits and their sum; `most`: bits per code at the light end of these pictures; `note`: why there
+            are no bits although the priors are trained, else "".
 
         Raises:
             DataError: a file that cannot be used.
         """
         image = self.read(data)
+        lack = self.run.config.prior.lacks_unlabelled() if self.can_draw else None
         with self.jobs.lock, torch.no_grad():
             model, batch = self.run.autoencoder, image[None].to(self.run.device)
             codes = model.encode(batch)
             bits = []
-            if self.can_draw:
+            if self.can_draw and not lack:
                 bits = [
                     -level[0].cpu() / torch.log(torch.tensor(2.0))
                     for level in self.run.prior.log_prob_map(codes)
@@ -131,7 +134,8 @@ class Studio:
             if bits:
                 entry |= {"bits": bits_url(bits[index], most), "sum": float(bits[index].sum())}
             levels.append(entry)
-        return {"id": name, "image": image_urls(image[None])[0], "levels": levels, "most": most}
+        note = f"No bits are shown: {lack}." if lack else ""
+        return {"id": name, "image": image_urls(image[None])[0], "levels": levels, "most": most, "note": note}
 
     def fill(self, request: Fill) -> str:
         """Fill in the masked area of an uploaded image; the name of the job."""
@@ -146,7 +150,7 @@ class Studio:
         return self._complete(request, found, lambda: self.run.keep(found.image, mask))
 
     def vary(self, request: Vary) -> str:
-        """Draw a level of an uploaded image again; the name of the job.
+        """Draw a level of an uploaded image and all finer ones again; the name of the job.
 
         Raises:
             UserError: no such level.
@@ -155,11 +159,10 @@ class Studio:
         if request.level >= count:
             raise UserError(f"expected a level 0..{count - 1}, found {request.level}")
         self._needs_priors()
-        again = range(request.level, request.level + 1 if request.keep_finer else count)
 
         def keep() -> Kept:
             levels = (
-                torch.full_like(level, UNKNOWN) if index in again else level
+                torch.full_like(level, UNKNOWN) if index >= request.level else level
                 for index, level in enumerate(found.codes.levels)
             )
             image, codes = found.image.to(self.run.device), Codes(tuple(levels)).to(self.run.device)

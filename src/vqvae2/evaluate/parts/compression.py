@@ -331,4 +331,13 @@ def _curve(settings: list[list[tuple[float, float]]], most: float) -> Curve:
     return curve
 
 
-PART = Part("compression", "Compression", measure, needs=("run", "priors"), on_request=True)
+def _hindered(context: Context) -> str | None:
+    """The images have no classes, and a prior never learnt "no label"."""
+    assert context.run is not None
+    labelled = context.options.compress is None and context.images.labels is not None
+    return None if labelled else context.run.config.prior.lacks_unlabelled()
+
+
+PART = Part(
+    "compression", "Compression", measure, needs=("run", "priors"), on_request=True, hindered=_hindered
+)

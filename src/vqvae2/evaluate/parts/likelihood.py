@@ -42,6 +42,12 @@ def _sets(context: Context) -> list[NamedImages]:
     return [context.training.first(limit), context.heldout]
 
 
+def _hindered(context: Context) -> str | None:
+    """The images have no classes, and a prior never learnt "no label"."""
+    assert context.run is not None
+    return None if context.images.labels is not None else context.run.config.prior.lacks_unlabelled()
+
+
 def prepare(context: Context) -> None:
     """The probabilities, by all processes."""
     for images in _sets(context):
@@ -56,4 +62,6 @@ def measure(context: Context) -> PartResult:
     return likelihoods(log_probs, context.run.prior.geometry, image)
 
 
-PART = Part("nll", "Likelihood of the codes", measure, needs=("run", "priors"), prepare=prepare)
+PART = Part(
+    "nll", "Likelihood of the codes", measure, needs=("run", "priors"), prepare=prepare, hindered=_hindered
+)

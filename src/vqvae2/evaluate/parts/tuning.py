@@ -80,7 +80,8 @@ def search(
 
     Args:
         measure: draws with some settings and compares.
-        conditional: whether guidance is searched; without classes it has no effect.
+        conditional: whether guidance is searched; without classes it has no effect, and a prior that never learnt "no label"
+            has none.
         start: whose other settings (the batch) are kept.
 
     Returns:
@@ -147,7 +148,7 @@ def measure(context: Context) -> PartResult:
     trials = search(
         lambda sampling: compare(sampling, decoded[0], drawn(sampling, 0), seeds[0]),
         levels,
-        run.config.prior.classes > 0,
+        run.config.prior.classes > 0 and not run.config.prior.lacks_unlabelled(),
         run.sampling,
     )
     chosen = best(trials, KEPT_RECALL * trials[0].recall)

@@ -152,7 +152,7 @@ function showImage(found) {
   const sum = found.levels.reduce((total, level) => total + (level.sum || 0), 0);
   $("image-figures").textContent = sum
     ? `The codes of this image take ${(sum / 8).toFixed(0)} bytes with the priors, ${run.bytes.toFixed(0)} without. Lighter cells took more bits: they surprised the prior.`
-    : `The codes of this image take ${run.bytes.toFixed(0)} bytes.`;
+    : `The codes of this image take ${run.bytes.toFixed(0)} bytes. ${found.note}`;
   $("scale").hidden = !sum;
   $("most").textContent = found.most.toFixed(1);
   for (const place of ["fill-job", "vary-job", "decompressed"]) $(place).replaceChildren();
@@ -247,7 +247,7 @@ function listen() {
   $("fill-go").addEventListener("click", () =>
     job("fill-job", $("fill-go"), () => post("/api/fill", { ...settings($("fill-n").value), image: current, passes: Number($("passes").value), mask: mask("white").toDataURL() }), bits));
   $("vary-go").addEventListener("click", () =>
-    job("vary-job", $("vary-go"), () => post("/api/vary", { ...settings($("vary-n").value), image: current, level: Number($("vary-level").value), keep_finer: $("keep-finer").checked }), bits));
+    job("vary-job", $("vary-go"), () => post("/api/vary", { ...settings($("vary-n").value), image: current, level: Number($("vary-level").value) }), bits));
   $("compress").addEventListener("click", async () => {
     try {
       const blob = await ask(`/api/images/${current}/compressed`);
