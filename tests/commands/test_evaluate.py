@@ -21,7 +21,7 @@ from vqvae2.commands.evaluate import _number_as_in, evaluate
 from vqvae2.commands.run_facts import collect
 from vqvae2.data.images import open_images
 from vqvae2.data.peek import Preview
-from vqvae2.evaluate import context, critic
+from vqvae2.evaluate import checks, context, critic
 from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.features import Features
 from vqvae2.evaluate.glossary import FIGURES
@@ -162,6 +162,16 @@ def test_stored_codes_give_the_figures_of_encoding(
     assert command("evaluate", run, "--out", tmp_path / "encoded", *arguments).code == 0
     assert sum(encoded[2:]) > 2 * 24
     assert report(tmp_path / "encoded")["parts"] == report(tmp_path / "stored")["parts"]
+
+
+def test_other_weights_than_torch_fidelitys_are_a_warning_of_the_report(
+    trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "feature_network", lambda *_: Colours())
+    (tmp_path / "weights.pth").write_bytes(b"others")
+    arguments = ("--network", "inception", "--weights", tmp_path / "weights.pth", "--only", "distances")
+    assert command("evaluate", trained, "--out", tmp_path / "out", *arguments).code == 0
+    assert any("torch-fidelity" in line for line in read_json(tmp_path / "out" / "report.json")["warnings"])
 
 
 def test_every_part_has_one_name_that_the_help_lists(command: Command) -> None:

@@ -72,6 +72,7 @@ def evaluate(
     from vqvae2.evaluate.checks import check_options
     from vqvae2.evaluate.context import Context
     from vqvae2.evaluate.full_report import write_report
+    from vqvae2.evaluate.networks.inception import Inception, other_weights
     from vqvae2.files.output import make_folder
     from vqvae2.processes import Group
 
@@ -90,6 +91,8 @@ def evaluate(
     unknown = _number_as_in(run, images) if run else None
     context = Context(run, images, config, options, cache, reporter, network, group)
     context.warnings += [unknown] if unknown else []
+    if options.network == Inception.name and options.weights is not None:
+        context.warnings += filter(None, [other_weights(options.weights)])
     if run and run.record.get("fingerprint") not in (None, images.fingerprint):
         context.warnings.append(
             "these are not the images that the run was trained on, so it never saw those that are called training images"
@@ -229,7 +232,13 @@ def command(
         str,
         typer.Option(help="whose features are compared: lite0, vgg16, or inception (only then it is FID)"),
     ] = "lite0",
-    weights: Annotated[Path | None, typer.Option(help="weights of that network, if it needs any")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="weights of that network, if it needs any; of inception the file that torch-fidelity uses: "
+            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+        ),
+    ] = None,
     perceptual: Annotated[
         Path | None, typer.Option(help="weights of the perceptual distance, which is left out without them")
     ] = None,
