@@ -302,7 +302,7 @@ def command(
     from vqvae2.run import load
 
     group = joined()
-    reporter = Reporter(quiet=not group.main)
+    reporter = Reporter(quiet=None if group.main else True)
     loaded = load(run) if run is not None else None
     if data is None and (loaded is None or "source" not in loaded.record):
         raise UserError("expected --data DATA, the real images")
