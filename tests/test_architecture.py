@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("run", "sharing"),),
     (("export",), ("web",)),
     (("commands",),),
-    (("cli", "__main__"),),
+    (("cli", "__main__"), ("api",)),
 )
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}
 ROOM = {name: room for rooms in FLOORS for room in rooms for name in room}

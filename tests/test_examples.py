@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+import vqvae2
+from vqvae2.cli import main
+from vqvae2.data.pixels import to_uint8
+from vqvae2.files.atomic import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
@@ -78,3 +84,38 @@ def test_search_finds_the_image_itself_first(
     assert similarities == sorted(similarities, reverse=True)
     assert len(set(files)) == 5
     assert (tmp_path / "found.png").is_file()
+
+
+def test_training_from_python_is_the_training_of_the_command(
+    example: Callable[..., str], pictures: Path, settings: Sequence[str], trained: Path, tmp_path: Path
+) -> None:
+    """The same settings give the same weights; the second call finds everything done."""
+    arguments = (pictures, tmp_path / "run", "tiny", *settings[1::2])
+    said = example("train_from_python", *arguments)
+    run, command = vqvae2.load(tmp_path / "run"), vqvae2.load(trained)
+    assert run.digests() == command.digests()
+    assert f"reconstructions: {run.figures()['heldout_psnr']:.2f} dB" in said
+    assert (tmp_path / "drawn.png").is_file()
+    assert (run.paths.report / "training.html").is_file()
+    report = read_json(run.paths.report / "report.json")
+    bits = report["parts"]["nll"]["held out"]["bits_per_image"]
+    assert said == example("train_from_python", *arguments)
+    assert f"costs {bits:.0f} bits" in said
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_other_evaluators_get_the_samples_and_not_the_sheet(
+    form: str, example: Callable[..., str], trained: Path, tmp_path: Path
+) -> None:
+    """In the order of their numbers, also where a batch of another size was drawn later."""
+    run = vqvae2.load(trained)
+    drawn = tmp_path / "drawn"
+    for n in (3, 5):
+        with pytest.raises(SystemExit) as ended:
+            main(["sample", str(trained), "--n", str(n), "--out", str(drawn), "--pictures", form])
+        assert ended.value.code == 0
+    assert "[5, 16, 16, 3]" in example("samples_for_other_evaluators", drawn, tmp_path / "samples.npz")
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert arrays.files == ["arr_0"]
+        assert arrays["arr_0"].dtype == np.uint8
+        assert np.array_equal(arrays["arr_0"], to_uint8(run.sample(5)).numpy())

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vqvae2.api import fit, measure
     from vqvae2.autoencoder.base import Quantized, Quantizer
     from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
     from vqvae2.autoencoder.model import VQVAE, Reconstruction
@@ -55,6 +56,9 @@ _HOME = {
     "Chosen": "generate.reject",
     "Kept": "generate.complete",
     "Completed": "generate.complete",
+    # training and measuring
+    "fit": "api",
+    "measure": "api",
     # errors and progress
     "UserError": "errors",
     "Reporter": "files.progress",
@@ -87,7 +91,9 @@ __all__ = [
     "Sampling",
     "UserError",
     "VectorQuantizer",
+    "fit",
     "load",
+    "measure",
     "preset",
     "presets",
     "zoo",

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.cli import main
-from vqvae2.commands.evaluate import _number_as_in, evaluate
+from vqvae2.commands.evaluate import evaluate
+from vqvae2.commands.real_images import number_as_in
 from vqvae2.commands.run_facts import collect
 from vqvae2.data.images import open_images
 from vqvae2.data.peek import Preview
-from vqvae2.evaluate import context, critic
+from vqvae2.evaluate import checks, context, critic
 from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.features import Features
 from vqvae2.evaluate.glossary import FIGURES
@@ -164,6 +165,16 @@ def test_stored_codes_give_the_figures_of_encoding(
     assert report(tmp_path / "encoded")["parts"] == report(tmp_path / "stored")["parts"]
 
 
+def test_other_weights_than_torch_fidelitys_are_a_warning_of_the_report(
+    trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "feature_network", lambda *_: Colours())
+    (tmp_path / "weights.pth").write_bytes(b"others")
+    arguments = ("--network", "inception", "--weights", tmp_path / "weights.pth", "--only", "distances")
+    assert command("evaluate", trained, "--out", tmp_path / "out", *arguments).code == 0
+    assert any("torch-fidelity" in line for line in read_json(tmp_path / "out" / "report.json")["warnings"])
+
+
 def test_every_part_has_one_name_that_the_help_lists(command: Command) -> None:
     names = [part.name for part in PARTS]
     assert len({*names}) == len({part.title for part in PARTS}) == len(PARTS)
@@ -258,7 +269,7 @@ def test_without_a_run_a_size_that_no_run_has_is_one_line(
     said = command(*arguments, "--size", 10_000)
     assert said.code == 2
     assert "data.size: expected an integer from 1 to 8192, or two as [height, width], found 10000" in said.err
-    monkeypatch.setattr("vqvae2.data.peek.peek", lambda *_: Preview(24, 9000))
+    monkeypatch.setattr("vqvae2.commands.real_images.peek", lambda *_: Preview(24, 9000))
     assert "found 9000" in command(*arguments).err
     arrays = tmp_path / "arrays"
     arrays.mkdir()
@@ -289,12 +300,12 @@ def test_the_classes_of_arrays_go_by_name(trained: Path, tmp_path: Path, command
 
 def test_other_images_have_the_classes_of_the_run() -> None:
     """By name: the run has others, too. With one that it does not know they have none."""
-    run = SimpleNamespace(classes=("cat", "dog", "fox"))
+    classes = ("cat", "dog", "fox")
     images = SimpleNamespace(classes=("fox", "dog"), labels=np.array([0, 1, -1, 0]))
-    assert _number_as_in(run, images) is None  # type: ignore[arg-type]
-    assert (images.classes, images.labels.tolist()) == (run.classes, [2, 1, -1, 2])
+    assert number_as_in(classes, images) is None  # type: ignore[arg-type]
+    assert (images.classes, images.labels.tolist()) == (classes, [2, 1, -1, 2])
     images = SimpleNamespace(classes=("fox", "yak"), labels=np.array([0, 1]))
-    assert "does not know the class yak" in str(_number_as_in(run, images))  # type: ignore[arg-type]
+    assert "does not know the class yak" in str(number_as_in(classes, images))  # type: ignore[arg-type]
     assert (images.classes, images.labels) == ((), None)
 
 

@@ -28,6 +28,7 @@ from vqvae2.data.store import open_store
 from vqvae2.files.progress import Reporter
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
+from vqvae2.train.loop import read_metrics
 from vqvae2.train.sharpen import Sharpening
 
 FLOPS = "FLOPs per image (2 per multiply-add)"
@@ -448,7 +449,9 @@ def test_a_finished_run(trained: Path) -> None:
     assert measured == {k: pytest.approx(v, rel=1e-3) for k, v in run.figures().items()}
     for level in (0, 1):
         shown = tables[f"prior level {level}"]
-        assert float(shown["heldout_bits"]) == pytest.approx(run.figures(level)["heldout_bits"], rel=1e-3)
+        for figure in ("heldout_bits", "heldout_accuracy"):
+            assert float(shown[figure]) == pytest.approx(run.figures(level)[figure], rel=1e-3)
+        assert "heldout_accuracy" in read_metrics(run.paths.prior(level).metrics)[-1]
     assert json.loads(json.dumps(tables)) == tables
 
 

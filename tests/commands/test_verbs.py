@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,6 +59,19 @@ def test_quiet_prints_the_result_and_no_progress(
     said = command("sample", trained, "--n", 2, "--out", tmp_path / "a", "--seed", 5, "--quiet")
     assert said.code == 2
     assert said.err.count("\n") == 1
+
+
+def test_quiet_holds_where_processes_share_the_work(
+    trained: Path, pictures: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    said = command("evaluate", trained, "--only", "reconstruction", "--out", tmp_path / "a", "--quiet")
+    assert (said.code, said.err) == (0, "")
+    folder = Path(shutil.copytree(pictures / "disc", tmp_path / "some"))
+    (folder / "broken.png").write_bytes(b"")
+    assert "skipped 1 file" in command("score", trained, folder).err
+    assert command("score", trained, folder, "--quiet").err == ""
+    said = command("reconstruct", trained, folder, "--out", tmp_path / "b", "--quiet")
+    assert (said.code, said.err) == (0, "")
 
 
 def test_a_device_is_used(

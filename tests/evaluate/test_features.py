@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from torch.nn import functional
 
 from vqvae2.data.pixels import to_float, to_pil, to_uint8
 from vqvae2.evaluate.features import FeatureError, FeatureNetwork, extract
-from vqvae2.evaluate.networks import base
+from vqvae2.evaluate.networks import base, inception
 from vqvae2.evaluate.networks.base import resized
 from vqvae2.evaluate.networks.by_name import feature_network
 
@@ -179,11 +180,27 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_inception_needs_weights_and_torch_fidelity(vgg_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FeatureError, match="inception needs a weights file"):
+    with pytest.raises(
+        FeatureError, match=rf"inception needs a weights file.*{inception.WEIGHTS}.*--weights"
+    ):
         feature_network("inception")
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(FeatureError, match=r"pip install 'vqvae2\[inception\]'"):
         feature_network("inception", vgg_file)
+
+
+def test_other_weights_than_those_of_the_literature_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Path(inception.WEIGHTS).stem.endswith(f"-{inception.BEGINNING}")
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"weights")
+    own = hashlib.sha256(b"weights").hexdigest()[:8]
+    assert f"begins with {own} " in str(inception.other_weights(file))
+    monkeypatch.setattr(inception, "BEGINNING", own)
+    assert inception.other_weights(file) is None
+    with pytest.raises(FeatureError, match="cannot read"):
+        inception.other_weights(tmp_path / "none.pth")
 
 
 def test_what_cannot_be_read_is_refused(vgg_file: Path, tmp_path: Path) -> None:

@@ -356,6 +356,21 @@ def by_hand(objective: PriorObjective, indices: Any, hide: bool = False) -> np.n
     return np.stack(found)
 
 
+def accuracy_by_hand(objective: PriorObjective, indices: Any) -> float:
+    """The share of codes of some pictures that no other code beats, each position asked for alone with what is before it."""
+    model, level, right = objective.model.eval(), objective.level, []
+    for index in indices:
+        codes = objective.store.codes([index]).levels
+        label = torch.tensor([int(objective.store.labels[index])]) if objective.classes else None
+        for y, x in np.ndindex(*codes[level].shape[1:]):
+            before = torch.zeros_like(codes[level])
+            before[:, :y], before[:, y, :x] = codes[level][:, :y], codes[level][:, y, :x]
+            with torch.no_grad():
+                logits = model(before, codes[:level], label)[0, :, y, x].tolist()
+            right.append(logits.index(max(logits)) == int(codes[level][0, y, x]))
+    return float(np.mean(right))
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("classes", [0, 3])
 def test_nll_is_the_cross_entropy_by_hand(level: int, classes: int, tmp_path: Path) -> None:
@@ -368,6 +383,7 @@ def test_nll_is_the_cross_entropy_by_hand(level: int, classes: int, tmp_path: Pa
     assert figures["train_nats"] == pytest.approx(train, rel=1e-5)
     assert held != pytest.approx(train, rel=1e-4)
     assert figures["score"] == figures["heldout_nats"]
+    assert figures["heldout_accuracy"] == pytest.approx(accuracy_by_hand(objective, range(4)))
     for side in ("heldout", "train"):
         assert figures[f"{side}_bits"] * math.log(2) == pytest.approx(figures[f"{side}_nats"])
     assert figures["uniform_bits"] == pytest.approx(math.log2((8, 10, 12)[level]))
@@ -380,8 +396,9 @@ def test_nll_is_the_cross_entropy_by_hand(level: int, classes: int, tmp_path: Pa
 def test_nll_does_not_depend_on_the_batch_size(batch: int, tmp_path: Path) -> None:
     objective = prior(tmp_path, settings={"train": {"batch": batch}})
     objective.model.eval()
-    found = objective.evaluate(objective.model, make_accelerator())["heldout_nats"]
-    assert found == pytest.approx(by_hand(objective, range(4)).mean(), rel=1e-5)
+    found = objective.evaluate(objective.model, make_accelerator())
+    assert found["heldout_nats"] == pytest.approx(by_hand(objective, range(4)).mean(), rel=1e-5)
+    assert found["heldout_accuracy"] == pytest.approx(accuracy_by_hand(objective, range(4)))
 
 
 def test_an_untrained_prior_is_nearly_uniform(tmp_path: Path) -> None:

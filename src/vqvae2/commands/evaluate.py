@@ -1,13 +1,13 @@
 """`vqvae2 evaluate`: a run, or any folder of images, is measured and compared with real images.
 
 DATA --split--> training and held-out images --autoencoder--> reconstructions
+     --split that is asked for--> held-out images instead
 RUN --priors, decoder--> samples          further folders
 all of them --evaluate/parts/--> figures, pictures and curves --> the report
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,13 +29,11 @@ from vqvae2.commands.options import (
 from vqvae2.errors import UserError
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunFolder, leads_out, refuse_links
+from vqvae2.files.run_folder import RunFolder, refuse_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from vqvae2.config.models import DataConfig
-    from vqvae2.data.images import ImageSet
     from vqvae2.evaluate.options import EvaluateOptions
     from vqvae2.processes import Group
     from vqvae2.run import Run
@@ -68,103 +66,35 @@ def evaluate(
         RunError: the sharpened decoder is asked for and not trained, or OUT is in the run and leads out of it.
         UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
+    from vqvae2.commands.real_images import config_of_samples, fitted_to, measure_split, open_real
     from vqvae2.commands.run_facts import collect
     from vqvae2.evaluate.checks import check_options
     from vqvae2.evaluate.context import Context
     from vqvae2.evaluate.full_report import write_report
+    from vqvae2.evaluate.networks.inception import Inception, other_weights
     from vqvae2.files.output import make_folder
     from vqvae2.processes import Group
 
     network = check_options(run, options)  # before the folder is made, and before images are read
     if run is not None and out.resolve() == run.paths.report.resolve():
         refuse_links(run.folder, run.config.autoencoder.levels)
-    config = run.config.data if run else _data_config(options, out)
+    config = run.config.data if run else config_of_samples(options, out)
     make_folder(out)
     if run is not None and data is None:
         reporter.say(f"the real images are those that the run names: {run.record.get('source')}")
     cache = out / "cache"
-    seed = run.config.seed if run else 0
     group = group or Group()
     with group.main_first():
-        images = _images(run, data, config, cache, seed, reporter.say)
-    unknown = _number_as_in(run, images) if run else None
+        images = open_real(run, data, config, cache, reporter.say)
     context = Context(run, images, config, options, cache, reporter, network, group)
-    context.warnings += [unknown] if unknown else []
-    if run and run.record.get("fingerprint") not in (None, images.fingerprint):
-        context.warnings.append(
-            "these are not the images that the run was trained on, so it never saw those that are called training images"
-        )
-    measured = run.folder if run else options.samples
-    return write_report(context, f"Evaluation of {measured}", out, collect(run) if run else None)
-
-
-def _images(
-    run: Run | None, data: str | None, config: DataConfig, cache: Path, seed: int, say: Callable[[str], None]
-) -> ImageSet:
-    """The real images."""
-    from vqvae2.data.recorded import open_other, open_source
-
-    if run is not None and (data is None or _is_own(run, data)):
-        return open_source(run.record, run.folder, config, _decoded(run, cache), cache / "data", seed, say)
-    if data is None:
-        raise UserError("expected --data DATA, the real images")
-    own = run.record.get("fingerprint") if run else None
-    return open_other(data, config, cache / "data", seed=seed, say=say, own=own)
-
-
-def _data_config(options: EvaluateOptions, out: Path) -> DataConfig:
-    """Without a run: images of the size of the samples, half of them held out.
-
-    Raises:
-        ConfigError: no run has images of this size, or of so many channels.
-    """
-    from pydantic import ValidationError
-
-    from vqvae2.config.base import one_line
-    from vqvae2.config.models import ConfigError, DataConfig
-    from vqvae2.data.peek import peek
-    from vqvae2.generate.sample_folder import holds_arrays, read_samples
-
-    assert options.samples is not None
-    if options.size is None and holds_arrays(options.samples):
-        channels, *shape = next(iter(read_samples(options.samples).images(0, 1))).shape[1:]
-        own = {"size": shape, "channels": channels}
-    else:
-        own = {"size": options.size or peek(str(options.samples), DataConfig(), out).side}
-    try:
-        return DataConfig(**own, flip=False, shift=0, holdout=0.5)
-    except ValidationError as error:
-        raise ConfigError(f"{options.samples}: {one_line(error, 'data')}") from None
-
-
-def _number_as_in(run: Run, images: ImageSet) -> str | None:
-    """Number the classes of other images as the run does. If it does not know them all they are dropped, and why is returned."""
-    import numpy as np
-
-    if not run.classes or not images.classes or images.labels is None or images.classes == run.classes:
-        return None
-    unknown = [name for name in images.classes if name not in run.classes]
-    if unknown:
-        images.classes, images.labels = (), None
-        return f"the run does not know the class {unknown[0]} of these images, so their classes are not used"
-    numbers = np.array([*(run.classes.index(name) for name in images.classes), -1])
-    images.classes, images.labels = run.classes, numbers[images.labels]
-    return None
-
-
-def _is_own(run: Run, data: str) -> bool:
-    """Whether these are the run's own images, whose decoded copies are with the run; others must not replace them."""
-    from vqvae2.data.recorded import same_source
-
-    return run.done()["codes"] and same_source(data, run.record, run.folder)
-
-
-def _decoded(run: Run, cache: Path) -> Path:
-    """Where the run's own images are kept: with the run if they are there already, or if it can be written."""
-    kept = (run.paths.data / "index.json").exists()
-    write = run.done()["codes"] and os.access(run.folder, os.W_OK)
-    linked = leads_out(run.paths.data, run.folder)
-    return run.paths.data if (kept or write) and not linked else cache / "data"
+    context.warnings += fitted_to(run, images) if run else []
+    if options.network == Inception.name and options.weights is not None:
+        context.warnings += filter(None, [other_weights(options.weights)])
+    if run is not None and options.split is not None:
+        measure_split(context, run, data)
+    on = f" on the split {options.split}" if options.split else ""
+    title = f"Evaluation of {run.folder if run else options.samples}{on}"
+    return write_report(context, title, out, collect(run) if run else None)
 
 
 def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
@@ -201,6 +131,14 @@ def command(
         str | None,
         typer.Option(help="the real images, as for train [default: those that the run was trained on]"),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="measure all images of this split of the data, such as test, in place of the run's held-out images, which "
+            "have chosen its weights; they are compared with the training images of the run as usual",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for report.json and report.html [default: RUN/report]")
     ] = None,
@@ -234,7 +172,13 @@ def command(
         str,
         typer.Option(help="whose features are compared: lite0, vgg16, or inception (only then it is FID)"),
     ] = "lite0",
-    weights: Annotated[Path | None, typer.Option(help="weights of that network, if it needs any")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="weights of that network, if it needs any; of inception the file that torch-fidelity uses: "
+            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+        ),
+    ] = None,
     perceptual: Annotated[
         Path | None,
         typer.Option(
@@ -302,7 +246,7 @@ def command(
     from vqvae2.run import load
 
     group = joined()
-    reporter = Reporter(quiet=not group.main)
+    reporter = Reporter(quiet=None if group.main else True)
     loaded = load(run) if run is not None else None
     if data is None and (loaded is None or "source" not in loaded.record):
         raise UserError("expected --data DATA, the real images")
@@ -331,6 +275,7 @@ def command(
         seed=seed,
         compress=compress,
         size=size,
+        split=split,
     )
     result = evaluate(loaded, data, out, options, reporter, group)
     if result is None:

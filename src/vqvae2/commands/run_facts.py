@@ -123,7 +123,10 @@ def _ended_by_minutes(run: Run) -> Iterator[str]:
 
 
 def _reported(run: Run) -> dict[str, Any]:
-    """The figures of RUN/report/report.json if they are of the present weights, the run's own samples and its own images."""
+    """The figures of RUN/report/report.json if they are of the present weights, the run's own samples and its own images.
+
+    A split that was measured instead may be the test split, which must not decide what is changed.
+    """
     from vqvae2.files.atomic import FileError, read_json
 
     try:
@@ -135,8 +138,8 @@ def _reported(run: Run) -> dict[str, Any]:
     protocol = report.get("protocol", {})
     own = protocol.get("run", {}).get("weights") == run.digests()
     own = own and protocol.get("samples", "of the run") == "of the run"
-    images = run.record.get("fingerprint")
-    own = own and images in (None, protocol.get("data", {}).get("fingerprint"))
+    images, data = run.record.get("fingerprint"), protocol.get("data", {})
+    own = own and images in (None, data.get("fingerprint")) and "split" not in data
     found = from_report(report["parts"]) if own else {}
     found.pop("psnr", None)  # the run's own figure is of the same images
     return found

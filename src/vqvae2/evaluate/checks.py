@@ -34,6 +34,7 @@ def check_options(run: TrainedRun | None, options: EvaluateOptions) -> FeatureNe
         raise UserError(f"the report has a set named {', '.join(taken)}: another name is needed")
     if run is None and options.samples is None:
         raise UserError("expected a RUN or --samples DIR, or both")
+    _check_split(run, options)
     named = {"samples": options.samples, "compress": options.compress, **options.against}
     for name, folder in named.items():
         if folder is not None:
@@ -50,6 +51,21 @@ def check_options(run: TrainedRun | None, options: EvaluateOptions) -> FeatureNe
     if run is not None and (options.critic_fractions or "critic" in options.only):
         _check_critic(run, options, network)
     return network
+
+
+def _check_split(run: TrainedRun | None, options: EvaluateOptions) -> None:
+    if options.split is None:
+        return
+    if not options.split.strip():
+        raise UserError("expected the name of a split, found an empty text")
+    if run is None:
+        raise UserError(
+            "a split is measured of the data of a RUN; without one, name the images of the split as DATA"
+        )
+    if "tuning" in options.only:
+        raise UserError(
+            "settings are tuned on the held-out images of the run: tune first, then measure the split without tuning"
+        )
 
 
 def _check_folder(name: str, folder: Path) -> None:

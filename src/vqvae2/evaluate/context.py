@@ -71,6 +71,7 @@ class Context:
             call the same methods in the same order.
 
     Attributes:
+        measured: whose held-out images are measured; others than `images` may be put here before anything is.
         warnings: lines for the reader of the report.
         listed: sets that a part made for itself, for the protocol.
         device: of the networks.
@@ -89,7 +90,7 @@ class Context:
     ) -> None:
         self._given, self.group = network, group or Group()
         self.run, self.images, self.data, self.options = run, images, data, options
-        self.cache, self.reporter = cache, reporter
+        self.measured, self.cache, self.reporter = images, cache, reporter
         self.warnings: list[str] = []
         self.listed: list[NamedImages] = []
         self.device = run.device if run else torch.device("cpu")
@@ -128,24 +129,26 @@ class Context:
 
     @property
     def _labelled(self) -> bool:
-        return bool(self.images.classes) and (self.options.samples is None or self.samples.labels is not None)
+        return bool(self.images.classes and self.measured.classes) and (
+            self.options.samples is None or self.samples.labels is not None
+        )
 
     # --- sets of images ------------------------------------------------------------------------------------------
 
-    def _real(self, name: str, indices: NDArray[np.int64]) -> NamedImages:
+    def _real(self, name: str, images: ImageSet, indices: NDArray[np.int64]) -> NamedImages:
         order = shuffled(indices, self.options.seed)
-        rows = None if self._rows is None else self._rows[order]
-        return replace(real_images(name, self.images, order, self.data), rows=rows)
+        rows = None if self._rows is None or images is not self.images else self._rows[order]
+        return replace(real_images(name, images, order, self.data), rows=rows)
 
     @cached_property
     def training(self) -> NamedImages:
         """All training images, shuffled."""
-        return self._real("training", self.images.train)
+        return self._real("training", self.images, self.images.train)
 
     @cached_property
     def heldout(self) -> NamedImages:
         """All held-out images, shuffled."""
-        return self._real("held out", self.images.heldout)
+        return self._real("held out", self.measured, self.measured.heldout)
 
     @cached_property
     def n(self) -> int:
@@ -274,10 +277,12 @@ class Context:
         return self._features[images.name]
 
     def log_prob(self, images: NamedImages) -> Tensor:
-        """The natural log-probability of the codes of a set per level, [n, L]; with its classes if the prior has classes."""
+        """The natural log-probability of the codes of a set per level, [n, L]; with its classes if the prior has classes, and
+        also the held-out images do, with which it is compared."""
         assert self.run is not None
         encoder, prior = self.encoder, self.run.prior
-        labels = images.labels if self.run.config.prior.classes else None
+        labelled = self.run.config.prior.classes and self.heldout.labels is not None
+        labels = images.labels if labelled else None
 
         @torch.no_grad()
         def some(rows: range) -> dict[str, Tensor]:
@@ -350,7 +355,7 @@ class Context:
             "data": {
                 "fingerprint": images.fingerprint,
                 "training": len(images.train),
-                "held_out": len(images.heldout),
+                "held_out": len(self.measured.heldout),
                 "classes": list(images.classes),
             },
             "size": self.data.size,
@@ -359,6 +364,11 @@ class Context:
             "sets": [{"name": s.name, "n": s.n, "key": s.key} for s in sets],
             "packages": {name: metadata.version(name) for name in _PACKAGES},
         }
+        if self.options.split is not None:
+            result["data"] |= {
+                "split": self.options.split,
+                "fingerprint_of_split": self.measured.fingerprint,
+            }
         if self.run is not None:
             sampling = self.options.sampling or self.run.sampling
             result["run"] = {

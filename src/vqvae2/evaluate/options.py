@@ -33,6 +33,7 @@ class EvaluateOptions:
         seed: decides which images are chosen, and which samples are drawn.
         compress: a folder of images that the part `compression` compresses at their own size, instead of held-out images at the
             run's; None for these.
+        split: a split of the data, all of whose images are the held-out ones, with a run only; None for the run's own.
         size: px, used without a run only; None takes the size of the samples.
     """
 
@@ -52,6 +53,7 @@ class EvaluateOptions:
     seed: int = 0
     compress: Path | None = None
     size: int | None = None
+    split: str | None = None
 
     @property
     def most(self) -> int:

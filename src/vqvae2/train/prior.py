@@ -1,7 +1,7 @@
 """Stage 2: the objective of one level's prior, cross-entropy on stored codes (paper section 3.2).
 
-Reported: NLL per code in nats and bits (bits = nats / ln 2), on training and on held-out images, without
-augmentation, with the label.
+Reported: NLL per code in nats and bits (bits = nats / ln 2), on training and on held-out images, and the accuracy on held-out
+ones: the share of codes that are the likeliest one, given the true codes before them. Without augmentation, with the label.
 
 Shapes: B batch, b this process's part of it, H W the level's grid, n images in the code store.
 """
@@ -97,7 +97,7 @@ class PriorObjective:
         if self.classes:
             hidden = uniform(len(labels), labels.device) < self.config.prior.levels[self.level].label_dropout
             labels = torch.where(hidden, self.classes, labels)
-        return self._nll(model, codes, labels).mean(), {}
+        return _nll(*self._predicted(model, codes, labels)).mean(), {}
 
     def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
         """Nothing is due."""
@@ -109,14 +109,15 @@ class PriorObjective:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """NLL per code in nats and bits: held out, and on a fixed part of the training images."""
-        heldout, train = (
-            self._mean_nll(model, part, accelerator) for part in (self.store.heldout, self.probe)
+        """NLL per code in nats and bits: held out, and on a fixed part of the training images; and the held-out accuracy."""
+        (heldout, accuracy), (train, _) = (
+            self._means(model, part, accelerator) for part in (self.store.heldout, self.probe)
         )
         return {
             "score": heldout,
             "heldout_nats": heldout,
             "heldout_bits": heldout / math.log(2),
+            "heldout_accuracy": accuracy,
             "train_nats": train,
             "train_bits": train / math.log(2),
             "uniform_bits": math.log2(self.store.geometry.vocabulary[self.level]),
@@ -129,7 +130,8 @@ class PriorObjective:
         First the mean over held-out images, then some of them. Samples would need every level and the decoder; the
         pipeline draws them when this prior is trained.
         """
-        nll = torch.cat([part.cpu() for part in self._nlls(model, spread(self.store.heldout, _MAPPED))])
+        shown = spread(self.store.heldout, _MAPPED)
+        nll = torch.cat([_nll(*predicted).cpu() for predicted in self._batches(model, shown)])
         maps = torch.cat([nll.mean(0, keepdim=True), nll[: _TILES - 1]])[:, None]
         white = math.log(self.store.geometry.vocabulary[self.level])
         zoom = max(1, _TILE // max(maps.shape[2:]))
@@ -141,21 +143,24 @@ class PriorObjective:
         labels = torch.from_numpy(np.array(self.store.labels[indices], np.int64))
         return tuple(level.to(torch.int16) for level in codes.levels[: self.level + 1]), labels
 
-    def _nll(self, model: nn.Module, levels: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        """[B, H, W] nats."""
+    def _predicted(
+        self, model: nn.Module, levels: tuple[Tensor, ...], labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, K, H, W] and the true codes [B, H, W]."""
         device = next(model.parameters()).device
         wide = tuple(level.to(device).long() & 0xFFFF for level in levels)
-        logits = model(wide[-1], wide[:-1], labels.to(device) if self.classes else None)
-        return functional.cross_entropy(logits.float(), wide[-1], reduction="none")
+        return model(wide[-1], wide[:-1], labels.to(device) if self.classes else None), wide[-1]
 
-    def _nlls(self, model: nn.Module, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-        """[B, H, W] nats of these images, batch by batch."""
+    def _batches(self, model: nn.Module, indices: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and true codes of these images, batch by batch."""
         batch = max(1, self.settings.batch // self.settings.accumulate)
         for start in range(0, len(indices), batch):
-            yield self._nll(model, *self._fetch(indices[start : start + batch]))
+            yield self._predicted(model, *self._fetch(indices[start : start + batch]))
 
-    def _mean_nll(self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator) -> float:
-        """Nats per code over these images, by all processes; a collective."""
+    def _means(
+        self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator
+    ) -> tuple[float, float]:
+        """Nats per code and accuracy over these images, by all processes; a collective."""
         processes = accelerator.num_processes
         filled = np.resize(
             indices, -(-len(indices) // processes) * processes
@@ -164,9 +169,17 @@ class PriorObjective:
             accelerator.process_index :: processes
         ]  # as many each: sharded weights need all processes at once
         own = len(indices[accelerator.process_index :: processes])
-        each = [nll.mean((1, 2))[None] for nll in self._nlls(model, share)]
-        each = [torch.cat(each, 1)[:, :own]]
-        return host_total(each, 1, accelerator)[0] / len(indices)
+        each = [
+            torch.stack([_nll(logits, codes).mean((1, 2)), (logits.argmax(1) == codes).float().mean((1, 2))])
+            for logits, codes in self._batches(model, share)
+        ]
+        nats, right = host_total([torch.cat(each, 1)[:, :own]], 2, accelerator)
+        return nats / len(indices), right / len(indices)
+
+
+def _nll(logits: Tensor, codes: Tensor) -> Tensor:
+    """Nats [B, H, W] of codes [B, H, W] under logits [B, K, H, W]."""
+    return functional.cross_entropy(logits.float(), codes, reduction="none")
 
 
 def copies(config: Config) -> int:

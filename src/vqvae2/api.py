@@ -1,0 +1,168 @@
+"""Training and measuring as functions of `import vqvae2`: what the verbs `train` and `evaluate` do, for Python code.
+
+A run as an object, which draws and reconstructs images, is `vqvae2.Run`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from vqvae2.commands.evaluate import evaluate
+from vqvae2.commands.train import Stage, choose_config, finish, tell_estimate, work_of
+from vqvae2.config.models import Config
+from vqvae2.config.numbers import plain
+from vqvae2.errors import UserError
+from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.files.progress import Plan, Reporter
+from vqvae2.processes import joined, launched
+from vqvae2.run import Run, load
+from vqvae2.train import pipeline
+
+
+def fit(
+    data: str | Path,
+    run: str | Path,
+    *,
+    preset: str | Config | None = None,
+    config: str | Path | None = None,
+    size: int | tuple[int, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    until: Literal["autoencoder", "prior"] = "prior",
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train a run, as `vqvae2 train` does: the autoencoder, the codes, and one prior for each level.
+
+    What is done already is kept: the same call continues a training that was interrupted, and returns at once when all is done.
+    At the end RUN/report/training.html shows the figures and the curves. It trains on the accelerator if there is one; the
+    environment variable ACCELERATE_TORCH_DEVICE, set before the first training of a process, names another device.
+
+    Processes that decode images import the script that calls this anew. A script therefore has to call it below
+    `if __name__ == "__main__":`, or with {"data.workers": 0}.
+
+    Args:
+        data: a folder of images, .parquet or .tar files, a data set of the Hub, or "emoji64"; the page Your images says more.
+        run: the run folder; it is made if it does not exist.
+        preset: the name of a preset, or every setting as a `Config`. None keeps the settings of a run folder that exists, and
+            chooses a preset by the number and the size of the images for a new one.
+        config: a YAML file with settings that replace the preset's.
+        size: of the images in pixels, one number or (height, width); None keeps that of the preset.
+        settings: further settings by their dotted keys, which replace those before: {"train_autoencoder.steps": 2000}. In a key
+            `*` stands for all levels. `vqvae2 train --help-config` lists all.
+        until: "autoencoder" stops after the first stage; a later call without it continues.
+        reporter: where progress and messages are shown; None is standard error. `Reporter(quiet=True)` shows nothing.
+
+    Returns:
+        The run, as `load` opens it.
+
+    Raises:
+        UserError: the images cannot be read, a setting is unknown or cannot work, `run` was trained with other settings, or the
+            training cannot go on. Its message is one line. All errors of `train.pipeline.train` are of this class but the next.
+        train.loop.Interrupted: Ctrl-C was pressed; the state is saved.
+    """
+    if until not in (choices := [stage.value for stage in Stage]):
+        raise UserError(f"expected until to be one of {', '.join(choices)}, found {until!r}")
+    folder, reporter = Path(run), reporter or Reporter(quiet=True if launched()[0] else None)
+    changes = {**(settings or {}), **({} if size is None else {"data.size": size})}
+    file = None if config is None else Path(config)
+    chosen = choose_config(
+        str(data), folder, preset, file, list(map(_assignment, changes.items())), None, False, reporter
+    )
+    reporter.plan = Plan(lambda: work_of(chosen, until))
+    trained = pipeline.train(
+        str(data),
+        folder,
+        chosen,
+        command="vqvae2.fit",
+        reporter=reporter,
+        until=until,
+        begins=lambda config: tell_estimate(config, folder, Stage(until), reporter),
+    )
+    finish(folder, reporter, trained, as_json=False)
+    return load(folder)
+
+
+def measure(
+    run: Run | str | Path | None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    only: str | Sequence[str] = (),
+    split: str | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure a run, or any folder of images, beside real images, as `vqvae2 evaluate` does.
+
+    OUT/report.json and OUT/report.html are written. OUT/cache keeps samples and features, which the next call takes from there.
+
+    Args:
+        run: a run, or what `load` opens; None measures the folder `samples` alone.
+        data: the real images, as for `fit`; None takes those that the run was trained on.
+        out: folder for the report; None is RUN/report.
+        only: names of parts, such as "reconstruction" or ["nll", "distances"]; none for all that can be measured. The page
+            Reports lists them.
+        split: a split of the data, such as "test", all of whose images are measured in place of the run's held-out images.
+        reporter: as in `fit`.
+        options: the other fields of `evaluate.options.EvaluateOptions`, by name, with their defaults: n (10,000 images of each
+            set), reference (10,000), network ("lite0"), weights, perceptual, samples, against ({name: folder}), sampling (a
+            `Sampling`), decoder ("plain" or "sharp"), seed (0), and some more.
+
+    Returns:
+        The content of report.json: protocol, parts (the figures of each by its name), plots, left_out, warnings, seconds. Under
+        torchrun it is {} on all processes but the main one.
+
+    Raises:
+        UserError: nothing can be measured, a part that was asked for cannot, or an option is unknown or out of range; one line.
+    """
+    known = {field.name for field in fields(EvaluateOptions)} - {"only", "split"}
+    if unknown := sorted({*options} - known):
+        raise UserError(f"no option {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    opened = run if run is None or isinstance(run, Run) else load(run)
+    if data is None and (opened is None or "source" not in opened.record):
+        raise UserError("expected data, the real images")
+    if out is None and opened is None:
+        raise UserError("expected out, a folder for the report")
+    group = joined()
+    result = evaluate(
+        opened,
+        None if data is None else str(data),
+        opened.paths.report if out is None and opened is not None else Path(str(out)),
+        EvaluateOptions(
+            only=(only,) if isinstance(only, str) else tuple(only), split=split, **_typed(options)
+        ),
+        reporter or Reporter(quiet=None if group.main else True),
+        group,
+    )
+    content: dict[str, Any] = json.loads(json.dumps(result or {}))  # lists where there are tuples
+    return content
+
+
+def _assignment(item: tuple[str, Any]) -> str:
+    """A setting as KEY=VALUE.
+
+    Raises:
+        UserError: its value is none that a setting can have.
+    """
+    key, value = item
+    try:
+        return f"{key}={json.dumps(str(value) if isinstance(value, Path) else plain(value))}"
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{key}: expected a number, a text or a list of these, found {type(value).__name__}"
+        ) from None
+
+
+def _typed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the types of `EvaluateOptions`: paths may be texts, and numbers those of any library."""
+    found: dict[str, Any] = {name: plain(value) for name, value in options.items()}
+    for name in {"weights", "perceptual", "samples", "compress"} & {*found}:
+        found[name] = None if found[name] is None else Path(found[name])
+    if "against" in found:
+        found["against"] = {name: Path(folder) for name, folder in found["against"].items()}
+    if "critic_fractions" in found:
+        found["critic_fractions"] = tuple(found["critic_fractions"])
+    return found

@@ -1,0 +1,110 @@
+"""`vqvae2.fit` and `vqvae2.measure`: what the commands do, and one line for a mistake instead of the end of the process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vqvae2
+from vqvae2.files.atomic import read_json
+
+QUIET = vqvae2.Reporter(quiet=True)
+Command = Callable[..., Any]
+
+
+def test_a_call_with_other_settings_goes_on_from_a_run(half: Path, pictures: Path) -> None:
+    """The first stages stay; the prior that was missing is trained with the settings of the call, of any library's numbers."""
+    before = vqvae2.load(half).digests()
+    settings = {"train_prior.1.steps": np.int64(3), "train_prior.1.lr": 1e-7}
+    run = vqvae2.fit(pictures, half, settings=settings, reporter=QUIET)
+    assert run.digests().items() > before.items()
+    assert (run.config.train_prior[1].steps, run.config.train_prior[1].lr) == (3, 1e-7)
+    assert run.record["command"] == "vqvae2.fit"
+
+
+def test_a_config_a_file_a_size_and_settings(tmp_path: Path, pictures: Path) -> None:
+    """Each replaces those before it; `until` stops after the first stage."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("train_autoencoder:\n  steps: 7\n  batch: 4\n")
+    run = vqvae2.fit(
+        pictures,
+        tmp_path / "run",
+        preset=vqvae2.preset("tiny"),
+        config=file,
+        size=(16, 32),
+        settings={"train_autoencoder.steps": 2, "autoencoder.codes": [8, 8]},
+        until="autoencoder",
+        reporter=QUIET,
+    )
+    own = run.config
+    assert (own.data.shape, own.autoencoder.codes) == ((16, 32), (8, 8))
+    assert (own.train_autoencoder.steps, own.train_autoencoder.batch) == (2, 4)
+    assert [name for name, done in run.done().items() if done] == ["autoencoder"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "huge"}, "huge"),
+        ({"settings": {"train_autoencoder.step": 3}}, "no such setting 'train_autoencoder.step'"),
+        ({"settings": {"train_autoencoder.steps": object()}}, "expected a number, a text or a list"),
+        ({"settings": {"train_autoencoder.steps": "many"}}, "train_autoencoder.steps"),
+        ({"size": 15}, "15"),
+        ({"until": "codes"}, "expected until to be one of autoencoder, prior"),
+        ({"data": "nowhere"}, "no such folder or file"),
+        ({"config": "none.yaml"}, "cannot read the configuration none.yaml"),
+    ],
+)
+def test_mistakes_in_training(
+    changes: dict[str, Any], message: str, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"data": pictures, "run": tmp_path / "run", "preset": "tiny", "reporter": QUIET} | changes
+    with pytest.raises(vqvae2.UserError, match=message) as caught:
+        vqvae2.fit(**arguments)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_figures_are_those_of_the_command(
+    trained: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    arguments = ("--only", "nll,reconstruction", "--n", 4, "--out", tmp_path / "a")
+    assert command("evaluate", trained, *arguments).code == 0
+    options = {"only": ["nll", "reconstruction"], "n": np.int64(4), "reporter": QUIET}
+    found = vqvae2.measure(vqvae2.load(trained), out=tmp_path / "b", **options)
+    assert found == read_json(tmp_path / "b" / "report.json")
+    assert found["parts"] == read_json(tmp_path / "a" / "report.json")["parts"]
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert vqvae2.measure(copy, str(pictures), **options)["parts"] == found["parts"]
+    assert (copy / "report" / "report.html").is_file()
+
+
+def test_a_folder_alone(pictures: Path, tmp_path: Path) -> None:
+    options = {"samples": str(pictures / "disc"), "size": 16, "only": "symmetry", "reporter": QUIET}
+    found = vqvae2.measure(None, pictures, tmp_path / "out", **options)
+    assert found["parts"]["symmetry"]["sets"]["samples"]["n"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 3}, "no option seeds: expected some of against, classifier"),
+        ({"only": "fid"}, "no part fid"),
+        ({"n": 1}, "expected n of at least 2, found 1"),
+        ({"split": "extra"}, "no split 'extra'"),
+        ({"against": {"other": "nowhere"}}, "other: expected a folder of images"),
+        ({"run": "nowhere/at/all"}, "nowhere"),
+        ({"run": None}, "expected data, the real images"),
+        ({"run": None, "data": "pictures"}, "expected out, a folder for the report"),
+    ],
+)
+def test_mistakes_in_measuring(changes: dict[str, Any], message: str, trained: Path, tmp_path: Path) -> None:
+    out = None if "data" in changes else tmp_path / "out"
+    with pytest.raises(vqvae2.UserError, match=message) as caught:
+        vqvae2.measure(**({"run": trained, "out": out, "reporter": QUIET} | changes))
+    assert "\n" not in str(caught.value)
