@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codec import codec as codec_module
-from vqvae2.codec import frequencies, prior_coding
+from vqvae2.codec import container, frequencies, prior_coding
 from vqvae2.codec.codec import Codec
 from vqvae2.codec.container import CODES_PER_BYTE, read_header
 from vqvae2.codec.errors import CodecError
@@ -295,7 +295,7 @@ def test_bad_files_are_one_clear_error(loaded: Run, images: Tensor) -> None:
 
 
 def test_a_short_file_cannot_stand_for_a_huge_image(loaded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec_module, "CODES_PER_BYTE", 10**9)
+    monkeypatch.setattr(container, "CODES_PER_BYTE", 10**9)
     data = loaded.compress(torch.zeros(3, 400, 400))
     monkeypatch.undo()
     if len(data) < 400 * 400 / 16 / 512:  # the prior is sure of a grey image

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.codec.container import CODES_PER_BYTE, DIGEST, Header, Mode, agree, code_checks, read_header
+from vqvae2.codec.container import DIGEST, Header, Mode, agree, code_checks, least_bytes, read_header
 from vqvae2.codec.errors import CodecError
 from vqvae2.codec.halo import decode_large, encode_large
 from vqvae2.codec.layout import Layout, alike, pad
@@ -178,8 +178,7 @@ class Codec:
 
         Raises:
             CodecError: no prior; another mode; not as many labels as images.
-            ConfigError: no label for a prior that never learnt to do without (`PriorConfig.lacks_unlabelled`). Such files of
-                former versions are read all the same.
+            ConfigError: no label for a prior that never learnt to do without; such files of former versions are still read.
         """
         if mode not in get_args(Mode):
             raise CodecError(f"expected the mode {' or '.join(get_args(Mode))}, found {mode!r}")
@@ -236,7 +235,7 @@ class Codec:
             writers = [Writer(layout.split(grids[level], level)) for layout, grids in encoded]
             tiles = code_level(self.prior, level, layouts, writers, coarser, labels)
             for image, (writer, layout) in enumerate(zip(writers, layouts, strict=True)):
-                streams[image].append(writer.coder.finish().ljust(_least(layout, level), b"\0"))
+                streams[image].append(writer.coder.finish().ljust(least_bytes(layout.stored(level)), b"\0"))
                 listed[image] = (*listed[image], writer.positions())
                 coarser[image].append(tiles[image])
         return streams, listed
@@ -296,7 +295,7 @@ class Codec:
             if header.label is not None and not header.label < classes:
                 raise CodecError(f"its header is damaged: class {header.label} of {classes}")
             lengths = header.lengths
-            if any(length < _least(layout, level) for level, length in enumerate(lengths)):
+            if any(length < least_bytes(layout.stored(level)) for level, length in enumerate(lengths)):
                 raise CodecError("its header is damaged: its streams are too short for its size")
         else:
             sizes = zip(range(self.levels), self.geometry.vocabulary, strict=True)
@@ -390,11 +389,6 @@ class Codec:
         if layout.count > 1 and layout.covered > 4 * max_pixels:
             raise CodecError(f"{text} need {layout.count} tiles, more than {max_pixels} pixels may need")
         return layout
-
-
-def _least(layout: Layout, level: int) -> int:
-    """The fewest bytes of a stream of a level."""
-    return -(-layout.stored(level) // CODES_PER_BYTE)
 
 
 def _together(keys: Sequence[tuple[Layout, int]]) -> Iterator[slice]:

@@ -40,6 +40,11 @@ _PRIOR, _SIZE, _CLASS, _LIST = 1, 2, 4, 8
 _CHECK, _COARSE_CHECK = 4, 3  # bytes
 
 
+def least_bytes(codes: int) -> int:
+    """The fewest bytes of a stream of so many codes."""
+    return -(-codes // CODES_PER_BYTE)
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says before its streams.

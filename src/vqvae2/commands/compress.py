@@ -86,12 +86,22 @@ def compress(
             contents = run.codec.compress(images, [number] * len(images), mode.value)
             for file, target, image, content in zip(some, targets[together], images, contents, strict=True):
                 write_atomic(target, partial(_write, content=content))
-                _, height, width = image.shape
-                item = {"source": str(file), "file": str(target), "bytes": len(content)}
-                item |= {"width": width, "height": height}
-                results.append(item | {"bits_per_pixel": 8 * len(content) / (width * height)})
+                results.append(_listed(file, target, content, image.shape[1:]))
             tracker.update(len(results))
     return results
+
+
+def _listed(file: Path, target: Path, content: bytes, size: Sequence[int]) -> dict[str, Any]:
+    """What `compress` returns of an image of (height, width) px."""
+    height, width = size
+    return {
+        "source": str(file),
+        "file": str(target),
+        "bytes": len(content),
+        "width": width,
+        "height": height,
+        "bits_per_pixel": 8 * len(content) / (width * height),
+    }
 
 
 def _targets(files: Sequence[Path], out: Path) -> list[Path]:
