@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from vqvae2.autoencoder.layers import ResidualBlock
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, ConfigError, parse
-from vqvae2.config.presets import choose, preset, presets
+from vqvae2.config.presets import choose, chosen_for, preset, presets
 from vqvae2.config.training import TrainConfig
 from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.gated import GatedLayer
@@ -114,6 +115,20 @@ def test_an_unknown_preset_lists_the_others(name: str) -> None:
 ])  # fmt: skip
 def test_the_preset_that_is_chosen(pictures: int, pixels: int, name: str) -> None:
     assert choose(pictures, pixels) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("small32", "fewer than 20,000 images, below 64 px"),
+        ("large64", "20,000 images or more, 64 to 127 px"),
+        ("small256", "fewer than 20,000 images, 256 px or more"),
+        ("tiny", ""),
+        ("imagenet256", ""),
+    ],
+)
+def test_for_which_images_a_preset_is_chosen(name: str, words: str) -> None:
+    assert chosen_for(name) == words
 
 
 # --- the paper's models ---
@@ -339,6 +354,9 @@ def test_the_papers_priors_in_millions_of_weights(name: str, millions: list[floa
 def test_the_chosen_preset_exists_and_never_enlarges_more_than_it_must(pictures: int, pixels: int) -> None:
     name = choose(pictures, pixels)
     assert name in presets()
+    assert chosen_for(name).startswith("fewer than" if pictures < FEW else f"{FEW:,} images or more")
+    sides = [int(text) for text in re.findall(r"\d+", chosen_for(name).partition("images")[2])]
+    assert sides[0] <= pixels <= sides[-1] or len(sides) == 1
     size = preset(name).data.size
     assert size == min(SIDES) or size <= pixels
     assert size == max(SIDES) or pixels < 2 * size

@@ -10,8 +10,8 @@ from vqvae2.commands.options import Json, print_json
 
 
 def presets() -> list[dict[str, Any]]:
-    """Of each preset: name, grids, codes, classes of networks, and the steps of each stage."""
-    from vqvae2.config.presets import preset
+    """Of each preset: name, image, grids, codebooks, kinds of priors, steps of each stage, and for which images it is chosen."""
+    from vqvae2.config.presets import chosen_for, preset
     from vqvae2.config.presets import presets as names
 
     found = []
@@ -25,6 +25,7 @@ def presets() -> list[dict[str, Any]]:
                 "codes": list(config.geometry.vocabulary),
                 "priors": [level.kind for level in config.prior.levels],
                 "steps": [item.steps for item in (config.train_autoencoder, *config.train_prior)],
+                "chosen_for": chosen_for(name),
             }
         )
     return found

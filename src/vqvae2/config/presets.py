@@ -11,6 +11,7 @@ from typing import Any
 from vqvae2.config.models import Config, ConfigError, parse
 
 _SMALL = 20_000  # images; below it the priors are small and strongly regularised
+_SIDES = (32, 64, 128, 256)  # px, of the presets that are chosen
 
 
 def presets() -> tuple[str, ...]:
@@ -36,8 +37,19 @@ def choose(pictures: int, pixels: int) -> str:
         pictures: number of images.
         pixels: the typical length of an image's short side.
     """
-    size = max((s for s in (32, 64, 128, 256) if s <= max(pixels, 32)), default=32)
+    size = max((side for side in _SIDES if side <= pixels), default=_SIDES[0])
     return f"{'small' if pictures < _SMALL else 'large'}{size}"
+
+
+def chosen_for(name: str) -> str:
+    """For which images `choose` takes a preset, in words: their number and their short side; "" if it is never chosen."""
+    ends = (*_SIDES[1:], None)
+    for kind, number in (("small", f"fewer than {_SMALL:,} images"), ("large", f"{_SMALL:,} images or more")):
+        for side, end in zip(_SIDES, ends, strict=True):
+            if name == f"{kind}{side}":
+                below = f"below {end} px" if side == _SIDES[0] else f"{side} to {(end or 0) - 1} px"
+                return f"{number}, {below if end else f'{side} px or more'}"
+    return ""
 
 
 def _level(hidden: int, layers: int, attention: int, dropout: float, blocks: int = 0) -> dict[str, Any]:
