@@ -298,8 +298,9 @@ def command(
     loaded = load(run, accelerator.device)
     check_guidance(loaded, guidance)
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance, batch)
-    chosen = decoder.value if decoder else None
-    request = SampleRequest(n, label or None, seed, sampling, critic, pictures, chosen, label_shares)
+    request = SampleRequest(
+        n, label or None, seed, sampling, critic, pictures, decoder.value if decoder else None, label_shares
+    )
     result = sample(loaded, out, request, Reporter(), accelerator)
     if result is None:
         return
