@@ -129,6 +129,11 @@ def test_it_was_trained_on_these_images(shipped: Run, images: ImageSet) -> None:
     assert shipped.class_counts() == images.class_counts()
 
 
+def test_the_numbers_of_garments_are_those_of_the_training_images(clothing: Run) -> None:
+    """`tools/build_clothing.py` says how many there are; their file is not in the package."""
+    assert (len(clothing.classes), sum(clothing.class_counts())) == (17, 4591)
+
+
 @pytest.mark.parametrize(("name", "recipe"), [("emoji64", "emoji64"), ("clothing128", "clothing128-gpu")])
 def test_it_was_trained_with_its_recipe(name: str, recipe: str) -> None:
     config = vqvae2.load(name, "cpu").config.model_dump(mode="json")
