@@ -155,6 +155,36 @@ def test_a_compressed_image_is_replaced_by_none_of_another(
     refused(trained, days[0], because="compressed.json exists, and is no record of this command")
 
 
+def test_a_compressed_image_is_replaced_by_none_that_took_its_path(
+    trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """As on a camera's card that was emptied; the same image may be compressed again in another way."""
+    image, out = tmp_path / "IMG_0001.png", tmp_path / "archive"
+    Image.new("RGB", (20, 20), "red").save(image)
+    arguments = ("compress", trained, image, "--out", out)
+    for more in ((), (), ("--resize",), ("--mode", "packed")):
+        assert command(*arguments, *more).code == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    Image.new("RGB", (20, 20), "blue").save(image)
+    said = command(*arguments)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert f"{out / 'IMG_0001.vq'} is of another origin (content: " in said.err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_the_images_of_one_file_have_its_content(trained: Path, tmp_path: Path) -> None:
+    from vqvae2.commands.compress import _origins
+
+    volume = tmp_path / "scan.nii.gz"
+    volume.write_bytes(b"one")
+    frames = [tmp_path / f"scan.nii.gz#{number}" for number in range(2)]
+    loaded = load(trained, "cpu")
+    first, second = _origins(loaded, frames)
+    assert (first["content"], first["image"] == second["image"]) == (second["content"], False)
+    volume.write_bytes(b"two")
+    assert _origins(loaded, frames)[0]["content"] != first["content"]
+
+
 def test_images_of_others_are_not_overwritten(
     trained: Path, pictures: Path, picture: Path, tmp_path: Path, command: Command
 ) -> None:

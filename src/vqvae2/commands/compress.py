@@ -41,7 +41,8 @@ def compress(
 ) -> list[dict[str, Any]]:
     """Write NAME.vq of each image. Every file is decoded again as a check before it is written.
 
-    `OUT/compressed.json` lists the image and the model of each; only a file of the same two may be replaced by the next call.
+    `OUT/compressed.json` lists the image, by its path and its content, and the model of each; only a file of the same ones may
+    be replaced by the next call.
 
     Args:
         paths: image files, or folders with image files; files of folders that cannot be used are skipped and counted.
@@ -76,8 +77,7 @@ def compress(
     files = [file for file, _ in usable]
     make_folder(out)
     targets = _targets(files, out)
-    origins = [{"image": str(file.resolve()), "model": run.codes_digest} for file in files]
-    claim_origins(out / _RECORD, dict(zip(targets, origins, strict=True)))
+    claim_origins(out / _RECORD, dict(zip(targets, _origins(run, files), strict=True)))
     results: list[dict[str, Any]] = []
     with reporter.track("compress", len(files), unit="images") as tracker:
         for together in side_by_side([pixels for _, pixels in usable]):
@@ -110,6 +110,31 @@ def _targets(files: Sequence[Path], out: Path) -> list[Path]:
 
     taken = names_in(out, files)
     return [out / f"{free_name(plain_stem(file), [SUFFIX], taken)}{SUFFIX}" for file in files]
+
+
+def _origins(run: Run, files: Sequence[Path]) -> list[dict[str, str]]:
+    """What the compressed file of each image is made of: its path, the digest of the bytes of its file, and the model.
+
+    Raises:
+        DataError: a file can no longer be read.
+    """
+    from vqvae2.data.errors import reading_failed
+    from vqvae2.data.frames import split_frame
+    from vqvae2.errors import printable
+    from vqvae2.files.parts import file_digest
+
+    digests: dict[Path, str] = {}  # of each file once, however many images it holds
+    for file in files:
+        whole, _ = split_frame(file)
+        try:
+            digests[whole] = digests.get(whole) or file_digest(whole)
+        except OSError as error:
+            reason = reading_failed(error)
+            raise type(reason)(f"{printable(str(whole))}: {reason}") from error
+    return [
+        {"image": str(file.resolve()), "content": digests[split_frame(file)[0]], "model": run.codes_digest}
+        for file in files
+    ]
 
 
 def _usable(

@@ -171,12 +171,12 @@ class Kept:
         place = self.folder / f"{key}.json"
         try:
             kept = _Finished.read(place)
-            if all(_sha256(Path(file)) == digest for file, digest in kept.files.items()):
+            if all(file_digest(Path(file)) == digest for file, digest in kept.files.items()):
                 return kept.figures, [Path(file) for file in kept.files]
         except (OSError, FileError):
             pass  # not there, damaged, or one of its files is gone
         figures, files = make()
-        write_json(place, {"figures": figures, "files": {str(file): _sha256(file) for file in files}})
+        write_json(place, {"figures": figures, "files": {str(file): file_digest(file) for file in files}})
         return figures, files
 
     def remove(self) -> None:
@@ -192,7 +192,12 @@ def _refuse_link(folder: Path) -> None:
         raise FileError(f"{folder} is a link, so nothing is written or removed there; delete it")
 
 
-def _sha256(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """sha256 of the bytes of a file; 64 hexadecimal digits.
+
+    Raises:
+        OSError, FileError: it cannot be read, or is no regular file.
+    """
     with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
