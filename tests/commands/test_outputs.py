@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
 from vqvae2.files import tensor_file
+from vqvae2.files.process import Process
 from vqvae2.files.run_folder import RunFolder
 from vqvae2.run import load
 
@@ -170,6 +175,30 @@ def test_a_compressed_image_is_replaced_by_none_that_took_its_path(
     assert (said.code, said.err.count("\n")) == (2, 1)
     assert f"{out / 'IMG_0001.vq'} is of another origin (content: " in said.err
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_compressed_files_have_one_writer_at_a_time(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """Two calls that read and then write the record would lose what the other one lists."""
+    files, images = tmp_path / "files", tmp_path / "images"
+    calls = (
+        (files, ("compress", trained, picture, "--out", files)),
+        (images, ("decompress", trained, files, "--out", images)),
+    )
+    started = psutil.Process(os.getppid()).create_time()
+    living = replace(Process.own(), pid=os.getppid(), started=started)
+    for out, call in calls:
+        out.mkdir()
+        (out / ".lock").write_text(json.dumps(living.to_json()))
+        said = command(*call)
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert f"{out} is in use by process {living.pid}" in said.err
+        assert [file.name for file in out.iterdir()] == [".lock"]
+        (out / ".lock").unlink()
+        for _ in range(2):
+            assert command(*call).code == 0
+        assert not (out / ".lock").exists()
 
 
 def test_the_images_of_one_file_have_its_content(trained: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqvae2.commands.options import ImagePaths, Json, RunName, print_json, refuse_unused
+from vqvae2.files.lock import locks
 from vqvae2.files.names import free_name, names_in
 from vqvae2.files.progress import Reporter
 
@@ -30,6 +31,7 @@ class Coding(StrEnum):
     packed = "packed"
 
 
+@locks("out")
 def compress(
     run: Run,
     paths: Sequence[Path],
@@ -56,6 +58,7 @@ def compress(
         Per image: `source`, `file`, `bytes`, `width`, `height`, `bits_per_pixel`.
 
     Raises:
+        LockError: another command writes into `out`.
         UserError: a missing file, a folder that cannot be made, a label in the mode packed, no label for a prior that never
             learnt to do without, or a file of another image, of another model or of others that would be overwritten.
         DataError: a file that is named itself is no image, or no file of the folders can be used.

@@ -10,6 +10,7 @@ import typer
 
 from vqvae2.commands.options import DecoderOption, ImageFolder, Json, RunName, Seed, print_json
 from vqvae2.errors import UserError
+from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _RECORD = "decompressed.json"
 _VALUES = (".tif", ".npy")  # of images with a `data.range`, beside the PNG
 
 
+@locks("out")
 def decompress(
     run: Run,
     paths: Sequence[Path],
@@ -47,6 +49,7 @@ def decompress(
         Per file: `source`, `file`, `levels` (how many the file holds), `filled` (how many were drawn).
 
     Raises:
+        LockError: another command writes into `out`.
         UserError: a missing file, a folder that cannot be made, or one in which a file of others would be overwritten.
         CodecError: a file that is named itself is damaged or of another model (the images of the files before it have been
             written), or no file of the folders can be decoded.
