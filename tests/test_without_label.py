@@ -172,6 +172,33 @@ def test_files_that_former_versions_wrote_are_read(
     refused(lambda: changed.compress(expected), "label_dropout is 0", ConfigError)
 
 
+def test_a_file_whose_levels_cannot_be_drawn_is_skipped(
+    run: Path, command: Callable[..., Said], pictures: Path, tmp_path: Path
+) -> None:
+    """One that is cut off and has no label, of a former version: among others it is counted, alone it is an error."""
+    files, out, alone = tmp_path / "files", tmp_path / "out", tmp_path / "alone"
+    images = sorted(pictures.rglob("*.png"))[:3]
+    assert command("compress", run, *images, "--out", files).code == 0
+    assert command("compress", run, images[1], "--label", "disc", "--out", files).code == 0
+    cut, labelled, _ = (files / f"{image.stem}.vq" for image in images)
+    codec = load(run, "cpu").codec
+    for file in (cut, labelled):
+        data = file.read_bytes()
+        file.write_bytes(data[: codec.prefixes(data)[0]])
+    value = yaml.safe_load((run / "config.yaml").read_text())
+    value["prior"]["levels"][1]["label_dropout"] = 0.0
+    (run / "config.yaml").write_text(yaml.safe_dump(value))
+
+    said = command("decompress", run, files, "--fill", "--out", out)
+    assert said.code == 0, said.err
+    assert "skipped 1 file that cannot be used:\n" in said.err
+    assert f"  {cut}: prior.levels.1.label_dropout is 0" in said.err
+    assert sorted(file.stem for file in out.glob("*.png")) == [image.stem for image in images[1:]]
+    said = command("decompress", run, cut, "--fill", "--out", alone)
+    assert (said.code, said.err.count("\n"), alone.exists()) == (2, 1, False), said.err
+    assert command("decompress", run, cut, "--out", alone).code == 0
+
+
 def test_an_evaluation_leaves_out_what_needs_it(without: Path, run: Path) -> None:
     labelled, unlabelled = SimpleNamespace(labels=[0]), SimpleNamespace(labels=None)
 
@@ -187,7 +214,7 @@ def test_an_evaluation_leaves_out_what_needs_it(without: Path, run: Path) -> Non
     assert "label_dropout is 0" in str(compression.PART.hindered(context(labelled, Path("elsewhere"))))
 
 
-def test_the_page_shows_no_bits_and_says_why(without: Path, pictures: Path) -> None:
+def test_the_page_shows_no_bits_and_packs_and_says_why(without: Path, pictures: Path) -> None:
     pytest.importorskip("starlette")
     from vqvae2.commands.images import read_image
     from vqvae2.web.jobs import Jobs
@@ -200,6 +227,9 @@ def test_the_page_shows_no_bits_and_says_why(without: Path, pictures: Path) -> N
     assert "prior.levels.1.label_dropout is 0" in found["note"]
     assert not any("bits" in level for level in found["levels"])
     refused(lambda: studio.vary(Vary(image=found["id"], level=1, n=1)), SETTING, ConfigError)
-    refused(lambda: studio.compress(found["id"]), SETTING, ConfigError)
+    assert "a compressed file is packed" in found["note"]
+    data = studio.compress(found["id"])
+    assert run.codec.decompress([data])[0].mode == "packed"
+    assert studio.decompress(data)["bytes"] == len(data)
     refused(lambda: studio.sample(Request(n=1, guidance=2.0)), SETTING, ConfigError)
     jobs.close()

@@ -41,7 +41,8 @@ def decompress(
             decoded are skipped and counted.
         out: folder for the images; created.
         decoder: see `Run.decoder_name`.
-        fill: draw the levels that a file lacks from the prior; otherwise they are left out.
+        fill: draw the levels that a file lacks from the prior; otherwise they are left out. If the priors cannot be used
+            without a label, a file that lacks levels and has no label counts as one that cannot be decoded.
         seed: of these draws.
         reporter: shows the progress and says what is skipped; None takes a new one.
 
@@ -65,7 +66,7 @@ def decompress(
     with reporter.track("decompress", len(files), unit="images") as tracker:
         for begin in range(0, len(files), _BATCH):
             some = files[begin : begin + _BATCH]
-            read = _read(run, some, named, skipped)
+            read = _read(run, some, named, skipped, fill)
             if read and not results:
                 make_folder(out)  # only now, so that a refused command leaves nothing
                 claim_files(out / _RECORD, _written(run, stems))
@@ -100,7 +101,7 @@ def _written(run: Run, stems: Sequence[Path]) -> Iterator[Path]:
 
 
 def _read(
-    run: Run, files: Sequence[Path], named: Container[Path], skipped: Skipped
+    run: Run, files: Sequence[Path], named: Container[Path], skipped: Skipped, fill: bool
 ) -> list[tuple[int, Decompressed]]:
     """The indices and codes of the files that can be decoded; the others are appended to `skipped`, or raised if they are
     `named`."""
@@ -120,17 +121,32 @@ def _read(
         except OSError as error:
             refuse(file, reading_failed(error))
     try:
-        found = run.codec.decompress([content for _, content in contents])
+        found = _codes(run, [content for _, content in contents], fill)
         return [(index, one) for (index, _), one in zip(contents, found, strict=True)]
     except CodecError:  # of one of them: one by one
         pass
     read: list[tuple[int, Decompressed]] = []
     for index, content in contents:
         try:
-            read.append((index, run.codec.decompress([content])[0]))
+            read.append((index, _codes(run, [content], fill)[0]))
         except CodecError as error:
             refuse(files[index], error)
     return read
+
+
+def _codes(run: Run, contents: Sequence[bytes], fill: bool) -> list[Decompressed]:
+    """The codes in the contents of files.
+
+    Raises:
+        CodecError: one of them cannot be decoded, or, with `fill`, lacks levels that cannot be drawn.
+    """
+    from vqvae2.codec.errors import CodecError
+
+    found = run.codec.decompress(contents)
+    lack = run.config.prior.lacks_unlabelled() if fill else None
+    if lack and any(one.label is None and len(one.grids) < run.codec.levels for one in found):
+        raise CodecError(f"{lack}: the levels that it lacks cannot be drawn, because it has no label")
+    return found
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

@@ -98,13 +98,13 @@ class Studio:
             `id`; `image`, as the run sees it; `levels`: of each level the picture of its codes, how many different ones
             there are, the image decoded from the levels up to it with its PSNR in dB, and, if the priors are trained,
             the picture of its bits and their sum; `most`: bits per code at the light end of these pictures; `note`: why there
-            are no bits although the priors are trained, else "".
+            are no bits although the priors are trained, and that `compress` packs the codes then, else "".
 
         Raises:
             DataError: a file that cannot be used.
         """
         image = self.read(data)
-        lack = self.run.config.prior.lacks_unlabelled() if self.can_draw else None
+        lack = self._lacks_unlabelled()
         with self.jobs.lock, torch.no_grad():
             model, batch = self.run.autoencoder, image[None].to(self.run.device)
             codes = model.encode(batch)
@@ -134,7 +134,11 @@ class Studio:
             if bits:
                 entry |= {"bits": bits_url(bits[index], most), "sum": float(bits[index].sum())}
             levels.append(entry)
-        note = f"No bits are shown: {lack}." if lack else ""
+        note = (
+            f"No bits are shown, and a compressed file is packed (log2 K bits for each code): {lack}."
+            if lack
+            else ""
+        )
         return {"id": name, "image": image_urls(image[None])[0], "levels": levels, "most": most, "note": note}
 
     def fill(self, request: Fill) -> str:
@@ -171,14 +175,15 @@ class Studio:
         return self._complete(request, found, keep)
 
     def compress(self, name: str) -> bytes:
-        """An uploaded image as a compressed file.
+        """An uploaded image as a compressed file: under the priors, or packed if they cannot be used without a label.
 
         Raises:
             UserError: there is no such image, or the priors are not trained yet.
         """
         found = self._find(name)
+        lack = self._lacks_unlabelled()
         with self.jobs.lock:
-            return self.run.compress(found.image)
+            return self.run.compress(found.image, mode="packed" if lack else "prior")
 
     def decompress(self, data: bytes) -> dict[str, Any]:
         """The image of a file that `compress` made.
@@ -230,6 +235,10 @@ class Studio:
         if found is None:
             raise UserError("the image is no longer here; choose it again")
         return found
+
+    def _lacks_unlabelled(self) -> str | None:
+        """Why the priors, if they are trained, cannot be used without a label, which the page cannot give to an upload."""
+        return self.run.config.prior.lacks_unlabelled() if self.can_draw else None
 
     def _needs_priors(self) -> None:
         if not self.can_draw:
