@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Said
 
 from vqvae2.data.images import open_images
 from vqvae2.files.run_folder import RunError
@@ -20,7 +19,7 @@ from vqvae2.run import load
 from vqvae2.sharing import Card, stage
 from vqvae2.train.stored_run import StoredRun
 
-Command = Callable[..., Said]
+Command = Callable[..., Any]
 
 
 def record(run: Path, counts: list[int] | None) -> Path:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Said
 
 from vqvae2.config.models import ConfigError, PriorConfig
 from vqvae2.config.presets import preset, presets
@@ -102,7 +101,7 @@ def test_every_preset_learns_it() -> None:
 
 
 def test_commands_without_a_label_are_refused(
-    command: Callable[..., Said], without: Path, pictures: Path, tmp_path: Path
+    command: Callable[..., Any], without: Path, pictures: Path, tmp_path: Path
 ) -> None:
     image, out = sorted(pictures.rglob("*.png"))[0], tmp_path / "out"
     uses: list[tuple[Any, ...]] = [
@@ -123,7 +122,7 @@ def test_commands_without_a_label_are_refused(
 
 
 def test_guidance_is_refused_and_drawing_is_not(
-    command: Callable[..., Said], without: Path, tmp_path: Path
+    command: Callable[..., Any], without: Path, tmp_path: Path
 ) -> None:
     out = ("--n", 2, "--out", tmp_path / "out")
     said = command("sample", without, *out, "--guidance", 2)
@@ -157,7 +156,7 @@ def test_a_training_is_refused_whose_samples_would_be_guided(trained: Path, pict
 
 
 def test_files_that_former_versions_wrote_are_read(
-    run: Path, command: Callable[..., Said], pictures: Path, tmp_path: Path
+    run: Path, command: Callable[..., Any], pictures: Path, tmp_path: Path
 ) -> None:
     """Their codes are right whatever "no label" means, as long as it means the same."""
     image = sorted(pictures.rglob("*.png"))[0]
@@ -173,7 +172,7 @@ def test_files_that_former_versions_wrote_are_read(
 
 
 def test_a_file_whose_levels_cannot_be_drawn_is_skipped(
-    run: Path, command: Callable[..., Said], pictures: Path, tmp_path: Path
+    run: Path, command: Callable[..., Any], pictures: Path, tmp_path: Path
 ) -> None:
     """One that is cut off and has no label, of a former version: among others it is counted, alone it is an error."""
     files, out, alone = tmp_path / "files", tmp_path / "out", tmp_path / "alone"

@@ -233,7 +233,9 @@ def test_text_and_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("letter", ["a", "\u732b"])
-def test_a_name_as_long_as_a_file_system_takes(letter: str, tmp_path: Path) -> None:
+def test_a_name_as_long_as_a_file_system_takes(
+    letter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """80 Chinese characters are 240 bytes; names that begin alike have temporary names of their own."""
     names = [letter * (250 // len(letter.encode()) - 1) + end for end in ("1", "2")]
     for name in names:
@@ -243,7 +245,9 @@ def test_a_name_as_long_as_a_file_system_takes(letter: str, tmp_path: Path) -> N
     assert first != second
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    left = first.with_name(first.name.replace(f"-{os.getpid()}.tmp", f"-{process.pid}.tmp"))
+    with monkeypatch.context() as other:
+        other.setattr(os, "getpid", lambda: process.pid)
+        left = temporary_name(tmp_path / names[0])
     left.touch()
     assert sweep(tmp_path) == [left]
 
