@@ -55,11 +55,12 @@ def without(run: Path) -> Path:
 def test_any_level_that_lacks_it_is_enough() -> None:
     codes = random_codes(lacking(0.1, 0.1).geometry)
     for shares in ((0.0, 0.1), (0.1, 0.0), (0.0, 0.0)):
-        prior, setting = lacking(*shares), rf"prior\.levels\.{shares.index(0.0)}\.label_dropout is 0"
+        prior, level = lacking(*shares), shares.index(0.0)
+        setting = rf"prior\.levels\.{level}\.label_dropout is 0"
         for labels in (None, torch.tensor([0, 1, 2])):  # 2 is "no label"
             refused(lambda p=prior, own=labels: p.log_prob(codes, own), setting, ConfigError)
             refused(lambda p=prior, own=labels: p.sample(3, own), setting, ConfigError)
-            refused(lambda p=prior, own=labels: p.logits(codes, 0, own), setting, ConfigError)
+            refused(lambda p=prior, own=labels, i=level: p.logits(codes, i, own), setting, ConfigError)
         refused(lambda p=prior: p.sample(3, torch.tensor([0, 1, 0]), guidance=2.0), setting, ConfigError)
 
 
@@ -83,6 +84,17 @@ def test_guidance_counts_where_a_level_is_guided() -> None:
     refused(
         lambda: lacking(0.0, 0.1).sample(3, labels, guidance=(2.0, 1.0)), "prior.levels.0.label_dropout is 0"
     )
+
+
+def test_a_completion_asks_no_label_of_the_guided_levels_only() -> None:
+    labels, how = torch.tensor([0, 1, 1]), Sampling(guidance=(1.0, 2.0))
+    known = random_codes(lacking(0.1, 0.1).geometry, 1)
+    for level in known.levels:
+        level[0, 0] = UNKNOWN
+    ours, other = (
+        fill(lacking(share, 0.1), known, range(3), labels, 5, how, passes=2)[0] for share in (0.0, 0.1)
+    )
+    assert same(ours, other)
 
 
 def test_without_classes_there_is_nothing_to_hide() -> None:
