@@ -279,11 +279,16 @@ class PriorConfig(Settings):
                 f"{reason}: name the class (--label), or train it with a label_dropout such as 0.1"
             )
 
+    def lacks_guidance(self, sampling: Sampling) -> str | None:
+        """Why these settings cannot be drawn with, as `lacks_unlabelled` says it: guidance compares with "no label"."""
+        count = len(self.levels)
+        return self.lacks_unlabelled(
+            level for level in range(count) if sampling.at("guidance", level, count) != 1
+        )
+
     def check_guidance(self, sampling: Sampling) -> None:
         """Raise `ConfigError` if a level is drawn with guidance although its prior was never trained without labels."""
-        count = len(self.levels)
-        guided = [level for level in range(count) if sampling.at("guidance", level, count) != 1]
-        if reason := self.lacks_unlabelled(guided):
+        if reason := self.lacks_guidance(sampling):
             raise ConfigError(
                 f"{reason}, with which guidance compares: set guidance to 1 (sampling.guidance, --guidance), or train it with a "
                 "label_dropout such as 0.1"

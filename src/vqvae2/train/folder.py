@@ -96,6 +96,7 @@ def claim(
 
     Raises:
         RunError: see `train`.
+        ConfigError: see `PriorConfig.check_guidance`.
     """
     file = RunFolder(folder).config
     refuse_links(folder, config.autoencoder.levels)
@@ -130,9 +131,10 @@ def claim(
                 f"{folder} was trained with other settings ({'; '.join(refused)}); "
                 f"use the old settings, or another --run{_advice(refused)}"
             )
+        config = parse(new_value)
+        config.prior.check_guidance(config.sampling)
         record_ends(folder, old, changed, write=accelerator.is_main_process)
         anew = Redo([level for level in replaced if level in priors], (redo or Redo()).say)
-        config = parse(new_value)
         own = same_source(data, old_record, folder)
         record = {**old_record, **({"command": command} if changed else {})}
         # where a stage was trained, `check_images` compares the images themselves
@@ -357,18 +359,6 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
     tensors, _ = tensor_file.load_tensors(file)
     tensor_file.load_weights(model, {**model.state_dict(), **tensors}, file)
     return model
-
-
-def stored_figures(file: Path) -> dict[str, float]:
-    """The held-out figures that a file of weights names.
-
-    Raises:
-        FileError: missing or damaged.
-    """
-    figures = tensor_file.load_tensors(file)[1].get("figures", {})
-    if not isinstance(figures, dict):
-        raise atomic.FileError(f"{file} is damaged: its figures are no JSON object")
-    return {name: value for name, value in figures.items() if type(value) in (int, float)}
 
 
 def load_prior(
