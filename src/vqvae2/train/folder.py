@@ -114,7 +114,7 @@ def claim(
         old_record, old = read_run(folder)
         fixed = begun(folder, old, old_record)
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
-        new_value["prior"]["classes"] = old_value["prior"]["classes"]
+        _keep_classes(new_value["prior"], old_value["prior"], fixed)
         keep_places(new_value, old_value)
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
         replaced = _anew(changed, redo)
@@ -144,6 +144,13 @@ def claim(
     if not fixed:
         settle(folder, claimed, accelerator)
     return claimed
+
+
+def _keep_classes(new: dict[str, Any], old: dict[str, Any], fixed: Sequence[str]) -> None:
+    """Leave the number of classes as it is, and `conditional` where a prior has begun on data that have no classes to learn by."""
+    new["classes"] = old["classes"]
+    if "prior.conditional" in fixed and old["conditional"] and not old["classes"]:
+        new["conditional"] = True
 
 
 def settle(folder: Path, claimed: Claim, accelerator: Accelerator) -> None:
