@@ -16,10 +16,14 @@ import yaml
 from vqvae2.config.models import ConfigError, PriorConfig
 from vqvae2.config.presets import preset, presets
 from vqvae2.config.sampling import Sampling
-from vqvae2.evaluate.parts import compression, likelihood
+from vqvae2.evaluate.checks import check_options
+from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.parts import compression, likelihood, tuning
+from vqvae2.evaluate.parts.tuning import Trial
+from vqvae2.evaluate.sets import NamedImages
 from vqvae2.generate.complete import fill
 from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
-from vqvae2.run import load
+from vqvae2.run import Run, load
 from vqvae2.train.folder import Claim, with_classes
 
 sys.path.append(str(Path(__file__).parent / "prior"))
@@ -54,11 +58,12 @@ def without(run: Path) -> Path:
 def test_any_level_that_lacks_it_is_enough() -> None:
     codes = random_codes(lacking(0.1, 0.1).geometry)
     for shares in ((0.0, 0.1), (0.1, 0.0), (0.0, 0.0)):
-        prior, setting = lacking(*shares), rf"prior\.levels\.{shares.index(0.0)}\.label_dropout is 0"
+        prior, level = lacking(*shares), shares.index(0.0)
+        setting = rf"prior\.levels\.{level}\.label_dropout is 0"
         for labels in (None, torch.tensor([0, 1, 2])):  # 2 is "no label"
             refused(lambda p=prior, own=labels: p.log_prob(codes, own), setting, ConfigError)
             refused(lambda p=prior, own=labels: p.sample(3, own), setting, ConfigError)
-            refused(lambda p=prior, own=labels: p.logits(codes, 0, own), setting, ConfigError)
+            refused(lambda p=prior, own=labels, i=level: p.logits(codes, i, own), setting, ConfigError)
         refused(lambda p=prior: p.sample(3, torch.tensor([0, 1, 0]), guidance=2.0), setting, ConfigError)
 
 
@@ -82,6 +87,17 @@ def test_guidance_counts_where_a_level_is_guided() -> None:
     refused(
         lambda: lacking(0.0, 0.1).sample(3, labels, guidance=(2.0, 1.0)), "prior.levels.0.label_dropout is 0"
     )
+
+
+def test_a_completion_asks_no_label_of_the_guided_levels_only() -> None:
+    labels, how = torch.tensor([0, 1, 1]), Sampling(guidance=(1.0, 2.0))
+    known = random_codes(lacking(0.1, 0.1).geometry, 1)
+    for level in known.levels:
+        level[0, 0] = UNKNOWN
+    ours, other = (
+        fill(lacking(share, 0.1), known, range(3), labels, 5, how, passes=2)[0] for share in (0.0, 0.1)
+    )
+    assert same(ours, other)
 
 
 def test_without_classes_there_is_nothing_to_hide() -> None:
@@ -153,6 +169,73 @@ def test_a_training_is_refused_whose_samples_would_be_guided(trained: Path, pict
     )
     plain = replace(claimed, config=asked.model_copy(update={"sampling": Sampling()}))
     assert with_classes(trained, str(pictures), plain, images, accelerator).prior.classes == 3
+
+
+def test_a_finished_run_takes_no_guidance_that_it_cannot_use(
+    command: Callable[..., Said], without: Path, pictures: Path
+) -> None:
+    before = (without / "config.yaml").read_bytes()
+    said = command("train", pictures, "--run", without, "--set", "sampling.guidance=2")
+    assert (said.code, said.err.count("label_dropout is 0")) == (2, 1), said.err
+    assert (without / "config.yaml").read_bytes() == before
+    assert command("train", pictures, "--run", without, "--set", "sampling.guidance=2,1").code == 0
+
+
+@pytest.fixture
+def guided(without: Path) -> Path:
+    """Such a run as former versions left it: its own settings have guidance that it cannot use."""
+    file = without / "config.yaml"
+    value = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(value | {"sampling": value["sampling"] | {"guidance": 2.0}}))
+    return without
+
+
+def test_an_evaluation_that_draws_is_refused_before_anything_is_read(
+    command: Callable[..., Said], guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqvae2.data.images.open_images", lambda *_, **__: pytest.fail("images were read"))
+    said = command("evaluate", guided, "--out", tmp_path / "report")
+    assert (said.code, said.err.count("\n")) == (2, 1), said.err
+    assert "label_dropout is 0" in said.err
+    run = load(guided, "cpu")
+    for options in (
+        EvaluateOptions(only=("nll", "codes")),
+        EvaluateOptions(only=("tuning",)),
+        EvaluateOptions(sampling=Sampling()),
+    ):
+        check_options(run, options)
+
+
+def test_tuning_leaves_out_settings_that_cannot_be_drawn(
+    guided: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load(guided, "cpu")
+    half = NamedImages("half", "key", 30, None, lambda _: iter(()))
+    monkeypatch.setattr(tuning, "_half", lambda *_: half)
+    drawn: list[Sampling] = []
+
+    def own_samples(run: Run, n: int, images: Any, options: EvaluateOptions, *_: Any) -> NamedImages:
+        assert options.sampling is not None
+        run.config.prior.check_guidance(options.sampling)
+        drawn.append(options.sampling)
+        return half
+
+    monkeypatch.setattr(tuning, "own_samples", own_samples)
+    monkeypatch.setattr(tuning, "compare", lambda sampling, *_: Trial(sampling, 0.0, 1.0, 1.0))
+    context: Any = SimpleNamespace(
+        run=run,
+        options=EvaluateOptions(),
+        images=None,
+        cache=None,
+        reporter=None,
+        features=lambda images: None,
+        encoder=SimpleNamespace(reconstructed=lambda name, images: images),
+    )
+    result = tuning.measure(context)
+    assert len(drawn) > 2
+    assert "other half: chosen" in result.figures
+    assert "other half: the run's settings" not in result.figures
+    assert "label_dropout is 0" in result.warnings[0]
 
 
 def test_files_that_former_versions_wrote_are_read(

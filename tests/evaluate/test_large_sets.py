@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from vqvae2.cli import main
 from vqvae2.data.images import open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.evaluate import context, large_sets
+from vqvae2.evaluate.large_sets import LargeSet
 from vqvae2.evaluate.metrics import Moments, frechet_distance
 from vqvae2.evaluate.sets import NamedImages, drawn_samples, shuffled
 from vqvae2.files.atomic import read_json
@@ -60,7 +62,7 @@ def test_more_samples_than_are_held_out_are_compared_if_they_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """FID of 50,000 where fewer are held out: rows with an n of their own; the others stay as they are at the common n."""
-    monkeypatch.setattr(large_sets, "_PART", 5)
+    monkeypatch.setattr(context, "_PART", 5)
     out, arguments = tmp_path / "out", ("--only", "distances", "--reference", 14)
     assert command("evaluate", trained, "--out", tmp_path / "usual", *arguments).code == 0
     usual = report(tmp_path / "usual")["parts"]["distances"]["sets"]
@@ -108,7 +110,7 @@ def test_features_of_a_large_set_are_in_memory_in_parts_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the moments are those of all of them."""
-    monkeypatch.setattr(large_sets, "_PART", 10)
+    monkeypatch.setattr(context, "_PART", 10)
     pixels = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     held: list[int] = []
 
@@ -117,8 +119,11 @@ def test_features_of_a_large_set_are_in_memory_in_parts_alone(
         return iter(pixels[wanted].split(3))
 
     images = NamedImages("samples, all 64", "k" * 64, 64, None, source)
-    own = SimpleNamespace(network=Colours(), cache=tmp_path, group=Group(), reporter=Reporter(quiet=True))
-    found = large_sets._moments(own, images)  # type: ignore[arg-type]
+    own: Any = SimpleNamespace(
+        network=Colours(), cache=tmp_path, group=Group(), reporter=Reporter(quiet=True)
+    )
+    own.in_parts = partial(context.Context.in_parts, own)
+    found = large_sets._moments(own, LargeSet(images))
     expected = Moments.of(Colours()(pixels)[0])
     assert held == [10] * 6 + [4]
     assert found.count == 64

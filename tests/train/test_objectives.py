@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +400,29 @@ def test_nll_does_not_depend_on_the_batch_size(batch: int, tmp_path: Path) -> No
     found = objective.evaluate(objective.model, make_accelerator())
     assert found["heldout_nats"] == pytest.approx(by_hand(objective, range(4)).mean(), rel=1e-5)
     assert found["heldout_accuracy"] == pytest.approx(accuracy_by_hand(objective, range(4)))
+
+
+def test_the_logits_of_a_batch_are_freed_before_the_next(tmp_path: Path) -> None:
+    """At the sizes of the paper they are gigabytes."""
+    objective = prior(tmp_path, settings={"train": {"batch": 1}})
+    alive: list[int] = []
+    made: list[weakref.ref[Tensor]] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = objective.model.eval()
+
+        def forward(self, *inputs: Any) -> Tensor:
+            alive.append(sum(logits() is not None for logits in made))
+            logits: Tensor = self.inner(*inputs)
+            made.append(weakref.ref(logits))
+            return logits
+
+    objective.evaluate(Watched(), make_accelerator())
+    objective.draw(Watched(), tmp_path / "maps.png")
+    assert len(alive) > 8
+    assert not any(alive)
 
 
 def test_an_untrained_prior_is_nearly_uniform(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from vqvae2.train.folder import (
     read_run,
     settle,
     sharp_autoencoder,
+    write_config,
 )
 from vqvae2.train.level_samples import draw_level
 from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
@@ -285,6 +286,28 @@ def test_priors_that_are_not_conditional_know_no_class(tmp_path: Path, data: Pat
     assert run.sample(2).shape == (2, 3, 16, 16)
     with pytest.raises(UserError, match="no classes"):
         run.sample(2, labels="cats")
+
+
+def test_without_classes_it_does_not_matter_whether_a_run_is_conditional(tmp_path: Path) -> None:
+    """A preset that became unconditional goes on with the runs that it began before, if their data have no classes."""
+    root, folder = pictures(tmp_path / "pictures"), tmp_path / "run"
+    config = tiny(1, train={"steps": 2})
+    go(root, folder, config)
+    later = changed(config, prior={"conditional": False})
+    assert go(root, folder, later) == [f"{folder}: all is done; nothing to train"]
+    assert read_run(folder)[1] == config
+    shutil.rmtree(folder / "prior")  # no prior has begun: what is asked for counts
+    assert ask(folder, root, later) == later
+
+
+def test_with_classes_a_run_stays_conditional_or_not(copied: Path, data: Path, config: Config) -> None:
+    with pytest.raises(RunError, match=r"prior\.conditional: True -> False"):
+        ask(copied, data, changed(config, prior={"conditional": False}))
+    record, old = read_run(copied)
+    plain = changed(old, prior={"conditional": False, "classes": 0})
+    write_config(copied, record | {"classes": [], "class_counts": []}, plain)
+    with pytest.raises(RunError, match=r"prior\.conditional: False -> True"):
+        ask(copied, data, config)
 
 
 @pytest.mark.parametrize(("levels", "channels"), [(1, 1), (1, 4), (3, 1), (3, 4)])

@@ -21,8 +21,6 @@ from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from vqvae2.codec.code_file import Part
     from vqvae2.data.images import ImageSet
     from vqvae2.processes import Group
@@ -52,7 +50,6 @@ def encode(
     out: Path,
     vectors: Vectors = Vectors.none,
     reporter: Reporter | None = None,
-    accelerator: Accelerator | None = None,
 ) -> dict[str, Any] | None:
     """Write the codes of all images of a data set, in the order of their names; images that cannot be used are left out.
 
@@ -63,7 +60,6 @@ def encode(
         out: a .parquet, .safetensors or .npz file, or a folder; see `codec.code_file`.
         vectors: none, or the vectors before quantisation, after it (the code vectors), or both.
         reporter: shows the progress of the main process; None takes a new one.
-        accelerator: the group of processes; None finds it.
 
     Returns:
         The description of the codes (see `CodeFile.about`); None on all processes but the main one.
@@ -73,11 +69,11 @@ def encode(
         UserError: `out` holds other codes, or codes of other images, or cannot be written; DataError: no image can be used.
     """
     from vqvae2.codec.code_file import form_of, open_codes, read_part, write_codes
-    from vqvae2.processes import Group
+    from vqvae2.processes import joined
     from vqvae2.train.loop import make_accelerator
 
-    accelerator = accelerator or make_accelerator()
-    group = Group(accelerator.process_index, accelerator.num_processes)
+    make_accelerator()  # joins the processes
+    group = joined()
     reporter = (reporter or Reporter()) if group.main else Reporter(quiet=True)
     form_of(out)  # raises before anything is written
     work = out.parent / f"{out.name}.parts"
@@ -256,8 +252,7 @@ def command(
     from vqvae2.run import load
     from vqvae2.train.loop import make_accelerator
 
-    accelerator = make_accelerator()
-    about = encode(load(run, accelerator.device), data, out, vectors, Reporter(), accelerator)
+    about = encode(load(run, make_accelerator().device), data, out, vectors, Reporter())
     if about is None:
         return
     if as_json:

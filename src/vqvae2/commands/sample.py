@@ -152,7 +152,7 @@ def sample(
     begun = time.perf_counter()
     batch = (request.sampling or run.sampling).batch
     for job in jobs:
-        _share(job, batch, accelerator, reporter)
+        _share(job, batch, reporter)
     if not accelerator.is_main_process:
         return None
     listing = jobs[-1].folder.finish(request.n, labels, run.classes)
@@ -238,12 +238,12 @@ def _missing(folder: SampleFolder, n: int) -> list[range]:
     return group.agreed(missing)
 
 
-def _share(job: _Job, batch: int, accelerator: Accelerator, reporter: Reporter) -> None:
+def _share(job: _Job, batch: int, reporter: Reporter) -> None:
     """Do this process's share of a job, and wait for the others."""
     from vqvae2.generate.sample import batches
     from vqvae2.processes import joined
 
-    own = batches(job.missing, batch)[accelerator.process_index :: accelerator.num_processes]
+    own = joined().share(batches(job.missing, batch))
     if own:
         with reporter.track(job.title, sum(map(len, own)), unit="images") as tracker:
             job.folder.fill(job.draw(own), tracker)

@@ -272,18 +272,23 @@ class PriorConfig(Settings):
                 return f'prior.levels.{level}.label_dropout is 0, so this prior never learnt "no label"'
         return None
 
-    def check_unlabelled(self) -> None:
-        """Raise `ConfigError` if these priors cannot be used without a label."""
-        if reason := self.lacks_unlabelled():
+    def check_unlabelled(self, levels: Iterable[int] | None = None) -> None:
+        """Raise `ConfigError` if the priors of these levels, by default of all, cannot be used without a label."""
+        if reason := self.lacks_unlabelled(levels):
             raise ConfigError(
                 f"{reason}: name the class (--label), or train it with a label_dropout such as 0.1"
             )
 
-    def check_guidance(self, sampling: Sampling) -> None:
-        """Raise `ConfigError` if drawing with a class needs "no label", with which guidance compares, of a prior that never learnt it."""
+    def lacks_guidance(self, sampling: Sampling) -> str | None:
+        """Why these settings cannot be drawn with, as `lacks_unlabelled` says it: guidance compares with "no label"."""
         count = len(self.levels)
-        guided = [level for level in range(count) if sampling.level(level, count)[3] != 1]
-        if reason := self.lacks_unlabelled(guided):
+        return self.lacks_unlabelled(
+            level for level in range(count) if sampling.at("guidance", level, count) != 1
+        )
+
+    def check_guidance(self, sampling: Sampling) -> None:
+        """Raise `ConfigError` if a level is drawn with guidance although its prior was never trained without labels."""
+        if reason := self.lacks_guidance(sampling):
             raise ConfigError(
                 f"{reason}, with which guidance compares: set guidance to 1 (sampling.guidance, --guidance), or train it with a "
                 "label_dropout such as 0.1"

@@ -11,7 +11,7 @@ from vqvae2.evaluate.critic import critic_file, read_record
 from vqvae2.evaluate.features import FeatureNetwork
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.options import EvaluateOptions
-from vqvae2.evaluate.parts.registry import check_names
+from vqvae2.evaluate.parts.registry import PARTS, asked_parts, check_names
 from vqvae2.evaluate.trained_run import TrainedRun
 
 _DEFAULT = EvaluateOptions().network
@@ -27,6 +27,7 @@ def check_options(run: TrainedRun | None, options: EvaluateOptions) -> FeatureNe
         UserError: nothing to measure, an unknown part, a reserved name, a missing folder, a number out of range, settings of
             sampling for another number of levels, or a critic whose backbone is the measuring network.
         RunError: the sharpened decoder is asked for and not trained.
+        ConfigError: samples of the run would be drawn with guidance that it cannot use.
         FeatureError, PerceptualError, CriticError: weights that are missing or damaged.
     """
     check_names(options)
@@ -43,6 +44,7 @@ def check_options(run: TrainedRun | None, options: EvaluateOptions) -> FeatureNe
     if run is not None:
         run.decoder_name(options.decoder)
         (options.sampling or run.sampling).level(0, run.config.autoencoder.levels)
+        _check_guidance(run, options)
     if options.perceptual is not None:
         PerceptualDistance.read(options.perceptual)
     network = None
@@ -51,6 +53,15 @@ def check_options(run: TrainedRun | None, options: EvaluateOptions) -> FeatureNe
     if run is not None and (options.critic_fractions or "critic" in options.only):
         _check_critic(run, options, network)
     return network
+
+
+def _check_guidance(run: TrainedRun, options: EvaluateOptions) -> None:
+    """Tuning draws samples too, but leaves out what cannot be drawn."""
+    asked = asked_parts(options) if options.only else {part.name for part in PARTS}
+    drawing = {part.name for part in PARTS if {"samples", "sets", "classes"} & {*part.needs}} - {"tuning"}
+    trained = all(done for name, done in run.done().items() if name.startswith("prior"))
+    if options.samples is None and trained and asked & drawing:
+        run.config.prior.check_guidance(options.sampling or run.sampling)
 
 
 def _check_split(run: TrainedRun | None, options: EvaluateOptions) -> None:

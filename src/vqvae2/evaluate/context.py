@@ -308,13 +308,20 @@ class Context:
             some: tensors [b, ...] of the b rows of a range.
         """
         if key not in self._rows_of:
-            parts = Parts(self.cache / "parts" / key[:16], key, cut(count, _PART), self.group)
-            parts.begin()
-            with self.reporter.track(title, sum(map(len, parts.mine)), unit="images") as tracker:
-                parts.compute(some, tracker.update)
+            parts = self.in_parts(title, key, count, some)
             self._rows_of[key] = parts.joined()
             parts.remove()
         return self._rows_of[key]
+
+    def in_parts(
+        self, title: str, key: str, count: int, some: Callable[[range], Mapping[str, Tensor]]
+    ) -> Parts:
+        """The same in parts, which stay on the disk: what is larger than the memory is read part by part."""
+        parts = Parts(self.cache / "parts" / key[:16], key, cut(count, _PART), self.group)
+        parts.begin()
+        with self.reporter.track(title, sum(map(len, parts.mine)), unit="images") as tracker:
+            parts.compute(some, tracker.update)
+        return parts
 
     def compare(self) -> None:
         """Make the features of all compared sets and of the reference, with and without reconstruction."""

@@ -9,19 +9,29 @@ The features of one part at a time are in memory. The parts stay in the cache of
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from torch import Tensor
 
 from vqvae2.evaluate.context import Context
-from vqvae2.evaluate.features import extract
+from vqvae2.evaluate.features import Features, extract
 from vqvae2.evaluate.metrics import Moments
-from vqvae2.evaluate.sets import BATCH, NamedImages, digest
-from vqvae2.files.parts import Parts, cut
+from vqvae2.evaluate.sets import NamedImages, digest
+from vqvae2.files.parts import Parts
 
-_PART = 16 * BATCH  # images of which one process computes the features at a time
-_DECODED = "training reconstructions"
+
+@dataclass(frozen=True)
+class LargeSet:
+    """A large set.
+
+    Attributes:
+        images: its images.
+        reconstructed: whether they are the first images of the reference, reconstructed, whose features may be there already.
+    """
+
+    images: NamedImages
+    reconstructed: bool = False
 
 
 def _asked(context: Context) -> int | None:
@@ -38,15 +48,15 @@ def hint(context: Context) -> str | None:
     return f"with --reference {n} the samples are also compared at n = {n:,}, which is more than are held out"
 
 
-def large_sets(context: Context) -> dict[str, NamedImages]:
-    """The samples and the reconstructions of training images by name, n of each, of samples of a folder as many as there are.
+def large_sets(context: Context) -> list[LargeSet]:
+    """The samples and the reconstructions of training images, n of each, of samples of a folder as many as there are.
 
     There are none if no more are asked for than are held out, or more than the reference has.
     """
     n = _asked(context)
     if n is None or len(context.reference) < n:
-        return {}
-    sets: list[NamedImages] = []
+        return []
+    sets: list[LargeSet] = []
     samples = None
     if context.options.samples is not None:
         samples = context.samples
@@ -54,38 +64,37 @@ def large_sets(context: Context) -> dict[str, NamedImages]:
         samples = context.draw(n)
     if samples is not None and len(samples) > context.n:
         some = samples.first(n)
-        sets.append(replace(some, name=f"samples, all {len(some):,}"))
+        sets.append(LargeSet(replace(some, name=f"samples, all {len(some):,}")))
     if context.run is not None:
-        name = f"{_DECODED}, all {n:,}"
-        sets.append(context.encoder.reconstructed(name, context.reference.first(n)))
-    return {images.name: images for images in sets}
+        name = f"training reconstructions, all {n:,}"
+        images = context.encoder.reconstructed(name, context.reference.first(n))
+        sets.append(LargeSet(images, reconstructed=True))
+    return sets
 
 
 def prepare(context: Context) -> None:
     """Compute the features of the large sets, by all processes."""
-    for images in large_sets(context).values():
-        if not _is_made(context, images):
-            _parts(context, images)
+    for large in large_sets(context):
+        if _made(context, large) is None:
+            _parts(context, large.images)
 
 
 def large_moments(context: Context) -> dict[str, Moments]:
     """Mean and scatter of the features of each of the large sets, by name; the sets are then in the protocol."""
     sets = large_sets(context)
-    context.listed += sets.values()
-    return {name: _moments(context, images) for name, images in sets.items()}
+    context.listed += [large.images for large in sets]
+    return {large.images.name: _moments(context, large) for large in sets}
 
 
-def _moments(context: Context, images: NamedImages) -> Moments:
-    if _is_made(context, images):
-        reconstructed = context.reconstructed_reference
-        assert reconstructed is not None
-        return Moments.of(reconstructed.pooled[: len(images)])
-    return reduce(Moments.__add__, (Moments.of(part["pooled"]) for part in _parts(context, images)))
+def _moments(context: Context, large: LargeSet) -> Moments:
+    if (made := _made(context, large)) is not None:
+        return Moments.of(made.pooled[: len(large.images)])
+    return reduce(Moments.__add__, (Moments.of(part["pooled"]) for part in _parts(context, large.images)))
 
 
-def _is_made(context: Context, images: NamedImages) -> bool:
-    """Whether the features are a part of those of the reconstructed reference."""
-    return images.name.startswith(_DECODED) and context.reconstructed_reference is not None
+def _made(context: Context, large: LargeSet) -> Features | None:
+    """The features of the reconstructed reference, which begin with those of the set; None where they do not."""
+    return context.reconstructed_reference if large.reconstructed else None
 
 
 def _parts(context: Context, images: NamedImages) -> Parts:
@@ -96,10 +105,4 @@ def _parts(context: Context, images: NamedImages) -> Parts:
     def some(rows: range) -> dict[str, Tensor]:
         return {"pooled": extract(network, images.source(slice(rows.start, rows.stop))).pooled}
 
-    parts = Parts(context.cache / "parts" / key[:16], key, cut(len(images), _PART), context.group)
-    parts.begin()
-    with context.reporter.track(
-        f"features of {images.name}", sum(map(len, parts.mine)), unit="images"
-    ) as tracker:
-        parts.compute(some, tracker.update)
-    return parts
+    return context.in_parts(f"features of {images.name}", key, len(images), some)

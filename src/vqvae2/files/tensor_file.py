@@ -225,6 +225,18 @@ def compare_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], so
             )
 
 
+def stored_figures(file: Path) -> dict[str, float]:
+    """The held-out figures that a file of weights names.
+
+    Raises:
+        FileError: missing or damaged.
+    """
+    figures = load_tensors(file)[1].get("figures", {})
+    if not isinstance(figures, dict):
+        raise FileError(f"{file} is damaged: its figures are no JSON object")
+    return {name: value for name, value in figures.items() if type(value) in (int, float)}
+
+
 def plain_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """The same with the prefixes removed that wrappers of a network put before the names of all its tensors.
 

@@ -58,7 +58,7 @@ class HierarchicalPrior(nn.Module):
 
     def logits(self, codes: Codes, level: int, labels: Tensor | None = None) -> Tensor:
         """Logits [B, K, H, W] of one level's positions, without gradients also without TF32. `labels` as in `log_prob`."""
-        known = self._learnt_labels(labels, len(codes))
+        known = self._learnt_labels(labels, len(codes), [level])
         with without_tf32(self._device(), always=False):
             logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
         return logits
@@ -81,6 +81,7 @@ class HierarchicalPrior(nn.Module):
     def log_prob_map(self, codes: Codes, labels: Tensor | None = None) -> list[Tensor]:
         """The terms of `log_prob`: [B, H, W] per level, the log-probability of each code after those before it."""
         self.geometry.check(codes)
+        self._learnt_labels(labels, len(codes))
         maps = []
         for index, level in enumerate(codes.levels):
             logits = self.logits(codes, index, labels)
@@ -196,11 +197,13 @@ class HierarchicalPrior(nn.Module):
             )
         return labels
 
-    def _learnt_labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
-        """As `check_labels`; "no label" is refused where a prior never learnt it."""
+    def _learnt_labels(
+        self, labels: Tensor | None, batch: int, levels: Sequence[int] | None = None
+    ) -> Tensor | None:
+        """As `check_labels`; "no label" is refused where the prior of one of these levels, by default of any, never learnt it."""
         known = self.check_labels(labels, batch)
-        if known is not None and self.config.lacks_unlabelled() and bool((known == self.classes).any()):
-            self.config.check_unlabelled()
+        if known is not None and self.config.lacks_unlabelled(levels) and bool((known == self.classes).any()):
+            self.config.check_unlabelled(levels)
         return known
 
     def _device(self) -> torch.device:

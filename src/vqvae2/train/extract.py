@@ -32,7 +32,7 @@ from vqvae2.files.atomic import FileError
 from vqvae2.files.parts import Parts, cut
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.tensor_file import digest as digest_of
-from vqvae2.processes import Group
+from vqvae2.processes import joined
 from vqvae2.train.feed import Batch, Feed
 from vqvae2.train.prior import copies
 from vqvae2.train.resident import scaled
@@ -64,14 +64,14 @@ def extract(
         config: the whole configuration.
         folder: of the code store; the parts are in its sub-folder `parts` until it is complete.
         digest: of the autoencoder's weights, which the store names.
-        accelerator: says which process this is of how many.
+        accelerator: names the device of this process.
         reporter: where the progress is shown.
 
     Raises:
         StoreError: the store cannot be written.
     """
     autoencoder.eval()
-    device, group = accelerator.device, Group(accelerator.process_index, accelerator.num_processes)
+    device, group = accelerator.device, joined()
     size = _BATCH if device.type == "cpu" else max(_BATCH, _PIXELS // config.data.area)
     ranges: list[range] = []
     for indices, _ in passes(images, config):

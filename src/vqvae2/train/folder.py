@@ -96,6 +96,7 @@ def claim(
 
     Raises:
         RunError: see `train`.
+        ConfigError: see `PriorConfig.check_guidance`.
     """
     file = RunFolder(folder).config
     refuse_links(folder, config.autoencoder.levels)
@@ -113,7 +114,7 @@ def claim(
         old_record, old = read_run(folder)
         fixed = begun(folder, old, old_record)
         old_value, new_value = old.model_dump(mode="json"), config.model_dump(mode="json")
-        new_value["prior"]["classes"] = old_value["prior"]["classes"]
+        _keep_classes(new_value["prior"], old_value["prior"], fixed)
         keep_places(new_value, old_value)
         changed = [line for line in differences(old_value, new_value) if not _FREE.match(line)]
         replaced = _anew(changed, redo)
@@ -130,9 +131,10 @@ def claim(
                 f"{folder} was trained with other settings ({'; '.join(refused)}); "
                 f"use the old settings, or another --run{_advice(refused)}"
             )
+        config = parse(new_value)
+        config.prior.check_guidance(config.sampling)
         record_ends(folder, old, changed, write=accelerator.is_main_process)
         anew = Redo([level for level in replaced if level in priors], (redo or Redo()).say)
-        config = parse(new_value)
         own = same_source(data, old_record, folder)
         record = {**old_record, **({"command": command} if changed else {})}
         # where a stage was trained, `check_images` compares the images themselves
@@ -142,6 +144,13 @@ def claim(
     if not fixed:
         settle(folder, claimed, accelerator)
     return claimed
+
+
+def _keep_classes(new: dict[str, Any], old: dict[str, Any], fixed: Sequence[str]) -> None:
+    """Leave the number of classes as it is, and `conditional` where a prior has begun on data that have no classes to learn by."""
+    new["classes"] = old["classes"]
+    if "prior.conditional" in fixed and old["conditional"] and not old["classes"]:
+        new["conditional"] = True
 
 
 def settle(folder: Path, claimed: Claim, accelerator: Accelerator) -> None:
@@ -357,18 +366,6 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
     tensors, _ = tensor_file.load_tensors(file)
     tensor_file.load_weights(model, {**model.state_dict(), **tensors}, file)
     return model
-
-
-def stored_figures(file: Path) -> dict[str, float]:
-    """The held-out figures that a file of weights names.
-
-    Raises:
-        FileError: missing or damaged.
-    """
-    figures = tensor_file.load_tensors(file)[1].get("figures", {})
-    if not isinstance(figures, dict):
-        raise atomic.FileError(f"{file} is damaged: its figures are no JSON object")
-    return {name: value for name, value in figures.items() if type(value) in (int, float)}
 
 
 def load_prior(

@@ -382,7 +382,7 @@ def _fit(
         record = {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
         tensors, more = result(weights)
         about = {"figures": figures, "step": outcome.best_step, **more}
-        if again or objective.name == "sharpen":  # samples of all levels are then of the decoder before
+        if again or objective.name == "sharpen":  # the finest sheet of samples is by the decoder before
             remove(built_on(part, config, objective.name))
         if again:  # the record last, because it says that there is nothing more to train
             tensor_file.save_tensors(part.model, tensors, about)

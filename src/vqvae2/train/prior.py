@@ -9,7 +9,7 @@ Shapes: B batch, b this process's part of it, H W the level's grid, n images in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class PriorObjective:
         pipeline draws them when this prior is trained.
         """
         shown = spread(self.store.heldout, _MAPPED)
-        nll = torch.cat([_nll(*predicted).cpu() for predicted in self._batches(model, shown)])
+        nll = torch.cat(list(self._batches(model, shown, lambda *predicted: _nll(*predicted).cpu())))
         maps = torch.cat([nll.mean(0, keepdim=True), nll[: _TILES - 1]])[:, None]
         white = math.log(self.store.geometry.vocabulary[self.level])
         zoom = max(1, _TILE // max(maps.shape[2:]))
@@ -151,11 +151,16 @@ class PriorObjective:
         wide = tuple(level.to(device).long() & 0xFFFF for level in levels)
         return model(wide[-1], wide[:-1], labels.to(device) if self.classes else None), wide[-1]
 
-    def _batches(self, model: nn.Module, indices: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits and true codes of these images, batch by batch."""
+    def _batches(
+        self, model: nn.Module, indices: NDArray[np.int64], measure: Callable[[Tensor, Tensor], Tensor]
+    ) -> Iterator[Tensor]:
+        """What `measure` returns for the logits and the true codes of these images, batch by batch.
+
+        The logits of a batch are gigabytes: they are freed before those of the next batch are computed.
+        """
         batch = max(1, self.settings.batch // self.settings.accumulate)
         for start in range(0, len(indices), batch):
-            yield self._predicted(model, *self._fetch(indices[start : start + batch]))
+            yield measure(*self._predicted(model, *self._fetch(indices[start : start + batch])))
 
     def _means(
         self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator
@@ -169,12 +174,14 @@ class PriorObjective:
             accelerator.process_index :: processes
         ]  # as many each: sharded weights need all processes at once
         own = len(indices[accelerator.process_index :: processes])
-        each = [
-            torch.stack([_nll(logits, codes).mean((1, 2)), (logits.argmax(1) == codes).float().mean((1, 2))])
-            for logits, codes in self._batches(model, share)
-        ]
+        each = list(self._batches(model, share, _nats_and_hits))
         nats, right = host_total([torch.cat(each, 1)[:, :own]], 2, accelerator)
         return nats / len(indices), right / len(indices)
+
+
+def _nats_and_hits(logits: Tensor, codes: Tensor) -> Tensor:
+    """[2, B]: the mean nats per code of each image, and the share of its codes that are the likeliest one."""
+    return torch.stack([_nll(logits, codes).mean((1, 2)), (logits.argmax(1) == codes).float().mean((1, 2))])
 
 
 def _nll(logits: Tensor, codes: Tensor) -> Tensor:

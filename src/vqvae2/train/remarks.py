@@ -10,8 +10,8 @@ from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.data.store import CodeStore
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import StageFolder
-from vqvae2.files.tensor_file import read_header
-from vqvae2.train.folder import sharp_file, stored_figures
+from vqvae2.files.tensor_file import read_header, stored_figures
+from vqvae2.train.folder import sharp_file
 from vqvae2.train.loop import TrainingError
 
 _WORSE = (

@@ -12,7 +12,7 @@ from vqvae2.errors import UserError, suggested
 from vqvae2.files import tensor_file
 from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
 from vqvae2.generate.sample import proportional_labels
-from vqvae2.train.folder import read_run, stored_figures
+from vqvae2.train.folder import read_run
 
 
 class StoredRun:
@@ -95,7 +95,7 @@ class StoredRun:
             FileError: the weights are damaged.
         """
         stage = self.paths.stage(level)
-        return stored_figures(stage.model) if stage.done() else {}
+        return tensor_file.stored_figures(stage.model) if stage.done() else {}
 
     def class_counts(self) -> list[int]:
         """How many training images each class has, or a multiple of that if only RUN/codes says it (its augmented copies).

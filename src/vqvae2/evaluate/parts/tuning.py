@@ -152,13 +152,20 @@ def measure(context: Context) -> PartResult:
         run.sampling,
     )
     chosen = best(trials, KEPT_RECALL * trials[0].recall)
-    rows = {"the model's own distribution": trials[0].sampling, "the run's settings": run.sampling}
+    rows = {"the model's own distribution": trials[0].sampling}
+    reason = run.config.prior.lacks_guidance(run.sampling)
+    if reason is None:
+        rows["the run's settings"] = run.sampling
     reported = {
         f"other half: {name}": compare(sampling, decoded[1], drawn(sampling, 1), seeds[1]).row()
         for name, sampling in {**rows, "chosen": chosen.sampling}.items()
     }
     tried = {f"trial {number}": trial.row() for number, trial in enumerate(trials, 1)}
     result = PartResult({"n": n, "kept_recall": KEPT_RECALL, "chosen": chosen.row(), **reported, **tried})
+    if reason is not None:
+        result.warnings.append(
+            f"the run's settings are not compared: their guidance cannot be used, because {reason}"
+        )
     points = sorted((trial.recall, trial.kernel) for trial in trials)
     caption = "kernel distance against recall, one point for each trial"
     result.plots.append(Plot(caption, {"trials": points}, "recall", "kernel distance"))
