@@ -21,6 +21,7 @@ from vqvae2.files.progress import Plan, Reporter
 from vqvae2.processes import joined, launched
 from vqvae2.run import Run, load
 from vqvae2.train import pipeline
+from vqvae2.train.device import make_accelerator
 
 
 def fit(
@@ -121,6 +122,8 @@ def measure(
     known = {field.name for field in fields(EvaluateOptions)} - {"only", "split"}
     if unknown := sorted({*options} - known):
         raise UserError(f"no option {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    if launched()[1] > 1:
+        make_accelerator()  # joins the others, and gives this process its device, which `load` takes
     opened = run if run is None or isinstance(run, Run) else load(run)
     if data is None and (opened is None or "source" not in opened.record):
         raise UserError("expected data, the real images")
