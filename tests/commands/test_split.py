@@ -13,7 +13,9 @@ from colours_network import Colours
 
 from vqvae2.commands.images import image_files, load_images
 from vqvae2.commands.run_facts import collect
-from vqvae2.evaluate import context
+from vqvae2.evaluate import context, full_report
+from vqvae2.evaluate.advice import Advice, advise
+from vqvae2.evaluate.facts import Facts
 from vqvae2.files.atomic import read_json
 from vqvae2.run import load
 
@@ -104,8 +106,33 @@ def test_it_does_not_decide_what_is_changed(
     run = Path(shutil.copytree(trained_on_split, tmp_path / "run"))
     assert command("evaluate", run, "--only", "precision").code == 0
     assert collect(load(run)).recall
-    assert command("evaluate", run, "--only", "precision", "--split", "test").code == 0
+    arguments = ("evaluate", run, "--only", "precision", "--split", "test")
+    said = command(*arguments)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "a split: --out DIR" in said.err
+    assert collect(load(run)).recall
+    assert command(*arguments, "--out", run / "report").code == 0  # who asks for it gets it
     assert collect(load(run)).recall == {}
+
+
+def test_the_page_of_a_split_advises_from_the_figures_of_the_run(
+    trained_on_split: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own figures would let a test split decide what is changed."""
+    found: list[list[Advice]] = []
+
+    def noted(facts: Facts) -> list[Advice]:
+        found.append(advise(facts))
+        return found[-1]
+
+    monkeypatch.setattr(full_report, "advise", noted)
+    monkeypatch.setattr(full_report, "from_report", lambda parts: {"psnr": 1.0, "nearer": 1.0})
+    arguments = ("evaluate", trained_on_split, "--only", "reconstruction", "--out", tmp_path / "out")
+    for split in ((), ("--split", "test")):
+        assert command(*arguments, *split).code == 0
+    own = advise(collect(load(trained_on_split)))
+    assert found[0] != own
+    assert found[1] == own
 
 
 def test_mistakes(

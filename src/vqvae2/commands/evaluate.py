@@ -39,6 +39,26 @@ if TYPE_CHECKING:
     from vqvae2.run import Run
 
 
+def report_folder(run: Run | None, data: str | None, out: Path | None, split: str | None) -> Path:
+    """Where the report goes: OUT, or by default RUN/report.
+
+    Raises:
+        UserError: nothing names the real images, or OUT is needed and not given.
+    """
+    if data is None and (run is None or "source" not in run.record):
+        raise UserError("expected the real images: --data DATA")
+    if out is not None:
+        return out
+    if run is None:
+        raise UserError("expected a folder for the report: --out DIR")
+    if split is not None:
+        raise UserError(
+            "expected a folder for the report on a split: --out DIR; "
+            f"{run.paths.report} is for the run's own held-out images"
+        )
+    return run.paths.report
+
+
 @locks("out", below=["cache"])
 def evaluate(
     run: Run | None,
@@ -54,6 +74,7 @@ def evaluate(
         run: None measures `options.samples` alone. Half of the real images then serve as training images, the other half is
             held out.
         data: the real images, see `open_images`; None takes those that the run was trained on.
+        out: see `report_folder`.
         group: the processes that share the work, each of which calls this with a run on its own device; None is this one alone.
 
     Returns:
@@ -140,7 +161,10 @@ def command(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for report.json and report.html [default: RUN/report]")
+        Path | None,
+        typer.Option(
+            help="folder for report.json and report.html [default: RUN/report; needed with --split, and without a RUN]"
+        ),
     ] = None,
     only: Annotated[
         str | None,
@@ -248,12 +272,7 @@ def command(
     group = joined()
     reporter = Reporter(quiet=None if group.main else True)
     loaded = load(run) if run is not None else None
-    if data is None and (loaded is None or "source" not in loaded.record):
-        raise UserError("expected --data DATA, the real images")
-    if out is None:
-        if loaded is None:
-            raise UserError("expected --out DIR for the report")
-        out = loaded.paths.report
+    out = report_folder(loaded, data, out, split)
     parts = (*_items(only), *(["tuning"] if tune_sampling else []))
     drawing = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--guidance": guidance}
     _refuse_unused(loaded, parts, drawing, {"--samples": samples, "--decoder": decoder, "--size": size})

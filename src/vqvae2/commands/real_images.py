@@ -36,13 +36,12 @@ def open_real(
         say: see `open_images`.
 
     Raises:
-        UserError: neither a run nor `data`; see also `open_images`.
+        UserError: see `open_images`.
     """
     seed = run.config.seed if run else 0
     if run is not None and (data is None or _is_own(run, data)):
         return open_source(run.record, run.folder, config, _decoded(run, cache), cache / "data", seed, say)
-    if data is None:
-        raise UserError("expected --data DATA, the real images")
+    assert data is not None  # by `evaluate.report_folder`
     own = run.record.get("fingerprint") if run else None
     return open_other(data, config, cache / "data", seed=seed, say=say, own=own)
 
