@@ -135,6 +135,16 @@ def test_the_page_of_a_split_advises_from_the_figures_of_the_run(
     assert found[1] == own
 
 
+def test_images_that_chose_the_weights_are_a_warning(
+    trained_on_split: Path, tmp_path: Path, command: Command
+) -> None:
+    """The run held out `val`, so this split is no fairer measure than the report without --split."""
+    arguments = ("--only", "reconstruction", "--out", tmp_path / "out")
+    for split, count in (("val", 1), ("test", 0)):
+        assert command("evaluate", trained_on_split, "--split", split, *arguments).code == 0
+        assert sum("choose the weights" in line for line in figures(tmp_path / "out")["warnings"]) == count
+
+
 def test_mistakes(
     trained_on_split: Path, split_pictures: Path, pictures: Path, tmp_path: Path, command: Command
 ) -> None:

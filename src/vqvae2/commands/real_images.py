@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from vqvae2.config.base import one_line
 from vqvae2.config.models import ConfigError, DataConfig
 from vqvae2.data.images import ImageSet
-from vqvae2.data.other_split import open_split, trained_on
+from vqvae2.data.other_split import known_images, open_split
 from vqvae2.data.peek import peek
 from vqvae2.data.recorded import find_source, open_other, open_source, same_source
 from vqvae2.errors import UserError
@@ -114,7 +114,7 @@ def measure_split(context: Context, run: Run, data: str | None) -> None:
     if not context.images.classes:
         split.classes, split.labels = (), None
     if context.group.main:
-        remarks.append(trained_on(context.images, split, name, context.data))
+        remarks += known_images(context.images, split, name, context.data)
     context.measured = split
     context.warnings += filter(None, remarks)
 
