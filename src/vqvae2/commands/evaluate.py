@@ -32,8 +32,6 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, refuse_links
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vqvae2.evaluate.options import EvaluateOptions
     from vqvae2.processes import Group
     from vqvae2.run import Run
@@ -275,7 +273,6 @@ def command(
     out = report_folder(loaded, data, out, split)
     parts = (*_items(only), *(["tuning"] if tune_sampling else []))
     drawing = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--guidance": guidance}
-    _refuse_unused(loaded, parts, drawing, {"--samples": samples, "--decoder": decoder, "--size": size})
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance) if loaded else None
     options = EvaluateOptions(
         only=parts,
@@ -296,6 +293,7 @@ def command(
         size=size,
         split=split,
     )
+    _refuse_unused(loaded, options, drawing, {"--samples": samples, "--decoder": decoder, "--size": size})
     result = evaluate(loaded, data, out, options, reporter, group)
     if result is None:
         return
@@ -312,15 +310,17 @@ def command(
 
 
 def _refuse_unused(
-    run: Run | None, parts: Sequence[str], drawing: dict[str, Any], others: dict[str, Any]
+    run: Run | None, options: EvaluateOptions, drawing: dict[str, Any], others: dict[str, Any]
 ) -> None:
     """Refuse options that have no effect without a run, with one, or if only tuning was asked for."""
+    from vqvae2.evaluate.parts.registry import asked_parts
+
     if run is None:
         refuse_unused({**drawing, "--decoder": others["--decoder"]}, "without a RUN nothing is drawn")
         return
     refuse_unused({"--size": others["--size"]}, "images are measured at the size of the RUN")
     check_guidance(run, drawing["--guidance"])
-    if {*parts} == {"tuning"}:
+    if asked_parts(options) == {"tuning"}:
         refuse_unused(
             {**drawing, "--samples": others["--samples"]}, "tuning draws with settings that it tries"
         )
