@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from colours_network import Colours
+from conftest import picture
 
 from vqvae2.commands.images import image_files, load_images
 from vqvae2.commands.run_facts import collect
@@ -18,6 +19,7 @@ from vqvae2.evaluate.advice import Advice, advise
 from vqvae2.evaluate.facts import Facts
 from vqvae2.files.atomic import read_json
 from vqvae2.run import load
+from vqvae2.train.folder import read_run, write_config
 
 Command = Callable[..., Any]
 
@@ -159,6 +161,26 @@ def test_mistakes(
         said = command("evaluate", *arguments, *out, "--quiet")
         assert (said.code, said.err.count("\n")) == (2, 1), message
         assert message in said.err
+
+
+def test_a_split_of_other_images_is_opened_as_they_are(
+    trained_on_split: Path, tmp_path: Path, command: Command
+) -> None:
+    """What of the run's options does not count for other images does not count for their split."""
+    run = Path(shutil.copytree(trained_on_split, tmp_path / "run"))
+    record, config = read_run(run)
+    data = config.data.model_copy(update={"label_column": "breed"})
+    write_config(run, record, config.model_copy(update={"data": data}))
+    other = tmp_path / "other"
+    for number in range(8):
+        target = other / ("train", "test")[number % 2]
+        target.mkdir(parents=True, exist_ok=True)
+        picture(100 + number).save(target / f"{number}.png")
+    arguments = ("evaluate", run, "--data", other, "--only", "reconstruction", "--out", tmp_path / "out")
+    for split in ((), ("--split", "test")):
+        said = command(*arguments, *split)
+        assert said.code == 0, said.err
+        assert figures(tmp_path / "out")["parts"]["reconstruction"]["held out"]["n"] == 4
 
 
 def test_a_split_without_classes(

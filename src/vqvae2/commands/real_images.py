@@ -104,7 +104,7 @@ def measure_split(context: Context, run: Run, data: str | None) -> None:
             f"{run.record.get('source')} any more; name them with --data"
         )
     with context.group.main_first():
-        split = open_split(name, place, context.data, context.cache / "split", say)
+        split = open_split(name, place, context.images.config, context.cache / "split", say)
     say(f"the held-out images of this report are all {len(split.heldout):,} of the split {name!r}")
     remarks = [number_as_in(context.images.classes, split)]
     if context.images.classes and not split.classes:

@@ -30,7 +30,7 @@ def open_split(
     Args:
         name: of the split, see `DataConfig.split`.
         data: see `open_images`.
-        config: how the run sees images. Its own split does not count, and neither does its limit.
+        config: the options with which the data are opened otherwise. Their split does not count, and neither does their limit.
         folder: for the decoded images.
         say: see `open_images`.
 
