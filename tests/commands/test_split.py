@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from colours_network import Colours
-from conftest import picture
 
 from vqvae2.commands.images import image_files, load_images
 from vqvae2.commands.run_facts import collect
@@ -164,7 +163,7 @@ def test_mistakes(
 
 
 def test_a_split_of_other_images_is_opened_as_they_are(
-    trained_on_split: Path, tmp_path: Path, command: Command
+    trained_on_split: Path, pictures: Path, tmp_path: Path, command: Command
 ) -> None:
     """What of the run's options does not count for other images does not count for their split."""
     run = Path(shutil.copytree(trained_on_split, tmp_path / "run"))
@@ -172,10 +171,10 @@ def test_a_split_of_other_images_is_opened_as_they_are(
     data = config.data.model_copy(update={"label_column": "breed"})
     write_config(run, record, config.model_copy(update={"data": data}))
     other = tmp_path / "other"
-    for number in range(8):
+    for number, file in enumerate(image_files([pictures])[:8]):
         target = other / ("train", "test")[number % 2]
         target.mkdir(parents=True, exist_ok=True)
-        picture(100 + number).save(target / f"{number}.png")
+        shutil.copy(file, target)
     arguments = ("evaluate", run, "--data", other, "--only", "reconstruction", "--out", tmp_path / "out")
     for split in ((), ("--split", "test")):
         said = command(*arguments, *split)
