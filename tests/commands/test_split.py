@@ -110,7 +110,7 @@ def test_it_does_not_decide_what_is_changed(
     arguments = ("evaluate", run, "--only", "precision", "--split", "test")
     said = command(*arguments)
     assert (said.code, said.err.count("\n")) == (2, 1)
-    assert "a split: --out DIR" in said.err
+    assert "--out DIR for the report on a split" in said.err
     assert collect(load(run)).recall
     assert command(*arguments, "--out", run / "report").code == 0  # who asks for it gets it
     assert collect(load(run)).recall == {}

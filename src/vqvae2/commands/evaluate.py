@@ -44,15 +44,14 @@ def report_folder(run: Run | None, data: str | None, out: Path | None, split: st
         UserError: nothing names the real images, or OUT is needed and not given.
     """
     if data is None and (run is None or "source" not in run.record):
-        raise UserError("expected the real images: --data DATA")
+        raise UserError("expected --data DATA, the real images")
     if out is not None:
         return out
     if run is None:
-        raise UserError("expected a folder for the report: --out DIR")
+        raise UserError("expected --out DIR for the report")
     if split is not None:
         raise UserError(
-            "expected a folder for the report on a split: --out DIR; "
-            f"{run.paths.report} is for the run's own held-out images"
+            f"expected --out DIR for the report on a split: {run.paths.report} is for the run's own held-out images"
         )
     return run.paths.report
 
