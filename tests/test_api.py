@@ -99,8 +99,9 @@ def test_a_folder_alone(pictures: Path, tmp_path: Path) -> None:
         ({"split": "extra"}, "no split 'extra'"),
         ({"against": {"other": "nowhere"}}, "other: expected a folder of images"),
         ({"run": "nowhere/at/all"}, "nowhere"),
-        ({"run": None}, "expected data, the real images"),
-        ({"run": None, "data": "pictures"}, "expected out, a folder for the report"),
+        ({"run": None}, "expected --data DATA, the real images"),
+        ({"run": None, "data": "pictures"}, "expected --out DIR for the report"),
+        ({"split": "test", "out": None}, "expected --out DIR for the report on a split"),
     ],
 )
 def test_mistakes_in_measuring(changes: dict[str, Any], message: str, trained: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,23 @@ def test_training_from_python_is_the_training_of_the_command(
     bits = report["parts"]["nll"]["held out"]["bits_per_image"]
     assert said == example("train_from_python", *arguments)
     assert f"costs {bits:.0f} bits" in said
+
+
+def test_the_values_of_settings_from_python_are_those_of_the_command(
+    example: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`null` was the text "null", which is the name of a column."""
+    found: dict[str, Any] = {}
+
+    def fit(data: str, folder: str, preset: str, settings: dict[str, Any]) -> None:
+        found.update(settings)
+        raise vqvae2.UserError("enough")
+
+    monkeypatch.setattr(vqvae2, "fit", fit)
+    pairs = ("data.label_column=null", "data.size=32", "data.flip=false")
+    with pytest.raises(vqvae2.UserError, match="enough"):
+        example("train_from_python", "pictures", "run", "tiny", *pairs)
+    assert found == {"data.label_column": None, "data.size": 32, "data.flip": False}
 
 
 @pytest.mark.parametrize("form", ["png", "npz"])

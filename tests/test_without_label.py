@@ -284,9 +284,10 @@ def test_a_file_whose_levels_cannot_be_drawn_is_skipped(
 def test_an_evaluation_leaves_out_what_needs_it(without: Path, run: Path) -> None:
     labelled, unlabelled = SimpleNamespace(labels=[0]), SimpleNamespace(labels=None)
 
-    def context(images: Any, compress: Path | None = None) -> Any:
+    def context(heldout: Any, compress: Path | None = None) -> Any:
+        """Of training images with classes; a split that is measured in place of the held-out images may have none."""
         options = SimpleNamespace(compress=compress)
-        return SimpleNamespace(run=load(without, "cpu"), images=images, options=options)
+        return SimpleNamespace(run=load(without, "cpu"), images=labelled, heldout=heldout, options=options)
 
     for part in (likelihood.PART, compression.PART):
         assert part.hindered is not None

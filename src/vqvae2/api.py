@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from vqvae2.commands.evaluate import evaluate
+from vqvae2.commands.evaluate import evaluate, report_folder
 from vqvae2.commands.train import Stage, choose_config, finish, tell_estimate, work_of
 from vqvae2.config.models import Config
 from vqvae2.config.numbers import plain
@@ -21,6 +21,7 @@ from vqvae2.files.progress import Plan, Reporter
 from vqvae2.processes import joined, launched
 from vqvae2.run import Run, load
 from vqvae2.train import pipeline
+from vqvae2.train.device import make_accelerator
 
 
 def fit(
@@ -102,7 +103,7 @@ def measure(
     Args:
         run: a run, or what `load` opens; None measures the folder `samples` alone.
         data: the real images, as for `fit`; None takes those that the run was trained on.
-        out: folder for the report; None is RUN/report.
+        out: folder for the report; None is RUN/report, and an error with `split`, or without a run.
         only: names of parts, such as "reconstruction" or ["nll", "distances"]; none for all that can be measured. The page
             Reports lists them.
         split: a split of the data, such as "test", all of whose images are measured in place of the run's held-out images.
@@ -121,16 +122,16 @@ def measure(
     known = {field.name for field in fields(EvaluateOptions)} - {"only", "split"}
     if unknown := sorted({*options} - known):
         raise UserError(f"no option {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    if launched()[1] > 1:
+        make_accelerator()  # joins the others, and gives this process its device, which `load` takes
     opened = run if run is None or isinstance(run, Run) else load(run)
-    if data is None and (opened is None or "source" not in opened.record):
-        raise UserError("expected data, the real images")
-    if out is None and opened is None:
-        raise UserError("expected out, a folder for the report")
+    images = None if data is None else str(data)
+    folder = report_folder(opened, images, None if out is None else Path(out), split)
     group = joined()
     result = evaluate(
         opened,
-        None if data is None else str(data),
-        opened.paths.report if out is None and opened is not None else Path(str(out)),
+        images,
+        folder,
         EvaluateOptions(
             only=(only,) if isinstance(only, str) else tuple(only), split=split, **_typed(options)
         ),

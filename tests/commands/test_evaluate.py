@@ -239,8 +239,10 @@ def test_any_folder_without_a_run(
     assert command("sample", trained, "--n", 6, "--out", tmp_path / "drawn").code == 0
     arguments = ("--samples", tmp_path / "drawn", "--data", pictures, "--out", tmp_path / "out", *QUICK)
     assert command("evaluate", *arguments).code == 0
-    parts = report(tmp_path / "out")["parts"]
+    found = report(tmp_path / "out")
+    parts = found["parts"]
     assert set(parts) == {"distances", "precision", "classification", "memorisation", "symmetry"}
+    assert sum("neither mirrored nor shifted" in line for line in found["warnings"]) == 1
     assert [row["trained_on"] for row in parts["classification"]["rows"]] == ["training", "samples"]
     assert parts["classification"]["rows"][1]["n"] == 6
 
@@ -332,6 +334,7 @@ def test_the_classifier_learns_from_as_many_pictures_as_are_asked_for(
     arguments = ("--only", "classification", "--classifier-steps", 10, "--classifier-n", 8)
     arguments += ("--classifier-width", 9, "--classifier-blocks", 2)
     assert command("evaluate", trained, "--out", tmp_path / "out", *arguments).code == 0
+    assert "neither mirrored" not in " ".join(report(tmp_path / "out")["warnings"])
     part = report(tmp_path / "out")["parts"]["classification"]
     assert (part["classifier"]["width"], part["classifier"]["blocks"]) == (9, 2)
     rows = part["rows"]

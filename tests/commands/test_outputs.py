@@ -14,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from vqvae2.commands import evaluate
 from vqvae2.files import tensor_file
 from vqvae2.files.process import Process
 from vqvae2.files.run_folder import RunFolder
@@ -313,6 +314,19 @@ def test_options_that_would_be_ignored_are_refused(
         assert said.code == 2
         assert part in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_tuning_beside_a_part_that_draws_takes_settings_of_drawing(
+    trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples of the critic are drawn with them, though tuning tries its own."""
+    asked: list[Any] = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda run, data, out, options, *_: asked.append(options))
+    arguments = ("evaluate", trained, "--tune-sampling", "--temperature", 0.9, "--out", tmp_path / "out")
+    assert command(*arguments).code == 2
+    assert command(*arguments, "--critic-sweep", "1,0.5").code == 0
+    (options,) = asked
+    assert (options.critic_fractions, options.sampling.temperature) == ((1, 0.5), 0.9)
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0, 255), (255, 255, 255, 0)])

@@ -13,9 +13,12 @@ from colours_network import Colours
 
 from vqvae2.commands.images import image_files, load_images
 from vqvae2.commands.run_facts import collect
-from vqvae2.evaluate import context
+from vqvae2.evaluate import context, full_report
+from vqvae2.evaluate.advice import Advice, advise
+from vqvae2.evaluate.facts import Facts
 from vqvae2.files.atomic import read_json
 from vqvae2.run import load
+from vqvae2.train.folder import read_run, write_config
 
 Command = Callable[..., Any]
 
@@ -104,8 +107,43 @@ def test_it_does_not_decide_what_is_changed(
     run = Path(shutil.copytree(trained_on_split, tmp_path / "run"))
     assert command("evaluate", run, "--only", "precision").code == 0
     assert collect(load(run)).recall
-    assert command("evaluate", run, "--only", "precision", "--split", "test").code == 0
+    arguments = ("evaluate", run, "--only", "precision", "--split", "test")
+    said = command(*arguments)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "--out DIR for the report on a split" in said.err
+    assert collect(load(run)).recall
+    assert command(*arguments, "--out", run / "report").code == 0  # who asks for it gets it
     assert collect(load(run)).recall == {}
+
+
+def test_the_page_of_a_split_advises_from_the_figures_of_the_run(
+    trained_on_split: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own figures would let a test split decide what is changed."""
+    found: list[list[Advice]] = []
+
+    def noted(facts: Facts) -> list[Advice]:
+        found.append(advise(facts))
+        return found[-1]
+
+    monkeypatch.setattr(full_report, "advise", noted)
+    monkeypatch.setattr(full_report, "from_report", lambda parts: {"psnr": 1.0, "nearer": 1.0})
+    arguments = ("evaluate", trained_on_split, "--only", "reconstruction", "--out", tmp_path / "out")
+    for split in ((), ("--split", "test")):
+        assert command(*arguments, *split).code == 0
+    own = advise(collect(load(trained_on_split)))
+    assert found[0] != own
+    assert found[1] == own
+
+
+def test_images_that_chose_the_weights_are_a_warning(
+    trained_on_split: Path, tmp_path: Path, command: Command
+) -> None:
+    """The run held out `val`, so this split is no fairer measure than the report without --split."""
+    arguments = ("--only", "reconstruction", "--out", tmp_path / "out")
+    for split, count in (("val", 1), ("test", 0)):
+        assert command("evaluate", trained_on_split, "--split", split, *arguments).code == 0
+        assert sum("choose the weights" in line for line in figures(tmp_path / "out")["warnings"]) == count
 
 
 def test_mistakes(
@@ -122,6 +160,26 @@ def test_mistakes(
         said = command("evaluate", *arguments, *out, "--quiet")
         assert (said.code, said.err.count("\n")) == (2, 1), message
         assert message in said.err
+
+
+def test_a_split_of_other_images_is_opened_as_they_are(
+    trained_on_split: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    """What of the run's options does not count for other images does not count for their split."""
+    run = Path(shutil.copytree(trained_on_split, tmp_path / "run"))
+    record, config = read_run(run)
+    data = config.data.model_copy(update={"label_column": "breed"})
+    write_config(run, record, config.model_copy(update={"data": data}))
+    other = tmp_path / "other"
+    for number, file in enumerate(image_files([pictures])[:8]):
+        target = other / ("train", "test")[number % 2]
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    arguments = ("evaluate", run, "--data", other, "--only", "reconstruction", "--out", tmp_path / "out")
+    for split in ((), ("--split", "test")):
+        said = command(*arguments, *split)
+        assert said.code == 0, said.err
+        assert figures(tmp_path / "out")["parts"]["reconstruction"]["held out"]["n"] == 4
 
 
 def test_a_split_without_classes(

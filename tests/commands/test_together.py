@@ -71,14 +71,16 @@ class Colours:
         return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1), None
 
 
-def two(jobs: list[list[str]], fault: str = "", cwd: Path | None = None) -> list[tuple[int, str, str]]:
+def two(
+    jobs: list[list[str]], fault: str = "", cwd: Path | None = None, script: str = _WORKER
+) -> list[tuple[int, str, str]]:
     """Two processes do these jobs: of each the exit code, its standard output and its standard error."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun does
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     group |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WORKER, json.dumps(jobs), fault],
+            [sys.executable, "-c", script, json.dumps(jobs), fault],
             env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
         )
@@ -201,6 +203,20 @@ def test_a_mistake_that_one_process_finds_ends_both(trained: Path, pictures: Pat
     (code, _, err), (other, _, other_err) = two([job], "mistake", tmp_path)
     assert (code, err.strip()) == (2, "vqvae2: only here")
     assert (other, other_err) == (1, "")
+
+
+def test_a_script_that_only_measures_joins_its_processes(trained: Path, tmp_path: Path) -> None:
+    """Every process measured everything, and all wrote the same report."""
+    script = """
+import json, sys
+import vqvae2
+((run, out),) = json.loads(sys.argv[1])
+print(json.dumps(vqvae2.measure(run, out=out, only=["nll", "reconstruction"])))
+"""
+    (code, main_said, _), (other, other_said, err) = two([[str(trained), str(tmp_path)]], script=script)
+    assert (code, other) == (0, 0), err
+    assert json.loads(main_said) == read_json(tmp_path / "report.json")
+    assert json.loads(other_said) == {}
 
 
 def test_a_verb_of_one_process_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

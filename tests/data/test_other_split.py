@@ -14,7 +14,7 @@ from data_helpers import config, folder_of, noise, opened, parquet_of, tar_of
 
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet
-from vqvae2.data.other_split import open_split, trained_on
+from vqvae2.data.other_split import known_images, open_split
 
 TRAIN, VALIDATION, TEST = range(8), range(8, 11), range(11, 16)
 PARTS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
@@ -96,9 +96,9 @@ def assert_only_the_split(data: object, place: Path, **options: Any) -> None:
     split = split_of("test", data, place, **options)
     assert (len(split), len(split.train)) == (len(TEST), 0)
     assert shown(split, split.heldout) == list(TEST)
-    assert trained_on(own, split, "test", config()) is None
+    assert known_images(own, split, "test", config()) == []
     with pytest.raises(DataError, match="8 of the 8 training images that were looked at are in the split"):
-        trained_on(own, split_of("train", data, place, **options), "train", config())
+        known_images(own, split_of("train", data, place, **options), "train", config())
     with pytest.raises(DataError, match="extra") as caught:
         split_of("extra", data, place, **options)
     assert "\n" not in str(caught.value)
@@ -134,12 +134,20 @@ def test_a_folder_of_a_class_is_no_split_that_was_held_out(tmp_path: Path) -> No
     root = folder_of(tmp_path / "pictures", 16, ("cat", "dog"))
     own = opened(root, tmp_path)
     with pytest.raises(DataError, match="no split that was held out"):
-        trained_on(own, split_of("cat", root, tmp_path), "cat", config())
+        known_images(own, split_of("cat", root, tmp_path), "cat", config())
 
 
 def test_a_few_images_that_are_in_both_are_counted(tmp_path: Path) -> None:
     root = folders(tmp_path / "pictures")
     noise(0).save(root / "test" / "a" / "again.png")
     own = opened(root, tmp_path)
-    found = trained_on(own, split_of("test", root, tmp_path), "test", config())
-    assert str(found).startswith("1 of the 8 training images")
+    (found,) = known_images(own, split_of("test", root, tmp_path), "test", config())
+    assert found.startswith("1 of the 8 training images")
+
+
+def test_held_out_images_that_are_in_the_split_are_counted(tmp_path: Path) -> None:
+    """They have chosen the weights, so a split of them measures no more than the report without it."""
+    root = folders(tmp_path / "pictures")
+    own = opened(root, tmp_path)
+    (found,) = known_images(own, split_of("val", root, tmp_path), "val", config())
+    assert found.startswith("3 of the 3 held-out images that were looked at are in the split 'val' too; ")

@@ -32,11 +32,28 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, refuse_links
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vqvae2.evaluate.options import EvaluateOptions
     from vqvae2.processes import Group
     from vqvae2.run import Run
+
+
+def report_folder(run: Run | None, data: str | None, out: Path | None, split: str | None) -> Path:
+    """Where the report goes: OUT, or by default RUN/report.
+
+    Raises:
+        UserError: nothing names the real images, or OUT is needed and not given.
+    """
+    if data is None and (run is None or "source" not in run.record):
+        raise UserError("expected --data DATA, the real images")
+    if out is not None:
+        return out
+    if run is None:
+        raise UserError("expected --out DIR for the report")
+    if split is not None:
+        raise UserError(
+            f"expected --out DIR for the report on a split: {run.paths.report} is for the run's own held-out images"
+        )
+    return run.paths.report
 
 
 @locks("out", below=["cache"])
@@ -54,6 +71,7 @@ def evaluate(
         run: None measures `options.samples` alone. Half of the real images then serve as training images, the other half is
             held out.
         data: the real images, see `open_images`; None takes those that the run was trained on.
+        out: see `report_folder`.
         group: the processes that share the work, each of which calls this with a run on its own device; None is this one alone.
 
     Returns:
@@ -140,7 +158,10 @@ def command(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for report.json and report.html [default: RUN/report]")
+        Path | None,
+        typer.Option(
+            help="folder for report.json and report.html [default: RUN/report; needed with --split, and without a RUN]"
+        ),
     ] = None,
     only: Annotated[
         str | None,
@@ -248,15 +269,9 @@ def command(
     group = joined()
     reporter = Reporter(quiet=None if group.main else True)
     loaded = load(run) if run is not None else None
-    if data is None and (loaded is None or "source" not in loaded.record):
-        raise UserError("expected --data DATA, the real images")
-    if out is None:
-        if loaded is None:
-            raise UserError("expected --out DIR for the report")
-        out = loaded.paths.report
+    out = report_folder(loaded, data, out, split)
     parts = (*_items(only), *(["tuning"] if tune_sampling else []))
     drawing = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--guidance": guidance}
-    _refuse_unused(loaded, parts, drawing, {"--samples": samples, "--decoder": decoder, "--size": size})
     sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance) if loaded else None
     options = EvaluateOptions(
         only=parts,
@@ -277,6 +292,7 @@ def command(
         size=size,
         split=split,
     )
+    _refuse_unused(loaded, options, drawing, {"--samples": samples, "--decoder": decoder, "--size": size})
     result = evaluate(loaded, data, out, options, reporter, group)
     if result is None:
         return
@@ -293,15 +309,17 @@ def command(
 
 
 def _refuse_unused(
-    run: Run | None, parts: Sequence[str], drawing: dict[str, Any], others: dict[str, Any]
+    run: Run | None, options: EvaluateOptions, drawing: dict[str, Any], others: dict[str, Any]
 ) -> None:
     """Refuse options that have no effect without a run, with one, or if only tuning was asked for."""
+    from vqvae2.evaluate.parts.registry import asked_parts
+
     if run is None:
         refuse_unused({**drawing, "--decoder": others["--decoder"]}, "without a RUN nothing is drawn")
         return
     refuse_unused({"--size": others["--size"]}, "images are measured at the size of the RUN")
     check_guidance(run, drawing["--guidance"])
-    if {*parts} == {"tuning"}:
+    if asked_parts(options) == {"tuning"}:
         refuse_unused(
             {**drawing, "--samples": others["--samples"]}, "tuning draws with settings that it tries"
         )

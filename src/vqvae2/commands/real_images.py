@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from vqvae2.config.base import one_line
 from vqvae2.config.models import ConfigError, DataConfig
 from vqvae2.data.images import ImageSet
-from vqvae2.data.other_split import open_split, trained_on
+from vqvae2.data.other_split import known_images, open_split
 from vqvae2.data.peek import peek
 from vqvae2.data.recorded import find_source, open_other, open_source, same_source
 from vqvae2.errors import UserError
@@ -36,13 +36,12 @@ def open_real(
         say: see `open_images`.
 
     Raises:
-        UserError: neither a run nor `data`; see also `open_images`.
+        UserError: see `open_images`.
     """
     seed = run.config.seed if run else 0
     if run is not None and (data is None or _is_own(run, data)):
         return open_source(run.record, run.folder, config, _decoded(run, cache), cache / "data", seed, say)
-    if data is None:
-        raise UserError("expected --data DATA, the real images")
+    assert data is not None  # by `evaluate.report_folder`
     own = run.record.get("fingerprint") if run else None
     return open_other(data, config, cache / "data", seed=seed, say=say, own=own)
 
@@ -105,7 +104,7 @@ def measure_split(context: Context, run: Run, data: str | None) -> None:
             f"{run.record.get('source')} any more; name them with --data"
         )
     with context.group.main_first():
-        split = open_split(name, place, context.data, context.cache / "split", say)
+        split = open_split(name, place, context.images.config, context.cache / "split", say)
     say(f"the held-out images of this report are all {len(split.heldout):,} of the split {name!r}")
     remarks = [number_as_in(context.images.classes, split)]
     if context.images.classes and not split.classes:
@@ -115,7 +114,7 @@ def measure_split(context: Context, run: Run, data: str | None) -> None:
     if not context.images.classes:
         split.classes, split.labels = (), None
     if context.group.main:
-        remarks.append(trained_on(context.images, split, name, context.data))
+        remarks += known_images(context.images, split, name, context.data)
     context.measured = split
     context.warnings += filter(None, remarks)
 

@@ -45,6 +45,7 @@ class ImageSet:
         classes: class names; () = no labels.
         labels: int64 [n], -1 = unlabelled; None = no labels.
         names: where each image came from: its path in the folder, or its name or row in a table.
+        config: the options with which they were opened.
         fingerprint: sha256 of the data and of the options that change pixels; 64 hexadecimal digits.
         train, heldout: sorted int64 indices of the training and of the held-out images; no index is in both.
         skipped: number of images that cannot be used; `skipped.txt` lists them with the reasons.
@@ -62,7 +63,7 @@ class ImageSet:
         self.labels = None if index.labels is None else np.array(index.labels, np.int64)
         self.train, self.heldout = split_images(index.names, self.labels, index.held, config.holdout, both)
         self.skipped = len(index.skipped)
-        self._stored, self._shape, self._skipped_file = stored, config.shape, skipped
+        self.config, self._stored, self._shape, self._skipped_file = config, stored, config.shape, skipped
         self._decoder = Decoder(config)
         self._broken: set[int] = set()
 

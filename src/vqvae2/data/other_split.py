@@ -18,7 +18,7 @@ from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet, open_images
 
 _BATCH = 64  # images that are read at a time
-_LOOKED = 10_000  # training images that are looked for in the split, at most
+_LOOKED = 10_000  # training images, and held-out ones, that are looked for in the split, at most
 _MOSTLY = 0.5  # a larger share of the split may not be training images
 
 
@@ -30,7 +30,7 @@ def open_split(
     Args:
         name: of the split, see `DataConfig.split`.
         data: see `open_images`.
-        config: how the run sees images. Its own split does not count, and neither does its limit.
+        config: the options with which the data are opened otherwise. Their split does not count, and neither does their limit.
         folder: for the decoded images.
         say: see `open_images`.
 
@@ -44,31 +44,36 @@ def open_split(
     return images
 
 
-def trained_on(images: ImageSet, split: ImageSet, name: str, config: DataConfig) -> str | None:
-    """Whether a split has images that are training images too, pixel for pixel; 10,000 training images at most are looked for.
+def known_images(images: ImageSet, split: ImageSet, name: str, config: DataConfig) -> list[str]:
+    """Whether a split has images, pixel for pixel, that are training images or held-out ones too.
+
+    Of each of the two 10,000 at most are looked for.
 
     Args:
-        images: whose training images are looked for.
+        images: whose training images and held-out ones are looked for.
         split: of `open_split`, under its name.
         config: how the run sees images.
 
     Returns:
-        How many there are, as text; None if there are none.
+        How many there are of each kind, as text; [] if there are none.
 
     Raises:
         DataError: at least half of the split are training images, by what was looked at: it is not held out.
     """
-    looked = spread(images.train, _LOOKED)
     measured = _digests(split, split.heldout, config)
-    common = len(measured & _digests(images, looked, config))
-    if not common:
-        return None
-    found = (
-        f"{common:,} of the {len(looked):,} training images that were looked at are in the split {name!r} too"
-    )
-    if common * len(images.train) >= _MOSTLY * len(measured) * len(looked):
-        raise DataError(f"{found}: it is no split that was held out of the training")
-    return found
+    remarks = []
+    for kind, indices in (("training", images.train), ("held-out", images.heldout)):
+        looked = spread(indices, _LOOKED)
+        common = len(measured & _digests(images, looked, config))
+        if not common:
+            continue
+        found = f"{common:,} of the {len(looked):,} {kind} images that were looked at are in the split {name!r} too"
+        if kind == "held-out":
+            found += "; held-out images choose the weights that a training keeps, so the figures are slightly too good"
+        elif common * len(indices) >= _MOSTLY * len(measured) * len(looked):
+            raise DataError(f"{found}: it is no split that was held out of the training")
+        remarks.append(found)
+    return remarks
 
 
 def _digests(images: ImageSet, indices: NDArray[np.int64], config: DataConfig) -> set[bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqvae2.data.errors import DataError
 from vqvae2.errors import UserError
-from vqvae2.evaluate.advice import advise
+from vqvae2.evaluate.advice import Advice, advise
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.facts import Facts, from_report
 from vqvae2.evaluate.glossary import PARTS, SETS
@@ -35,7 +35,8 @@ def write_report(
         context: what is measured.
         title: of the page.
         out: folder; it exists.
-        facts: what the run itself knows; what is measured here is added to it for the verdict.
+        facts: what the run itself knows; what is measured here is added to it for the verdict, and for the advice unless it
+            was measured on a split that the options name.
 
     Returns:
         The content of report.json: protocol, parts, plots (the points of their curves, by part), left_out (reasons by name),
@@ -111,8 +112,12 @@ def _measured(
         "seconds": seconds | context.seconds(),
     }
     write_json(out / "report.json", report)
-    known = replace(facts or Facts(), **from_report(report["parts"]))
-    _page(title, report, results, known).save(out / "report.html")
+    facts = facts or Facts()
+    known = replace(facts, **from_report(report["parts"]))
+    decides = (
+        known if context.options.split is None else facts
+    )  # a test split must not decide what is changed
+    _page(title, report, results, verdict(known), advise(decides)).save(out / "report.html")
     if failed := sorted(asked_parts(context.options) & left_out.keys()):
         name = failed[0]
         raise UserError(f"cannot measure {name}: {left_out[name]}; the rest is in {out}")
@@ -127,9 +132,15 @@ def _points(plots: list[Plot]) -> list[dict[str, Any]]:
     ]
 
 
-def _page(title: str, report: dict[str, Any], results: list[tuple[Part, PartResult]], facts: Facts) -> Page:
+def _page(
+    title: str,
+    report: dict[str, Any],
+    results: list[tuple[Part, PartResult]],
+    sentences: list[str],
+    advice: list[Advice],
+) -> Page:
     page = Page(title)
-    page.verdict(verdict(facts))
+    page.verdict(sentences)
     for line in report["warnings"]:
         page.note(f"Note: {line}.")
     for part, result in results:
@@ -143,7 +154,7 @@ def _page(title: str, report: dict[str, Any], results: list[tuple[Part, PartResu
     if report["left_out"]:
         page.heading("Left out", "These parts could not be measured.")
         page.table(("part", "reason"), list(report["left_out"].items()))
-    if advice := advise(facts):
+    if advice:
         page.heading("What to change", "By the rules that `vqvae2 explain` states.")
         for item in advice:
             page.subheading(item.finding)

@@ -62,9 +62,16 @@ def _trials(context: Context) -> list[Trial]:
 
 
 def measure(context: Context) -> PartResult:
-    """Classifiers of the data's classes, which are mirrored and moved at most as the run's training images are."""
-    config = context.options.classifier.within(context.data)
-    return classification(_trials(context), len(context.images.classes), config, context.device)
+    """Classifiers of the data's classes, whose training images are mirrored and moved at most as the run's are."""
+    asked = context.options.classifier
+    config = asked.within(context.data)
+    result = classification(_trials(context), len(context.images.classes), config, context.device)
+    if context.run is None and config != asked:
+        result.warnings.append(
+            "without a RUN classifiers learn from images that are neither mirrored nor shifted, and with a RUN from images that "
+            "are mirrored and shifted as in its training, so accuracies with and without a RUN do not compare"
+        )
+    return result
 
 
 def prepare(context: Context) -> None:
