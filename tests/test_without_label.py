@@ -172,7 +172,7 @@ def test_a_training_is_refused_whose_samples_would_be_guided(trained: Path, pict
 
 
 def test_a_finished_run_takes_no_guidance_that_it_cannot_use(
-    command: Callable[..., Said], without: Path, pictures: Path
+    command: Callable[..., Any], without: Path, pictures: Path
 ) -> None:
     before = (without / "config.yaml").read_bytes()
     said = command("train", pictures, "--run", without, "--set", "sampling.guidance=2")
@@ -191,7 +191,7 @@ def guided(without: Path) -> Path:
 
 
 def test_an_evaluation_that_draws_is_refused_before_anything_is_read(
-    command: Callable[..., Said], guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., Any], guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vqvae2.data.images.open_images", lambda *_, **__: pytest.fail("images were read"))
     said = command("evaluate", guided, "--out", tmp_path / "report")
