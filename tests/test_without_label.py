@@ -193,7 +193,9 @@ def guided(without: Path) -> Path:
 def test_an_evaluation_that_draws_is_refused_before_anything_is_read(
     command: Callable[..., Any], guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqvae2.data.images.open_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr(
+        "vqvae2.commands.real_images.open_real", lambda *_, **__: pytest.fail("images were read")
+    )
     said = command("evaluate", guided, "--out", tmp_path / "report")
     assert (said.code, said.err.count("\n")) == (2, 1), said.err
     assert "label_dropout is 0" in said.err
