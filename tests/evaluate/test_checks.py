@@ -52,7 +52,7 @@ def test_options_are_checked_before_images_are_read(
     def read(*arguments: Any, **more: Any) -> NoReturn:
         pytest.fail("images were read")
 
-    monkeypatch.setattr("vqvae2.data.images.open_images", read)
+    monkeypatch.setattr("vqvae2.commands.real_images.open_real", read)
     out = tmp_path / "out"
     said = command("evaluate", trained, "--out", out, *options)
     assert said.code == 2
