@@ -55,7 +55,7 @@ MAIN = (  # settings that the page of presets explains
 PRESETS = """# Presets
 
 A preset is a set of all settings. `vqvae2 train DATA --run RUN --preset NAME` takes one; without `--preset` one is chosen by the number
-of the images and by the usual length of their short side (without a GPU of at most 64 px). `vqvae2 inspect --preset NAME` shows what a training with it costs, and
+of the images and by the usual length of their short side (without a GPU, 64 px at most). `vqvae2 inspect --preset NAME` shows what a training with it costs, and
 with `--set`, `--config` or `--size` what one with your changes costs.
 
 {table}

@@ -34,7 +34,7 @@ class Sampling(BaseModel):
     temperature: float | tuple[float, ...] = Field(
         1.0,
         description="divides the logits: 1 is the model's own distribution (paper), 0 takes the most likely code; "
-        "like the next three, one number for all levels or one per level, coarsest first",
+        "like top_k, top_p and guidance, one number for all levels or one per level, coarsest first",
     )
     top_k: int | tuple[int, ...] = Field(0, description="draw from the k most likely codes; 0 = all")
     top_p: float | tuple[float, ...] = Field(
