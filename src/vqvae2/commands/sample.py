@@ -166,7 +166,8 @@ def _describe(run: Run, request: SampleRequest) -> tuple[list[int] | None, list[
 
     labels, turns = _labels(run, request)
     sampling = request.sampling or run.sampling
-    run.config.prior.check_guidance(sampling)  # raises before the folder is made
+    sampling.level(0, run.config.autoencoder.levels)  # raises before the folder is made
+    run.config.prior.check_guidance(sampling)
     about = {"seed": request.seed, **sampling.about(), "labels": turns, **run.drawn_by(request.decoder)}
     if request.critic is None:
         return labels, [], about
