@@ -114,9 +114,8 @@ def _measured(
     write_json(out / "report.json", report)
     facts = facts or Facts()
     known = replace(facts, **from_report(report["parts"]))
-    decides = (
-        known if context.options.split is None else facts
-    )  # a test split must not decide what is changed
+    # a test split must not decide what is changed
+    decides = known if context.options.split is None else facts
     _page(title, report, results, verdict(known), advise(decides)).save(out / "report.html")
     if failed := sorted(asked_parts(context.options) & left_out.keys()):
         name = failed[0]

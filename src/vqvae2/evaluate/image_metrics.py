@@ -21,9 +21,8 @@ from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.evaluate.metrics import MetricError
 from vqvae2.tf32 import without_tf32
 
-_PIXELS = (
-    2**18
-)  # that go through the network of the perceptual distance at once (about 0.5 GB), at least one image
+# pixels that go through the network of the perceptual distance at once (about 0.5 GB), at least one image
+_PIXELS = 2**18
 _WINDOW = 11  # px of SSIM's Gaussian window
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, finest first
 

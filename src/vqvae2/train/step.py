@@ -219,9 +219,8 @@ class TrainingStep:
         self.optimizer.zero_grad()  # so that the recorded backward pass makes its gradients where replays write them
         torch.cuda.synchronize(self.choices.device)
         graph = torch.cuda.CUDAGraph()
-        here = torch.cuda.stream(
-            torch.cuda.current_stream(self.choices.device)
-        )  # current again, however recording ends
+        # current again, however recording ends
+        here = torch.cuda.stream(torch.cuda.current_stream(self.choices.device))
         # the thread that makes batches may pin memory meanwhile
         with here, torch.cuda.graph(graph, stream=self.side, capture_error_mode="thread_local"):
             self._work(self.inputs)

@@ -208,9 +208,8 @@ class Studio:
                 kept, request.n, request.label, request.seed, request.passes, sampling, request.decoder
             )
 
-        drawn(
-            Kept(found.image, None, found.image, found.codes)
-        )  # draws nothing, but refuses a mistake at once
+        # draws nothing, but refuses a mistake at once
+        drawn(Kept(found.image, None, found.image, found.codes))
 
         def steps() -> Iterator[Step]:
             for part in drawn(keep()):
