@@ -15,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from colours_network import Colours
 from PIL import Image
 
 from vqvae2.cli import main
@@ -78,6 +79,14 @@ class Said:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Colours:
+    """Stands in for the networks of ImageNet."""
+    net = Colours()
+    monkeypatch.setattr("vqvae2.evaluate.context.feature_network", lambda *_: net)
+    return net
 
 
 def picture(number: int) -> Image.Image:

@@ -66,7 +66,7 @@ def fit(
     """
     if until not in (choices := [stage.value for stage in Stage]):
         raise UserError(f"expected until to be one of {', '.join(choices)}, found {until!r}")
-    folder, reporter = Path(run), reporter or Reporter(quiet=True if launched()[0] else None)
+    folder, reporter = Path(run), reporter or Reporter.of_process(not launched()[0])
     changes = {**(settings or {}), **({} if size is None else {"data.size": size})}
     file = None if config is None else Path(config)
     chosen = choose_config(
@@ -135,7 +135,7 @@ def measure(
         EvaluateOptions(
             only=(only,) if isinstance(only, str) else tuple(only), split=split, **_typed(options)
         ),
-        reporter or Reporter(quiet=None if group.main else True),
+        reporter or Reporter.of_process(group.main),
         group,
     )
     content: dict[str, Any] = json.loads(json.dumps(result or {}))  # lists where there are tuples

@@ -40,14 +40,6 @@ Command = Callable[..., Any]
 QUICK = ("--classifier-steps", 10)
 
 
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Colours:
-    """Stands in for the networks of ImageNet."""
-    net = Colours()
-    monkeypatch.setattr(context, "feature_network", lambda *_: net)
-    return net
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: Sequence[str]) -> Path:
     """A run with nine held-out pictures; not to be altered."""

@@ -28,14 +28,6 @@ from vqvae2.run import load
 Command = Callable[..., Any]
 
 
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Colours:
-    """Stands in for the networks of ImageNet."""
-    net = Colours()
-    monkeypatch.setattr(context, "feature_network", lambda *_: net)
-    return net
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: Sequence[str]) -> Path:
     """A run with 16 training and 8 held-out images; not to be altered."""

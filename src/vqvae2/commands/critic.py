@@ -49,7 +49,7 @@ def fit_command(
     from vqvae2.run import Run
 
     group = joined()
-    reporter = Reporter(quiet=None if group.main else True)
+    reporter = Reporter.of_process(group.main)
     critic = Run(run).fit_critic(data, features, weights, model, reporter, group)
     if as_json:
         print_json(critic.record)

@@ -267,7 +267,7 @@ def command(
     from vqvae2.run import load
 
     group = joined()
-    reporter = Reporter(quiet=None if group.main else True)
+    reporter = Reporter.of_process(group.main)
     loaded = load(run) if run is not None else None
     out = report_folder(loaded, data, out, split)
     parts = (*_items(only), *(["tuning"] if tune_sampling else []))

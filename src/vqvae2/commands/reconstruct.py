@@ -143,7 +143,7 @@ def command(
     from vqvae2.run import load
 
     group, loaded = joined(), load(run)
-    report = Reporter(quiet=None if group.main else True).say
+    report = Reporter.of_process(group.main).say
     results = reconstruct(loaded, images, out, decoder.value if decoder else None, report, group)
     if as_json:
         print_json(results)

@@ -194,7 +194,7 @@ def command(
     from vqvae2.run import load
 
     group = joined()
-    report = Reporter(quiet=None if group.main else True).say
+    report = Reporter.of_process(group.main).say
     result = score(load(run), images, label, out, report, group, bits_map)
     if result["heldout"] is None:
         report(

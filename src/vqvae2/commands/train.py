@@ -320,7 +320,7 @@ def command(
 
     At the end RUN/report/training.html shows the figures, the loss curves and what to change.
     """
-    reporter = Reporter(quiet=True if launched()[0] else None)
+    reporter = Reporter.of_process(not launched()[0])
     reporter.say(f"training on {data} in {run}")
 
     from vqvae2.config.yaml_text import quoted

@@ -73,6 +73,11 @@ class Reporter:
         self.plan: Plan | None = None
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
 
+    @classmethod
+    def of_process(cls, main: bool) -> Reporter:
+        """One for a command that several processes run: all but the main one are quiet."""
+        return cls(quiet=None if main else True)
+
     def say(self, text: str) -> None:
         """Print one line; control characters are shown as escapes."""
         if not self.quiet:
