@@ -4,7 +4,8 @@
     python experiments/compare.py run NAME [--cifar10 FOLDER] [--vgg FILE] [--cores 2] [--runs runs/experiments]
 
 Each arm is an ordinary run folder of `vqvae2 train`: the same command again skips finished arms and resumes interrupted
-ones. The figures of all arms are written to results/NAME.json, their curves to docs/images/.
+ones. The figures of the finished arms are written to results/NAME.json and their curves to docs/images/ as soon as an arm ends, so an
+experiment that was stopped leaves what it has measured.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 from typing import Any
 
 import torch
@@ -140,8 +142,23 @@ def seconds_per_sample(folders: dict[str, Path], batches: list[int]) -> dict[str
     return medians
 
 
+def write(name: str, experiment: dict[str, Any], folders: dict[str, Path]) -> Path:
+    """Write the figures of finished arms (name -> run folder) to results/NAME.json, and draw their curves; gives the file."""
+    done = {arm: figures(folder) for arm, folder in folders.items()}
+    for arm, seconds in seconds_per_sample(folders, experiment.get("sample", [])).items():
+        done[arm]["seconds a sample"] = seconds
+    target = ROOT / "results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
+    draw(name, experiment.get("curves", []), folders)
+    return target
+
+
 def run(name: str, experiment: dict[str, Any], data: str, common: list[str], runs: Path, cores: int) -> None:
-    """Train every arm, at most `cores` at once and each on a core of its own; then write the figures."""
+    """Train every arm, at most `cores` at once and each on a core of its own; write the figures after each arm."""
+    folders = {arm: runs / name / arm for arm, _ in arms(experiment)}
+    finished: set[str] = set()
+    writing = Lock()
     free: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0))[:cores]:
         free.put(core)
@@ -177,19 +194,19 @@ def run(name: str, experiment: dict[str, Any], data: str, common: list[str], run
         finally:  # an arm that fails must not keep the others waiting for its core
             free.put(core)
         print(f"{arm}: {(time.time() - began) / 60:.1f} min", flush=True)
+        with writing:
+            finished.add(arm)
+            if arm in folders and not experiment.get(
+                "sample"
+            ):  # times per sample are measured when no arm trains
+                write(
+                    name, experiment, {each: folder for each, folder in folders.items() if each in finished}
+                )
 
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(one, first_stages(experiment)))
         list(pool.map(one, arms(experiment)))
-    folders = {arm: runs / name / arm for arm, _ in arms(experiment)}
-    done = {arm: figures(folder) for arm, folder in folders.items()}
-    for arm, seconds in seconds_per_sample(folders, experiment.get("sample", [])).items():
-        done[arm]["seconds a sample"] = seconds
-    target = ROOT / "results" / f"{name}.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
-    draw(name, experiment.get("curves", []), folders)
-    print(target)
+    print(write(name, experiment, folders))
 
 
 def main() -> None:

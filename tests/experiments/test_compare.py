@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -157,3 +160,23 @@ def test_the_parameters_of_a_stage_are_those_of_its_file(run: Path) -> None:
     for level in (0, 1):
         prior = load(run, "cpu").prior.levels[level]
         assert result[f"prior/level-{level}"]["parameters"] == sum(p.numel() for p in prior.parameters())
+
+
+def test_an_experiment_that_fails_leaves_the_figures_of_the_arms_that_ended(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(line: list[str], **_: object) -> None:
+        folder = Path(line[line.index("--run") + 1])
+        if folder.name == "second-0":
+            raise CalledProcessError(2, line)
+        shutil.copytree(run, folder)
+
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(compare.subprocess, "run", train)
+    arms = {"first": [], "second": ["prior.conditional=false"], "third": ["prior.conditional=true"]}
+    experiment = {"preset": "small64", "recipe": "any.yaml", "until": "prior", "seeds": [0], "arms": arms}
+    with pytest.raises(CalledProcessError):
+        compare.run("some", experiment, "data", [], tmp_path / "runs", 1)
+    written = json.loads((tmp_path / "results" / "some.json").read_text())
+    assert "prior/level-1" in written["arms"]["first-0"]
+    assert "second-0" not in written["arms"]
