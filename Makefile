@@ -12,7 +12,7 @@ BASELINES := .venv-baselines
 NAME ?= autoencoder codec decoding evaluating quantizer sampling shards
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo soak test coverage test-inception test-web test-baselines check bench experiments docs dist clean
+.PHONY: help setup demo soak test coverage test-triton test-inception test-web test-baselines check bench experiments docs dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,11 @@ test: $(READY) ## run the tests, one process per core
 
 coverage: $(READY) ## run the tests and measure their coverage (90 % at least), which takes longer
 	@$(PYTEST) --cov --cov-fail-under=90
+
+# Triton is installed into a folder of its own, so that nothing else here finds it.
+test-triton: $(READY) ## run the tests of the fused kernels without a GPU, in Triton's interpreter (some minutes)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target build/triton triton==3.9.0
+	@TRITON_INTERPRET=1 PYTHONPATH=build/triton $(PYTEST) tests/autoencoder/test_nearest_triton.py tests/prior/test_step_triton.py
 
 test-inception: $(INCEPTION)/.ready ## run the tests of FID, IS and KID, which need a torch and a torchvision of their own (6 GB)
 	$(INCEPTION)/bin/python -m pytest tests/evaluate/inception

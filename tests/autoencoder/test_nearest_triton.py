@@ -84,6 +84,8 @@ def test_real_vectors_to_the_rounding_of_float32(
     assert (excess <= 8 * 2.0**-24 * summed).all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes with NumPy
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 def test_vectors_that_are_not_finite_spoil_no_other(device: str) -> None:
     vectors, codebook = whole(-3, 3, 40, 4, seed=0, device=device), whole(-3, 3, 70, 4, seed=1, device=device)
     expected = costs(vectors, codebook, None).round().argmin(1)
