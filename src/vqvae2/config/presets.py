@@ -1,7 +1,7 @@
 """Named presets, and the choice of one when the user names none.
 
 Each is a full `Config`. `imagenet256` and `ffhq1024` have the settings of the paper's tables in appendix A; the sizes for
-small data sets and few cores are our decisions, measured in docs/experiments.md.
+small data sets and few cores are our decisions; docs/own-images.md says what was measured with which of them.
 """
 
 from __future__ import annotations
