@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from train_helpers import (
+    Killed,
     Toy,
     assert_same,
     changed,
@@ -47,10 +48,6 @@ WAYS: dict[str, dict[str, Any]] = {  # how a stage is trained
     "best kept, constant": {"schedule": "constant", "lr": 0.1, "clip": 0.0, "evaluate_every": 1},
 }
 LONG = {"steps": 7, "log_every": 3, "evaluate_every": 4}
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: no handler of ours may catch it."""
 
 
 def toy_config(**options: Any) -> TrainConfig:

@@ -11,7 +11,7 @@ import torch
 from dispatch_modes import NoSynchronisation
 from PIL import Image
 from torch import nn
-from train_helpers import TRAIN, Spoken, assert_same, changed, image_set, result, run, signal_at, tiny
+from train_helpers import TRAIN, Halves, Spoken, assert_same, changed, image_set, result, run, signal_at, tiny
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, ConfigError, parse
@@ -269,14 +269,6 @@ def test_the_figures_are_of_all_held_out_images(tmp_path: Path) -> None:
     for kind in ("", "_plain"):  # not trained yet, so both are the same
         assert 4 / 10 ** (figures[f"heldout_psnr{kind}"] / 10) == pytest.approx(float(mse), rel=1e-4)
     assert figures["heldout_sharpness"] == pytest.approx(figures["heldout_sharpness_plain"], rel=1e-4)
-
-
-class Halves(nn.Module):
-    """In place of the perceptual distance: half the mean absolute difference of each picture."""
-
-    def forward(self, images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-        """[B]."""
-        return (images - originals).abs().mean((1, 2, 3)) / 2
 
 
 def test_a_perceptual_distance_of_weight_0_is_measured_and_not_trained_on(tmp_path: Path) -> None:
