@@ -26,6 +26,8 @@ from vqvae2.files.parts import cut
 from vqvae2.processes import Group
 from vqvae2.run import Run
 
+ENDINGS = (".png", ".tif", ".npy")
+"""Of the files that `save_image` writes; all but the first of images with a `data.range`."""
 _SHOWN = 20  # skipped files that are named one by one
 
 Skipped = list[tuple[str, str]]
@@ -64,8 +66,8 @@ def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[P
     return files
 
 
-def load_images(run: Run, files: Sequence[Path]) -> Tensor:
-    """Image files as the run sees them, resized and cut to the centre: [B, C, H, W] in [-1, 1].
+def load_images(run: Run, files: Sequence[Path | bytes]) -> Tensor:
+    """Image files, or what is in them, as the run sees them, resized and cut to the centre: [B, C, H, W] in [-1, 1].
 
     Raises:
         DataError: a file that cannot be used.
@@ -153,16 +155,6 @@ def reason_alone(file: Path, error: UserError) -> str:
     return str(error).removeprefix(f"{printable(str(file))}: ")
 
 
-def read_image(run: Run, data: bytes) -> Tensor:
-    """The image in the bytes of a file, as the run sees it: [C, H, W] in [-1, 1].
-
-    Raises:
-        DataError: not an image, damaged, or too large.
-    """
-    config = run.config.data
-    return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.shape)))[0]
-
-
 def side_by_side(pixels: Sequence[int]) -> Iterator[slice]:
     """Which images are worked on together, in order: at most 64, and at most `MAX_PIXELS` pixels or one image.
 
@@ -181,7 +173,7 @@ def side_by_side(pixels: Sequence[int]) -> Iterator[slice]:
 
 def image_files_of(stem: Path, run: Run) -> list[Path]:
     """The files that `save_image` may write."""
-    endings = (".png",) if run.config.data.range is None else (".png", ".tif", ".npy")
+    endings = ENDINGS[:1] if run.config.data.range is None else ENDINGS
     return [stem.with_name(f"{stem.name}{ending}") for ending in endings]
 
 
