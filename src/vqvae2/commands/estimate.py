@@ -77,7 +77,7 @@ def estimate(config: Config, folder: Path, device: torch.device) -> list[StageEs
         seconds = None if rate is None else left * cost.settings.batch * cost.training / rate
         if cost.settings.minutes and seconds is not None:
             seconds = min(seconds, 60 * cost.settings.minutes)
-        found.append(StageEstimate(cost.name, left, seconds, _memory(cost, config, device)))
+        found.append(StageEstimate(cost.name, left, seconds, _memory(cost, config)))
     return found
 
 
@@ -162,7 +162,7 @@ def _done(stage: StageFolder) -> int:
     return int(lines[-1]["step"]) if lines else 0
 
 
-def _memory(cost: Cost, config: Config, device: torch.device) -> int:
+def _memory(cost: Cost, config: Config) -> int:
     mixed = chosen_precision(config.precision) == "bf16"
     images = -(-cost.settings.batch // cost.settings.accumulate)
     return cost.state + images * (cost.kept_bf16 if mixed else cost.kept)
@@ -195,7 +195,7 @@ def _timed_images(config: Config, cost: Cost, device: torch.device) -> int:
     batch = max(1, cost.settings.batch // cost.settings.accumulate)
     if device.type == "cpu":
         return max(1, min(batch, int(_WORK // cost.training)))
-    return max(1, min(batch, int(batch * free_memory(device) / (2 * _memory(cost, config, device)))))
+    return max(1, min(batch, int(batch * free_memory(device) / (2 * _memory(cost, config)))))
 
 
 def _autoencoder(config: Config, images: int, device: torch.device) -> Callable[[], None]:

@@ -8,7 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqvae2.evaluate.facts import Curve, Facts, LevelFacts, from_report
+from vqvae2.evaluate.facts import Facts, LevelFacts, from_report
+from vqvae2.evaluate.plot import Curve
 
 if TYPE_CHECKING:
     from vqvae2.run import Run

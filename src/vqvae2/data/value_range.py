@@ -57,7 +57,7 @@ def with_range(
     what = f"of the type {samples[0].dtype}" if config.range == "dtype" else "0.1 and 99.9 % of the values"
     read = f"{len(samples)} image{'s' * (len(samples) > 1)} read"
     say(f"values from {low:g} to {high:g} ({what}, {read}): data.range={[low, high]}")
-    return config.replace_range((low, high))
+    return config.model_copy(update={"range": (low, high)})
 
 
 class _Sample(NamedTuple):
