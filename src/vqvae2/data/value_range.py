@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.config.models import DataConfig
+from vqvae2.data.batches import spread
 from vqvae2.data.decoding import raw_values
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.listing import Listing
@@ -77,10 +78,8 @@ def _samples(data: str, config: DataConfig, run: Path, seed: int) -> list[_Sampl
                 "data.range of a stream: expected two numbers, because a stream is read only once"
             )
         usable = np.arange(len(listed)) if listed.held is None else np.flatnonzero(listed.held == 0)
-        chosen = [int(usable[number * len(usable) // _IMAGES]) for number in range(min(_IMAGES, len(usable)))]
-        chosen = chosen if len(usable) > _IMAGES else usable.tolist()
         samples: list[_Sample] = []
-        for index in chosen:
+        for index in spread(usable, _IMAGES).tolist():
             try:
                 values = raw_values(listed.payloads([index])[0], config)
                 samples.append(_Sample(values.dtype, _some(values)))
