@@ -20,7 +20,7 @@ from vqvae2.data.folder_files import list_folder
 from vqvae2.data.frames import frames_of, split_frame
 from vqvae2.data.grid import save_picture
 from vqvae2.data.pixels import Pixels, to_float, to_pil, viewable
-from vqvae2.data.skipped import one_line
+from vqvae2.data.skipped import listed_line
 from vqvae2.errors import UserError, printable
 from vqvae2.files.parts import cut
 from vqvae2.processes import Group
@@ -56,7 +56,7 @@ def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[P
         found = list_folder(path)
         unread = found.unread()
         if not found.images:
-            why = f" (the first of {len(unread)} files, {one_line(*unread[0], ': ')})" if unread else ""
+            why = f" (the first of {len(unread)} files, {listed_line(*unread[0], ': ')})" if unread else ""
             raise UserError(f"no images in {printable(str(path))}{why}")
         files += found.images
         if skipped is not None:
@@ -147,7 +147,7 @@ def say_skipped(skipped: Skipped, say: Callable[[str], None]) -> None:
     if skipped:
         say(f"skipped {len(skipped)} file{'s' * (len(skipped) != 1)} that cannot be used:")
     for item in skipped[:_SHOWN]:
-        say(f"  {one_line(*item, ': ')}")
+        say(f"  {listed_line(*item, ': ')}")
 
 
 def reason_alone(file: Path, error: UserError) -> str:

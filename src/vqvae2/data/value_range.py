@@ -18,7 +18,7 @@ from vqvae2.data.batches import spread
 from vqvae2.data.decoding import raw_values
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.listing import Listing
-from vqvae2.data.skipped import one_line
+from vqvae2.data.skipped import listed_line
 from vqvae2.data.sources import list_images, locate
 
 PERCENTILES = (0.1, 99.9)  # of the values of the training images
@@ -86,7 +86,7 @@ def _samples(data: str, config: DataConfig, run: Path, seed: int) -> list[_Sampl
                 if config.range == "dtype":
                     break
             except ImageError as error:
-                reasons.append(one_line(listed.names[index], str(error), ": "))
+                reasons.append(listed_line(listed.names[index], str(error), ": "))
     if not samples:
         raise DataError(f"no usable image{f' (the first: {reasons[0]})' if reasons else ''}")
     return samples
