@@ -19,8 +19,8 @@ from vqvae2.config.overrides import read_yaml
 from vqvae2.files import atomic, tensor_file
 from vqvae2.run import load
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import read_metrics
 from vqvae2.train.prior import PriorObjective
+from vqvae2.train.state import read_metrics
 
 Command = Callable[..., Any]
 

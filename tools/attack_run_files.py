@@ -57,7 +57,8 @@ from vqvae2.files import atomic
 from vqvae2.files.progress import Reporter
 from vqvae2.generate.sample_folder import SampleFolder, listed_classes
 from vqvae2.train import pipeline
-from vqvae2.train.loop import TrainingError, read_metrics
+from vqvae2.train.device import TrainingError
+from vqvae2.train.state import read_metrics
 
 SECONDS, MEBIBYTES = (
     30.0,

@@ -28,8 +28,8 @@ from vqvae2.data.store import open_store
 from vqvae2.files.progress import Reporter
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
-from vqvae2.train.loop import read_metrics
 from vqvae2.train.sharpen import Sharpening
+from vqvae2.train.state import read_metrics
 
 FLOPS = "FLOPs per image (2 per multiply-add)"
 MEMORY = "memory, activations per image"

@@ -33,7 +33,7 @@ from vqvae2.files import arrays, atomic, tensor_file
 from vqvae2.files.atomic import FileError
 from vqvae2.files.run_folder import RunError
 from vqvae2.train.folder import load_autoencoder, load_prior, read_run
-from vqvae2.train.loop import read_metrics
+from vqvae2.train.state import read_metrics
 
 Command = Callable[..., Any]
 

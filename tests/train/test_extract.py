@@ -19,8 +19,8 @@ from vqvae2.data.store_writer import StoreWriter
 from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter
 from vqvae2.train import extract as module
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.extract import extract, image_count, passes
-from vqvae2.train.loop import make_accelerator
 
 
 @pytest.mark.parametrize("batch", [3, 64])

@@ -23,8 +23,8 @@ from vqvae2.train import longer, pipeline
 from vqvae2.train.beginning import begin_prior, check_processes, check_starts, due
 from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.longer import may_change
-from vqvae2.train.loop import Interrupted, read_metrics
-from vqvae2.train.state import saved_outcome
+from vqvae2.train.loop import Interrupted
+from vqvae2.train.state import read_metrics, saved_outcome
 
 CONSTANT = {"steps": 3, "evaluate_every": 3, "log_every": 1, "schedule": "constant"}
 

@@ -39,8 +39,10 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train import device, loop
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import Interrupted, TrainingError, learning_rate, make_accelerator, read_metrics
+from vqvae2.train.device import TrainingError, make_accelerator
+from vqvae2.train.loop import Interrupted, learning_rate
 from vqvae2.train.prior import PriorObjective
+from vqvae2.train.state import read_metrics
 
 WAYS: dict[str, dict[str, Any]] = {  # how a stage is trained
     "plain": {},

@@ -36,8 +36,9 @@ from vqvae2.data.pixels import to_float
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.prior.level import LevelPrior
 from vqvae2.train.autoencoder import AutoencoderObjective, detail, usage_figures
-from vqvae2.train.loop import make_accelerator, read_metrics
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.state import read_metrics
 
 
 def shares(objective: Any, world: int, start: int, count: int) -> list[list[Any]]:

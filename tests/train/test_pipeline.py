@@ -33,6 +33,7 @@ from vqvae2.files.run_folder import RunError
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.run import load
 from vqvae2.train import pipeline
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.folder import (
     Redo,
     claim,
@@ -46,8 +47,9 @@ from vqvae2.train.folder import (
     write_config,
 )
 from vqvae2.train.level_samples import draw_level
-from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.loop import Interrupted
 from vqvae2.train.pipeline import train
+from vqvae2.train.state import read_metrics
 
 
 @pytest.fixture(scope="module")

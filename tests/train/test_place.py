@@ -22,7 +22,8 @@ from vqvae2.files.process import Process, host
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train import pipeline
-from vqvae2.train.loop import Interrupted, TrainingError, fit, make_accelerator
+from vqvae2.train.device import TrainingError, make_accelerator
+from vqvae2.train.loop import Interrupted, fit
 
 GONE = 2**22 + 7  # no process has this number
 

@@ -18,10 +18,12 @@ from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.data.batches import sequential
 from vqvae2.data.pixels import psnr
 from vqvae2.files.tensor_file import load_tensors, save_tensors
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.folder import sharp_file
-from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.loop import Interrupted
 from vqvae2.train.remarks import say_sharpened
 from vqvae2.train.sharpen import SharpenObjective
+from vqvae2.train.state import read_metrics
 
 SHARPEN: dict[str, Any] = {**TRAIN, "average": 0.5, "begin": 0, "width": 4, "depth": 2}
 

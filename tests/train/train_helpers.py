@@ -27,11 +27,13 @@ from vqvae2.data.store_writer import StoreWriter
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import Interrupted, Outcome, fit, make_accelerator, read_metrics
+from vqvae2.train.device import make_accelerator
+from vqvae2.train.loop import Interrupted, fit
 from vqvae2.train.pipeline import train
 from vqvae2.train.prior import PriorObjective
 from vqvae2.train.resident import scaled
 from vqvae2.train.sharded import whole
+from vqvae2.train.state import Outcome, read_metrics
 
 CLASSES = ("cats", "dogs")
 STRIDES = {1: (4,), 2: (4, 2), 3: (2, 2, 2)}

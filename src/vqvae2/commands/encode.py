@@ -70,7 +70,7 @@ def encode(
     """
     from vqvae2.codec.code_file import form_of, open_codes, read_part, write_codes
     from vqvae2.processes import joined
-    from vqvae2.train.loop import make_accelerator
+    from vqvae2.train.device import make_accelerator
 
     make_accelerator()  # joins the processes
     group = joined()
@@ -250,7 +250,7 @@ def command(
     work between P processes. `vqvae2 decode` turns the file into images.
     """
     from vqvae2.run import load
-    from vqvae2.train.loop import make_accelerator
+    from vqvae2.train.device import make_accelerator
 
     about = encode(load(run, make_accelerator().device), data, out, vectors, Reporter())
     if about is None:

@@ -25,7 +25,7 @@ from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.device import chosen_precision
 from vqvae2.train.longer import ended, wanted
-from vqvae2.train.loop import read_metrics
+from vqvae2.train.state import read_metrics
 
 _WORK = 20e9  # FLOPs of the step that is timed on a CPU, at most, if one image takes no more
 _TOO_MUCH = 200e9  # FLOPs of one image from which a CPU is not timed; the last speed is taken instead

@@ -92,7 +92,7 @@ def _training(run: Run) -> int | None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    from vqvae2.train.loop import read_metrics
+    from vqvae2.train.state import read_metrics
 
     return read_metrics(path)
 

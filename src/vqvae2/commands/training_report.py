@@ -21,7 +21,7 @@ from vqvae2.evaluate.verdict import verdict
 from vqvae2.files.atomic import write_json
 from vqvae2.files.run_folder import StageFolder
 from vqvae2.run import Run
-from vqvae2.train.loop import read_metrics
+from vqvae2.train.state import read_metrics
 
 
 class TrainingReport:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError, LabelsError, reading_failed
-from vqvae2.data.identity import file_digest
+from vqvae2.data.identity import sampled_digest
 from vqvae2.data.listing import Listing, Row, Stream
 from vqvae2.data.skipped import SkippedFile, listed_line
 from vqvae2.errors import printable
@@ -159,6 +159,6 @@ def index_key(identity: str, config: DataConfig, seed: int) -> str:
 def _digest(labels: Path) -> str:
     """sha256 of a file of labels; where it is does not matter."""
     try:
-        return file_digest(labels).hex()
+        return sampled_digest(labels).hex()
     except OSError as error:
         raise LabelsError(f"cannot read {printable(str(labels))}: {reading_failed(error)}") from error
