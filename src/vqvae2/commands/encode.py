@@ -212,7 +212,12 @@ def _encoded(own: list[range], run: Run, images: ImageSet, vectors: Vectors) -> 
             raw, actual = next(raws)
             usable = np.flatnonzero(actual == np.array(numbers[at : at + _BATCH]))
             pixels = to_float(torch.from_numpy(centre(raw[usable], run.config.data.shape)))
-            codes, before, after = encode_vectors(run.autoencoder, pixels.to(run.device))
+            pixels = pixels.to(run.device)
+            beside: dict[str, list[torch.Tensor]] = {}
+            if vectors is Vectors.none:
+                codes = run.autoencoder.encode(pixels)
+            else:
+                codes, beside["before"], beside["after"] = encode_vectors(run.autoencoder, pixels)
             chosen = actual[usable]
             part: Part = {"name": np.array([images.names[index] for index in chosen], dtype=np.str_)}
             if images.labels is not None:
@@ -220,7 +225,7 @@ def _encoded(own: list[range], run: Run, images: ImageSet, vectors: Vectors) -> 
             part["heldout"] = np.array([index in held for index in chosen.tolist()], bool)
             for index, (level, dtype) in enumerate(zip(codes.levels, types, strict=True)):
                 part[f"level_{index}"] = level.cpu().numpy().astype(dtype)
-            for kind, tensors in (("before", before), ("after", after)):
+            for kind, tensors in beside.items():
                 if vectors in (kind, Vectors.both):
                     part |= {f"{kind}_{i}": tensor.cpu().numpy() for i, tensor in enumerate(tensors)}
             rows.append(part)
