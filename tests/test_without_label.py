@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from comparing import same_codes
 import torch
 import yaml
+from comparing import same_codes
 
 from vqvae2.config.models import ConfigError, PriorConfig
 from vqvae2.config.presets import preset, presets
