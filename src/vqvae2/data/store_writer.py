@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -16,7 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from vqvae2 import __version__
 from vqvae2.codes import Codes, Geometry
 from vqvae2.data.array_writer import ArrayWriter, rows_in
 from vqvae2.data.store import FORMAT, PARTS, StoreError, complete_renames, file_names
@@ -113,7 +113,7 @@ class StoreWriter:
             "n": n,
             "classes": list(classes),
             "fingerprint": fingerprint,
-            "version": __version__,
+            "version": metadata.version("vqvae2"),
         }
         self._writers: list[ArrayWriter] = []
 
