@@ -35,9 +35,11 @@ from vqvae2.config.overrides import override
 from vqvae2.data.store import CodeStore, open_store
 from vqvae2.files.progress import Reporter
 from vqvae2.prior.hierarchy import make_level
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.folder import read_run
-from vqvae2.train.loop import fit, make_accelerator, read_metrics
+from vqvae2.train.loop import fit
 from vqvae2.train.prior import PriorObjective
+from vqvae2.train.state import read_metrics
 
 PARAMETERS = 3_000_000
 OURS = {

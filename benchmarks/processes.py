@@ -31,7 +31,8 @@ from vqvae2.config.presets import preset
 from vqvae2.data.images import open_images
 from vqvae2.files.progress import Reporter
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import fit, make_accelerator
+from vqvae2.train.device import make_accelerator
+from vqvae2.train.loop import fit
 
 WAYS = ("float32", "float32, codes chosen as in one process", "float64")
 SHOWN = (4, 24, 48, 96)

@@ -38,7 +38,8 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.progress import Reporter
 from vqvae2.run import Run, load
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import fit, make_accelerator
+from vqvae2.train.device import make_accelerator
+from vqvae2.train.loop import fit
 from vqvae2.train.pipeline import train
 from vqvae2.train.prior import copies
 

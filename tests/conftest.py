@@ -122,13 +122,25 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: Sequence[str]) -> Path:
+def train_tiny(settings: Sequence[str]) -> Callable[..., Path]:
+    """`train_tiny(folder, data, "data.holdout=0.2")`: the run that `train` makes below a folder, with more settings."""
+
+    def train(folder: Path, data: Path, *more: str) -> Path:
+        arguments = [*settings, *(part for setting in more for part in ("--set", setting))]
+        with pytest.raises(SystemExit) as ended:
+            main(["train", str(data), "--run", str(folder / "run"), "--preset", "tiny", *arguments])
+        assert ended.value.code == 0
+        return folder / "run"
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, train_tiny: Callable[..., Path]
+) -> Path:
     """A run that `train` finished on the pictures; not to be altered."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(pictures), "--run", str(run), "--preset", "tiny", *settings])
-    assert ended.value.code == 0
-    return run
+    return train_tiny(tmp_path_factory.mktemp("trained"), pictures)
 
 
 @pytest.fixture(scope="session")

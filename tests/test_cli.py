@@ -36,7 +36,7 @@ from vqvae2.generate.sample import Drawn
 from vqvae2.generate.sample_folder import SampleFolder
 from vqvae2.run import load
 from vqvae2.train.folder import read_run, write_config
-from vqvae2.train.loop import read_metrics
+from vqvae2.train.state import read_metrics
 
 VERBS = (
     "demo",

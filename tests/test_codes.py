@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from comparing import same_codes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,11 +29,6 @@ def drawn(geometry: Geometry, count: int, seed: int = 0) -> Codes:
             for grid, size in zip(geometry.grids, geometry.vocabulary, strict=True)
         )
     )
-
-
-def equal(a: Codes, b: Codes) -> bool:
-    """Whether two batches of codes are the same."""
-    return all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
 
 
 # --- geometry ---
@@ -138,7 +134,7 @@ def test_joining_undoes_cutting(count: int, cuts: list[int], seed: int) -> None:
     borders = [0, *sorted(min(cut, count) for cut in cuts), count]
     batches = [codes[low:high] for low, high in itertools.pairwise(borders)]
     assert sum(len(batch) for batch in batches) == len(codes) == count
-    assert equal(Codes.cat(batches), codes)
+    assert same_codes(Codes.cat(batches), codes)
 
 
 def test_selecting_chooses_the_same_images_at_every_level() -> None:
@@ -172,7 +168,7 @@ def test_nothing_to_join() -> None:
 def test_moving_keeps_values_and_types() -> None:
     codes = Codes((torch.tensor([[[1, 2]]], dtype=torch.int8), torch.tensor([[[300]]], dtype=torch.int16)))
     moved = codes.to("cpu")
-    assert equal(moved, codes)
+    assert same_codes(moved, codes)
     assert [level.dtype for level in moved.levels] == [torch.int8, torch.int16]
     assert [level.device.type for level in codes.to("meta").levels] == ["meta", "meta"]
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 import yaml
 from colours_network import Colours
+from comparing import same_codes
 from PIL import Image
 from torch import Tensor
 
 from vqvae2.cli import main
-from vqvae2.codes import Codes
 from vqvae2.commands.images import load_images
 from vqvae2.commands.inspect import describe
 from vqvae2.config.overrides import read_yaml
@@ -57,11 +57,6 @@ def images(both: Run, pictures: Path) -> Tensor:
     """Four images as the run sees them."""
     files = sorted(pictures.rglob("*.png"))[:4]
     return load_images(both, files)
-
-
-def same_codes(one: Codes, other: Codes) -> bool:
-    """Whether all codes of all levels are equal."""
-    return all(torch.equal(a, b) for a, b in zip(one.levels, other.levels, strict=True))
 
 
 def pixels(file: Path) -> Any:

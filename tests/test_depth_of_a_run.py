@@ -35,23 +35,10 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory, scans: Path, settings: list[str]) -> Path:
+def deep(tmp_path_factory: pytest.TempPathFactory, scans: Path, train_tiny: Callable[..., Path]) -> Path:
     """A run on them."""
-    from vqvae2.cli import main
-
-    run = tmp_path_factory.mktemp("deep") / "run"
-    more = (
-        "data.size=32",
-        "data.channels=1",
-        "data.range=[0, 4095]",
-        "train_autoencoder.steps=60",
-        "data.shift=1",
-    )
-    arguments = [part for setting in more for part in ("--set", setting)]
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(scans), "--run", str(run), "--preset", "tiny", *settings, *arguments])
-    assert ended.value.code == 0
-    return run
+    more = ("data.size=32", "data.channels=1", "data.range=[0, 4095]", "train_autoencoder.steps=60")
+    return train_tiny(tmp_path_factory.mktemp("deep"), scans, *more, "data.shift=1")
 
 
 def test_a_12_bit_ramp_keeps_its_levels(deep: Path, scans: Path, tmp_path: Path, command: Command) -> None:

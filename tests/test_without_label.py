@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from comparing import same_codes
 
 from vqvae2.config.models import ConfigError, PriorConfig
 from vqvae2.config.presets import preset, presets
@@ -28,7 +29,7 @@ from vqvae2.train.folder import Claim, with_classes
 
 sys.path.append(str(Path(__file__).parent / "prior"))
 
-from prior_helpers import config, geometry, hierarchy, random_codes, refused, same
+from prior_helpers import config, geometry, hierarchy, random_codes, refused
 
 SETTING = r"prior\.levels\.1\.label_dropout is 0"
 
@@ -71,16 +72,16 @@ def test_with_labels_nothing_changes() -> None:
     labels, ours, other = torch.tensor([0, 1, 1]), lacking(0.0, 0.0), lacking(0.1, 0.1)
     codes = random_codes(ours.geometry)
     assert torch.equal(ours.log_prob(codes, labels), other.log_prob(codes, labels))
-    assert same(ours.sample(3, labels, top_p=0.9), other.sample(3, labels, top_p=0.9))
+    assert same_codes(ours.sample(3, labels, top_p=0.9), other.sample(3, labels, top_p=0.9))
     known = random_codes(ours.geometry, 1)
     known.levels[1][0, 0] = UNKNOWN
     how = Sampling()
-    assert same(*(fill(prior, known, range(3), labels, 5, how, 2)[0] for prior in (ours, other)))
+    assert same_codes(*(fill(prior, known, range(3), labels, 5, how, 2)[0] for prior in (ours, other)))
 
 
 def test_guidance_counts_where_a_level_is_guided() -> None:
     labels = torch.tensor([0, 1, 1])
-    assert same(
+    assert same_codes(
         lacking(0.0, 0.1).sample(3, labels, guidance=(1.0, 2.0)),
         lacking(0.1, 0.1).sample(3, labels, guidance=(1.0, 2.0)),
     )
@@ -97,7 +98,7 @@ def test_a_completion_asks_no_label_of_the_guided_levels_only() -> None:
     ours, other = (
         fill(lacking(share, 0.1), known, range(3), labels, 5, how, passes=2)[0] for share in (0.0, 0.1)
     )
-    assert same(ours, other)
+    assert same_codes(ours, other)
 
 
 def test_without_classes_there_is_nothing_to_hide() -> None:
@@ -301,13 +302,13 @@ def test_an_evaluation_leaves_out_what_needs_it(without: Path, run: Path) -> Non
 
 def test_the_page_shows_no_bits_and_packs_and_says_why(without: Path, pictures: Path) -> None:
     pytest.importorskip("starlette")
-    from vqvae2.commands.images import read_image
+    from vqvae2.commands.images import load_images
     from vqvae2.web.jobs import Jobs
     from vqvae2.web.requests import Request, Vary
     from vqvae2.web.studio import Studio
 
     run, jobs = load(without, "cpu"), Jobs()
-    studio = Studio(run, lambda data: read_image(run, data), jobs)
+    studio = Studio(run, lambda data: load_images(run, [data])[0], jobs)
     found = studio.upload(sorted(pictures.rglob("*.png"))[0].read_bytes())
     assert "prior.levels.1.label_dropout is 0" in found["note"]
     assert not any("bits" in level for level in found["levels"])

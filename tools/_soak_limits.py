@@ -29,7 +29,8 @@ from vqvae2.data.images import open_images
 from vqvae2.files.process import host
 from vqvae2.files.progress import Reporter
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import fit, make_accelerator
+from vqvae2.train.device import make_accelerator
+from vqvae2.train.loop import fit
 
 _MIB = 2**20
 _GROWTH = 16.0  # MiB by which the memory of a training may grow after its first quarter

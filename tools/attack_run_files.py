@@ -50,14 +50,15 @@ from vqvae2.config.sampling import Sampling
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.classifier_file import save_classifier
-from vqvae2.evaluate.features import extract
+from vqvae2.evaluate.features import extract, keep
 from vqvae2.evaluate.resnet import ClassifierConfig, ResNet
 from vqvae2.evaluate.sets import folder_images
 from vqvae2.files import atomic
 from vqvae2.files.progress import Reporter
 from vqvae2.generate.sample_folder import SampleFolder, listed_classes
 from vqvae2.train import pipeline
-from vqvae2.train.loop import TrainingError, read_metrics
+from vqvae2.train.device import TrainingError
+from vqvae2.train.state import read_metrics
 
 SECONDS, MEBIBYTES = (
     30.0,
@@ -128,7 +129,7 @@ def build(root: Path) -> None:
         pipeline.check_learnt = checked
     _add_critic(run)
     _add_samples(run)
-    extract(_Network(), [torch.zeros(6, 3, 16, 16)], run / "report" / "cache" / "features.safetensors", "key")
+    _features(run)
 
 
 def _train(root: Path, run: Path) -> None:
@@ -223,7 +224,8 @@ def _samples(run: Path) -> None:
 
 
 def _features(run: Path) -> None:
-    extract(_Network(), [torch.zeros(6, 3, 16, 16)], run / "report" / "cache" / "features.safetensors", "key")
+    network, file = _Network(), run / "report" / "cache" / "features.safetensors"
+    keep(file, extract(network, [torch.zeros(6, 3, 16, 16)]), network, "key")
 
 
 def _resume(run: Path) -> None:

@@ -142,7 +142,3 @@ def _fail(message: str, code: int) -> NoReturn:
     together.say_last(message)
     together.leave(code)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

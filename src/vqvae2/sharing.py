@@ -146,7 +146,7 @@ def model_card(run: StoredRun, card: Card, repository: str) -> str:
     grids = " + ".join(f"{h}x{w}" for h, w in config.geometry.grids)
     classes = f" Classes ({len(run.classes)}): {listed(run.classes)}." if run.classes else " No classes."
     kinds = ", ".join(f"level {i}: {level.kind}" for i, level in enumerate(config.prior.levels))
-    height, width = (side * config.autoencoder.strides[0] for side in config.geometry.grids[-1])
+    height, width = config.data.shape
     lines = [
         f"---\n{yaml.safe_dump(meta, sort_keys=False)}---\n",
         f"# {card.title or name}\n",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import same_codes
 from torch import Tensor, nn
 
 from vqvae2.autoencoder.base import Quantized
@@ -59,11 +60,6 @@ def noise(n: int, channels: int, height: int, width: int, seed: int = 1) -> Tens
 def count(net: nn.Module) -> int:
     """Number of weights."""
     return sum(p.numel() for p in net.parameters())
-
-
-def equal(a: Codes, b: Codes) -> bool:
-    """Whether two batches of codes are the same."""
-    return all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
 
 
 def captured(net: VQVAE, images: Tensor) -> tuple[list[Tensor], list[Quantized], Tensor]:
@@ -163,7 +159,7 @@ def test_decoding_the_codes_is_the_reconstruction(
     with torch.no_grad():
         out = net(images)
     codes = net.encode(images)
-    assert equal(codes, out.codes)
+    assert same_codes(codes, out.codes)
     assert torch.allclose(net.decode(codes), out.images.clamp(-1, 1), atol=1e-5)
 
 
@@ -172,7 +168,7 @@ def test_images_do_not_see_each_other() -> None:
     images = noise(5, 3, 8, 8)
     whole = net.encode(images)
     for i in range(5):
-        assert equal(net.encode(images[i : i + 1]), whole[i : i + 1])
+        assert same_codes(net.encode(images[i : i + 1]), whole[i : i + 1])
     assert torch.allclose(net.decode(whole)[2:3], net.decode(whole[2:3]), atol=1e-6)
 
 
@@ -223,7 +219,7 @@ def test_encode_never_learns(ema: bool) -> None:
     assert all(torch.equal(a, q.usage) for a, q in zip(usage, net.quantizers, strict=True))
     assert [q.training for q in net.quantizers] == [False, True]
     assert net.training
-    assert equal(codes, net.eval().encode(noise(4, 3, 8, 8, seed=5)))
+    assert same_codes(codes, net.eval().encode(noise(4, 3, 8, 8, seed=5)))
 
 
 def test_encode_restores_the_mode_after_an_error() -> None:
@@ -397,9 +393,9 @@ def test_codes_that_do_not_fit_the_model() -> None:
 def test_a_state_dict_carries_the_codebooks() -> None:
     a, b = model(seed=0), model(seed=1)
     images = noise(2, 3, 8, 8)
-    assert not equal(a.encode(images), b.encode(images))
+    assert not same_codes(a.encode(images), b.encode(images))
     b.load_state_dict(a.state_dict())
-    assert equal(a.encode(images), b.encode(images))
+    assert same_codes(a.encode(images), b.encode(images))
     assert torch.equal(a.decode(a.encode(images)), b.decode(b.encode(images)))
 
 
@@ -533,12 +529,12 @@ def test_compiled_it_is_one_graph(options: dict[str, Any]) -> None:
         net.train(training), other.train(training)
         a, b = net(images), torch.compile(other, fullgraph=True, backend="eager")(images)
         if not options.get("nested_dropout") or not training:
-            assert equal(a.codes, b.codes)
+            assert same_codes(a.codes, b.codes)
             torch.testing.assert_close(a.images, b.images)
         torch.testing.assert_close(a.commitment, b.commitment)
         (b.images.sum() + b.commitment).backward()
     codes = torch.compile(other.encode, fullgraph=True, backend="eager")(images)
-    assert equal(codes, net.encode(images))
+    assert same_codes(codes, net.encode(images))
     for levels in (None, 1):
         decoded = torch.compile(other.decode, fullgraph=True, backend="eager")(codes, levels)
         torch.testing.assert_close(decoded, net.decode(codes, levels))

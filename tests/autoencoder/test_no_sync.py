@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from dispatch_modes import NoFloat64, NoSynchronisation
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2.autoencoder import base, revival
 from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
@@ -15,39 +15,12 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.quantizer import VectorQuantizer
 from vqvae2.config.models import AutoencoderConfig
 
-VALUE_READ = {"_local_scalar_dense", "item", "is_nonzero", "equal"}
-SHAPE_FROM_VALUES = {"nonzero", "bincount", "masked_select", "_unique2", "unique_dim", "unique_consecutive"}
-
 QUANTIZERS: list[dict[str, Any]] = [
     {}, {"init": "sonnet"}, {"revive": False}, {"ema": False}, {"entropy_penalty": 0.5}, {"init": "sonnet", "entropy_penalty": -0.5},
 ]  # fmt: skip
 MODELS: list[dict[str, Any]] = [
     {}, {"entropy_penalty": 0.2, "nested_dropout": 0.5}, {"quantizer": "fsq"}, {"init": "sonnet", "revive": False}, {"ema": False},
 ]  # fmt: skip
-
-
-class NoSynchronisation(TorchDispatchMode):
-    """Raises at operators for which the host would wait on a GPU; on a CPU they work, so nothing else would tell."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
-        if name in VALUE_READ | SHAPE_FROM_VALUES:
-            raise AssertionError(f"{name} makes the host wait for the device")
-        indexing = name in ("index", "index_put", "index_put_", "_index_put_impl_")
-        if indexing and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
-            raise AssertionError(f"{name} with a mask makes the host wait for the device")
-        return func(*args, **(kwargs or {}))
-
-
-class NoFloat64(TorchDispatchMode):
-    """Raises where an operator makes a float64 tensor, which Apple's MPS does not have."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for item in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(item, Tensor) and item.dtype == torch.float64:
-                raise AssertionError(f"{func} makes a float64 tensor")
-        return result
 
 
 def autoencoder(options: dict[str, Any]) -> VQVAE:
@@ -96,11 +69,16 @@ def test_a_step_of_the_autoencoder_reads_nothing(options: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("read", [
     lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: bool((x > 0).any()),
-    lambda x: x.long().abs().bincount(), lambda x: x.unique(),
+    lambda x: x.long().abs().bincount(), lambda x: x.unique(), lambda x: x.index_put_((x > 0,), torch.zeros(())),
 ])  # fmt: skip
 def test_the_check_sees_what_waits(read: Any) -> None:
     with NoSynchronisation(), pytest.raises(AssertionError, match="wait"):
         read(torch.randn(5))
+
+
+def test_a_mode_that_forbids_float64_does() -> None:
+    with NoFloat64(), pytest.raises(AssertionError, match="makes a float64"):
+        torch.ones(2).double()
 
 
 @pytest.mark.parametrize("options", MODELS, ids=str)

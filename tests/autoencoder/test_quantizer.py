@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import same_tensors, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -65,16 +66,6 @@ def blobs(n: int, dim: int, centre: float = 0.0, seed: int = 0) -> Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) + centre
 
 
-def state(vq: VectorQuantizer) -> dict[str, Tensor]:
-    """A copy of everything the quantizer remembers."""
-    return {name: value.clone() for name, value in vq.state_dict().items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether two states are equal bit by bit."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 # --- Sonnet's figures ---
 
 
@@ -89,11 +80,11 @@ def test_sonnet_training_steps() -> None:
         assert close(vq.ema_count / debias, counts)
         assert close(vq.embeddings, codes)
     vq.eval()
-    before = state(vq)
+    before = state_of(vq)
     out = vq(exact(X1))
     assert out.encoding_indices.tolist() == [0, 0, 1, 1, 1, 2]
     assert close(out.loss, 0.014406741900)
-    assert same(before, state(vq))
+    assert same_tensors(before, state_of(vq))
 
 
 def test_sonnet_hidden_counts_after_one_step() -> None:
@@ -230,7 +221,7 @@ def test_an_empty_first_batch_is_as_if_it_had_not_been(init: str) -> None:
     z = blobs(40, 3, centre=20)
     a(z)
     b(z)
-    assert same(state(a), state(b))
+    assert same_tensors(state_of(a), state_of(b))
 
 
 # --- known bugs of other implementations ---
@@ -356,12 +347,12 @@ def test_a_state_dict_goes_on_where_it_stopped() -> None:
     for seed in range(5):
         a(blobs(40, 3, seed=seed))
     b = VectorQuantizer(16, 3)
-    b.load_state_dict(state(a))
+    b.load_state_dict(a.state_dict())
     for seed in range(5, 25):
         z = blobs(40, 3, seed % 3, seed)
         x, y = a(z), b(z)
         assert torch.equal(x.quantize, y.quantize)
-    assert same(state(a), state(b))
+    assert same_tensors(a.state_dict(), b.state_dict())
 
 
 def test_the_global_random_state_is_left_alone() -> None:

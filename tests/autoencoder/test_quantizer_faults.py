@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import state_of
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -33,9 +34,8 @@ def vectors(seed: int, rows: int = 40) -> Tensor:
 
 
 def state(quantizer: torch.nn.Module) -> dict[str, Tensor]:
-    """All buffers and parameters, copied."""
-    named = {**dict(quantizer.named_buffers()), **dict(quantizer.named_parameters())}
-    return {name: value.detach().clone() for name, value in named.items() if "last_" not in name}
+    """All buffers and parameters, copied, except what is known of the last batch."""
+    return {name: value for name, value in state_of(quantizer).items() if "last_" not in name}
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from comparing import same_tensors, state_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -40,16 +41,6 @@ def with_codes(codes: Tensor, **options: Any) -> VectorQuantizer:
     with torch.no_grad():
         vq.embeddings.copy_(codes)
     return vq
-
-
-def state(vq: VectorQuantizer) -> dict[str, Tensor]:
-    """A copy of everything the quantizer remembers, the usage included."""
-    return {name: value.detach().clone() for name, value in (*vq.named_buffers(), *vq.named_parameters())}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether two states are equal bit by bit."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # --- nearest code ---
@@ -447,10 +438,10 @@ def test_ten_calls_of_training_and_ten_of_evaluation(
         vq(normal(16, 6, seed=step, dtype=dtype))
         assert not torch.equal(vq.embeddings, before)
     vq.eval()
-    kept = state(vq)
+    kept = state_of(vq)
     for step in range(10):
         vq(normal(16, 6, seed=100 + step, dtype=dtype))
-        assert same(kept, state(vq))
+        assert same_tensors(kept, state_of(vq))
 
 
 # --- known bugs of the field ---
@@ -553,16 +544,16 @@ def test_an_infinite_loss_under_autocast(
 def test_codes_that_change_in_evaluation(options: dict[str, Any]) -> None:
     """Ports that update without asking for the mode; here nothing at all changes, and results repeat."""
     vq = VectorQuantizer(8, 3, **options)
-    untouched = state(vq)
+    untouched = state_of(vq)
     vq.eval()(normal(40, 3))
-    assert same(untouched, state(vq)), "not even the first codebook is drawn"
+    assert same_tensors(untouched, state_of(vq)), "not even the first codebook is drawn"
     vq.train()(normal(40, 3))
     vq.eval()
-    before = state(vq)
+    before = state_of(vq)
     first = vq(normal(40, 3, seed=1))
     for step in range(10):
         vq(normal(40, 3, seed=step) * 9)
-        assert same(before, state(vq))
+        assert same_tensors(before, state_of(vq))
     assert torch.equal(vq(normal(40, 3, seed=1)).encoding_indices, first.encoding_indices)
 
 
@@ -575,10 +566,10 @@ def test_the_codebook_as_a_parameter_of_the_optimiser() -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     for step in range(3):
         out = model(normal(40, 3, seed=step))
-        before = state(vq)
+        before = state_of(vq)
         (out.quantize.square().sum() + out.loss).backward()
         optimiser.step()
-        assert same(before, state(vq))
+        assert same_tensors(before, state_of(vq))
     by_gradient = VectorQuantizer(8, 3, ema=False)
     assert [name for name, _ in by_gradient.named_parameters()] == ["embeddings"]
 
@@ -593,7 +584,7 @@ def test_nan_on_an_empty_batch(options: dict[str, Any], shape: tuple[int, ...]) 
     for batches in (0, 2):  # first of all, and later
         for step in range(batches):
             vq(normal(40, 3, seed=step))
-        before = state(vq)
+        before = state_of(vq)
         for training in (True, False):
             z = torch.zeros(shape, requires_grad=True)
             out = vq.train(training)(z)
@@ -603,7 +594,7 @@ def test_nan_on_an_empty_batch(options: dict[str, Any], shape: tuple[int, ...]) 
             assert out.encoding_indices.shape == shape[:-1]
             assert out.quantize.shape == shape
         vq.train()
-        assert same(before, state(vq))
+        assert same_tensors(before, state_of(vq))
         if not vq.ema:
             assert vq.embeddings.grad is not None
             assert not vq.embeddings.grad.any()

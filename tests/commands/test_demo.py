@@ -14,7 +14,7 @@ from PIL import Image
 
 from vqvae2.cli import main
 from vqvae2.run import load
-from vqvae2.train.loop import read_metrics
+from vqvae2.train.state import read_metrics
 
 SMALL = (
     *("data.limit=64", "train_prior.*.copies=1", "train_autoencoder.steps=30"),

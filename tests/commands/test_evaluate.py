@@ -16,7 +16,6 @@ from colours_network import Colours
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.cli import main
 from vqvae2.commands.evaluate import evaluate
 from vqvae2.commands.real_images import number_as_in
 from vqvae2.commands.run_facts import collect
@@ -41,14 +40,11 @@ QUICK = ("--classifier-steps", 10)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: Sequence[str]) -> Path:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, train_tiny: Callable[..., Path]
+) -> Path:
     """A run with nine held-out pictures; not to be altered."""
-    run = tmp_path_factory.mktemp("assessed") / "run"
-    more = ("--set", "data.holdout=0.4")
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(pictures), "--run", str(run), "--preset", "tiny", *settings, *more])
-    assert ended.value.code == 0
-    return run
+    return train_tiny(tmp_path_factory.mktemp("assessed"), pictures, "data.holdout=0.4")
 
 
 def report(folder: Path) -> dict[str, Any]:

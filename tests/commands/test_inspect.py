@@ -28,8 +28,8 @@ from vqvae2.data.store import open_store
 from vqvae2.files.progress import Reporter
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
-from vqvae2.train.loop import read_metrics
 from vqvae2.train.sharpen import Sharpening
+from vqvae2.train.state import read_metrics
 
 FLOPS = "FLOPs per image (2 per multiply-add)"
 MEMORY = "memory, activations per image"
@@ -354,18 +354,18 @@ def test_the_table_of_memory() -> None:
 def test_a_batch_is_cut_until_it_fits() -> None:
     """The fewest parts such that state and activations of one part fit into nine tenths of 80 GB."""
     small, paper = known(preset("small64")), known(preset("ffhq1024"))
-    assert [part.accumulate for part in small.networks] == [1, 1, 1]
+    assert [part.accumulate_on(1) for part in small.networks] == [1, 1, 1]
     for part in paper.networks:
-        batch = part.settings.batch
-        assert part.accumulate
-        assert part.state + math.ceil(batch / part.accumulate) * part.kept_bf16 <= 72e9
-        if part.accumulate > 1:
-            assert part.state + math.ceil(batch / (part.accumulate - 1)) * part.kept_bf16 > 72e9
+        batch, count = part.settings.batch, part.accumulate_on(1)
+        assert count
+        assert part.state + math.ceil(batch / count) * part.kept_bf16 <= 72e9
+        if count > 1:
+            assert part.state + math.ceil(batch / (count - 1)) * part.kept_bf16 > 72e9
     assert describe(preset("ffhq1024"))[COST]["prior level 0, on 80 GB"] == (
-        f"accumulate: {paper.priors[0].accumulate}"
+        f"accumulate: {paper.priors[0].accumulate_on(1)}"
     )
     giant = dataclasses.replace(paper.priors[0], kept_bf16=10**12)
-    assert giant.accumulate is None
+    assert giant.accumulate_on(1) is None
 
 
 # --- cost ---

@@ -30,16 +30,11 @@ def picture(pictures: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classless(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: list[str]) -> Path:
+def classless(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, train_tiny: Callable[..., Path]
+) -> Path:
     """A run without classes; not to be altered."""
-    from vqvae2.cli import main
-
-    run = tmp_path_factory.mktemp("classless") / "run"
-    more = ["--set", "prior.conditional=false"]
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(pictures), "--run", str(run), "--preset", "tiny", *settings, *more])
-    assert ended.value.code == 0
-    return run
+    return train_tiny(tmp_path_factory.mktemp("classless"), pictures, "prior.conditional=false")
 
 
 # --- folders of results ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,10 @@ def split_pictures(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> 
 
 @pytest.fixture(scope="module")
 def trained_on_split(
-    tmp_path_factory: pytest.TempPathFactory, split_pictures: Path, settings: Sequence[str]
+    tmp_path_factory: pytest.TempPathFactory, split_pictures: Path, train_tiny: Callable[..., Path]
 ) -> Path:
     """A run for which `val` was held out; not to be altered."""
-    from vqvae2.cli import main
-
-    run = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(split_pictures), "--run", str(run), "--preset", "tiny", *settings])
-    assert ended.value.code == 0
-    return run
+    return train_tiny(tmp_path_factory.mktemp("trained"), split_pictures)
 
 
 def figures(out: Path) -> dict[str, Any]:

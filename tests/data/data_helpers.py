@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.batches import TrainingOrder, batches
+from vqvae2.data.batches import TrainingOrder, pixel_batches
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.pixels import to_float
 
 Batch = tuple[Tensor, Tensor]
 LIVELY: dict[str, Any] = {"flip": True, "shift": 2, "crop": "random", "scale": 1.5}
@@ -104,7 +105,8 @@ def take(images: ImageSet, **options: Any) -> list[Batch]:
     """Nine training batches of 8."""
     options = {"batch": 8, "seed": 3, "stop": 9} | options
     order = {name: options.pop(name) for name in ("batch", "seed", "rank", "world") if name in options}
-    return list(batches(images, TrainingOrder(images.train, **order), config(**LIVELY), **options))
+    steps = TrainingOrder(images.train, **order)
+    return [(to_float(x), y) for x, y in pixel_batches(images, steps, config(**LIVELY), **options)]
 
 
 def same(left: list[Batch], right: list[Batch]) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vqvae2.data.batches import Shuffle, TrainingOrder, batches, pixel_batches, sequential
+from vqvae2.data.batches import Shuffle, TrainingOrder, pixel_batches, sequential
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet
 from vqvae2.data.pixels import to_float
@@ -51,14 +51,9 @@ def test_seeds_differ_and_repeat(images: ImageSet) -> None:
     assert not same(take(images), take(images, seed=4))
 
 
-def test_batches_are_the_scaled_pixel_batches(images: ImageSet) -> None:
-    pixels = pixel_batches(images, TrainingOrder(images.train, 8, 3), config(**LIVELY), stop=9)
-    assert same([(to_float(x), y) for x, y in pixels], take(images))
-
-
 def test_endless(images: ImageSet) -> None:
-    stream = batches(images, TrainingOrder(images.train, 8, 3), config(**LIVELY), start=2)
-    assert same(list(itertools.islice(stream, 7)), take(images, start=2))
+    stream = pixel_batches(images, TrainingOrder(images.train, 8, 3), config(**LIVELY), start=2)
+    assert same([(to_float(x), y) for x, y in itertools.islice(stream, 7)], take(images, start=2))
 
 
 @settings(deadline=None)

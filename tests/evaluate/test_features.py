@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vqvae2.data.pixels import to_float, to_pil, to_uint8
-from vqvae2.evaluate.features import FeatureError, FeatureNetwork, extract
+from vqvae2.evaluate.features import FeatureError, FeatureNetwork, cached, extract, keep
 from vqvae2.evaluate.networks import base, inception
 from vqvae2.evaluate.networks.base import resized
 from vqvae2.evaluate.networks.by_name import feature_network
@@ -248,12 +247,6 @@ class Means:
         return pooled, pooled[:, :2] if self.classes else None
 
 
-def never() -> Iterator[Tensor]:
-    """Batches that nobody may ask for."""
-    pytest.fail("the images were looked at")
-    yield torch.zeros(0)
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("classes", [True, False])
 def test_all_images_in_order(classes: bool, seed: int) -> None:
@@ -261,49 +254,42 @@ def test_all_images_in_order(classes: bool, seed: int) -> None:
     found = extract(network, images.split(2))
     assert torch.equal(found.pooled, images.mean((2, 3)))
     assert found.logits is None if not classes else torch.equal(found.logits, found.pooled[:, :2])
-    assert (len(found), network.calls, found.cached) == (5, 3, False)
+    assert (len(found), network.calls) == (5, 3)
     assert found.seconds > 0
 
 
 @pytest.mark.parametrize("classes", [True, False])
 def test_kept_features_are_the_features(classes: bool, tmp_path: Path) -> None:
-    path = tmp_path / "features" / "real.safetensors"
-    first = extract(Means(classes=classes), coarse_noise(5).split(2), path, "five")
-    again = extract(Means(classes=classes), never(), path, "five")
+    path, network = tmp_path / "features" / "real.safetensors", Means(classes=classes)
+    assert cached(path, network, "five") is None
+    first = extract(network, coarse_noise(5).split(2))
+    keep(path, first, network, "five")
+    again = cached(path, network, "five")
+    assert again is not None
     assert torch.equal(again.pooled, first.pooled)
     assert (again.logits is None) == (first.logits is None) == (not classes)
-    assert (again.cached, again.seconds) == (True, first.seconds)
+    assert again.seconds == first.seconds
     assert [entry.name for entry in path.parent.iterdir()] == ["real.safetensors"]
 
 
 @pytest.mark.parametrize("change", ["name", "digest", "size", "resize", "key"])
 def test_features_of_anything_else_are_not_used(change: str, tmp_path: Path) -> None:
     path = tmp_path / "real.safetensors"
-    extract(Means(), [coarse_noise(2)], path, "two")
+    keep(path, extract(Means(), [coarse_noise(2)]), Means(), "two")
     other = Means(**({} if change == "key" else {change: 9 if change == "size" else "other"}))  # type: ignore[arg-type]
-    key = "others" if change == "key" else "two"
-    found = extract(other, [coarse_noise(3, seed=1)], path, key)
-    assert torch.equal(found.pooled, coarse_noise(3, seed=1).mean((2, 3)))
-    assert extract(other, never(), path, key).cached, "it is written anew"
+    assert cached(path, other, "others" if change == "key" else "two") is None
 
 
 @pytest.mark.parametrize("damage", ["shorter", "flipped", "empty", "text"])
-def test_a_damaged_file_is_made_anew(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_used(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "real.safetensors"
-    first = extract(Means(), [coarse_noise(2)], path, "two")
+    keep(path, extract(Means(), [coarse_noise(2)]), Means(), "two")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes({"shorter": data[:-5], "flipped": data, "empty": b"", "text": b"no features"}[damage])
-    network = Means()
-    found = extract(network, [coarse_noise(2)], path, "two")
-    assert network.calls == 1
-    assert torch.equal(found.pooled, first.pooled)
-    assert extract(Means(), never(), path, "two").cached
+    assert cached(path, Means(), "two") is None
 
 
-def test_a_cache_needs_a_key_and_features_need_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs a key"):
-        extract(Means(), [coarse_noise(1)], tmp_path / "real.safetensors")
+def test_features_need_images() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
-        extract(Means(), [], tmp_path / "real.safetensors", "none")
-    assert not list(tmp_path.iterdir())
+        extract(Means(), [])

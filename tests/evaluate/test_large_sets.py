@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,6 @@ import torch
 from colours_network import Colours
 from torch import Tensor
 
-from vqvae2.cli import main
 from vqvae2.data.images import open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.evaluate import context, large_sets
@@ -29,14 +28,11 @@ Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path, settings: Sequence[str]) -> Path:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, train_tiny: Callable[..., Path]
+) -> Path:
     """A run with 16 training and 8 held-out images; not to be altered."""
-    run = tmp_path_factory.mktemp("large") / "run"
-    more = ("--set", "data.holdout=0.2")
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(pictures), "--run", str(run), "--preset", "tiny", *settings, *more])
-    assert ended.value.code == 0
-    return run
+    return train_tiny(tmp_path_factory.mktemp("large"), pictures, "data.holdout=0.2")
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 import yaml
 from colours_network import Colours
 
-from vqvae2.cli import main
 from vqvae2.commands.evaluate import keep_sampling
 from vqvae2.config.models import parse
 from vqvae2.config.overrides import override
@@ -87,7 +86,7 @@ def test_if_nothing_keeps_the_recall_the_highest_is_taken() -> None:
 
 def test_the_command_chooses_reports_and_writes(
     pictures: Path,
-    settings: Sequence[str],
+    train_tiny: Callable[..., Path],
     tmp_path: Path,
     command: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -95,11 +94,7 @@ def test_the_command_chooses_reports_and_writes(
     monkeypatch.setattr(context, "feature_network", lambda *_: Colours())
     monkeypatch.setattr(tuning, "_LEAST", 6)
     monkeypatch.setattr(tuning, "VALUES", {name: values[:2] for name, values in VALUES.items()})
-    run = tmp_path / "run"
-    more = ("--set", "data.holdout=0.6")
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(pictures), "--run", str(run), "--preset", "tiny", *settings, *more])
-    assert ended.value.code == 0
+    run = train_tiny(tmp_path, pictures, "data.holdout=0.6")
     said = command("evaluate", run, "--tune-sampling", "--out", tmp_path / "report")
     assert said.code == 0, said.err
     report = read_json(tmp_path / "report" / "report.json")

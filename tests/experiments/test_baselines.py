@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections import Counter
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import loaded
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.images import open_images
@@ -40,13 +40,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "experiments" / "baselines" / "biggan.py"
-    spec = importlib.util.spec_from_file_location("biggan_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(Path(__file__).parents[2] / "experiments" / "baselines" / "biggan.py")
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from comparing import contents
 
 from vqvae2 import Run
 from vqvae2.config.models import parse
@@ -32,17 +33,9 @@ from vqvae2.files import arrays, atomic, tensor_file
 from vqvae2.files.atomic import FileError
 from vqvae2.files.run_folder import RunError
 from vqvae2.train.folder import load_autoencoder, load_prior, read_run
-from vqvae2.train.loop import read_metrics
+from vqvae2.train.state import read_metrics
 
 Command = Callable[..., Any]
-
-
-def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every path of a folder with its time of change and its bytes."""
-    return {
-        str(path): (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-        for path in [folder, *sorted(folder.rglob("*"))]
-    }
 
 
 def rewrite(path: Path, change: Callable[[Any], Any]) -> None:

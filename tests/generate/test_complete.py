@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 import pytest
 import torch
+from comparing import same_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sample import models, refused, same
+from test_sample import models, refused
 from torch import Tensor
 
 from vqvae2.codes import Codes
@@ -80,10 +81,10 @@ def test_an_empty_mask_keeps_the_pictures_codes(kind: Kind) -> None:
     autoencoder, _ = models(kind=kind)
     image = picture()
     kept = keep_outside(autoencoder, image, NONE)
-    assert same(kept.codes, autoencoder.encode(image[None]))
+    assert same_codes(kept.codes, autoencoder.encode(image[None]))
     assert torch.equal(kept.shown, image)
     found = completed(kept, passes=2, kind=kind)
-    assert same(found.codes, Codes(tuple(level.expand(5, -1, -1) for level in kept.codes.levels)))
+    assert same_codes(found.codes, Codes(tuple(level.expand(5, -1, -1) for level in kept.codes.levels)))
     assert torch.equal(found.images, image.expand(5, -1, -1, -1))
     assert torch.equal(found.bits[:, :, 0], found.bits[:, :, 1])
     assert found.accepted.tolist() == [[0] * 5]
@@ -116,7 +117,7 @@ def test_what_is_under_the_mask_does_not_matter(pixels: set[int], seed: int) -> 
     mask = torch.tensor([i in pixels for i in range(32)]).view(8, 4)
     image, other = picture(), torch.where(mask, picture(seed), picture())
     a, b = (keep_outside(autoencoder, x, mask) for x in (image, other))
-    assert same(a.codes, b.codes)
+    assert same_codes(a.codes, b.codes)
     assert torch.equal(a.shown, b.shown)
 
 
@@ -172,7 +173,9 @@ def test_a_picture_of_no_numbers(bad: float) -> None:
     autoencoder, _ = models()
     image, mask = picture(), corner()
     spoilt = torch.where(mask, bad, image)
-    assert same(keep_outside(autoencoder, spoilt, mask).codes, keep_outside(autoencoder, image, mask).codes)
+    assert same_codes(
+        keep_outside(autoencoder, spoilt, mask).codes, keep_outside(autoencoder, image, mask).codes
+    )
     refused(lambda: keep_outside(autoencoder, spoilt, NONE), "found NaN or infinity")
     refused(lambda: keep_outside(autoencoder, spoilt, ~mask), "found NaN or infinity")
     refused(lambda: keep_coarse(autoencoder, spoilt, 1), "found NaN or infinity")
@@ -193,14 +196,14 @@ def test_a_full_mask_is_sampling(kind: Kind, options: dict[str, Any]) -> None:
     kept = keep_outside(autoencoder, picture(), ALL)
     for seed in (3, 4):
         found = completed(kept, labels=labels, seed=seed, kind=kind, **options)
-        assert same(found.codes, prior.sample(5, torch.tensor(labels), seed=seed, **options))
+        assert same_codes(found.codes, prior.sample(5, torch.tensor(labels), seed=seed, **options))
     assert torch.allclose(found.images, autoencoder.decode(found.codes), atol=1e-5)
 
 
 def test_without_a_class() -> None:
     autoencoder, prior = models(classes=0)
     found = completed(keep_outside(autoencoder, picture(), ALL), classes=0, seed=3)
-    assert same(found.codes, prior.sample(5, seed=3))
+    assert same_codes(found.codes, prior.sample(5, seed=3))
     assert found.labels is None
 
 
@@ -227,10 +230,10 @@ def test_completions_are_the_same_at_any_batch_size(passes: int, seed: int, opti
     whole = completed(kept, 5, labels, seed, passes, **options)
     for n, batch in ((5, 1), (5, 2), (3, 64)):
         other = completed(kept, n, labels, seed, passes, batch=batch, **options)
-        assert same(other.codes, whole.codes[:n])
+        assert same_codes(other.codes, whole.codes[:n])
         assert torch.allclose(other.bits, whole.bits[:, :n], atol=1e-3)
         assert torch.equal(other.accepted, whole.accepted[:, :n])
-    assert not same(completed(kept, 5, labels, seed + 1, passes, **options).codes, whole.codes)
+    assert not same_codes(completed(kept, 5, labels, seed + 1, passes, **options).codes, whole.codes)
 
 
 def test_bits_are_the_priors_own() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import same_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sample import models, refused, same
+from test_sample import models, refused
 from torch import Tensor
 
 from vqvae2.codes import Codes
@@ -115,7 +116,7 @@ def test_keeping_all_is_plain_sampling(batch: int, seed: int) -> None:
         assert a.numbers == b.numbers
         assert b.labels is not None
         assert torch.equal(a.labels if a.labels is not None else torch.empty(0), b.labels)
-        assert same(a.codes, b.codes)
+        assert same_codes(a.codes, b.codes)
         assert torch.equal(a.images, b.images)
         assert b.candidates.tolist() == list(b.numbers)
         assert torch.equal(b.scores, brightness(a.images, b.labels).double())
@@ -134,7 +135,7 @@ def test_what_is_chosen_is_the_top_of_all_candidates(fraction: float, seed: int)
         top = scores[every.labels == label].sort(descending=True).values[: WANTED.count(label)]
         own = found.scores[found.labels == label].sort(descending=True).values
         assert torch.allclose(own.float(), top, atol=1e-6)
-    assert same(found.codes, every.codes[found.candidates])
+    assert same_codes(found.codes, every.codes[found.candidates])
     assert torch.allclose(found.images, every.images[found.candidates], atol=1e-5)
     assert found.candidates.tolist() == best_candidates(scores, WANTED, fraction)
 
@@ -143,7 +144,7 @@ def test_what_is_chosen_is_the_top_of_all_candidates(fraction: float, seed: int)
 def test_the_choice_does_not_depend_on_the_batch(batch: int, seed: int) -> None:
     one, other = chosen(WANTED, 0.4, seed, batch=7), chosen(WANTED, 0.4, seed, batch=batch)
     assert torch.equal(one.candidates, other.candidates)
-    assert same(one.codes, other.codes)
+    assert same_codes(one.codes, other.codes)
     assert torch.allclose(one.images, other.images, atol=1e-5)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from comparing import same_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -67,11 +68,6 @@ def drawn(
 def joined(parts: Sequence[Drawn]) -> tuple[Codes, Tensor]:
     """All codes and all pictures."""
     return Codes.cat([part.codes for part in parts]), torch.cat([part.images for part in parts])
-
-
-def same(a: Codes, b: Codes) -> bool:
-    """Whether two batches of codes are the same."""
-    return all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
 
 
 def refused(call: Any, match: str) -> None:
@@ -276,10 +272,10 @@ def test_pictures_are_the_same_at_any_batch_size(guidance: float, seed: int) -> 
     codes, images = joined(drawn(7, labels, seed, guidance=guidance, batch=64))
     for batch in (1, 2, 3, 7):
         other_codes, other_images = joined(drawn(7, labels, seed, guidance=guidance, batch=batch))
-        assert same(codes, other_codes)
+        assert same_codes(codes, other_codes)
         assert torch.allclose(images, other_images, atol=1e-5)
     fewer_codes, _ = joined(drawn(4, labels, seed, guidance=guidance))
-    assert same(codes[:4], fewer_codes)
+    assert same_codes(codes[:4], fewer_codes)
 
 
 def test_pictures_are_the_decoded_codes() -> None:
@@ -298,8 +294,8 @@ def test_every_setting_reaches_the_prior(options: dict[str, Any]) -> None:
     autoencoder, prior = models()
     labels = [0, 1, 1, 0, 1, 0, 0, 1]
     codes, _ = joined(list(draw_samples(autoencoder, prior, 8, labels, 3, Sampling(**options))))
-    assert same(codes, prior.sample(8, torch.tensor(labels), seed=3, **options))
-    assert same(codes, prior.sample(8, torch.tensor(labels), seed=3)) == (not options)
+    assert same_codes(codes, prior.sample(8, torch.tensor(labels), seed=3, **options))
+    assert same_codes(codes, prior.sample(8, torch.tensor(labels), seed=3)) == (not options)
 
 
 def test_a_setting_per_level_reaches_its_level() -> None:
@@ -314,8 +310,8 @@ def test_a_setting_per_level_reaches_its_level() -> None:
         first = prior.sample(6, labels, seed=2, **{name: coarse})
         assert torch.equal(codes.levels[0], first.levels[0])
         rest = prior.sample(6, labels, seed=2, given=Codes(codes.levels[:1]), **{name: fine})
-        assert same(codes, rest)
-        assert not same(codes, first)
+        assert same_codes(codes, rest)
+        assert not same_codes(codes, first)
 
 
 def test_as_many_settings_as_levels() -> None:
@@ -337,9 +333,9 @@ def test_batches_are_the_same_numbers(lengths: list[int], size: int) -> None:
 
 def test_seeds_and_labels_matter() -> None:
     first, _ = joined(drawn(6, [0] * 6, seed=1))
-    assert same(first, joined(drawn(6, [0] * 6, seed=1))[0])
-    assert not same(first, joined(drawn(6, [0] * 6, seed=2))[0])
-    assert not same(first, joined(drawn(6, [1] * 6, seed=1))[0])
+    assert same_codes(first, joined(drawn(6, [0] * 6, seed=1))[0])
+    assert not same_codes(first, joined(drawn(6, [0] * 6, seed=2))[0])
+    assert not same_codes(first, joined(drawn(6, [1] * 6, seed=1))[0])
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

@@ -111,11 +111,6 @@ def random_labels(classes: int, n: int = 3) -> Tensor | None:
     return torch.tensor([i % classes for i in range(n - 1)] + [classes]) if classes else None
 
 
-def same(a: Codes, b: Codes) -> bool:
-    """Whether two batches of codes are the same."""
-    return all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
-
-
 def stepped(prior: LevelPrior, codes: Tensor, context: Tensor | None) -> Tensor:
     """Logits [B, K, H, W] that a scan over known codes sees."""
     seen: list[Tensor] = []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import same_codes
 from prior_helpers import (
     ATTENTIVE,
     KINDS,
@@ -21,7 +22,6 @@ from prior_helpers import (
     random_codes,
     random_labels,
     refused,
-    same,
 )
 from torch import Tensor
 
@@ -141,7 +141,7 @@ def test_codes_of_any_integer_type_are_alike(dtype: torch.dtype) -> None:
     prior, codes = prior_of()
     small = Codes(tuple(level.to(dtype) for level in codes.levels))
     assert torch.equal(prior.log_prob(small), prior.log_prob(codes))
-    assert same(
+    assert same_codes(
         prior.sample(3, given=Codes(small.levels[:1])), prior.sample(3, given=Codes(codes.levels[:1]))
     )
 
@@ -162,7 +162,7 @@ def test_no_label_is_the_number_after_the_last_class() -> None:
     assert torch.equal(none, prior.log_prob(codes, torch.full((3,), 2)))
     for label in (0, 1):
         assert ((none - prior.log_prob(codes, torch.full((3,), label))).abs() > 1e-9).all()
-    assert same(prior.sample(5, seed=1), prior.sample(5, torch.full((5,), 2), seed=1))
+    assert same_codes(prior.sample(5, seed=1), prior.sample(5, torch.full((5,), 2), seed=1))
 
 
 def test_a_dropped_label_is_dropped_for_its_own_image_only() -> None:
@@ -178,7 +178,7 @@ def test_without_classes_labels_are_ignored() -> None:
     codes, labels = random_codes(prior.geometry, 3), torch.tensor([0, 5, -9])
     assert prior.check_labels(labels, 3) is None
     assert torch.equal(prior.log_prob(codes, labels), prior.log_prob(codes))
-    assert same(prior.sample(3, labels, guidance=3.0), prior.sample(3))
+    assert same_codes(prior.sample(3, labels, guidance=3.0), prior.sample(3))
 
 
 def test_labels_may_be_any_integers() -> None:
@@ -262,14 +262,14 @@ def test_sampling_is_the_slow_way_done_fast(kind: dict[str, Any], options: dict[
     prior, _ = prior_of(grids=((1, 2), (2, 4)), k=4, **kind)
     images, labels = [0, 3, 17], torch.tensor([1, 0, 2])
     fast = prior.sample(images, labels, seed=9, **options)  # type: ignore[arg-type]
-    assert same(fast, naive_sample(prior, images, labels, 9, **options))
+    assert same_codes(fast, naive_sample(prior, images, labels, 9, **options))
     prior.geometry.check(fast)
     assert all(level.dtype == torch.int64 for level in fast.levels)
 
 
 def test_sampling_a_chain_of_three_levels_the_slow_way() -> None:
     prior = hierarchy(((1, 1), (1, 3), (2, 3)))
-    assert same(prior.sample([5, 1], seed=2), naive_sample(prior, [5, 1], None, 2))
+    assert same_codes(prior.sample([5, 1], seed=2), naive_sample(prior, [5, 1], None, 2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -280,9 +280,9 @@ def test_cold_sampling_takes_the_most_likely_code_each_time(kind: dict[str, Any]
         assert torch.equal(
             prior.logits(codes, level, torch.tensor([0, 1, 0, 1])).argmax(1), codes.levels[level]
         )
-    assert same(codes, prior.sample(4, torch.tensor([0, 1, 0, 1]), temperature=0.0, seed=2))
-    assert same(codes, prior.sample(4, torch.tensor([0, 1, 0, 1]), top_k=1, seed=3))
-    assert same(codes, prior.sample(4, torch.tensor([0, 1, 0, 1]), top_p=1e-9, seed=4))
+    assert same_codes(codes, prior.sample(4, torch.tensor([0, 1, 0, 1]), temperature=0.0, seed=2))
+    assert same_codes(codes, prior.sample(4, torch.tensor([0, 1, 0, 1]), top_k=1, seed=3))
+    assert same_codes(codes, prior.sample(4, torch.tensor([0, 1, 0, 1]), top_p=1e-9, seed=4))
 
 
 # --- one random stream per image ---
@@ -297,8 +297,8 @@ def test_an_image_is_the_same_in_any_batch(dtype: torch.dtype, guidance: float, 
     whole = prior.sample(6, labels, guidance=guidance, seed=11)
     for images in ([0], [5], [4, 2], [1, 3, 5, 0, 2], [3, 3]):
         part = prior.sample(images, labels[images], guidance=guidance, seed=11)
-        assert same(part, whole[images])
-    assert same(prior.sample(range(2, 5), labels[2:5], guidance=guidance, seed=11), whole[2:5])
+        assert same_codes(part, whole[images])
+    assert same_codes(prior.sample(range(2, 5), labels[2:5], guidance=guidance, seed=11), whole[2:5])
 
 
 def test_seeds_and_images_differ() -> None:
@@ -306,7 +306,7 @@ def test_seeds_and_images_differ() -> None:
     a, b = prior.sample(6, seed=1), prior.sample(6, seed=2)
     rows = _rows(a) + _rows(b)
     assert len({tuple(row) for row in rows}) == 12
-    assert same(a, prior.sample(6, seed=1))
+    assert same_codes(a, prior.sample(6, seed=1))
 
 
 def test_the_global_seed_does_not_matter_and_is_not_moved() -> None:
@@ -316,7 +316,7 @@ def test_the_global_seed_does_not_matter_and_is_not_moved() -> None:
     a = prior.sample(4)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert same(a, prior.sample(4))
+    assert same_codes(a, prior.sample(4))
 
 
 # --- guidance ---
@@ -328,9 +328,9 @@ def test_guidance_one_is_off(kind: dict[str, Any]) -> None:
     prior, _ = prior_of(**kind)
     labels = torch.tensor([0, 1] * 4)
     plain = prior.sample(8, labels, seed=3)
-    assert same(plain, prior.sample(8, labels, seed=3, guidance=1.0))
-    assert same(plain, prior.sample(8, labels, seed=3, guidance=1 + 1e-12))
-    assert not same(plain, prior.sample(8, labels, seed=3, guidance=8.0))
+    assert same_codes(plain, prior.sample(8, labels, seed=3, guidance=1.0))
+    assert same_codes(plain, prior.sample(8, labels, seed=3, guidance=1 + 1e-12))
+    assert not same_codes(plain, prior.sample(8, labels, seed=3, guidance=8.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -338,14 +338,14 @@ def test_guidance_zero_is_no_label(kind: dict[str, Any]) -> None:
     prior, _ = prior_of(**kind)
     labels = torch.tensor([0, 1] * 4)
     free = prior.sample(8, seed=3)
-    assert same(free, prior.sample(8, labels, seed=3, guidance=0.0))
-    assert not same(free, prior.sample(8, labels, seed=3))
+    assert same_codes(free, prior.sample(8, labels, seed=3, guidance=0.0))
+    assert not same_codes(free, prior.sample(8, labels, seed=3))
 
 
 def test_guidance_without_a_label_changes_nothing() -> None:
     prior, _ = prior_of()
-    assert same(prior.sample(8, seed=3, guidance=4.0), prior.sample(8, seed=3))
-    assert same(prior.sample(8, torch.full((8,), 2), seed=3, guidance=4.0), prior.sample(8, seed=3))
+    assert same_codes(prior.sample(8, seed=3, guidance=4.0), prior.sample(8, seed=3))
+    assert same_codes(prior.sample(8, torch.full((8,), 2), seed=3, guidance=4.0), prior.sample(8, seed=3))
 
 
 def test_guidance_makes_the_class_more_likely() -> None:
@@ -368,9 +368,9 @@ def test_given_levels_are_kept_and_the_rest_drawn() -> None:
     labels = torch.tensor([0, 1, 2, 0])
     whole, other = prior.sample(4, labels, seed=1), random_codes(prior.geometry, 4)
     for k in (1, 2, 3):
-        assert same(prior.sample(4, labels, seed=1, given=Codes(whole.levels[:k])), whole)
+        assert same_codes(prior.sample(4, labels, seed=1, given=Codes(whole.levels[:k])), whole)
         mixed = prior.sample(4, labels, seed=1, given=Codes(other.levels[:k]))
-        assert same(Codes(mixed.levels[:k]), Codes(other.levels[:k]))
+        assert same_codes(Codes(mixed.levels[:k]), Codes(other.levels[:k]))
         if k < 3:
             assert not torch.equal(mixed.levels[2], whole.levels[2])
         prior.geometry.check(mixed)
@@ -381,7 +381,7 @@ def test_given_levels_with_guidance() -> None:
     labels = torch.tensor([0, 1, 0, 1])
     whole = prior.sample(4, labels, seed=1, guidance=3.0)
     again = prior.sample(4, labels, seed=1, guidance=3.0, given=Codes(whole.levels[:1]))
-    assert same(again, whole)
+    assert same_codes(again, whole)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -397,10 +397,10 @@ def test_given_codes_are_kept_and_the_unknown_ones_drawn(kind: dict[str, Any], g
         return Codes(tuple(torch.where(hole % 2 == 0, UNKNOWN, level) for level, hole in pairs))
 
     again = prior.sample(4, labels, seed=1, guidance=guidance, given=with_holes(whole))
-    assert same(again, whole)
+    assert same_codes(again, whole)
     other = prior.sample(4, labels, seed=2, guidance=guidance, given=with_holes(whole))
     prior.geometry.check(other)
-    assert not same(other, whole)
+    assert not same_codes(other, whole)
     for before, after, hole in zip(whole.levels, other.levels, holes.levels, strict=True):
         assert torch.equal(before[hole % 2 == 1], after[hole % 2 == 1])
 
@@ -409,13 +409,13 @@ def test_given_codes_are_kept_and_the_unknown_ones_drawn(kind: dict[str, Any], g
 def test_nothing_known_is_nothing_given(kind: dict[str, Any]) -> None:
     prior, codes = prior_of(4, **kind)
     unknown = Codes(tuple(torch.full_like(level, UNKNOWN) for level in codes.levels))
-    assert same(prior.sample(4, seed=1, given=unknown), prior.sample(4, seed=1))
+    assert same_codes(prior.sample(4, seed=1, given=unknown), prior.sample(4, seed=1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_given_is_all_kept(kind: dict[str, Any]) -> None:
     prior, codes = prior_of(4, **kind)
-    assert same(prior.sample(4, seed=1, given=codes), codes)
+    assert same_codes(prior.sample(4, seed=1, given=codes), codes)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_sampling_is_in_eval_mode_and_restores_the_mode(training: bool) -> None:
     prior, _ = prior_of(dropout=0.5)
     expected = prior.eval().sample(4, seed=1)
     prior.train(training)
-    assert same(prior.sample(4, seed=1), expected)
+    assert same_codes(prior.sample(4, seed=1), expected)
     assert all(module.training == training for module in prior.modules())
 
 
@@ -545,7 +545,7 @@ def test_a_state_dict_carries_everything() -> None:
     assert not torch.allclose(a.log_prob(codes, labels), b.log_prob(codes, labels))
     b.load_state_dict(a.state_dict())
     assert torch.equal(a.log_prob(codes, labels), b.log_prob(codes, labels))
-    assert same(a.sample(4, seed=5), b.sample(4, seed=5))
+    assert same_codes(a.sample(4, seed=5), b.sample(4, seed=5))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from prior_helpers import Grids, hierarchy, inputs, level_prior, random_codes, same, static_logits, stepped
+from comparing import same_codes
+from prior_helpers import Grids, hierarchy, inputs, level_prior, random_codes, static_logits, stepped
 
 from vqvae2.codes import Codes
 from vqvae2.prior.captured import StepGraphs
@@ -41,9 +42,9 @@ def test_what_was_recorded_for_other_batches_makes_room(monkeypatch: pytest.Monk
         return record(self, *arguments)
 
     monkeypatch.setattr(StepGraphs, "_record", limited)
-    assert same(prior.sample(4, seed=1, graphs=kept), first)
+    assert same_codes(prior.sample(4, seed=1, graphs=kept), first)
     full[0] = True
-    assert same(prior.sample(3, seed=1, graphs=kept), second)
+    assert same_codes(prior.sample(3, seed=1, graphs=kept), second)
     assert allocated == [0, 0]
     monkeypatch.setattr(
         StepGraphs, "_record", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
@@ -89,7 +90,7 @@ def test_the_static_step_draws_the_codes_of_plain_steps(
     prior = hierarchy(grids, 2, 4, **kind)
     labels = torch.tensor([0, 1, 2, 1])
     plain = prior.sample([0, 3, 17, 4], labels, seed=3, **options)
-    assert same(prior.sample([0, 3, 17, 4], labels, seed=3, graphs=graphs(), **options), plain)
+    assert same_codes(prior.sample([0, 3, 17, 4], labels, seed=3, graphs=graphs(), **options), plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +100,7 @@ def test_known_codes_are_kept(kind: dict[str, Any], guidance: float) -> None:
     labels, holes = torch.tensor([0, 1, 0, 1]), random_codes(prior.geometry, 4, seed=5)
     some = Codes(tuple(torch.where(hole % 2 == 0, UNKNOWN, hole) for hole in holes.levels))
     plain = prior.sample(4, labels, seed=1, guidance=guidance, given=some)
-    assert same(prior.sample(4, labels, seed=1, guidance=guidance, given=some, graphs=graphs()), plain)
+    assert same_codes(prior.sample(4, labels, seed=1, guidance=guidance, given=some, graphs=graphs()), plain)
     for hole, level in zip(holes.levels, plain.levels, strict=True):
         assert torch.equal(level[hole % 2 == 1], hole[hole % 2 == 1])
 
@@ -110,7 +111,7 @@ def test_an_image_is_the_same_at_any_batch_size(kind: dict[str, Any]) -> None:
     labels, kept = torch.tensor([0, 1, 2, 1, 0]), graphs()
     whole = prior.sample(5, labels, seed=2, graphs=kept)
     for i in range(5):
-        assert same(prior.sample([i], labels[i : i + 1], seed=2, graphs=kept), whole[[i]])
+        assert same_codes(prior.sample([i], labels[i : i + 1], seed=2, graphs=kept), whole[[i]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,18 +120,18 @@ def test_one_preparation_serves_many_batches_and_follows_the_weights(kind: dict[
     prior, kept = hierarchy(((2, 2), (4, 4)), 2, **kind), graphs()
     labels = torch.tensor([0, 1, 0])
     for seed in (1, 2, 1):
-        assert same(prior.sample(3, labels, seed=seed, graphs=kept), prior.sample(3, labels, seed=seed))
+        assert same_codes(prior.sample(3, labels, seed=seed, graphs=kept), prior.sample(3, labels, seed=seed))
     before = prior.sample(3, labels, seed=1)
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.mul_(1.5)
     changed = prior.sample(3, labels, seed=1)
-    assert not same(changed, before)
-    assert same(prior.sample(3, labels, seed=1, graphs=kept), changed)
+    assert not same_codes(changed, before)
+    assert same_codes(prior.sample(3, labels, seed=1, graphs=kept), changed)
     for module in list(prior.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(parameter.detach() / 1.5))
-    assert same(prior.sample(3, labels, seed=1, graphs=kept), before)
+    assert same_codes(prior.sample(3, labels, seed=1, graphs=kept), before)
 
 
 def test_preparations_are_kept_for_each_batch_and_rule_and_freed_with_the_prior() -> None:
@@ -203,6 +204,6 @@ def test_recorded_rows_draw_the_codes_of_plain_steps(kind: dict[str, Any], kerne
     for options in ({}, {"temperature": 0.0}, {"guidance": 2.0, "top_k": 5}, {"top_p": 0.8}):
         for seed in (1, 2):
             plain = prior.sample(5, labels, seed=seed, graphs=StepGraphs(devices=()), **options)  # type: ignore[arg-type]
-            assert same(prior.sample(5, labels, seed=seed, graphs=kept, **options), plain)  # type: ignore[arg-type]
+            assert same_codes(prior.sample(5, labels, seed=seed, graphs=kept, **options), plain)  # type: ignore[arg-type]
         alone = prior.sample([3], labels[3:4], seed=2, graphs=kept, **options)  # type: ignore[arg-type]
-        assert same(alone, plain[[3]])
+        assert same_codes(alone, plain[[3]])

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-TOOL = Path(__file__).parents[2] / "tools" / "attack_images.py"
+from scripts import TOOLS, loaded
 
 
 @pytest.fixture(scope="module")
 def attack() -> Any:
     """The tool as a module."""
-    spec = importlib.util.spec_from_file_location("attack_images", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["attack_images"] = module  # the process that decodes finds its function by this name
-    sys.path.insert(0, str(TOOL.parent))
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(TOOLS))
+    module = loaded(TOOLS / "attack_images.py")
     yield module
-    sys.path.remove(str(TOOL.parent))
+    sys.path.remove(str(TOOLS))
     del sys.modules["attack_images"]
 
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+from scripts import TOOLS, loaded
 
 
 @pytest.fixture(scope="module")
 def attack() -> ModuleType:
     """tools/attack_run_files.py."""
-    spec = importlib.util.spec_from_file_location("attack_run_files", TOOLS / "attack_run_files.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded(TOOLS / "attack_run_files.py")
 
 
 def test_every_damaged_file_is_refused_or_read(attack: ModuleType) -> None:

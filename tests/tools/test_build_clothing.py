@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from scripts import run_tool
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.images import open_images
-
-TOOL = Path(__file__).parents[2] / "tools" / "build_clothing.py"
 
 
 def photographs(path: Path, labels: list[str]) -> Path:
@@ -30,18 +27,11 @@ def photographs(path: Path, labels: list[str]) -> Path:
     return path
 
 
-def build(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the tool."""
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-
-
 def test_what_it_writes_is_read_with_classes_and_split(tmp_path: Path) -> None:
     train = photographs(tmp_path / "train.parquet", ["shoe", "hat", "shoe", "top"])
     test = photographs(tmp_path / "test.parquet", ["hat", "shoe"])
     out = tmp_path / "small.parquet"
-    done = build("--train", train, "--test", test, "--size", 16, "--out", out)
+    done = run_tool("build_clothing.py", "--train", train, "--test", test, "--size", 16, "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     assert "6 images, 3 classes" in done.stdout
     images = open_images(str(out), DataConfig(size=16), tmp_path / "data", seed=0, say=lambda line: None)
@@ -56,7 +46,7 @@ def test_what_it_writes_is_read_with_classes_and_split(tmp_path: Path) -> None:
 def test_a_file_without_labels_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "plain.parquet"
     pq.write_table(pa.table({"image": [1]}), path)
-    done = build("--train", path, "--test", path, "--out", tmp_path / "out.parquet")
+    done = run_tool("build_clothing.py", "--train", path, "--test", path, "--out", tmp_path / "out.parquet")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "label" in done.stderr

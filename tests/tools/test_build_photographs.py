@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-
-TOOL = Path(__file__).parents[2] / "tools" / "build_photographs.py"
-
-
-def build(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the tool."""
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+from scripts import run_tool
 
 
 def test_patches_touch_and_keep_their_photographs_split(tmp_path: Path) -> None:
@@ -34,7 +24,7 @@ def test_patches_touch_and_keep_their_photographs_split(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     pq.write_table(pa.Table.from_pylist([{"image": {"bytes": buffer.getvalue(), "path": "a"}}] * 5), also)
     sizes = ["--short", 64, 32, 80, "--patch", 32]
-    done = build(photos, *sizes, "--also", also, "--also-n", 3, "--out", out)
+    done = run_tool("build_photographs.py", photos, *sizes, "--also", also, "--also-n", 3, "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     rows = pq.read_table(out).to_pylist()
     assert len(rows) == 30 * (2 * 2 + 1) + 3
@@ -58,6 +48,6 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     for words in ([tmp_path / "empty"], [tmp_path / "photos", "--also", tmp_path / "none"]):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
-        done = build(*words, "--out", tmp_path / "out.parquet")
+        done = run_tool("build_photographs.py", *words, "--out", tmp_path / "out.parquet")
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1

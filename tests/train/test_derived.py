@@ -8,20 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import contents
 
 from vqvae2.data.store import open_store
 from vqvae2.files import tensor_file
 from vqvae2.train import remarks
 
 Command = Callable[..., Any]
-
-
-def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every path of a folder with its time of change and its bytes."""
-    return {
-        str(path): (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-        for path in [folder, *sorted(folder.rglob("*"))]
-    }
 
 
 # --- what only reads -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_helpers import changed, image_set, tiny
+from train_helpers import Killed, changed, image_set, tiny
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
@@ -19,8 +19,8 @@ from vqvae2.data.store_writer import StoreWriter
 from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter
 from vqvae2.train import extract as module
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.extract import extract, image_count, passes
-from vqvae2.train.loop import make_accelerator
 
 
 @pytest.mark.parametrize("batch", [3, 64])
@@ -61,9 +61,6 @@ def test_after_a_kill_only_what_is_missing_is_encoded(
     images = image_set(tmp_path, settings)
     model = VQVAE(settings.autoencoder)
     encoded: list[int] = []
-
-    class Killed(BaseException):
-        """Stands in for the end of the process."""
 
     def run(name: str, digest: str = "digest", limit: int = 1000, **data: Any) -> None:
         encoded.clear()
@@ -106,9 +103,6 @@ def test_a_kill_while_parts_are_joined(at: int, tmp_path: Path, monkeypatch: pyt
 
     def run(name: str) -> None:
         extract(model, images, settings, tmp_path / name, "digest", make_accelerator(), Reporter(quiet=True))
-
-    class Killed(BaseException):
-        """Stands in for the end of the process."""
 
     usual, waiting, step = StoreWriter.keep, [], 0
 

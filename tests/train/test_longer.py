@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from train_helpers import Spoken, changed, pictures, signal_at, tiny
+from comparing import same_tensors
+from train_helpers import CLASSES, Killed, changed, go, pictures, signal_at, tiny
 
 from vqvae2.config.models import Config
 from vqvae2.files.atomic import read_json, write_json
@@ -22,18 +23,10 @@ from vqvae2.train import longer, pipeline
 from vqvae2.train.beginning import begin_prior, check_processes, check_starts, due
 from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.longer import may_change
-from vqvae2.train.loop import Interrupted, read_metrics
-from vqvae2.train.pipeline import train
-from vqvae2.train.state import saved_outcome
+from vqvae2.train.loop import Interrupted
+from vqvae2.train.state import read_metrics, saved_outcome
 
-CLASSES = ("cats", "dogs")
 CONSTANT = {"steps": 3, "evaluate_every": 3, "log_every": 1, "schedule": "constant"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen pictures in two classes."""
-    return pictures(tmp_path_factory.mktemp("data") / "pictures", classes=CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +49,6 @@ def run(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
-def go(data: Path, folder: Path, config: Config, **options: Any) -> list[str]:
-    """`train` in silence; what it would say."""
-    reporter = Spoken()
-    train(str(data), folder, config, reporter=reporter, **options)
-    return reporter.lines
-
-
 def steps(config: Config, **stages: int) -> Config:
     """The configuration with other numbers of steps: `autoencoder`, `level_0`, `level_1`."""
     priors = [training.model_dump() for training in config.train_prior]
@@ -78,11 +64,6 @@ def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {str(file.relative_to(folder)): load_tensors(file)[0] for file in files}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Whether two sets of weights are equal, bit for bit."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_more_steps_later_are_more_steps_from_the_start(
     run: Path, data: Path, short: Config, tmp_path: Path
 ) -> None:
@@ -92,7 +73,7 @@ def test_more_steps_later_are_more_steps_from_the_start(
     go(data, tmp_path / "once", longer)
     ours, theirs = weights(run), weights(tmp_path / "once")
     assert ours.keys() == theirs.keys()
-    assert all(same(ours[name], theirs[name]) for name in ours)
+    assert all(same_tensors(ours[name], theirs[name]) for name in ours)
     for part in ("autoencoder", "prior/level-0"):
         found = [line["step"] for line in read_metrics(run / part / "metrics.jsonl")]
         assert sorted({*found}) == [1, 2, 3, 4, 5, 6]
@@ -104,7 +85,7 @@ def test_more_steps_later_are_more_steps_from_the_start(
     last = steps(short, autoencoder=6, level_0=6, level_1=9)
     go(data, run, last)
     go(data, tmp_path / "nine", last)
-    assert same(weights(run)["prior/level-1/model.safetensors"], weights(tmp_path / "nine")["prior/level-1/model.safetensors"])  # fmt: skip
+    assert same_tensors(weights(run)["prior/level-1/model.safetensors"], weights(tmp_path / "nine")["prior/level-1/model.safetensors"])  # fmt: skip
 
 
 def test_one_prior_alone(run: Path, data: Path, short: Config, tmp_path: Path) -> None:
@@ -119,7 +100,7 @@ def test_one_prior_alone(run: Path, data: Path, short: Config, tmp_path: Path) -
     ]
     assert any(line == "prior level 1: going on from step 3 of 6" for line in said)
     after = weights(run)
-    assert {name for name in before if not same(before[name], after[name])} == {
+    assert {name for name in before if not same_tensors(before[name], after[name])} == {
         "prior/level-1/model.safetensors"
     }
     assert {path.parent.name for path, data in sheets.items() if path.read_bytes() != data} == {"level-1"}
@@ -144,17 +125,13 @@ def test_until_it_is_done_the_run_stays_as_it_was(
         with pytest.raises(Interrupted, match=f"saved at step {step} of 6"):
             go(data, run, longer)
         found = weights(run)
-        assert all(same(before[name], found[name]) for name in before)
+        assert all(same_tensors(before[name], found[name]) for name in before)
         assert torch.equal(load(run, "cpu").sample(2), drawn)
     monkeypatch.setattr(pipeline, "AutoencoderObjective", usual)
     go(data, run, longer)
     go(data, tmp_path / "once", longer)
     ours, theirs = weights(run), weights(tmp_path / "once")
-    assert all(same(ours[name], theirs[name]) for name in ours)
-
-
-class Killed(BaseException):
-    """Stands in for the end of the process."""
+    assert all(same_tensors(ours[name], theirs[name]) for name in ours)
 
 
 def test_killed_while_the_files_of_a_longer_training_are_moved(
@@ -229,8 +206,10 @@ def test_the_sharpened_decoder_goes_on_too(data: Path, short: Config, tmp_path: 
     go(data, run, longer)
     go(data, tmp_path / "once", longer)
     after = weights(run)
-    assert {name for name in before if not same(before[name], after[name])} == {"sharpen/model.safetensors"}
-    assert all(same(after[name], own) for name, own in weights(tmp_path / "once").items())
+    assert {name for name in before if not same_tensors(before[name], after[name])} == {
+        "sharpen/model.safetensors"
+    }
+    assert all(same_tensors(after[name], own) for name, own in weights(tmp_path / "once").items())
     (run / "sharpen" / "state.safetensors").unlink()
     said = go(data, run, changed(config, sharpen={"steps": 9}))
     assert any("its state was not kept, so it is trained anew" in line for line in said)
@@ -307,8 +286,10 @@ def test_a_prior_is_replaced_on_request(run: Path, data: Path, short: Config) ->
     aside = run / "prior" / "level-0.before-1"
     assert any(f"moved to {aside}" in line for line in said)
     after = weights(run)
-    assert same(after["prior/level-0.before-1/model.safetensors"], before["prior/level-0/model.safetensors"])
-    assert same(after["prior/level-1/model.safetensors"], before["prior/level-1/model.safetensors"])
+    assert same_tensors(
+        after["prior/level-0.before-1/model.safetensors"], before["prior/level-0/model.safetensors"]
+    )
+    assert same_tensors(after["prior/level-1/model.safetensors"], before["prior/level-1/model.safetensors"])
     assert load(run, "cpu").sample(2).shape == (2, 3, 16, 16)
     assert go(data, run, wanted, redo=[0]) == [f"{run}: all is done; nothing to train"]
 
@@ -418,7 +399,7 @@ def test_only_one_of_the_runs_has_classes(
         assert begin_prior(model, str(start), level, [*ours]) == len(ours)
         there = load_tensors(RunFolder(start).prior(level).model)[0]
         expected = {name: there.get(name, value) for name, value in before.items()}
-        assert same(dict(model.state_dict()), expected)
+        assert same_tensors(dict(model.state_dict()), expected)
 
 
 def stages_of(folder: Path, config: Config, longer: tuple[str, ...] = (), **options: Any) -> dict[str, bool]:

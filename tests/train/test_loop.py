@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from train_helpers import (
+    Killed,
     Toy,
     assert_same,
     changed,
@@ -38,8 +39,10 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train import device, loop
 from vqvae2.train.autoencoder import AutoencoderObjective
-from vqvae2.train.loop import Interrupted, TrainingError, learning_rate, make_accelerator, read_metrics
+from vqvae2.train.device import TrainingError, make_accelerator
+from vqvae2.train.loop import Interrupted, learning_rate
 from vqvae2.train.prior import PriorObjective
+from vqvae2.train.state import read_metrics
 
 WAYS: dict[str, dict[str, Any]] = {  # how a stage is trained
     "plain": {},
@@ -47,10 +50,6 @@ WAYS: dict[str, dict[str, Any]] = {  # how a stage is trained
     "best kept, constant": {"schedule": "constant", "lr": 0.1, "clip": 0.0, "evaluate_every": 1},
 }
 LONG = {"steps": 7, "log_every": 3, "evaluate_every": 4}
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: no handler of ours may catch it."""
 
 
 def toy_config(**options: Any) -> TrainConfig:

@@ -14,7 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from train_helpers import assert_same, changed, code_store, image_set, result, run, stage, tiny, with_classes
+from train_helpers import (
+    Halves,
+    assert_same,
+    changed,
+    code_store,
+    image_set,
+    result,
+    run,
+    stage,
+    tiny,
+    with_classes,
+)
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, parse
@@ -25,8 +36,9 @@ from vqvae2.data.pixels import to_float
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.prior.level import LevelPrior
 from vqvae2.train.autoencoder import AutoencoderObjective, detail, usage_figures
-from vqvae2.train.loop import make_accelerator, read_metrics
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.prior import PriorObjective, copies
+from vqvae2.train.state import read_metrics
 
 
 def shares(objective: Any, world: int, start: int, count: int) -> list[list[Any]]:
@@ -172,13 +184,6 @@ def test_heldout_figures_are_brute_force_at_any_batch_size(batch: int, tmp_path:
         assert figures[f"heldout_usage_{level}"] == pytest.approx(usage)
         assert figures[f"heldout_perplexity_{level}"] == pytest.approx(perplexity, rel=1e-6)
     assert not any(count.any() for count in objective.counts()), "evaluation is no training"
-
-
-class Halves(nn.Module):
-    """In place of the perceptual distance: half the mean absolute difference of each picture."""
-
-    def forward(self, images: Tensor, originals: Tensor) -> Tensor:
-        return (images - originals).abs().mean((1, 2, 3)) / 2
 
 
 def test_a_perceptual_term_is_added_with_its_weight(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from train_helpers import TRAIN, Spoken, changed, pictures, signal_at, tiny
+from train_helpers import CLASSES, TRAIN, Killed, Spoken, changed, go, pictures, signal_at, tiny
 
 from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.codes import Codes
@@ -33,6 +33,7 @@ from vqvae2.files.run_folder import RunError
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.run import load
 from vqvae2.train import pipeline
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.folder import (
     Redo,
     claim,
@@ -46,20 +47,9 @@ from vqvae2.train.folder import (
     write_config,
 )
 from vqvae2.train.level_samples import draw_level
-from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.loop import Interrupted
 from vqvae2.train.pipeline import train
-
-CLASSES = ("cats", "dogs")
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: no handler of ours may catch it."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen pictures in two classes."""
-    return pictures(tmp_path_factory.mktemp("data") / "pictures", classes=CLASSES)
+from vqvae2.train.state import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +65,8 @@ def config() -> Config:
 def whole(data: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all stages without an interruption; read only."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    reporter = Spoken()
-    train(str(data), folder, config, command="vqvae2 train", reporter=reporter)
-    (folder / "said.json").write_text(json.dumps(reporter.lines))
+    lines = go(data, folder, config, command="vqvae2 train")
+    (folder / "said.json").write_text(json.dumps(lines))
     return folder
 
 
@@ -85,13 +74,6 @@ def whole(data: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) 
 def copied(whole: Path, tmp_path: Path) -> Path:
     """A copy of that run to work on."""
     return Path(shutil.copytree(whole, tmp_path / "run"))
-
-
-def go(data: Path, folder: Path, config: Config) -> list[str]:
-    """`train` in silence; what it would say."""
-    reporter = Spoken()
-    train(str(data), folder, config, command="vqvae2 train", reporter=reporter)
-    return reporter.lines
 
 
 def ask(folder: Path, data: Path, config: Config) -> Config:

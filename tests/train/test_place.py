@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from train_helpers import Toy, pictures, result, run, signal_at, stage, tiny
+from train_helpers import Toy, result, run, signal_at, stage, tiny
 
 from vqvae2.config.models import Config
 from vqvae2.config.training import TrainConfig
@@ -22,15 +22,10 @@ from vqvae2.files.process import Process, host
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.train import pipeline
-from vqvae2.train.loop import Interrupted, TrainingError, fit, make_accelerator
+from vqvae2.train.device import TrainingError, make_accelerator
+from vqvae2.train.loop import Interrupted, fit
 
 GONE = 2**22 + 7  # no process has this number
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen pictures."""
-    return pictures(tmp_path_factory.mktemp("data") / "pictures")
 
 
 @pytest.fixture(scope="module")

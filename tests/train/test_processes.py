@@ -20,9 +20,9 @@ from vqvae2.data.store import open_store
 from vqvae2.files.tensor_file import digest, load_tensors
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.folder import model_file
-from vqvae2.train.loop import read_metrics
 from vqvae2.train.pipeline import train
 from vqvae2.train.sharded import bytes_per_process
+from vqvae2.train.state import read_metrics
 
 PARTS = ("autoencoder", "prior/level-0", "prior/level-1")
 

@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dispatch_modes import NoSynchronisation
 from PIL import Image
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from train_helpers import TRAIN, Spoken, assert_same, changed, image_set, result, run, signal_at, tiny
+from train_helpers import TRAIN, Halves, Spoken, assert_same, changed, image_set, result, run, signal_at, tiny
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.data.batches import sequential
 from vqvae2.data.pixels import psnr
 from vqvae2.files.tensor_file import load_tensors, save_tensors
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.folder import sharp_file
-from vqvae2.train.loop import Interrupted, make_accelerator, read_metrics
+from vqvae2.train.loop import Interrupted
 from vqvae2.train.remarks import say_sharpened
 from vqvae2.train.sharpen import SharpenObjective
+from vqvae2.train.state import read_metrics
 
 SHARPEN: dict[str, Any] = {**TRAIN, "average": 0.5, "begin": 0, "width": 4, "depth": 2}
 
@@ -222,20 +224,11 @@ def test_a_sharpening_without_the_adversarial_loss_is_told(steps: int, learnt: b
     assert ("learnt nothing adversarial" in line) != learnt
 
 
-class NothingRead(TorchDispatchMode):
-    """Fails where a value of a tensor is read, for which the host would wait for the device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Pass on."""
-        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_step_reads_nothing_back(penalty: float, tmp_path: Path) -> None:
     objective = sharpening(tmp_path, settings(penalty=penalty))
     batch = next(objective.batches(0, 0, 1))
-    with NothingRead():
+    with NoSynchronisation():
         objective.loss(objective.model, batch)[0].backward()
 
 
@@ -278,14 +271,6 @@ def test_the_figures_are_of_all_held_out_images(tmp_path: Path) -> None:
     for kind in ("", "_plain"):  # not trained yet, so both are the same
         assert 4 / 10 ** (figures[f"heldout_psnr{kind}"] / 10) == pytest.approx(float(mse), rel=1e-4)
     assert figures["heldout_sharpness"] == pytest.approx(figures["heldout_sharpness_plain"], rel=1e-4)
-
-
-class Halves(nn.Module):
-    """In place of the perceptual distance: half the mean absolute difference of each picture."""
-
-    def forward(self, images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-        """[B]."""
-        return (images - originals).abs().mean((1, 2, 3)) / 2
 
 
 def test_a_perceptual_distance_of_weight_0_is_measured_and_not_trained_on(tmp_path: Path) -> None:

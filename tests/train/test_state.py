@@ -17,8 +17,8 @@ from vqvae2.files.run_folder import StageFolder
 from vqvae2.files.tensor_file import save_tensors
 from vqvae2.processes import Group
 from vqvae2.train import loop, sharded, shared_files
+from vqvae2.train.device import TrainingError, make_accelerator
 from vqvae2.train.longer import keep_state
-from vqvae2.train.loop import TrainingError, make_accelerator
 from vqvae2.train.sharded import restore
 from vqvae2.train.sharded_state import ShardedState, load_sharded
 from vqvae2.train.state import SavedOutcome, State

@@ -171,16 +171,11 @@ class PerceptualDistance(nn.Module):
         return [x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt() for x in self.stages(images)]
 
 
-def names_hub_weights(source: str) -> bool:
-    """Whether weights that are no file here are looked for on the Hub, as `owner/name`."""
-    return names_hub(source)
-
-
 def _found(source: str | Path) -> Path:
     path, text = Path(source), str(source)
     if path.is_file():
         return path
-    if names_hub_weights(text):
+    if names_hub(text):
         try:
             return Path(hf_hub_download(text, "model.safetensors"))
         except (OSError, ValueError, HTTP_ERROR) as error:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from vqvae2.codes import Codes, CodesError, Geometry
-from vqvae2.data.array_writer import ArrayWriter
+from vqvae2.data.array_writer import ArrayWriter, write_header
 from vqvae2.errors import UserError, printable
-from vqvae2.files.arrays import open_members
+from vqvae2.files.arrays import open_members, write_members
 from vqvae2.files.atomic import FileError, read_json, reason, write_atomic, write_json
 
 Form = Literal["parquet", "safetensors", "npz", "folder"]
@@ -170,12 +170,7 @@ def write_codes(path: Path, about: dict[str, Any], parts: Sequence[Callable[[], 
 
 def write_part(path: Path, part: Part) -> None:
     """Write the columns of some rows to a file of their own, atomically."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **part)  # type: ignore[arg-type]
-
-    write_atomic(path, write)
+    write_atomic(path, lambda temporary: write_members(temporary, part))
 
 
 def read_part(path: Path) -> Part:
@@ -256,18 +251,13 @@ def _write_npz(path: Path, table: _Table) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, (dtype, tail) in table.columns.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                _write_header(file, dtype, (table.n, *tail))
+                write_header(file, (table.n, *tail), dtype)
                 for block in table.blocks(name):
                     file.write(block.tobytes())
         text = np.array(table.about)
         with archive.open("about.npy", "w") as file:
-            _write_header(file, text.dtype, ())
+            write_header(file, (), text.dtype)
             file.write(text.tobytes())
-
-
-def _write_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _write_folder(path: Path, table: _Table) -> None:

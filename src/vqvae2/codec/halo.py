@@ -11,6 +11,8 @@ Shapes: C channels, H W image size, h w the grid of a level.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -146,11 +148,7 @@ def _scaled(window: _Window, stride: int) -> tuple[slice, slice, slice]:
 
 def _strides(model: VQVAE) -> list[int]:
     """Pixels of a cell of each level, coarsest first."""
-    strides, total = [], 1
-    for stride in model.config.strides:
-        total *= stride
-        strides.append(total)
-    return strides[::-1]
+    return list(itertools.accumulate(model.config.strides, operator.mul))[::-1]
 
 
 def _whole(block: int, stride: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +64,7 @@ def compress(
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
     from vqvae2.commands.images import side_by_side
-    from vqvae2.files.atomic import write_atomic
+    from vqvae2.files.atomic import write_bytes
     from vqvae2.files.output import claim_origins, make_folder
     from vqvae2.generate.sample import class_number
 
@@ -88,7 +87,7 @@ def compress(
             images = [_load(run, file, resize) for file in some]
             contents = run.codec.compress(images, [number] * len(images), mode.value)
             for file, target, image, content in zip(some, targets[together], images, contents, strict=True):
-                write_atomic(target, partial(_write, content=content))
+                write_bytes(target, content)
                 results.append(_listed(file, target, content, image.shape[1:]))
             tracker.update(len(results))
     return results
@@ -165,10 +164,6 @@ def _usable(
     if not files:
         raise DataError(f"no usable image: {len(skipped)} files were skipped")
     return files
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _load(run: Run, file: Path, resize: bool) -> Tensor:

@@ -80,11 +80,6 @@ class Cost:
         """Hours of one H100 for the whole training: FLOPs / (peak x utilisation)."""
         return self.total / (PEAK * UTILISATION) / 3600
 
-    @property
-    def accumulate(self) -> int | None:
-        """`accumulate_on` one card."""
-        return self.accumulate_on(1)
-
     def accumulate_on(self, cards: int) -> int | None:
         """Micro-batches into which a batch is split so that each fits on an H100 in bf16; None if not even one image fits.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _BATCH = 64  # files that are read side by side
 _RECORD = "decompressed.json"
-_VALUES = (".tif", ".npy")  # of images with a `data.range`, beside the PNG
 
 
 @locks("out")
@@ -56,7 +55,7 @@ def decompress(
             written), or no file of the folders can be decoded.
     """
     from vqvae2.codec.errors import CodecError
-    from vqvae2.commands.images import Skipped, save_image, say_skipped, side_by_side
+    from vqvae2.commands.images import Skipped, image_files_of, save_image, say_skipped, side_by_side
     from vqvae2.files.output import claim_files, make_folder
 
     files, model, reporter = _files(paths), run.decoder(decoder), reporter or Reporter()
@@ -69,7 +68,7 @@ def decompress(
             read = _read(run, some, named, skipped, fill)
             if read and not results:
                 make_folder(out)  # only now, so that a refused command leaves nothing
-                claim_files(out / _RECORD, _written(run, stems))
+                claim_files(out / _RECORD, (file for stem in stems for file in image_files_of(stem, run)))
             for together in side_by_side([one.layout.pixels for _, one in read]):
                 found = [one for _, one in read[together]]
                 whole = [run.codec.fill(one, seed, run.sampling) for one in found] if fill else found
@@ -88,16 +87,11 @@ def decompress(
 
 def _stems(files: Sequence[Path], out: Path) -> list[Path]:
     """OUT/NAME of each file; a name that is taken gets a number."""
+    from vqvae2.commands.images import ENDINGS
     from vqvae2.files.names import free_name
 
     taken: set[str] = set()
-    return [out / free_name(file.stem, (".png", *_VALUES), taken) for file in files]
-
-
-def _written(run: Run, stems: Sequence[Path]) -> Iterator[Path]:
-    """What may be written."""
-    endings = (".png",) if run.config.data.range is None else (".png", *_VALUES)
-    return (stem.with_name(f"{stem.name}{ending}") for stem in stems for ending in endings)
+    return [out / free_name(file.stem, ENDINGS, taken) for file in files]
 
 
 def _read(

@@ -70,7 +70,7 @@ def encode(
     """
     from vqvae2.codec.code_file import form_of, open_codes, read_part, write_codes
     from vqvae2.processes import joined
-    from vqvae2.train.loop import make_accelerator
+    from vqvae2.train.device import make_accelerator
 
     make_accelerator()  # joins the processes
     group = joined()
@@ -212,7 +212,12 @@ def _encoded(own: list[range], run: Run, images: ImageSet, vectors: Vectors) -> 
             raw, actual = next(raws)
             usable = np.flatnonzero(actual == np.array(numbers[at : at + _BATCH]))
             pixels = to_float(torch.from_numpy(centre(raw[usable], run.config.data.shape)))
-            codes, before, after = encode_vectors(run.autoencoder, pixels.to(run.device))
+            pixels = pixels.to(run.device)
+            beside: dict[str, list[torch.Tensor]] = {}
+            if vectors is Vectors.none:
+                codes = run.autoencoder.encode(pixels)
+            else:
+                codes, beside["before"], beside["after"] = encode_vectors(run.autoencoder, pixels)
             chosen = actual[usable]
             part: Part = {"name": np.array([images.names[index] for index in chosen], dtype=np.str_)}
             if images.labels is not None:
@@ -220,7 +225,7 @@ def _encoded(own: list[range], run: Run, images: ImageSet, vectors: Vectors) -> 
             part["heldout"] = np.array([index in held for index in chosen.tolist()], bool)
             for index, (level, dtype) in enumerate(zip(codes.levels, types, strict=True)):
                 part[f"level_{index}"] = level.cpu().numpy().astype(dtype)
-            for kind, tensors in (("before", before), ("after", after)):
+            for kind, tensors in beside.items():
                 if vectors in (kind, Vectors.both):
                     part |= {f"{kind}_{i}": tensor.cpu().numpy() for i, tensor in enumerate(tensors)}
             rows.append(part)
@@ -250,7 +255,7 @@ def command(
     work between P processes. `vqvae2 decode` turns the file into images.
     """
     from vqvae2.run import load
-    from vqvae2.train.loop import make_accelerator
+    from vqvae2.train.device import make_accelerator
 
     about = encode(load(run, make_accelerator().device), data, out, vectors, Reporter())
     if about is None:

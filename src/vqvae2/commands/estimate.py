@@ -25,7 +25,7 @@ from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.device import chosen_precision
 from vqvae2.train.longer import ended, wanted
-from vqvae2.train.loop import read_metrics
+from vqvae2.train.state import read_metrics
 
 _WORK = 20e9  # FLOPs of the step that is timed on a CPU, at most, if one image takes no more
 _TOO_MUCH = 200e9  # FLOPs of one image from which a CPU is not timed; the last speed is taken instead
@@ -77,7 +77,7 @@ def estimate(config: Config, folder: Path, device: torch.device) -> list[StageEs
         seconds = None if rate is None else left * cost.settings.batch * cost.training / rate
         if cost.settings.minutes and seconds is not None:
             seconds = min(seconds, 60 * cost.settings.minutes)
-        found.append(StageEstimate(cost.name, left, seconds, _memory(cost, config, device)))
+        found.append(StageEstimate(cost.name, left, seconds, _memory(cost, config)))
     return found
 
 
@@ -162,7 +162,7 @@ def _done(stage: StageFolder) -> int:
     return int(lines[-1]["step"]) if lines else 0
 
 
-def _memory(cost: Cost, config: Config, device: torch.device) -> int:
+def _memory(cost: Cost, config: Config) -> int:
     mixed = chosen_precision(config.precision) == "bf16"
     images = -(-cost.settings.batch // cost.settings.accumulate)
     return cost.state + images * (cost.kept_bf16 if mixed else cost.kept)
@@ -195,7 +195,7 @@ def _timed_images(config: Config, cost: Cost, device: torch.device) -> int:
     batch = max(1, cost.settings.batch // cost.settings.accumulate)
     if device.type == "cpu":
         return max(1, min(batch, int(_WORK // cost.training)))
-    return max(1, min(batch, int(batch * free_memory(device) / (2 * _memory(cost, config, device)))))
+    return max(1, min(batch, int(batch * free_memory(device) / (2 * _memory(cost, config)))))
 
 
 def _autoencoder(config: Config, images: int, device: torch.device) -> Callable[[], None]:

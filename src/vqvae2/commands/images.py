@@ -20,12 +20,14 @@ from vqvae2.data.folder_files import list_folder
 from vqvae2.data.frames import frames_of, split_frame
 from vqvae2.data.grid import save_picture
 from vqvae2.data.pixels import Pixels, to_float, to_pil, viewable
-from vqvae2.data.skipped import one_line
+from vqvae2.data.skipped import listed_line
 from vqvae2.errors import UserError, printable
 from vqvae2.files.parts import cut
 from vqvae2.processes import Group
 from vqvae2.run import Run
 
+ENDINGS = (".png", ".tif", ".npy")
+"""Of the files that `save_image` writes; all but the first of images with a `data.range`."""
 _SHOWN = 20  # skipped files that are named one by one
 
 Skipped = list[tuple[str, str]]
@@ -54,7 +56,7 @@ def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[P
         found = list_folder(path)
         unread = found.unread()
         if not found.images:
-            why = f" (the first of {len(unread)} files, {one_line(*unread[0], ': ')})" if unread else ""
+            why = f" (the first of {len(unread)} files, {listed_line(*unread[0], ': ')})" if unread else ""
             raise UserError(f"no images in {printable(str(path))}{why}")
         files += found.images
         if skipped is not None:
@@ -64,8 +66,8 @@ def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[P
     return files
 
 
-def load_images(run: Run, files: Sequence[Path]) -> Tensor:
-    """Image files as the run sees them, resized and cut to the centre: [B, C, H, W] in [-1, 1].
+def load_images(run: Run, files: Sequence[Path | bytes]) -> Tensor:
+    """Image files, or what is in them, as the run sees them, resized and cut to the centre: [B, C, H, W] in [-1, 1].
 
     Raises:
         DataError: a file that cannot be used.
@@ -145,22 +147,12 @@ def say_skipped(skipped: Skipped, say: Callable[[str], None]) -> None:
     if skipped:
         say(f"skipped {len(skipped)} file{'s' * (len(skipped) != 1)} that cannot be used:")
     for item in skipped[:_SHOWN]:
-        say(f"  {one_line(*item, ': ')}")
+        say(f"  {listed_line(*item, ': ')}")
 
 
 def reason_alone(file: Path, error: UserError) -> str:
     """What an error says about a file, without the file's name."""
     return str(error).removeprefix(f"{printable(str(file))}: ")
-
-
-def read_image(run: Run, data: bytes) -> Tensor:
-    """The image in the bytes of a file, as the run sees it: [C, H, W] in [-1, 1].
-
-    Raises:
-        DataError: not an image, damaged, or too large.
-    """
-    config = run.config.data
-    return to_float(torch.from_numpy(centre(load_image(data, config)[None], config.shape)))[0]
 
 
 def side_by_side(pixels: Sequence[int]) -> Iterator[slice]:
@@ -181,7 +173,7 @@ def side_by_side(pixels: Sequence[int]) -> Iterator[slice]:
 
 def image_files_of(stem: Path, run: Run) -> list[Path]:
     """The files that `save_image` may write."""
-    endings = (".png",) if run.config.data.range is None else (".png", ".tif", ".npy")
+    endings = ENDINGS[:1] if run.config.data.range is None else ENDINGS
     return [stem.with_name(f"{stem.name}{ending}") for ending in endings]
 
 

@@ -21,11 +21,10 @@ def models() -> list[dict[str, Any]]:
     for name in zoo():
         run = StoredRun(find_run(name))
         geometry = run.config.geometry
-        scale = run.config.autoencoder.strides[0]
         found.append(
             {
                 "name": name,
-                "image": [run.config.autoencoder.channels, *(side * scale for side in geometry.grids[-1])],
+                "image": [run.config.autoencoder.channels, *run.config.data.shape],
                 "grids": [list(grid) for grid in geometry.grids],
                 "codes": list(geometry.vocabulary),
                 "classes": list(run.classes),

@@ -62,7 +62,7 @@ def reconstruct(
             with a file that would be overwritten.
         DataError: a file that cannot be used.
     """
-    from vqvae2.commands.images import image_files_of, shared_images
+    from vqvae2.commands.images import ENDINGS, image_files_of, shared_images
     from vqvae2.data.frames import plain_stem
     from vqvae2.files.output import claim, make_folder
     from vqvae2.files.parts import Kept
@@ -73,10 +73,8 @@ def reconstruct(
     shared = shared_images(run, paths, 1, group, report)
     make_folder(out)
     taken = names_in(out, shared.files)
-    stems = [
-        out / free_name(plain_stem(file), (".png", "-levels.png", ".tif", ".npy"), taken)
-        for file in shared.files
-    ]
+    endings = (*ENDINGS, "-levels.png")
+    stems = [out / free_name(plain_stem(file), endings, taken) for file in shared.files]
     written = (file for stem in stems for file in [*image_files_of(stem, run), _sheet(stem)])
     with group.main_first():
         claim(out / "reconstructions.json", run.drawn_by(decoder), _OTHERS, written)

@@ -8,7 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqvae2.evaluate.facts import Curve, Facts, LevelFacts, from_report
+from vqvae2.evaluate.facts import Facts, LevelFacts, from_report
+from vqvae2.evaluate.plot import Curve
 
 if TYPE_CHECKING:
     from vqvae2.run import Run
@@ -30,7 +31,7 @@ def collect(run: Run) -> Facts:
         classes=len(run.classes),
         training=_training(run),
         psnr=plain.get("heldout_psnr"),
-        psnr_curve=_curve(lines, "heldout_psnr"),
+        psnr_curve=curve(lines, "heldout_psnr"),
         sharpness=(sharp or plain).get("heldout_sharpness"),
         sharpened=bool(sharp),
         levels=tuple(_level(run, level, plain) for level in range(run.config.autoencoder.levels)),
@@ -44,7 +45,7 @@ def _level(run: Run, level: int, plain: dict[str, Any]) -> LevelFacts:
     figures, config = run.figures(level), run.config
     temperature, _, top_p, guidance = run.sampling.level(level, config.autoencoder.levels)
     used, perplexity = _usage(run, level, plain)
-    outcome = _outcome(run.paths.prior(level).record)
+    outcome = outcome_in(run.paths.prior(level).record)
     return LevelFacts(
         positions=config.geometry.positions[level],
         codes=config.autoencoder.codes[level],
@@ -53,7 +54,7 @@ def _level(run: Run, level: int, plain: dict[str, Any]) -> LevelFacts:
         heldout_bits=figures.get("heldout_bits"),
         train_bits=figures.get("train_bits"),
         uniform_bits=figures.get("uniform_bits"),
-        curve=_curve(_lines(run.paths.prior(level).metrics), "heldout_bits"),
+        curve=curve(_lines(run.paths.prior(level).metrics), "heldout_bits"),
         step=outcome.get("step"),
         best_step=outcome.get("best_step"),
         copies=config.train_prior[level].copies,
@@ -91,16 +92,18 @@ def _training(run: Run) -> int | None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    from vqvae2.train.loop import read_metrics
+    from vqvae2.train.state import read_metrics
 
     return read_metrics(path)
 
 
-def _curve(lines: list[dict[str, Any]], key: str) -> Curve:
+def curve(lines: list[dict[str, Any]], key: str) -> Curve:
+    """The values of a figure in the lines of metrics, with their steps."""
     return [(line["step"], line[key]) for line in lines if key in line]
 
 
-def _outcome(record: Path) -> dict[str, Any]:
+def outcome_in(record: Path) -> dict[str, Any]:
+    """How a training ended, as its record says; {} if that is missing or damaged."""
     from vqvae2.files.atomic import FileError, read_json
 
     try:
@@ -116,7 +119,7 @@ def _ended_by_minutes(run: Run) -> Iterator[str]:
     settings: list[Any] = [config.train_autoencoder, config.sharpen, *config.train_prior]
     stages = run.paths.networks(config.autoencoder.levels)
     for (name, stage), training in zip(stages.items(), settings, strict=True):
-        outcome = _outcome(stage.record)
+        outcome = outcome_in(stage.record)
         late = training.minutes and outcome.get("seconds", 0.0) >= 60 * training.minutes
         if stage.done() and late and outcome.get("step", 0) < training.steps:
             yield name

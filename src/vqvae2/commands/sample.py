@@ -139,7 +139,7 @@ def sample(
     """
     from vqvae2.config.numbers import whole
     from vqvae2.prior.draw import check_seed
-    from vqvae2.train.loop import make_accelerator
+    from vqvae2.train.device import make_accelerator
 
     accelerator = accelerator or make_accelerator()
     reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
@@ -300,7 +300,7 @@ def command(
     sample ...` shares the work between P processes.
     """
     from vqvae2.run import load
-    from vqvae2.train.loop import make_accelerator
+    from vqvae2.train.device import make_accelerator
 
     accelerator = make_accelerator()
     loaded = load(run, accelerator.device)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vqvae2.commands.options import RunName
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def command(
@@ -33,13 +30,9 @@ def command(
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is not installed: pip install 'vqvae2[web]'")
-    from vqvae2.commands.images import read_image
+    from vqvae2.commands.images import load_images
     from vqvae2.run import load
     from vqvae2.web.app import serve
 
     loaded = load(run)
-
-    def read(data: bytes) -> Tensor:
-        return read_image(loaded, data)
-
-    serve(loaded, read, host, port, Reporter().say)
+    serve(loaded, lambda data: load_images(loaded, [data])[0], host, port, Reporter().say)

@@ -137,10 +137,9 @@ def fine_tuning(start: str) -> Config:
     Raises:
         RunError: no such run.
     """
-    from vqvae2.autoencoder.perceptual import names_hub_weights
     from vqvae2.config.hardware import Hardware
     from vqvae2.config.models import DataConfig, parse
-    from vqvae2.files.locate import find_run
+    from vqvae2.files.locate import find_run, names_hub
     from vqvae2.train.folder import read_run
 
     folder = find_run(start)
@@ -168,7 +167,7 @@ def fine_tuning(start: str) -> Config:
     value["sharpen"] |= {"minutes": 0.0, "steps": round(_GENTLE * value["sharpen"]["steps"])}
     for training in (value["train_autoencoder"], value["sharpen"]):
         weights = training["perceptual_weights"]
-        if not Path(weights).is_file() and not names_hub_weights(weights):
+        if not Path(weights).is_file() and not names_hub(weights):
             training |= {"perceptual": 0.0, "perceptual_weights": ""}
     value["prior"]["classes"] = 0
     return parse(value)

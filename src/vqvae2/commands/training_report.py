@@ -11,18 +11,17 @@ from typing import Any
 from PIL import Image
 
 from vqvae2.autoencoder.codebook_usage import stored_usage
-from vqvae2.commands.run_facts import collect
+from vqvae2.commands.run_facts import collect, curve, outcome_in
 from vqvae2.data.grid import save_picture
 from vqvae2.data.store import open_store
 from vqvae2.errors import listed, suggested
 from vqvae2.evaluate.advice import advise
-from vqvae2.evaluate.plot import Curve
 from vqvae2.evaluate.report import Cell, Page
 from vqvae2.evaluate.verdict import verdict
-from vqvae2.files.atomic import FileError, read_json, write_json
+from vqvae2.files.atomic import write_json
 from vqvae2.files.run_folder import StageFolder
 from vqvae2.run import Run
-from vqvae2.train.loop import read_metrics
+from vqvae2.train.state import read_metrics
 
 
 class TrainingReport:
@@ -84,15 +83,15 @@ class TrainingReport:
         paths = self.run.paths
         lines = read_metrics(paths.autoencoder.metrics)
         if lines:
-            curves = {"training": _column(lines, "mse"), "held out": _column(lines, "heldout_mse")}
+            curves = {"training": curve(lines, "mse"), "held out": curve(lines, "heldout_mse")}
             y_title = "mean squared error, pixel values from -1 to 1"
             self.page.curves(curves, "the autoencoder; lower is better", log=True, y_title=y_title)
         for level in range(self.run.config.autoencoder.levels):
             lines = read_metrics(paths.prior(level).metrics)
             if lines:
                 curves = {
-                    "training": _column(lines, "train_bits"),
-                    "held out": _column(lines, "heldout_bits"),
+                    "training": curve(lines, "train_bits"),
+                    "held out": curve(lines, "heldout_bits"),
                 }
                 caption = f"the prior of level {level}; lower is better"
                 self.page.curves(curves, caption, y_title="bits per code")
@@ -172,11 +171,5 @@ def write_training_report(run: Run) -> Path | None:
 
 
 def _seconds(stage: StageFolder) -> float:
-    try:
-        return float(read_json(stage.record)["outcome"]["seconds"]) if stage.done() else 0.0
-    except (FileError, KeyError, TypeError):
-        return 0.0
-
-
-def _column(lines: list[dict[str, Any]], key: str) -> Curve:
-    return [(line["step"], line[key]) for line in lines if key in line]
+    seconds = outcome_in(stage.record).get("seconds") if stage.done() else 0.0
+    return float(seconds) if isinstance(seconds, int | float) else 0.0

@@ -170,10 +170,6 @@ class DataConfig(Settings):
             )
         return self
 
-    def replace_range(self, bounds: tuple[float, float]) -> DataConfig:
-        """These settings with another range."""
-        return self.model_copy(update={"range": bounds})
-
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the images in pixels."""

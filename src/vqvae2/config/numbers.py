@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsIndex
 
 from vqvae2.errors import UserError
 
 Whole = SupportsIndex
 """An integer of Python, NumPy or PyTorch."""
-Real = SupportsFloat
-"""A number of Python, NumPy or PyTorch."""
 
 
 def whole(value: Any, name: str) -> int:

@@ -94,7 +94,7 @@ class ArrayWriter:
                 self.temporary.unlink(missing_ok=True)
 
     def _write_header(self) -> None:
-        _write_header(self._file, (self.count, *self.tail), self.dtype)
+        write_header(self._file, (self.count, *self.tail), self.dtype)
 
     def _read_kept(self) -> None:
         """Add the rows that are there to the checksum, and cut off what follows."""
@@ -117,7 +117,7 @@ def rows_in(file: Path, tail: tuple[int, ...], dtype: Any) -> int:
         OSError: it is not there.
     """
     header = io.BytesIO()
-    _write_header(header, (0, *tail), np.dtype(dtype))
+    write_header(header, (0, *tail), np.dtype(dtype))
     return max(0, file.stat().st_size - header.tell()) // _row_bytes(tail, np.dtype(dtype))
 
 
@@ -125,7 +125,7 @@ def _row_bytes(tail: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return math.prod(tail) * dtype.itemsize
 
 
-def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """NumPy pads the header so that a longer first axis fits: its size is the same at the end as at the start."""
+def write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Write the header of a .npy file, padded so that a longer first axis fits: its size is the same at the end as at the start."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

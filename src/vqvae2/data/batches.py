@@ -1,7 +1,7 @@
 """Images to batches: shuffled and endless for training, in order and once for everything else.
 
     ImageSet --TrainingOrder, augmented--> pixel_batches;  ImageSet --in order--> sequential_pixels;  both uint8
-    batches and sequential: the same as float32 in [-1, 1]
+    sequential: the same as sequential_pixels, as float32 in [-1, 1]
 
 Every batch is a pure function of (seed, step): nothing here keeps a random state. Training ships uint8 to the device
 and scales there, because that is a quarter of the bytes.
@@ -132,14 +132,6 @@ def pixel_batches(
     for places, raw, actual in stored_batches(images, order, start, stop):
         pixels = augmented(raw, places, order.seed, config) if augment else centre(raw, config.shape)
         yield torch.from_numpy(pixels), images.labels_of(actual)
-
-
-def batches(
-    images: ImageSet, order: TrainingOrder, config: DataConfig, **options: Any
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`pixel_batches` as float32 [b, C, H, W] in [-1, 1]."""
-    for pixels, labels in pixel_batches(images, order, config, **options):
-        yield to_float(pixels), labels
 
 
 def sequential_pixels(

@@ -22,7 +22,7 @@ from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.formats import check_pixels, optional
 from vqvae2.data.medical import is_dicom, is_nifti, read_frame
 from vqvae2.data.orientation import upright
-from vqvae2.files.atomic import write_atomic
+from vqvae2.files.atomic import write_bytes
 
 CLIPPED = "values outside data.range clipped to it"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -240,9 +240,5 @@ def save_values(image: Tensor, stem: Path, config: DataConfig) -> Path:
     else:
         np.save(stream, values)
     path = stem.with_name(f"{stem.name}{'.npy' if stream.getvalue().startswith(NUMPY) else '.tif'}")
-    write_atomic(path, lambda temporary: _write(temporary, stream.getvalue()))
+    write_bytes(path, stream.getvalue())
     return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.data.pixels import to_pil, viewable
-from vqvae2.files.atomic import write_atomic
+from vqvae2.files.atomic import write_bytes
 
 
 def grid(images: Tensor, columns: int, margin: int = 2, zoom: int = 1) -> Image.Image:
@@ -53,8 +53,4 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a Pillow image as a PNG, atomically."""
     buffer = BytesIO()
     picture.save(buffer, "PNG")
-    write_atomic(path, lambda temporary: _write(temporary, buffer.getvalue()))
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    write_bytes(path, buffer.getvalue())

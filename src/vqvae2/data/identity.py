@@ -38,13 +38,13 @@ def folder_digest(found: FolderFiles, whole: Sequence[Path] = ()) -> str:
         total.update(_ends(file))
     for file in whole:
         try:
-            total.update(found.name(file).encode("utf-8", "surrogateescape") + file_digest(file))
+            total.update(found.name(file).encode("utf-8", "surrogateescape") + sampled_digest(file))
         except OSError as error:
             raise DataError(f"cannot read {file}: {reading_failed(error)}") from error
     return total.hexdigest()
 
 
-def file_digest(path: Path) -> bytes:
+def sampled_digest(path: Path) -> bytes:
     """sha256 of a file's content; of a large file of its size and of sixteen parts of it.
 
     Raises:

@@ -15,9 +15,9 @@ from pydantic import Field
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError, LabelsError, reading_failed
-from vqvae2.data.identity import file_digest
+from vqvae2.data.identity import sampled_digest
 from vqvae2.data.listing import Listing, Row, Stream
-from vqvae2.data.skipped import SkippedFile, one_line
+from vqvae2.data.skipped import SkippedFile, listed_line
 from vqvae2.errors import printable
 from vqvae2.files import atomic
 from vqvae2.files.records import Record
@@ -138,7 +138,7 @@ class ImageIndex:
         ]
         skipped.write(self.skipped)
         if not good.any():
-            first = f", the first because: {one_line(*self.skipped[0], ': ')}" if self.skipped else ""
+            first = f", the first because: {listed_line(*self.skipped[0], ': ')}" if self.skipped else ""
             raise DataError(f"no usable image: {len(self.skipped)} were skipped{first}")
 
 
@@ -159,6 +159,6 @@ def index_key(identity: str, config: DataConfig, seed: int) -> str:
 def _digest(labels: Path) -> str:
     """sha256 of a file of labels; where it is does not matter."""
     try:
-        return file_digest(labels).hex()
+        return sampled_digest(labels).hex()
     except OSError as error:
         raise LabelsError(f"cannot read {printable(str(labels))}: {reading_failed(error)}") from error

@@ -22,6 +22,7 @@ from vqvae2.data.errors import DataError, LabelsError, reading_failed
 from vqvae2.data.frames import file_of
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers
 from vqvae2.errors import listed, printable
+from vqvae2.files.atomic import reason
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.json")
 NAMES = ("file_name", "filename", "file", "path", "image_path", "image", "img", "name", "image_id", "id")
@@ -115,7 +116,7 @@ def read_rows(path: Path, wanted: str | None = None) -> list[dict[str, Any]]:
     try:
         rows = _from_json(text) if path.suffix.lower() in (".json", ".jsonl") else _from_csv(text, wanted)
     except (ValueError, csv.Error, RecursionError) as error:
-        raise DataError(f"cannot read {shown}: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"cannot read {shown}: {reason(error)}") from error
     if not rows:
         raise DataError(f"{shown} holds no rows")
     return rows

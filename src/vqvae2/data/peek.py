@@ -13,7 +13,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.decoding import image_size
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.listing import Listing, Payload
-from vqvae2.data.skipped import one_line
+from vqvae2.data.skipped import listed_line
 from vqvae2.data.sources import list_images, locate
 
 _SAMPLE = 64  # images whose size is read
@@ -59,7 +59,7 @@ def peek(data: str, config: DataConfig, run: Path) -> Preview:
             try:
                 sizes.append(_size(payload, config))
             except ImageError as error:
-                reasons.append(one_line(listed.names[index], str(error), ": "))
+                reasons.append(listed_line(listed.names[index], str(error), ": "))
         if not sizes:
             looked = f"of {len(indices)} looked at" if len(indices) < len(listed) else f"of {len(listed)}"
             first = f" (the first: {reasons[0]})" if reasons else ""

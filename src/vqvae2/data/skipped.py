@@ -26,16 +26,16 @@ class SkippedFile:
     def write(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Replace the list by these (name, reason); without any, the file is removed."""
         if skipped:
-            atomic.write_text(self.path, "".join(one_line(*item) + "\n" for item in skipped))
+            atomic.write_text(self.path, "".join(listed_line(*item) + "\n" for item in skipped))
         else:
             self.path.unlink(missing_ok=True)
 
     def add(self, name: str, reason: str) -> None:
         """Append an image that turned out to be broken during training; only the first is reported."""
-        atomic.append_text(self.path, one_line(name, reason) + "\n")
+        atomic.append_text(self.path, listed_line(name, reason) + "\n")
         if self.say is not None:
             self.say(
-                f"an image cannot be used ({one_line(name, reason, ': ')}); "
+                f"an image cannot be used ({listed_line(name, reason, ': ')}); "
                 f"this and any further ones are listed in {self.path}"
             )
             self.say = None
@@ -45,11 +45,11 @@ def report_skipped(skipped: Sequence[tuple[str, str]], path: Path, say: Callable
     """Report in one line how many images were skipped, with the first as an example; nothing if none were."""
     if skipped:
         say(
-            f"skipped {len(skipped)} that cannot be used ({one_line(*skipped[0], ': ')}); all are listed in {path}"
+            f"skipped {len(skipped)} that cannot be used ({listed_line(*skipped[0], ': ')}); all are listed in {path}"
         )
 
 
-def one_line(name: str, reason: str, separator: str = "\t") -> str:
+def listed_line(name: str, reason: str, separator: str = "\t") -> str:
     """Name and reason as one printable line; characters that cannot be printed become `?`."""
     shown = (printable(re.sub(r"[\t\n\r]", "?", text)) for text in (name, reason))
     return separator.join(shown)

@@ -113,7 +113,7 @@ class StoreWriter:
             "n": n,
             "classes": list(classes),
             "fingerprint": fingerprint,
-            "version": _version(),
+            "version": metadata.version("vqvae2"),
         }
         self._writers: list[ArrayWriter] = []
 
@@ -215,10 +215,3 @@ class StoreWriter:
         return StoreError(
             f"cannot write codes to {self.folder}: {error.strerror or error}; an older store is kept"
         )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("vqvae2")
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -17,7 +17,7 @@ from vqvae2.config.data import at_home
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.formats import IMAGE_SUFFIXES, TABLE_SUFFIXES
-from vqvae2.data.identity import file_digest
+from vqvae2.data.identity import sampled_digest
 from vqvae2.data.labels import LABEL_COLUMNS
 from vqvae2.data.listing import Listing
 from vqvae2.data.split_names import file_splits, words_of
@@ -204,7 +204,7 @@ def _identity(kind: str, files: Sequence[Path]) -> str:
     total = hashlib.sha256(kind.encode())
     for name, file in zip(_inner(None, files), files, strict=True):
         try:
-            total.update(f"{name}\0".encode("utf-8", "replace") + file_digest(file))
+            total.update(f"{name}\0".encode("utf-8", "replace") + sampled_digest(file))
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}") from error
     return total.hexdigest()

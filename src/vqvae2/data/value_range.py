@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.config.models import DataConfig
+from vqvae2.data.batches import spread
 from vqvae2.data.decoding import raw_values
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.listing import Listing
-from vqvae2.data.skipped import one_line
+from vqvae2.data.skipped import listed_line
 from vqvae2.data.sources import list_images, locate
 
 PERCENTILES = (0.1, 99.9)  # of the values of the training images
@@ -57,7 +58,7 @@ def with_range(
     what = f"of the type {samples[0].dtype}" if config.range == "dtype" else "0.1 and 99.9 % of the values"
     read = f"{len(samples)} image{'s' * (len(samples) > 1)} read"
     say(f"values from {low:g} to {high:g} ({what}, {read}): data.range={[low, high]}")
-    return config.replace_range((low, high))
+    return config.model_copy(update={"range": (low, high)})
 
 
 class _Sample(NamedTuple):
@@ -77,17 +78,15 @@ def _samples(data: str, config: DataConfig, run: Path, seed: int) -> list[_Sampl
                 "data.range of a stream: expected two numbers, because a stream is read only once"
             )
         usable = np.arange(len(listed)) if listed.held is None else np.flatnonzero(listed.held == 0)
-        chosen = [int(usable[number * len(usable) // _IMAGES]) for number in range(min(_IMAGES, len(usable)))]
-        chosen = chosen if len(usable) > _IMAGES else usable.tolist()
         samples: list[_Sample] = []
-        for index in chosen:
+        for index in spread(usable, _IMAGES).tolist():
             try:
                 values = raw_values(listed.payloads([index])[0], config)
                 samples.append(_Sample(values.dtype, _some(values)))
                 if config.range == "dtype":
                     break
             except ImageError as error:
-                reasons.append(one_line(listed.names[index], str(error), ": "))
+                reasons.append(listed_line(listed.names[index], str(error), ": "))
     if not samples:
         raise DataError(f"no usable image{f' (the first: {reasons[0]})' if reasons else ''}")
     return samples

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vqvae2.evaluate.facts import Curve, Facts, LevelFacts
+from vqvae2.evaluate.facts import Facts, LevelFacts
+from vqvae2.evaluate.plot import Curve
 from vqvae2.evaluate.verdict import BLURRED, COPIES, FAITHFUL, LEARNT_LITTLE, MOSTLY, OVERFITS, ROUGH
 
 UNUSED = 0.5

@@ -319,12 +319,7 @@ def _save_model(file: Path, own: Probe | ResNet | None, model: Path | None) -> N
         save_classifier(file, own)
         return
     assert model is not None
-    contents = model.read_bytes()
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(contents)
-
-    atomic.write_atomic(file, write)
+    atomic.write_bytes(file, model.read_bytes())
 
 
 def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:

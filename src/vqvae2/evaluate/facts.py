@@ -5,11 +5,10 @@ Every figure that was not measured is None, and a rule that needs it says nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Curve = Sequence[tuple[float, float]]
+from vqvae2.evaluate.plot import Curve
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Facts:
         levels: coarsest first.
         ended_by_minutes: names of the stages whose `minutes` ended them before their steps.
         frechet: by set: "held out", "reconstructions", "samples".
-        precision, recall: by the same sets.
+        recall: by the same sets.
         nearer: share of samples nearer to a training image, in pixels, than any held-out image is.
         empty: share of samples with hardly any contrast; `empty_real`, the same of held-out images.
     """
@@ -81,7 +80,6 @@ class Facts:
     levels: tuple[LevelFacts, ...] = ()
     ended_by_minutes: tuple[str, ...] = ()
     frechet: dict[str, float] = field(default_factory=dict)
-    precision: dict[str, float] = field(default_factory=dict)
     recall: dict[str, float] = field(default_factory=dict)
     nearer: float | None = None
     empty: float | None = None
@@ -104,7 +102,6 @@ def from_report(parts: dict[str, Any]) -> dict[str, Any]:
     plain = decoded.get("held out, plain decoder", decoded.get("held out", {}))
     found: dict[str, Any] = {
         "frechet": {name: row["frechet"] for name, row in sets.items() if "frechet" in row},
-        "precision": {name: row["precision"] for name, row in shares.items() if "precision" in row},
         "recall": {name: row["recall"] for name, row in shares.items() if "recall" in row},
         "nearer": parts.get("memorisation", {}).get("pixels", {}).get("nearer_than_any_heldout"),
         "psnr": plain.get("psnr_of_mean"),

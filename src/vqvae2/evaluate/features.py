@@ -62,37 +62,25 @@ class Features:
         pooled: float32 [N, D], on the CPU.
         logits: float32 [N, K], or None.
         seconds: time of the network; for features from a file, the time when they were computed.
-        cached: whether they were read from a file.
     """
 
     pooled: Tensor
     logits: Tensor | None
     seconds: float
-    cached: bool = False
 
     def __len__(self) -> int:
         return len(self.pooled)
 
 
-def extract(
-    network: FeatureNetwork, batches: Iterable[Tensor], cache: Path | None = None, key: str = ""
-) -> Features:
+def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> Features:
     """The features of all images, in order.
 
     Args:
         batches: images, [B, C, H, W] in [-1, 1].
-        cache: a safetensors file. If it holds features of this network with this preprocessing and this `key`, they are
-            returned and `batches` is not read. Otherwise, or if the file is damaged, it is written again.
-        key: identifies the images and their number: equal keys promise equal images. Required with a cache.
 
     Raises:
-        ValueError: a cache without a key, or no images.
-        FileError: the cache cannot be written.
+        ValueError: no images.
     """
-    if cache is not None and not key:
-        raise ValueError("a cache of features needs a key that identifies the images")
-    if cache is not None and (found := cached(cache, network, key)) is not None:
-        return found
     pooled, logits, seconds = [], [], 0.0
     for images in batches:
         start = time.perf_counter()
@@ -103,10 +91,7 @@ def extract(
         seconds += time.perf_counter() - start
     if not pooled:
         raise ValueError("expected at least one batch of images, found none")
-    features = Features(torch.cat(pooled), torch.cat(logits) if logits else None, seconds)
-    if cache is not None:
-        keep(cache, features, network, key)
-    return features
+    return Features(torch.cat(pooled), torch.cat(logits) if logits else None, seconds)
 
 
 def keep(cache: Path, features: Features, network: FeatureNetwork, key: str) -> None:
@@ -132,7 +117,7 @@ def cached(cache: Path, network: FeatureNetwork, key: str) -> Features | None:
         pooled = tensors.get("pooled")
         fits = metadata == _about(network, key) and isinstance(seconds, float | int)
         if fits and pooled is not None and pooled.ndim == 2:
-            return Features(pooled, tensors.get("logits"), seconds, cached=True)
+            return Features(pooled, tensors.get("logits"), seconds)
     return None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqvae2.evaluate.classifier import ClassifierError
+from vqvae2.files.atomic import reason
 
 DECLARATION = "vqvae2.json"
 """Name of the extra file in the TorchScript archive that says what images the classifier expects."""
@@ -64,7 +65,7 @@ def read_torchscript(path: Path, device: str | torch.device = "cpu") -> TorchScr
             warnings.simplefilter("ignore")
             module = torch.jit.load(path, map_location=device, _extra_files=declared).eval()
     except RuntimeError as error:
-        raise ClassifierError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
+        raise ClassifierError(f"cannot read {path}: {reason(error)}") from None
     about = _declaration(path, declared[DECLARATION])
     classes = _class_count(module, about["size"], path, device)
     own = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -67,19 +67,3 @@ class Typical:
             own += (log_prob[:, level, None] - at[0]).abs() / at[1]
             theirs += (self._heldout[:, level] - at[0]).abs() / at[1]
         return ((theirs >= own).sum(1) + 1) / (count + 1)
-
-
-def auroc(in_scores: Tensor, out_scores: Tensor) -> float:
-    """Area under the ROC curve: the probability that one of `out_scores` [B] is above one of `in_scores` [N].
-
-    Ties count half. 0.5 means no separation, 1 a perfect one.
-
-    Raises:
-        ValueError: one of the two is empty.
-    """
-    if not len(in_scores) or not len(out_scores):
-        raise ValueError("expected at least one score on either side")
-    ordered = in_scores.sort().values
-    below = torch.searchsorted(ordered, out_scores.contiguous())
-    at_most = torch.searchsorted(ordered, out_scores.contiguous(), right=True)
-    return float((below + at_most).double().mean() / (2 * len(ordered)))

@@ -80,7 +80,6 @@ class RowStart(nn.Module):
     def __init__(self, prior: PixelCNN) -> None:
         super().__init__()
         self.prior = prior
-        self.has_context = has_context(prior)
 
     def forward(
         self, row: Tensor, above: Tensor, vertical: Tensor, context: Tensor | None = None

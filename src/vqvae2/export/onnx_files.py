@@ -104,8 +104,7 @@ def parts(run: Run) -> Iterator[Part]:
     plain = run.autoencoder
     levels = [f"codes_{level}" for level in range(plain.config.levels)]
     grids, config = run.config.geometry.grids, plain.config
-    height, width = (side * config.strides[0] for side in grids[-1])
-    images = torch.zeros(_BATCH, config.channels, height, width, device=run.device)
+    images = torch.zeros(_BATCH, config.channels, *run.config.data.shape, device=run.device)
     codes = {
         name: torch.zeros(_BATCH, *grid, dtype=torch.int64, device=run.device)
         for name, grid in zip(levels, grids, strict=True)
@@ -144,9 +143,8 @@ def describe(run: Run, found: list[Part]) -> dict[str, Any]:
                 if f"{name}_next" in part.outputs and not (part is step and name == "horizontal")
             }
         levels.append(entry)
-    height, width = (side * run.config.autoencoder.strides[0] for side in geometry.grids[-1])
     return {
-        "image": [run.config.autoencoder.channels, height, width],
+        "image": [run.config.autoencoder.channels, *run.config.data.shape],
         "classes": list(run.classes),
         "files": sorted(f"{name}.onnx" for name in files),
         "sampling": run.sampling.model_dump(mode="json"),

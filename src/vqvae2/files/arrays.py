@@ -7,6 +7,7 @@ a file is a `FileError` that names it.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -48,10 +49,10 @@ def map_array(path: Path, shape: tuple[int | None, ...], dtype: Any) -> NDArray[
         raise FileError(
             f"{path} is damaged: expected {np.dtype(dtype)} {expected}, found {kind} {list(found)}"
         )
-    needed = offset + kind.itemsize * _product(found)
+    needed = offset + kind.itemsize * math.prod(found)
     if size != needed:
         raise FileError(f"{path} is damaged: expected {needed} bytes, found {size}")
-    if not _product(found):
+    if not math.prod(found):
         return np.empty(found, kind)  # an empty range of a file cannot be mapped
     try:
         return np.memmap(path, kind, "r", offset, found)
@@ -95,7 +96,7 @@ class Members:
             FileError: it is missing or damaged, or its rows have no bytes, so that any number of them could be claimed.
         """
         with self._opened(name) as (opened, (count, *row), kind):
-            if not _product((*row,)):
+            if not math.prod(row):
                 raise ValueError("its rows are empty")
             for begin in range(0, count, size):
                 yield _rows(opened, (min(size, count - begin), *row), kind)
@@ -109,7 +110,7 @@ class Members:
         try:
             with self._archive.open(member) as opened:
                 shape, kind = _header(opened)
-                needed = _product(shape) * kind.itemsize
+                needed = math.prod(shape) * kind.itemsize
                 if needed > member.file_size:
                     raise ValueError(f"expected {needed} bytes of data, found less than {member.file_size}")
                 yield opened, shape, kind
@@ -154,7 +155,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 def _rows(opened: IO[bytes], shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
     """The next elements of an opened array."""
-    return np.frombuffer(opened.read(_product(shape) * kind.itemsize), kind).reshape(shape)
+    return np.frombuffer(opened.read(math.prod(shape) * kind.itemsize), kind).reshape(shape)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -175,10 +176,3 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if fortran and len(shape) > 1:
         raise ValueError("expected an array in C order")
     return shape, kind
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total

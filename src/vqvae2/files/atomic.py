@@ -82,9 +82,14 @@ def flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file atomically."""
+    write_atomic(path, lambda temporary: _plain_write(temporary, data))
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically (UTF-8); the bytes of a name that is no UTF-8 become escapes such as `\\udce9`."""
-    write_atomic(path, lambda temporary: _plain_write(temporary, text))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -186,8 +191,8 @@ def parse_json(text: str, source: str | Path) -> Any:
         raise FileError(f"cannot read {source}: {reason(error)}") from error
 
 
-def _plain_write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+def _plain_write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -153,7 +153,7 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def load_network(
-    make: Callable[[], Network], path: str | Path, prefix: str = ""
+    make: Callable[[], Network], path: str | Path
 ) -> tuple[Network, dict[str, Tensor], dict[str, Any]]:
     """Build a network and load its weights from a file that `save_tensors` wrote.
 
@@ -163,7 +163,6 @@ def load_network(
     Args:
         make: builds the network with any weights.
         path: the file.
-        prefix: of the names of the network's tensors in the file; other tensors are not compared.
 
     Returns:
         The network on the CPU, all tensors of the file, and its metadata.
@@ -174,12 +173,11 @@ def load_network(
     header = read_header(path)
     with torch.device("meta"):
         expected = make()
-    own = {name.removeprefix(prefix): s for name, s in header.shapes.items() if name.startswith(prefix)}
-    compare_shapes({name: tuple(value.shape) for name, value in expected.state_dict().items()}, own, path)
+    shapes = {name: tuple(value.shape) for name, value in expected.state_dict().items()}
+    compare_shapes(shapes, header.shapes, path)
     tensors, metadata = load_tensors(path)
     network = make()
-    weights = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
-    load_weights(network, weights, path)
+    load_weights(network, tensors, path)
     return network, tensors, metadata
 
 
@@ -248,23 +246,19 @@ def plain_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
     return result
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of an optimizer as tensors, and as metadata that JSON can hold."""
-    state = optimizer.state_dict()
-    tensors = {
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer as tensors."""
+    return {
         f"{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for index, values in state["state"].items()
+        for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
-    return tensors, {"param_groups": state["param_groups"]}
 
 
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-) -> None:
-    """Restore the state that `pack_optimizer` returned."""
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore the state that `pack_optimizer` returned; the settings of the optimizer stay as they are."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": metadata["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -31,7 +31,6 @@ from vqvae2.train.device import (
     Choices,
     TrainingError,
     choose,
-    make_accelerator,
     step_seed,
     switches,
 )
@@ -40,21 +39,10 @@ from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
 from vqvae2.train.shared_files import await_seen
-from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_outcome, write_metrics
+from vqvae2.train.state import Outcome, State, cut_metrics, saved_outcome, write_metrics
 from vqvae2.train.step import TrainingStep
 
 _AGREE = 5.0  # seconds, about, after which the processes agree again on whether one was asked to stop
-
-__all__ = [
-    "Interrupted",
-    "Objective",
-    "Outcome",
-    "TrainingError",
-    "fit",
-    "learning_rate",
-    "make_accelerator",
-    "read_metrics",
-]
 
 
 class Interrupted(Exception):

@@ -37,6 +37,7 @@ from vqvae2.train.beginning import (
     stage1_inputs,
 )
 from vqvae2.train.derived import check_derived
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.extract import extract, image_count, parts_folder
 from vqvae2.train.folder import (
     Claim,
@@ -55,7 +56,7 @@ from vqvae2.train.folder import (
 )
 from vqvae2.train.level_samples import draw_level
 from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
-from vqvae2.train.loop import Objective, fit, make_accelerator
+from vqvae2.train.loop import Objective, fit
 from vqvae2.train.place import tidy
 from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.reference import reference_metadata

@@ -11,8 +11,8 @@ from vqvae2.data.store import CodeStore
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import StageFolder
 from vqvae2.files.tensor_file import read_header, stored_figures
+from vqvae2.train.device import TrainingError
 from vqvae2.train.folder import sharp_file
-from vqvae2.train.loop import TrainingError
 
 _WORSE = (
     1.0  # bits per code by which a prior may be worse than guessing; with few steps some are a little worse

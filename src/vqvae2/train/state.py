@@ -92,10 +92,9 @@ class State:
             settings: of the training, for the record.
         """
         step = self.step
-        optimizer, _ = tensor_file.pack_optimizer(step.optimizer)
         tensors = {f"model.{k}": v for k, v in step.network.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in tensor_file.pack_optimizer(step.optimizer).items()}
         if isinstance(step.average, WeightAverage):
             tensors |= {f"average.{k}": v for k, v in step.average.state_dict().items()}
         tensors |= {f"sums.{k}": v for k, v in sums.items()}
@@ -176,7 +175,7 @@ class State:
                 value.ndim
             ):  # the fused optimiser refuses moments that lie otherwise in memory than their weight
                 tensors[name] = torch.empty_like(weight, dtype=value.dtype, device="cpu").copy_(value)
-        tensor_file.unpack_optimizer(optimizer, tensors, optimizer.state_dict())
+        tensor_file.unpack_optimizer(optimizer, tensors)
 
 
 @contextmanager

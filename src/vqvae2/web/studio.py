@@ -58,12 +58,11 @@ class Studio:
     def about(self) -> dict[str, Any]:
         """What the page needs to know of the run."""
         run, geometry = self.run, self.run.config.geometry
-        strides = run.config.autoencoder.strides
         return {
             "name": run.folder.resolve().name,
             "classes": list(run.classes),
             "channels": run.config.autoencoder.channels,
-            "size": [side * strides[0] for side in geometry.grids[-1]],
+            "size": list(run.config.data.shape),
             "grids": [list(grid) for grid in geometry.grids],
             "vocabulary": list(geometry.vocabulary),
             "bytes": geometry.bits / 8,

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from vqvae2.data.pixels import to_uint8
 from vqvae2.evaluate.features import FeatureError
+from vqvae2.files.atomic import reason
 from vqvae2.files.tensor_file import plain_names
 from vqvae2.files.torch_file import read_torch_file
 
@@ -95,9 +96,4 @@ def load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         net.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise FeatureError(f"{path} does not fit the network: {one_line(error)}") from None
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+        raise FeatureError(f"{path} does not fit the network: {reason(error)}") from None

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vqvae2.evaluate.features import FeatureError
-from vqvae2.evaluate.networks.base import Network, one_line, read_state
+from vqvae2.evaluate.networks.base import Network, read_state
+from vqvae2.files.atomic import reason
 from vqvae2.files.tensor_file import digest
 
 WEIGHTS = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -39,7 +40,7 @@ class Inception(Network):
         except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
             raise FeatureError(
                 "the feature network inception needs torch-fidelity, pip install 'vqvae2[inception]', and the torchvision "
-                f"that belongs to this torch: {one_line(error)}"
+                f"that belongs to this torch: {reason(error)}"
             ) from None
         state = read_state(weights)
         super().__init__(digest(state))
@@ -52,7 +53,7 @@ class Inception(Network):
                     "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=file
                 )
         except RuntimeError as error:
-            raise FeatureError(f"{weights} holds no Inception: {one_line(error)}") from None
+            raise FeatureError(f"{weights} holds no Inception: {reason(error)}") from None
         self.net = net
 
     def features_of(self, colours: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from vqvae2.evaluate.context import Context, Need
-from vqvae2.evaluate.report import Curve
+from vqvae2.evaluate.plot import Curve
 
 
 class Picture(NamedTuple):

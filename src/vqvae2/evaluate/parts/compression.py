@@ -38,7 +38,7 @@ from vqvae2.evaluate.image_metrics import (
 from vqvae2.evaluate.other_codecs import OtherCodec, other_codecs
 from vqvae2.evaluate.parts.base import Part, PartResult, Picture, Plot
 from vqvae2.evaluate.parts.drawing import SHOWN, sheet
-from vqvae2.evaluate.report import Curve
+from vqvae2.evaluate.plot import Curve
 from vqvae2.files.run_folder import RunFolder
 
 _IMAGES = 96  # held-out images, at most

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.data.grid import grid
-from vqvae2.evaluate.report import Curve
+from vqvae2.evaluate.plot import Curve
 
 SHOWN = 16
 """Images of a set on a sheet."""
