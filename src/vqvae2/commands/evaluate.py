@@ -222,7 +222,7 @@ def command(
     classifier_n: Annotated[
         int | None,
         typer.Option(
-            min=2, help="images that its classifier learns from [default: as many as training images]"
+            min=2, help="images that its classifier learns from [default: all training images, 60000 at most]"
         ),
     ] = None,
     classifier_width: Annotated[
