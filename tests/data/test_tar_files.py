@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import encoded, noise, opened, shows
+from data_helpers import config, encoded, noise, opened, shows
 
 from vqvae2.data import tar_files
+from vqvae2.data.decoding import decode_many
 from vqvae2.data.errors import DataError
+from vqvae2.data.listing import Span, contents
+from vqvae2.data.table_files import recognise_files
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -190,3 +193,22 @@ def test_tars_that_are_put_together_are_noticed(tmp_path: Path) -> None:
     images = opened(one, tmp_path)
     assert (len(images), images.skipped) == (4, 1)
     assert "several tars in one file" in (tmp_path / "data" / "skipped.txt").read_text()
+
+
+def test_the_bytes_of_a_tar_are_read_where_they_are_decoded(tmp_path: Path) -> None:
+    """The training process read each image of a tar and sent it through a pipe; a place of some bytes goes there now."""
+    members = {f"{name}/{number}.png": png(number) for number, name in enumerate("abab")}
+    file, settings = tar(tmp_path / "a.tar", members), config()
+    source = recognise_files(str(file), tmp_path)
+    assert source is not None
+    listed = source.list_images(settings, tmp_path)
+    order = [3, 0, 2, 2]
+    payloads = listed.payloads(order)
+    assert all(isinstance(payload, Span) for payload in payloads)
+    found = decode_many(payloads, settings).pixels
+    assert all(np.array_equal(pixels, noise(number)) for pixels, number in zip(found, order, strict=True))
+    mixed = contents([Path("x"), payloads[0], payloads[1], None, b"y"])
+    assert mixed == [Path("x"), png(3), png(0), None, b"y"]
+    file.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*a\.tar: No such file"):
+        decode_many(listed.payloads([0]), settings)

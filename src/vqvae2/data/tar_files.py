@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import IO
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.listing import Listing, Payload
+from vqvae2.data.listing import Listing, Payload, Span
 from vqvae2.data.tar_members import Chosen, Member, Members, list_members, members_of
 from vqvae2.errors import printable
 from vqvae2.files import atomic
@@ -48,22 +47,9 @@ class LocalTars:
         return self.files[number].open("rb")
 
     def read(self, members: Sequence[Member]) -> list[Payload | None]:
-        """The bytes of members, in order.
-
-        Raises:
-            DataError: a file cannot be read.
-        """
-        found: list[Payload | None] = []
-        shard = 0
-        try:
-            for shard, group in itertools.groupby(members, key=lambda member: member.shard):
-                with self.open(shard) as opened:
-                    for member in group:
-                        opened.seek(member.offset)
-                        found.append(opened.read(member.size))
-        except OSError as error:
-            raise DataError(f"cannot read {self.files[shard]}: {error.strerror or error}") from error
-        return found
+        """Where members are, in order: their bytes are read where they are decoded."""
+        places = [str(file.absolute()) for file in self.files]
+        return [Span(places[member.shard], member.offset, member.size) for member in members]
 
 
 @dataclass(frozen=True)

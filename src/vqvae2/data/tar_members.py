@@ -65,7 +65,7 @@ class Tars(Protocol):
         """A tar, with random access."""
 
     def read(self, members: Sequence[Member]) -> list[Payload | None]:
-        """The bytes of members, in order."""
+        """The members, in order: their bytes, or where these are."""
 
 
 @dataclass

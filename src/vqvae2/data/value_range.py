@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vqvae2.config.models import DataConfig
 from vqvae2.data.decoding import raw_values
 from vqvae2.data.errors import DataError, ImageError
-from vqvae2.data.listing import Listing
+from vqvae2.data.listing import Listing, contents
 from vqvae2.data.skipped import one_line
 from vqvae2.data.sources import list_images, locate
 
@@ -82,7 +82,7 @@ def _samples(data: str, config: DataConfig, run: Path, seed: int) -> list[_Sampl
         samples: list[_Sample] = []
         for index in chosen:
             try:
-                values = raw_values(listed.payloads([index])[0], config)
+                values = raw_values(contents(listed.payloads([index]))[0], config)
                 samples.append(_Sample(values.dtype, _some(values)))
                 if config.range == "dtype":
                     break

@@ -79,9 +79,9 @@ class Decoder:
             while waiting:
                 yield self._next(waiting)
         finally:  # of a caller that needs no more
-            for task in waiting:
-                if task.future is not None:
-                    task.future.add_done_callback(_drop)
+            for left in waiting:
+                if left.future is not None:
+                    left.future.add_done_callback(_drop)
 
     def start(self) -> None:
         """Use worker processes from now on (none when config.workers is 0)."""

@@ -35,7 +35,7 @@ def in_pixels(
     """
     # one pass over the training images, which may have to be decoded for it
     found, distances = nearest_images(torch.cat([samples, heldout]), images, data, device, _SEARCHED)
-    neighbours, ours, theirs = found[: len(samples)], *distances.split([len(samples), len(heldout)])
+    neighbours, ours, theirs = found[: len(samples)], distances[: len(samples)], distances[len(samples) :]
     n = min(len(images.train), _SEARCHED)
     result = PartResult({"training_n": n, **_compare(ours.double(), theirs.double(), len(samples))})
     if n < len(images.train):
