@@ -295,7 +295,7 @@ def _open_uncached(
     both: bool,
 ) -> ImageSet:
     """Images that are too large to be kept; one of each split is decoded as a check that there are usable ones."""
-    skipped = SkippedFile(folder / "skipped.txt", say)
+    skipped = SkippedFile(folder / "skipped.txt", say, index.fingerprint)
     index.fill(listed, [], [None] * len(listed), skipped)
     images = ImageSet(index, listed, config, skipped, both)
     for indices in filter(len, (images.train, images.heldout)):
