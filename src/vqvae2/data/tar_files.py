@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import IO
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.listing import Listing, Payload, Span
-from vqvae2.data.tar_members import Chosen, Member, Members, list_members, members_of
+from vqvae2.data.tar_members import Chosen, Member, indexed, list_members
 from vqvae2.errors import printable
 from vqvae2.files import atomic
 from vqvae2.files.temporary import sweep
@@ -69,15 +70,16 @@ class TarFiles:
     identity: str
 
     def list_images(self, config: DataConfig, scratch: Path) -> Listing:
-        """The images of all files; compressed ones are unpacked in `scratch`, once."""
+        """The images of all files; compressed ones are unpacked in `scratch`, once, and the index of their members is kept there."""
         chosen = Chosen.of(self.names, config.split)
         tars = LocalTars(
             [self.names[number] for number in chosen.numbers],
             [self._plain(number, scratch) for number in chosen.numbers],
         )
-        members = Members()
-        for shard in range(len(chosen.numbers)):
-            members.add(members_of(tars, shard, config.label_column))
+        facts = [file.stat() for file in tars.files]
+        stamps = [(fact.st_size, fact.st_mtime_ns) for fact in facts]
+        key = json.dumps([self.identity, chosen.numbers, config.label_column, stamps])
+        members = indexed(scratch / "tars.json", key, tars, config.label_column)
         return list_members(self.data, tars, members, chosen, config)
 
     def _plain(self, number: int, scratch: Path) -> Path:
