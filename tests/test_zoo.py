@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor
 
 import vqvae2
+from vqvae2.commands.evaluate import keep_sampling, report_folder
 from vqvae2.config.models import parse
 from vqvae2.config.overrides import complete, differences, merge, read_yaml
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import psnr
+from vqvae2.errors import UserError
 from vqvae2.files import tensor_file
+from vqvae2.files.progress import Reporter
+from vqvae2.files.run_folder import RunError
 from vqvae2.run import Run
 from vqvae2.train.autoencoder import detail
 
@@ -205,3 +210,33 @@ def test_photographs_cost_as_many_bits_as_the_card_says(
     for level, positions in enumerate(clothing.config.geometry.positions):
         said = written(clothing, f"level {level}: bits per code, held out")
         assert float(nats[level]) / positions / math.log(2) == pytest.approx(said, abs=0.4)
+
+
+def as_on_the_hub(shipped: Run, cache: Path) -> Path:
+    """The model as the Hub's cache holds what was downloaded."""
+    snapshot = cache / "models--me--pictures" / "snapshots" / "0123abcd"
+    return Path(shutil.copytree(shipped.folder, snapshot))
+
+
+@pytest.mark.parametrize("place", ["package", "hub"])
+def test_nothing_is_written_into_a_model_of_others(
+    shipped: Run, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports, their cache and critics went into site-packages or the Hub's cache, where the next update removes them."""
+    folder = shipped.folder if place == "package" else as_on_the_hub(shipped, tmp_path / "hub")
+    called = "the model emoji64 of the package" if place == "package" else "the model me/pictures of the Hub"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    run = Run(folder, "cpu")
+    with pytest.raises(UserError, match=f"expected --out DIR .*{called}"):
+        report_folder(run, "emoji64", None, None)
+    with pytest.raises(RunError, match=f"{called}: copy its folder"):
+        run.fit_critic()
+    with pytest.raises(RunError, match=r"COPY, for which `vqvae2 critic fit COPY --data emoji64` fits one"):
+        _ = run.critic
+    chosen = {**run.sampling.about(), "temperature": 0.5}
+    keep_sampling(run, {"parts": {"tuning": {"chosen": chosen}}}, Reporter(quiet=True))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert report_folder(run, "emoji64", tmp_path, None) == tmp_path
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert report_folder(Run(copy, "cpu"), "emoji64", None, None) == copy / "report"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.features import Features
 from vqvae2.evaluate.glossary import FIGURES
 from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.parts import classification, registry
 from vqvae2.evaluate.parts.precision import precision_recall
 from vqvae2.evaluate.parts.registry import PARTS
 from vqvae2.evaluate.resnet import ClassifierConfig
@@ -330,6 +332,46 @@ def test_the_classifier_learns_from_as_many_pictures_as_are_asked_for(
     assert {row["n"] for row in rows} == {8}
     drawn = drawn_samples("samples", next((tmp_path / "out" / "cache").glob("samples-*")))
     assert len(drawn) == 8
+
+
+def test_the_classifier_learns_from_so_many_pictures_at_most(
+    trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ImageNet, 1.28 million samples were drawn, and as many images held in memory; now a number that the report says."""
+    monkeypatch.setattr(classification, "_LEARNT", 8)
+    said = command(
+        "evaluate", trained, "--out", tmp_path / "out", "--only", "classification", "--classifier-steps", 10
+    )
+    assert said.code == 0, said.err
+    assert {row["n"] for row in report(tmp_path / "out")["parts"]["classification"]["rows"]} == {8}
+    assert any("learnt from 8 of the" in line for line in report(tmp_path / "out")["warnings"])
+    drawn = drawn_samples("samples", next((tmp_path / "out" / "cache").glob("samples-*")))
+    assert len(drawn) == 8
+
+
+def test_what_is_measured_outlives_a_command_that_is_killed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of measuring were written at the very end only. An earlier report stays until the new one is whole."""
+    measured = EvaluateOptions(only=("nll", "codes"))
+    evaluate(load(trained), None, tmp_path, measured, Reporter(quiet=True))
+    before = (tmp_path / "report.json").read_bytes()
+    last = next(part for part in PARTS[::-1] if part.name in measured.only)
+    (first,) = {*measured.only} - {last.name}
+
+    def killed(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        parts = [replace(part, measure=killed) if part is last else part for part in PARTS]
+        patch.setattr(registry, "PARTS", parts)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(load(trained), None, tmp_path, measured, Reporter(quiet=True))
+    left = read_json(tmp_path / "unfinished.json")
+    assert left["parts"] == {first: json.loads(before)["parts"][first]}
+    assert (tmp_path / "report.json").read_bytes() == before
+    evaluate(load(trained), None, tmp_path, measured, Reporter(quiet=True))
+    assert not (tmp_path / "unfinished.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from data_helpers import LIVELY, break_some, config, folder_of, noise, opened, p
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqvae2.data import decoding
+from vqvae2.data import decoding, skipped
 from vqvae2.data.array_writer import ArrayWriter
 from vqvae2.data.batches import sequential
 from vqvae2.data.errors import DataError
 from vqvae2.data.holdout import split_images
-from vqvae2.data.images import open_images
+from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.files import atomic
 
@@ -268,6 +268,37 @@ def test_broken_images_are_replaced_when_decoded_on_request(tmp_path: Path) -> N
     assert lazy.skipped == len(broken)
     assert len((tmp_path / "2" / "data" / "skipped.txt").read_text().splitlines()) == len(broken)
     assert sum("cannot be used" in line for line in says) == 1
+
+
+def test_what_is_found_broken_stays_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start forgot what the last one had found, and each process listed the same images again."""
+    root, file = folder_of(tmp_path / "in", 40, ("a", "b")), tmp_path / "data" / "skipped.txt"
+    for path in sorted(root.rglob("*.png"))[::10]:
+        path.write_bytes(b"")
+    (root / "notes.txt").write_text("no image")
+
+    def trained(rank: int = 0) -> ImageSet:
+        monkeypatch.setattr(skipped, "launched", lambda: (rank, 2))
+        images = opened(root, tmp_path, cache_gb=0)
+        for indices in (images.train, images.heldout):
+            list(sequential(images, indices, config(), batch=6))
+        return images
+
+    trained()
+    found = sorted(file.read_text().splitlines())
+    assert len(found) == 5
+    monkeypatch.setattr(skipped, "launched", lambda: (0, 2))
+    opened(root, tmp_path, cache_gb=0)
+    assert sorted(file.read_text().splitlines()) == found, "before anything is decoded"
+    file.write_text("".join(f"{line}\n" for line in found[1:]))
+    before = trained(1)
+    assert sorted(file.read_text().splitlines()) == found, "what another process found is not listed again"
+    assert before.skipped == 5
+    for path in sorted(root.rglob("*.png"))[::10]:
+        path.unlink()
+    monkeypatch.setattr(skipped, "launched", lambda: (0, 2))
+    opened(root, tmp_path, cache_gb=0)
+    assert file.read_text() == "notes.txt\tnot an image\n", "of other images"
 
 
 def test_a_table_decoded_on_request(tmp_path: Path) -> None:

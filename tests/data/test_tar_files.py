@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import encoded, noise, opened, shows
+from data_helpers import config, encoded, noise, opened, shows
 
-from vqvae2.data import tar_files
+from vqvae2.data import tar_files, tar_members
+from vqvae2.data.decoding import decode_many
 from vqvae2.data.errors import DataError
+from vqvae2.data.listing import Span, contents
+from vqvae2.data.table_files import recognise_files
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -115,7 +118,7 @@ def test_a_compressed_tar_is_not_unpacked_over_one_that_is_read(tmp_path: Path) 
     path = tar(tmp_path / "a.tar", {f"{n}.png": png(n) for n in range(6)})
     path.with_suffix(".tgz").write_bytes(gzip.compress(path.read_bytes()))
     first = opened(tmp_path / "a.tgz", tmp_path, cache_gb=0)
-    (plain,) = (tmp_path / "data" / "table").iterdir()
+    (plain,) = (tmp_path / "data" / "table").glob("*.tar")
     written = plain.stat().st_mtime_ns
     again = opened(tmp_path / "a.tgz", tmp_path, cache_gb=0)
     assert plain.stat().st_mtime_ns == written
@@ -124,7 +127,7 @@ def test_a_compressed_tar_is_not_unpacked_over_one_that_is_read(tmp_path: Path) 
         gzip.compress(tar(path, {f"{n}.png": png(9 - n) for n in range(6)}).read_bytes())
     )
     assert shows(opened(tmp_path / "a.tgz", tmp_path, cache_gb=0), 0, 9)
-    assert len([*(tmp_path / "data" / "table").iterdir()]) == 1
+    assert len([*(tmp_path / "data" / "table").glob("*.tar")]) == 1
 
 
 def test_unpacking_is_seen_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +193,56 @@ def test_tars_that_are_put_together_are_noticed(tmp_path: Path) -> None:
     images = opened(one, tmp_path)
     assert (len(images), images.skipped) == (4, 1)
     assert "several tars in one file" in (tmp_path / "data" / "skipped.txt").read_text()
+
+
+def test_the_bytes_of_a_tar_are_read_where_they_are_decoded(tmp_path: Path) -> None:
+    """The training process read each image of a tar and sent it through a pipe; a place of some bytes goes there now."""
+    members = {f"{name}/{number}.png": png(number) for number, name in enumerate("abab")}
+    file, settings = tar(tmp_path / "a.tar", members), config()
+    source = recognise_files(str(file), tmp_path)
+    assert source is not None
+    listed = source.list_images(settings, tmp_path)
+    order = [3, 0, 2, 2]
+    payloads = listed.payloads(order)
+    assert all(isinstance(payload, Span) for payload in payloads)
+    found = decode_many(payloads, settings).pixels
+    assert all(np.array_equal(pixels, noise(number)) for pixels, number in zip(found, order, strict=True))
+    mixed = contents([Path("x"), payloads[0], payloads[1], None, b"y"])
+    assert mixed == [Path("x"), png(3), png(0), None, b"y"]
+    file.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*a\.tar: No such file"):
+        decode_many(listed.payloads([0]), settings)
+
+
+def test_the_headers_of_tars_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start of each process walked through all of them. A tar that was written again is walked through again."""
+    asked: list[int] = []
+    usual = tar_members.members_of
+
+    def noted(tars: Any, shard: int, label_column: str | None) -> Any:
+        asked.append(shard)
+        return usual(tars, shard, label_column)
+
+    monkeypatch.setattr(tar_members, "members_of", noted)
+    members = {f"{name}/{number}.png": png(number) for number, name in enumerate("abab")}
+    for number in range(3):
+        tar(tmp_path / "in" / f"{number}.tar", {f"{number}{name}": data for name, data in members.items()})
+    first = opened(tmp_path / "in", tmp_path, cache_gb=0)
+    assert sorted(asked) == [0, 1, 2]
+    second = opened(tmp_path / "in", tmp_path, cache_gb=0)
+    assert len(asked) == 3
+    assert (first.names, first.classes, first.fingerprint) == (
+        second.names,
+        second.classes,
+        second.fingerprint,
+    )
+    assert np.array_equal(first.labels, second.labels)
+    assert all(shows(second, index, int(Path(second.names[index]).stem)) for index in range(12))
+    names = [*members][::-1]  # the same bytes in other places, and as many of them
+    tar(tmp_path / "in" / "1.tar", {f"1{name}": members[name] for name in names})
+    third = opened(tmp_path / "in", tmp_path, cache_gb=0)
+    assert len(asked) == 6
+    assert all(shows(third, index, int(Path(third.names[index]).stem)) for index in range(12))
+    (tmp_path / "data" / "table" / "tars.json").write_text("{")
+    opened(tmp_path / "in", tmp_path, cache_gb=0)
+    assert len(asked) == 9, "a damaged index is made anew"

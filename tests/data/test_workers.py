@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -139,3 +140,78 @@ def test_workers_hand_over_batches_in_shared_memory_and_give_back_what_is_not_ta
     assert len(parcels["opened"]) == 3
     assert parcels["dropped"], "the tasks that were under way"
     assert all(isinstance(sent, Parcel) and gone(sent) for sent in parcels["opened"] + parcels["dropped"])
+
+
+def encoded(folder: Path) -> list[bytes]:
+    """The images of a folder, as bytes."""
+    return [file.read_bytes() for file in sorted(folder.rglob("*.png"))]
+
+
+def pids(decoder: Decoder) -> set[int]:
+    """The worker processes that there are now."""
+    assert decoder.pool is not None
+    return {*decoder.pool._processes}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_workers_that_die_are_replaced_by_fewer_which_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one kill a process decoded alone for the rest of a training, without a word. The images stay the same."""
+    monkeypatch.setattr(workers, "_RESTARTS", 1)
+    tasks = [[each] for each in encoded(folder)]
+    expected = [found.pixels for found in Decoder(config(workers=0)).map(tasks)]
+    said: list[str] = []
+    decoder = Decoder(config(workers=2), said.append)
+    decoder.start()
+    try:
+        for number in (1, 2):
+            found = decoder.map(iter(tasks))
+            first = next(found)
+            os.kill(min(pids(decoder)), signal.SIGKILL)
+            pixels = [first.pixels, *(each.pixels for each in found)]
+            assert all(map(np.array_equal, pixels, expected)), "the order and the images are the same"
+            pixels = [
+                each.pixels for each in decoder.map(tasks)
+            ]  # where the first had all answers before the kill
+            assert all(map(np.array_equal, pixels, expected))
+            assert len(said) == number
+            assert decoder.count == (1 if number < 2 else 0)
+        assert decoder.pool is None
+        assert "1 take their place" in said[0]
+        assert "decodes alone" in said[1]
+    finally:
+        decoder.close()
+
+
+def test_workers_of_another_process_than_the_first_are_missed_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 32 processes any one holds up all, and the reporters of 31 are quiet."""
+    monkeypatch.setattr(workers, "_start_worker", os.abort)
+    monkeypatch.setattr(workers, "launched", lambda: (3, 32))
+    decoder = Decoder(config(workers=1), pytest.fail)
+    decoder.start()
+    assert len(list(decoder.map([[each] for each in encoded(folder)]))) == 30
+    assert "process 3: processes that decode images died" in capsys.readouterr().err
+    assert decoder.count == 0, "those that never decoded anything are not replaced"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_the_end_of_a_group_is_left_to_the_parent(folder: Path) -> None:
+    """`torchrun` sends SIGTERM to all processes: the workers go on while the training saves its state."""
+    tasks = [[each] for each in encoded(folder)]
+    said: list[str] = []
+    decoder = Decoder(config(workers=1), said.append)
+    decoder.start()
+    try:
+        assert len(list(decoder.map(tasks))) == 30
+        before = pids(decoder)
+        for pid in before:
+            os.kill(pid, signal.SIGTERM)
+        assert len(list(decoder.map(tasks))) == 30
+        assert pids(decoder) == before
+        assert not said
+    finally:
+        decoder.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in before)

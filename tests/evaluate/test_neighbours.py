@@ -13,6 +13,7 @@ from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import to_float
 from vqvae2.evaluate import neighbours
 from vqvae2.evaluate.neighbours import nearest_images
+from vqvae2.evaluate.parts import memorisation
 
 
 def config(flip: bool) -> DataConfig:
@@ -99,3 +100,25 @@ def test_no_samples(images: ImageSet) -> None:
     found, distance = nearest_images(samples(0), images, config(True))
     assert found.shape == (0, 3, 6, 6)
     assert distance.shape == (0,)
+
+
+def test_a_spread_of_the_training_images_is_searched_if_there_are_too_many(images: ImageSet) -> None:
+    """A million images were searched, and decoded, twice. A copy is found if its original is among those that are searched."""
+    copies = to_float(images.pixels(images.train))
+    _, distance = nearest_images(copies, images, config(False), most=7)
+    assert int((distance < 1e-3).sum()) == 7
+    places = torch.nonzero(distance < 1e-3)[:, 0]
+    assert int(places.diff().max()) <= -(-len(copies) // 7), "evenly spaced"
+    _, distance = nearest_images(copies, images, config(False), most=len(copies))
+    assert distance.max() < 1e-3
+
+
+def test_the_report_says_how_many_were_searched(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    n, heldout = len(images.train), to_float(images.pixels(images.heldout))
+    whole = memorisation.in_pixels(samples(5), heldout, images, config(True))
+    assert (whole.figures["training_n"], whole.warnings) == (n, [])
+    monkeypatch.setattr(memorisation, "_SEARCHED", 10)
+    some = memorisation.in_pixels(samples(5), heldout, images, config(True))
+    assert some.figures["training_n"] == 10
+    assert f"among 10 of the {n}" in some.warnings[0]
+    assert some.figures["samples_median"] >= whole.figures["samples_median"]

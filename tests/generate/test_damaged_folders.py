@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 
 from vqvae2 import Run
-from vqvae2.commands.sample import SampleRequest, sample
+from vqvae2.commands.sample import SampleRequest, _missing, sample
+from vqvae2.config.models import DataConfig
 from vqvae2.errors import UserError
 from vqvae2.generate.reject import candidate_labels
 from vqvae2.generate.sample import sample_labels
 from vqvae2.generate.sample_folder import SampleFolder
+from vqvae2.processes import Group
 
 Command = Callable[..., Any]
 DRAW = ("--n", 6, "--batch", 2)
@@ -149,3 +152,43 @@ def test_a_damaged_critic_is_named(run: Path, command: Command, tmp_path: Path) 
     (run / "critic").mkdir()
     (run / "critic" / "critic.json").write_text("{}")
     refused(command("sample", run, "--out", tmp_path / "out", "--critic", 0.5), "critic.json", "damaged")
+
+
+def test_only_the_main_process_looks_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 32 processes looked at every image of the folder, and 31 answers were thrown away."""
+    done: list[str] = []
+
+    def folder(missing: list[range]) -> Any:
+        return SimpleNamespace(
+            claim=lambda: done.append("claimed"), missing=lambda n: done.append("looked") or missing
+        )
+
+    class Fake(Group):
+        def wait(self) -> None:
+            """Nobody is waited for."""
+
+        def agreed(self, own: Any) -> Any:
+            """What the main process found."""
+            return own if self.main else [range(3, 7)]
+
+    for rank, expected in ((0, ["claimed", "looked"]), (1, ["claimed"])):
+        done.clear()
+        monkeypatch.setattr("vqvae2.processes.joined", lambda rank=rank: Fake(rank, 2))
+        assert _missing(folder([range(3, 7)]), 9) == [range(3, 7)]
+        assert done == expected
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for every name that an image may have; an image in its full depth has two files."""
+    for begin in (0, 3):
+        (tmp_path / f"codes-{begin:05d}-{begin + 2:05d}.npz").touch()
+    for number in range(6):
+        (tmp_path / f"{number:05d}.png").write_bytes(b"x")
+        (tmp_path / f"{number:05d}.{'tif' if number % 2 else 'npy'}").write_bytes(b"x" * (number != 4))
+    asked: list[str] = []
+    usual = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda self, **more: asked.append(self.suffix) or usual(self, **more))
+    assert SampleFolder(tmp_path, {}, "png").missing(8) == [range(6, 8)]
+    deep = SampleFolder(tmp_path, {}, "png", DataConfig(range=(0, 9)))
+    assert deep.missing(8) == [range(3, 8)]
+    assert not {".png", ".tif", ".npy"} & {*asked}

@@ -27,9 +27,10 @@ from vqvae2.commands.options import (
     refuse_unused,
 )
 from vqvae2.errors import UserError
+from vqvae2.files.locate import public_name
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunFolder, refuse_links
+from vqvae2.files.run_folder import refuse_links
 
 if TYPE_CHECKING:
     from vqvae2.evaluate.options import EvaluateOptions
@@ -53,6 +54,8 @@ def report_folder(run: Run | None, data: str | None, out: Path | None, split: st
         raise UserError(
             f"expected --out DIR for the report on a split: {run.paths.report} is for the run's own held-out images"
         )
+    if (public := public_name(run.folder)) is not None:
+        raise UserError(f"expected --out DIR for the report: nothing is written into {public}")
     return run.paths.report
 
 
@@ -115,11 +118,10 @@ def evaluate(
     return write_report(context, title, out, collect(run) if run else None)
 
 
-def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: bool = True) -> None:
+def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter) -> None:
     """Write the settings that the part `tuning` of a report chose into RUN/config.yaml, whose other settings stay as they are now.
 
-    Args:
-        write: False only says them, as for a model of the package or of the Hub.
+    Of a model of the package or of the Hub, which keeps its own, it only says them.
 
     Raises:
         FileError: the file cannot be written; RunError, ConfigError: it cannot be read any more.
@@ -129,8 +131,8 @@ def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter, write: b
     chosen = report["parts"]["tuning"]["chosen"]
     sampling = run.sampling.replace(**{name: chosen[name] for name in run.sampling.about()})
     text = ", ".join(f"{name} {value}" for name, value in sampling.about().items())
-    if not write:
-        reporter.say(f"chosen: {text}; a model of the package or the Hub keeps its own settings")
+    if (public := public_name(run.folder)) is not None:
+        reporter.say(f"chosen: {text}; {public} keeps its own settings")
         return
     record, config = read_run(run.folder)  # a training may have changed it while this command measured
     sampling = sampling.replace(batch=config.sampling.batch)
@@ -160,7 +162,8 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="folder for report.json and report.html [default: RUN/report; needed with --split, and without a RUN]"
+            help="folder for report.json and report.html [default: RUN/report; needed with --split, without a RUN, and "
+            "for a model of the package or the Hub]"
         ),
     ] = None,
     only: Annotated[
@@ -219,7 +222,7 @@ def command(
     classifier_n: Annotated[
         int | None,
         typer.Option(
-            min=2, help="images that its classifier learns from [default: as many as training images]"
+            min=2, help="images that its classifier learns from [default: all training images, 60000 at most]"
         ),
     ] = None,
     classifier_width: Annotated[
@@ -297,7 +300,7 @@ def command(
     if result is None:
         return
     if tune_sampling and loaded is not None:
-        keep_sampling(loaded, result, reporter, write=RunFolder(Path(str(run))).exists())
+        keep_sampling(loaded, result, reporter)
     if as_json:
         print_json(result)
         return

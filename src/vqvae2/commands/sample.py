@@ -227,15 +227,16 @@ def _jobs(
 def _missing(folder: SampleFolder, n: int) -> list[range]:
     """Make the folder, and list which of n samples it lacks; a collective.
 
-    All processes take what the main one finds: a file system of several machines may show each of them something else for a while.
+    The main process looks, and all take what it finds: of a million samples that takes long on a file system of several machines,
+    which may show each of them something else for a while.
     """
     from vqvae2.processes import joined
 
     group = joined()
     with group.main_first():
         folder.claim()
-        missing = folder.missing(n)
-    group.wait()  # until every process has looked
+        missing = folder.missing(n) if group.main else []
+    group.wait()  # until every process has claimed the folder
     return group.agreed(missing)
 
 

@@ -46,9 +46,17 @@ def load_pixels(folder: Path, index: ImageIndex, config: DataConfig) -> Pixels:
 
 
 def fill_cache(
-    listed: Listing | Stream, index: ImageIndex, config: DataConfig, folder: Path, progress: Progress | None
+    listed: Listing | Stream,
+    index: ImageIndex,
+    config: DataConfig,
+    folder: Path,
+    progress: Progress | None,
+    say: Callable[[str], None] | None = None,
 ) -> Counter[str]:
     """Decode all images into `pixels-*.npy`, then write the `index.json` that names it; older caches are removed.
+
+    Args:
+        say: called with a line of text when worker processes died.
 
     Returns:
         What was done to images besides, such as a converted colour profile, with the number of images.
@@ -62,7 +70,7 @@ def fill_cache(
     total = len(listed) if isinstance(listed, Listing) else None
     sweep(folder)
     writer = ArrayWriter(folder / index.pixels, (*stored_shape(config), config.channels), stored_type(config))
-    decoder = Decoder(config)
+    decoder = Decoder(config, say)
     rows: list[Row] = []
     try:
         outcome, remarks = _decode_all(writer, decoder, _chunks(listed, rows), total, config, progress)

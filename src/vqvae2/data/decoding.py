@@ -35,7 +35,7 @@ from vqvae2.data.deep import (
 from vqvae2.data.errors import DataError, ImageError, reading_failed
 from vqvae2.data.formats import READ, check_costs, check_memory, formats_for, unread, without_metadata
 from vqvae2.data.frames import split_frame
-from vqvae2.data.listing import Payload
+from vqvae2.data.listing import Payload, contents
 from vqvae2.data.medical import NIFTI_SUFFIXES, frame_size, read_frame
 from vqvae2.data.orientation import upright, upright_size
 from vqvae2.data.pixels import Pixels
@@ -377,7 +377,7 @@ def decode_many(payloads: Sequence[Payload | None], config: DataConfig) -> Decod
     decoded: list[Pixels] = []
     reasons: list[str | None] = []
     remarks: Counter[str] = Counter()
-    for payload in payloads:
+    for payload in contents(payloads):
         said: list[str] = []
         try:
             if payload is None:

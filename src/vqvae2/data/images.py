@@ -64,7 +64,7 @@ class ImageSet:
         self.train, self.heldout = split_images(index.names, self.labels, index.held, config.holdout, both)
         self.skipped = len(index.skipped)
         self.config, self._stored, self._shape, self._skipped_file = config, stored, config.shape, skipped
-        self._decoder = Decoder(config)
+        self._decoder = Decoder(config, skipped.say)
         self._broken: set[int] = set()
 
     def __len__(self) -> int:
@@ -233,7 +233,7 @@ def _fill(
     """Decode all images and keep them in `folder`."""
     began = time.perf_counter()
     try:
-        remarks = fill_cache(listed, index, config, folder, progress)
+        remarks = fill_cache(listed, index, config, folder, progress, say)
     except (OSError, atomic.FileError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write the decoded images to {folder}: {reason}") from error
@@ -295,7 +295,7 @@ def _open_uncached(
     both: bool,
 ) -> ImageSet:
     """Images that are too large to be kept; one of each split is decoded as a check that there are usable ones."""
-    skipped = SkippedFile(folder / "skipped.txt", say)
+    skipped = SkippedFile(folder / "skipped.txt", say, index.fingerprint)
     index.fill(listed, [], [None] * len(listed), skipped)
     images = ImageSet(index, listed, config, skipped, both)
     for indices in filter(len, (images.train, images.heldout)):

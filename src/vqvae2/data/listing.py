@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,50 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Payload = bytes | Path
+from vqvae2.data.errors import DataError
+
+
+class Span(NamedTuple):
+    """One encoded image inside a file of this machine, such as a tar; whoever decodes it reads it, as with a file of its own.
+
+    Attributes:
+        file: the path.
+        offset, size: where its bytes are.
+    """
+
+    file: str
+    offset: int
+    size: int
+
+
+Content = bytes | Path
 """One encoded image (JPEG, PNG, ...): its bytes, or the file that holds it."""
+Payload = Content | Span
+"""The same, before its bytes are read."""
+
+
+def contents(payloads: Sequence[Payload | None]) -> list[Content | None]:
+    """The payloads with the bytes of spans; of several spans in a row their file is opened once.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    found: list[Content | None] = []
+    for file, group in itertools.groupby(
+        payloads, lambda each: each.file if isinstance(each, Span) else None
+    ):
+        if file is None:
+            found += [each for each in group if not isinstance(each, Span)]
+            continue
+        try:
+            with Path(file).open("rb") as opened:
+                for span in group:
+                    assert isinstance(span, Span)
+                    opened.seek(span.offset)
+                    found.append(opened.read(span.size))
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    return found
 
 
 @dataclass

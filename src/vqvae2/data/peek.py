@@ -12,7 +12,7 @@ import numpy as np
 from vqvae2.config.models import DataConfig
 from vqvae2.data.decoding import image_size
 from vqvae2.data.errors import DataError, ImageError
-from vqvae2.data.listing import Listing, Payload
+from vqvae2.data.listing import Content, Listing, contents
 from vqvae2.data.skipped import listed_line
 from vqvae2.data.sources import list_images, locate
 
@@ -55,7 +55,7 @@ def peek(data: str, config: DataConfig, run: Path) -> Preview:
         step = max(1, len(listed) // _SAMPLE)
         indices = list(itertools.islice(range(0, len(listed), step), _SAMPLE))
         sizes, reasons = [], []
-        for index, payload in zip(indices, listed.payloads(indices), strict=True):
+        for index, payload in zip(indices, contents(listed.payloads(indices)), strict=True):
             try:
                 sizes.append(_size(payload, config))
             except ImageError as error:
@@ -71,7 +71,7 @@ def peek(data: str, config: DataConfig, run: Path) -> Preview:
         return Preview(len(listed), side, usual if alike.mean() >= _MOST else 1.0)
 
 
-def _size(payload: Payload | None, config: DataConfig) -> tuple[int, int]:
+def _size(payload: Content | None, config: DataConfig) -> tuple[int, int]:
     if payload is None:
         raise ImageError("the row holds no image")
     return image_size(payload, values=config.range is not None)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +27,9 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.listing import Listing, Payload
 from vqvae2.data.table_files import below_common, expand_braces
-from vqvae2.data.tar_members import Chosen, Member, Members, list_members, members_of
+from vqvae2.data.tar_members import Chosen, Member, indexed, list_members
 from vqvae2.files import atomic
 
-_READERS = 16  # shards whose headers are read at a time
-_INDEX = 2**32  # bytes of an index, at most; a million images take about 100 MB
 _HEAD = 4096  # bytes of a shard that identify it together with its size
 
 
@@ -103,15 +100,8 @@ class Shards:
         chosen = Chosen.of(self.tars.names, config.split)
         tars = self.tars.only(chosen.numbers)
         key = json.dumps([self.identity, chosen.numbers, config.label_column])
-        members = _kept(scratch / "shards.json", key)
-        if members is None:
-            members = Members()
-            with _reading(self.data), ThreadPoolExecutor(_READERS) as readers:
-                for part in readers.map(
-                    lambda number: members_of(tars, number, config.label_column), range(len(tars.paths))
-                ):
-                    members.add(part)
-            atomic.write_json(scratch / "shards.json", {"key": key, **members.to_json()})
+        with _reading(self.data):
+            members = indexed(scratch / "shards.json", key, tars, config.label_column)
         return list_members(self.data, tars, members, chosen, config)
 
 
@@ -124,17 +114,6 @@ def _reading(place: str) -> Iterator[None]:
         raise
     except Exception as error:  # each file system has kinds of its own
         raise DataError(f"cannot read {place}: {atomic.reason(error)}") from error
-
-
-def _kept(file: Path, key: str) -> Members | None:
-    """The index that a file holds; None if there is none, it is of something else, or it is damaged."""
-    if not file.exists():
-        return None
-    try:
-        value = atomic.read_object(file, limit=_INDEX)
-        return Members.from_json(value) if value["key"] == key else None
-    except (atomic.FileError, KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def recognise_shards(data: str, run: Path) -> Shards | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
-import itertools
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from typing import IO
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
-from vqvae2.data.listing import Listing, Payload
-from vqvae2.data.tar_members import Chosen, Member, Members, list_members, members_of
+from vqvae2.data.listing import Listing, Payload, Span
+from vqvae2.data.tar_members import Chosen, Member, indexed, list_members
 from vqvae2.errors import printable
 from vqvae2.files import atomic
 from vqvae2.files.temporary import sweep
@@ -48,22 +48,9 @@ class LocalTars:
         return self.files[number].open("rb")
 
     def read(self, members: Sequence[Member]) -> list[Payload | None]:
-        """The bytes of members, in order.
-
-        Raises:
-            DataError: a file cannot be read.
-        """
-        found: list[Payload | None] = []
-        shard = 0
-        try:
-            for shard, group in itertools.groupby(members, key=lambda member: member.shard):
-                with self.open(shard) as opened:
-                    for member in group:
-                        opened.seek(member.offset)
-                        found.append(opened.read(member.size))
-        except OSError as error:
-            raise DataError(f"cannot read {self.files[shard]}: {error.strerror or error}") from error
-        return found
+        """Where members are, in order: their bytes are read where they are decoded."""
+        places = [str(file.absolute()) for file in self.files]
+        return [Span(places[member.shard], member.offset, member.size) for member in members]
 
 
 @dataclass(frozen=True)
@@ -83,15 +70,16 @@ class TarFiles:
     identity: str
 
     def list_images(self, config: DataConfig, scratch: Path) -> Listing:
-        """The images of all files; compressed ones are unpacked in `scratch`, once."""
+        """The images of all files; compressed ones are unpacked in `scratch`, once, and the index of their members is kept there."""
         chosen = Chosen.of(self.names, config.split)
         tars = LocalTars(
             [self.names[number] for number in chosen.numbers],
             [self._plain(number, scratch) for number in chosen.numbers],
         )
-        members = Members()
-        for shard in range(len(chosen.numbers)):
-            members.add(members_of(tars, shard, config.label_column))
+        facts = [file.stat() for file in tars.files]
+        stamps = [(fact.st_size, fact.st_mtime_ns) for fact in facts]
+        key = json.dumps([self.identity, chosen.numbers, config.label_column, stamps])
+        members = indexed(scratch / "tars.json", key, tars, config.label_column)
         return list_members(self.data, tars, members, chosen, config)
 
     def _plain(self, number: int, scratch: Path) -> Path:

@@ -11,7 +11,10 @@ import json
 import re
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -24,10 +27,13 @@ from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, resolve_labels
 from vqvae2.data.listing import Listing, Payload, different
 from vqvae2.data.split_names import file_splits, words_of
 from vqvae2.errors import printable
+from vqvae2.files import atomic
 
 _BESIDE = ("cls", "json", "txt")  # endings of members that may tell a class; the first that does counts
 _LARGEST_LABEL = 1 << 20  # bytes of such a member
 _HEAD = 512
+_READERS = 16  # tars whose headers are read at a time
+_INDEX = 2**32  # bytes of an index, at most; a million images take about 100 MB
 _BEHIND = (
     2**17
 )  # bytes behind the end of a tar in which another one would begin; programs fill 10 KB, seldom more
@@ -65,7 +71,7 @@ class Tars(Protocol):
         """A tar, with random access."""
 
     def read(self, members: Sequence[Member]) -> list[Payload | None]:
-        """The bytes of members, in order."""
+        """The members, in order: their bytes, or where these are."""
 
 
 @dataclass
@@ -178,6 +184,40 @@ def list_members(data: str, tars: Tars, members: Members, chosen: Chosen, config
         skipped=[*members.skipped, *((images[index].name, reason) for index, reason in layout.skipped)],
         notes=[*layout.notes, *chosen.notes, *more],
     )
+
+
+def indexed(file: Path, key: str, tars: Tars, label_column: str | None) -> Members:
+    """The members of all tars, from an index that is made once: their headers are as many as there are images, all over the tars.
+
+    Args:
+        file: of the index.
+        key: of tars that have not changed, and of `label_column`.
+        label_column: see `members_of`.
+
+    Raises:
+        DataError: see `members_of`.
+    """
+    members = _kept(file, key)
+    if members is None:
+        members = Members()
+        with ThreadPoolExecutor(_READERS) as readers:
+            numbers = range(len(tars.names))
+            for part in readers.map(lambda number: members_of(tars, number, label_column), numbers):
+                members.add(part)
+        with suppress(OSError, RecursionError, atomic.FileError):  # then the next start makes it
+            atomic.write_text(file, json.dumps({"key": key, **members.to_json()}))
+    return members
+
+
+def _kept(file: Path, key: str) -> Members | None:
+    """The index that a file holds; None if there is none, it is of something else, or it is damaged."""
+    if not file.exists():
+        return None
+    try:
+        value = atomic.read_object(file, limit=_INDEX)
+        return Members.from_json(value) if value["key"] == key else None
+    except (atomic.FileError, KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def members_of(tars: Tars, shard: int, label_column: str | None) -> Members:

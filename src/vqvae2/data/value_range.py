@@ -17,7 +17,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import spread
 from vqvae2.data.decoding import raw_values
 from vqvae2.data.errors import DataError, ImageError
-from vqvae2.data.listing import Listing
+from vqvae2.data.listing import Listing, contents
 from vqvae2.data.skipped import listed_line
 from vqvae2.data.sources import list_images, locate
 
@@ -81,7 +81,7 @@ def _samples(data: str, config: DataConfig, run: Path, seed: int) -> list[_Sampl
         samples: list[_Sample] = []
         for index in spread(usable, _IMAGES).tolist():
             try:
-                values = raw_values(listed.payloads([index])[0], config)
+                values = raw_values(contents(listed.payloads([index]))[0], config)
                 samples.append(_Sample(values.dtype, _some(values)))
                 if config.range == "dtype":
                     break

@@ -36,6 +36,7 @@ from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.locate import public_name
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.records import Record
@@ -134,10 +135,15 @@ def fit_to_run(
 
     Raises:
         LockError: another command works in the run's folder.
-        RunError: `data` holds other images, or a folder of the run leads out of it.
+        RunError: the run is a model of the package or of the Hub, `data` holds other images, or a folder of the run leads out of
+            it.
         DataError, CriticError, FeatureError, ClassifierError, FileError: see `open_images` and `fit_critic`.
     """
     source, config, group = run.record.get("source"), run.config, group or Group()
+    if (public := public_name(run.folder)) is not None:
+        raise RunError(
+            f"nothing is written into {public}: copy its folder {run.folder.resolve()}, and fit the critic of the copy"
+        )
     refuse_links(run.folder, config.autoencoder.levels)
     with ExitStack() as stack:
         own = data is None or same_source(data, run.record, run.folder)

@@ -21,6 +21,10 @@ from vqvae2.evaluate.verdict import verdict
 from vqvae2.files.atomic import FileError, write_json
 from vqvae2.processes import Group
 
+UNFINISHED = "unfinished.json"
+"""The content of report.json while it is measured, of the parts that are: what a command that is killed leaves behind. The report of
+an earlier command stays until the new one is whole."""
+
 
 def write_report(
     context: Context, title: str, out: Path, facts: Facts | None = None
@@ -100,18 +104,14 @@ def _measured(
         seconds[part.name] = time.perf_counter() - begun
         results.append((part, result))
         context.warnings += [line for line in result.warnings if line not in context.warnings]
+        if part is not wanted[-1]:
+            write_json(out / UNFINISHED, _content(context, results, left_out, seconds))
     if not results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"nothing can be measured: {reasons}")
-    report: dict[str, Any] = {
-        "protocol": context.protocol(),
-        "parts": {part.name: result.figures for part, result in results},
-        "plots": {part.name: _points(result.plots) for part, result in results if result.plots},
-        "left_out": left_out,
-        "warnings": context.warnings,
-        "seconds": seconds | context.seconds(),
-    }
+    report = _content(context, results, left_out, seconds)
     write_json(out / "report.json", report)
+    (out / UNFINISHED).unlink(missing_ok=True)
     facts = facts or Facts()
     known = replace(facts, **from_report(report["parts"]))
     # a test split must not decide what is changed
@@ -121,6 +121,23 @@ def _measured(
         name = failed[0]
         raise UserError(f"cannot measure {name}: {left_out[name]}; the rest is in {out}")
     return report
+
+
+def _content(
+    context: Context,
+    results: list[tuple[Part, PartResult]],
+    left_out: dict[str, str],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """What report.json says of the parts that are measured so far."""
+    return {
+        "protocol": context.protocol(),
+        "parts": {part.name: result.figures for part, result in results},
+        "plots": {part.name: _points(result.plots) for part, result in results if result.plots},
+        "left_out": left_out,
+        "warnings": context.warnings,
+        "seconds": seconds | context.seconds(),
+    }
 
 
 def _points(plots: list[Plot]) -> list[dict[str, Any]]:

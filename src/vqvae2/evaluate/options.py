@@ -27,7 +27,7 @@ class EvaluateOptions:
         classifier: of the classification accuracy score; it mirrors and moves images at most as the run does
             (`ClassifierConfig.within`).
         classifier_n: number of images on which that classifier is trained, at most. None: as many samples of each class as
-            there are training images, as Ravuri and Vinyals do.
+            there are training images, as Ravuri and Vinyals do, but no more than 60,000 in all.
         sampling: how samples of the run are drawn; None takes the run's own settings.
         decoder: of reconstructions and samples; None takes the sharpened one if the run has it, else the plain one.
         seed: decides which images are chosen, and which samples are drawn.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -113,6 +114,22 @@ class _Block(nn.Module):
         return skipped + self.second(self.first(active))
 
 
+def _gathered(images: Images, labels: Tensor, classes: int) -> tuple[NDArray[np.uint8], Tensor]:
+    """All images, uint8 [N, H, W, C], which are in memory once, and their labels, int64 [N].
+
+    Raises:
+        ClassifierError: see `train_classifier`.
+    """
+    pixels, found = np.empty((0, 0, 0, 0), np.uint8), 0
+    for batch in pixel_batches(images):
+        if not found:
+            pixels = np.empty((len(labels), *batch.shape[1:]), np.uint8)
+        room = pixels[found : found + len(batch)]  # less than the batch if there are too few labels
+        room[:] = batch.numpy()[: len(room)]
+        found += len(batch)
+    return pixels, checked_labels(labels, found, classes)
+
+
 def train_classifier(
     images: Images,
     labels: Tensor,
@@ -135,8 +152,7 @@ def train_classifier(
         ClassifierError: no images, or labels out of range.
     """
     config = config or ClassifierConfig()
-    pixels = torch.cat(list(pixel_batches(images))).numpy()
-    labels = checked_labels(labels, len(pixels), classes)
+    pixels, labels = _gathered(images, labels, classes)
     height, width, channels = pixels.shape[1:]
     data = DataConfig(size=(height, width), flip=config.flip, shift=config.shift)
     with torch.random.fork_rng(devices=[]):

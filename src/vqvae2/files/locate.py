@@ -34,6 +34,20 @@ def is_public(name: str) -> bool:
     return not Path(name).exists() and (name in zoo() or names_hub(name))
 
 
+def public_name(folder: Path) -> str | None:
+    """What a run folder is if it is not the user's own, so that no command writes into it unasked: None if it is.
+
+    A model of the package lies where pip replaces everything, and one of the Hub in the Hub's cache, as REPO/snapshots/COMMIT.
+    """
+    found = folder.resolve()
+    if found.parent == Path(str(resources.files("vqvae2") / "zoo")).resolve():
+        return f"the model {found.name} of the package"
+    kind, _, repository = found.parent.parent.name.partition("--")
+    if found.parent.name == "snapshots" and kind == "models":
+        return f"the model {repository.replace('--', '/')} of the Hub"
+    return None
+
+
 def find_run(name: str | Path, **hub: Any) -> Path:
     """The folder of a run; one on the Hub is downloaded first, into the Hub's cache.
 

@@ -17,6 +17,7 @@ Shapes: n samples, h w grid of a level, C channels, H W image size.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -188,9 +189,11 @@ class SampleFolder:
     def _entries(self, n: int, labels: Sequence[int] | None, classes: Sequence[str]) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
         files = {number: file.name for numbers, file in self._batches() for number in numbers}
+        present = _present(self.path) if self.form == "png" else frozenset()
         for number in range(n):
             codes = files[number]
-            entry = {"file": self._files(number)[-1].name if self.form == "png" else codes, "number": number}
+            file = self._files(number, present)[-1] if self.form == "png" else codes
+            entry: dict[str, Any] = {"file": file, "number": number}
             entry |= {"codes": codes}
             if labels is not None:
                 entry |= {"label": labels[number], "class": classes[labels[number]]}
@@ -205,13 +208,14 @@ class SampleFolder:
         """The batches whose images are all there too."""
         if self.form != "png":
             return self._batches()
-        return [item for item in self._batches() if all(map(self._files, item[0]))]
+        present = _present(self.path)
+        return [item for item in self._batches() if all(self._files(number, present) for number in item[0])]
 
-    def _files(self, number: int) -> list[Path]:
-        """The image files of a sample, of which the last holds it in its full depth; none unless all are there."""
-        stem = self.path / f"{number:05d}"
+    def _files(self, number: int, present: frozenset[str]) -> list[str]:
+        """The image files of a sample among those that are present, of which the last holds it in its full depth; none unless all
+        are there."""
         pictures, values = (
-            [file for ending in endings if _holds_something(file := stem.with_suffix(ending))]
+            [name for ending in endings if (name := f"{number:05d}{ending}") in present]
             for endings in ((".png",), (".tif", ".npy"))
         )
         if self.values is None:
@@ -253,7 +257,13 @@ def _damaged(file: Path) -> FileError:
     return FileError(f"{file} is damaged or no sample: delete it, and the same command draws it again")
 
 
-def _holds_something(file: Path) -> bool:
+def _present(folder: Path) -> frozenset[str]:
+    """The names of the files in a folder that are not empty, in one pass over it."""
+    with os.scandir(folder) as entries:
+        return frozenset(entry.name for entry in entries if _holds_something(entry))
+
+
+def _holds_something(file: os.DirEntry[str]) -> bool:
     try:
         return file.stat().st_size > 0
     except OSError:

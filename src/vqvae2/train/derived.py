@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Geometry
 from vqvae2.config.models import Config
+from vqvae2.data.images import ImageSet
 from vqvae2.files import atomic, tensor_file
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 
@@ -31,6 +33,28 @@ def check_origin(file: Path, digest: str, required: bool = False) -> None:
         part = file.parent.parent if file.parent.name == "checkpoints" else file.parent
         raise atomic.FileError(
             f"{file} belongs to another autoencoder than the one in this run; delete {part}, and `vqvae2 train` makes it anew"
+        )
+
+
+def check_count(folder: Path, record: Mapping[str, Any], config: Config, images: ImageSet) -> None:
+    """Check that a run which has begun goes on with as many images, which their fingerprint does not say.
+
+    Decoded images that are kept lack the broken ones; images that are decoded while training have others in their place.
+
+    Args:
+        record: of the run. One that an earlier version made does not say how many images there were, and is not checked.
+        config: the settings that it has had.
+
+    Raises:
+        RunError: there are more or fewer now.
+    """
+    known, found = record.get("images"), [len(images.train), len(images.heldout)]
+    same = record.get("fingerprint") == images.fingerprint
+    if known and same and [*known] != found and RunFolder(folder).autoencoder.begun():
+        raise RunError(
+            f"{folder} was trained on {known[0]:,} images, with {known[1]:,} held out, and these are {found[0]:,} and {found[1]:,} of "
+            f"the same data: data.cache_gb decides whether broken files are left out before, or replaced while training; delete "
+            f"{RunFolder(folder).data}, and use data.cache_gb={config.data.cache_gb:g} as before, or another --run"
         )
 
 

@@ -28,7 +28,7 @@ from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.processes import joined
-from vqvae2.train.derived import check_origin, compare_priors, prior_of
+from vqvae2.train.derived import check_count, check_origin, compare_priors, prior_of
 from vqvae2.train.longer import may_change, record_ends, set_aside
 from vqvae2.train.paths import from_anywhere, keep_places
 from vqvae2.train.reference import check_device
@@ -55,6 +55,7 @@ class _RunRecord(Record):
     imported: str | None = None
     classes: list[str] = Field(default_factory=list)
     class_counts: list[int] = Field(default_factory=list)  # training images of each class
+    images: list[int] = Field(default_factory=list)  # numbers of training and of held-out images
 
 
 @dataclass(frozen=True)
@@ -314,14 +315,16 @@ def with_classes(
         The settings with the number of classes.
 
     Raises:
-        RunError: see `check_images`.
+        RunError: see `check_images`, `check_count`.
         ConfigError: see `PriorConfig.check_guidance`.
     """
     config = claimed.config
     check_images(folder, data, config, images.fingerprint)
+    check_count(folder, *read_run(folder), images)
     classes = list(images.classes) if config.prior.conditional else []
     counts = images.class_counts() if classes else []
     found = {"fingerprint": images.fingerprint, "classes": classes, "class_counts": counts}
+    found["images"] = [len(images.train), len(images.heldout)]
     config = config.model_copy(update={"prior": config.prior.model_copy(update={"classes": len(classes)})})
     config.prior.check_guidance(config.sampling)
     record = claimed.record | source_record(data, folder) | found

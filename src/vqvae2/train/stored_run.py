@@ -10,6 +10,7 @@ import numpy as np
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError, suggested
 from vqvae2.files import tensor_file
+from vqvae2.files.locate import public_name
 from vqvae2.files.run_folder import DecoderName, RunError, RunFolder, run_path
 from vqvae2.generate.sample import proportional_labels
 from vqvae2.train.folder import read_run
@@ -137,5 +138,8 @@ class StoredRun:
         return f"{self.folder} has no classes, so a critic cannot score its samples"
 
     def _fit_critic(self) -> str:
-        source = self.record.get("source", "DATA")
-        return f"{suggested('critic', 'fit', self.folder, '--data', source)} fits one"
+        source, folder = self.record.get("source", "DATA"), self.folder
+        if public_name(folder) is None:
+            return f"{suggested('critic', 'fit', folder, '--data', source)} fits one"
+        fitting = suggested("critic", "fit", "COPY", "--data", source)
+        return f"copy {folder.resolve()} to a folder of your own, COPY, for which {fitting} fits one"

@@ -13,6 +13,8 @@ from vqvae2.evaluate.parts.base import Part, PartResult
 from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
 from vqvae2.evaluate.sets import NamedImages
 
+_LEARNT = 60_000  # training images that a classifier learns from unless more are asked for: all of MNIST, 12 GB at 256 px
+
 Trial = tuple[NamedImages, Sequence[NamedImages]]
 """A labelled set on which a classifier is trained, and those on which it is tested."""
 
@@ -43,7 +45,7 @@ def classification(
 
 def _trials(context: Context) -> list[Trial]:
     """Training images, their reconstructions, as many samples, and other folders with labels."""
-    real = context.training.first(context.options.classifier_n or len(context.training))
+    real = context.training.first(context.options.classifier_n or _LEARNT)
     n, heldout = len(real), context.heldout
     trials: list[Trial] = [(real, [heldout])]
     tests = [heldout]
@@ -66,6 +68,11 @@ def measure(context: Context) -> PartResult:
     asked = context.options.classifier
     config = asked.within(context.data)
     result = classification(_trials(context), len(context.images.classes), config, context.device)
+    if context.options.classifier_n is None and len(context.training) > _LEARNT:
+        result.warnings.append(
+            f"the classifiers of the accuracy score learnt from {_LEARNT:,} of the {len(context.training):,} training images, and "
+            "from no more samples; --classifier-n says how many"
+        )
     if context.run is None and config != asked:
         result.warnings.append(
             "without a RUN classifiers learn from images that are neither mirrored nor shifted, and with a RUN from images that "

@@ -21,18 +21,28 @@ from vqvae2.evaluate.sets import NamedImages
 
 _PIXELS = 1000  # images whose nearest neighbour in pixels is searched, at most
 _VALUES = 2**28  # values of these images, at most: 1 GiB
+_SEARCHED = 100_000  # training images among which it is searched, at most; their spread is even
 _COLUMNS = SHOWN // 2
 _ROWS = ("samples", "nearest training images")
 
 
-def in_pixels(samples: Tensor, heldout: Tensor, images: ImageSet, data: DataConfig) -> PartResult:
-    """Distances in pixels of samples and held-out images [B, C, H, W] from all training images.
+def in_pixels(
+    samples: Tensor, heldout: Tensor, images: ImageSet, data: DataConfig, device: torch.device | str = "cpu"
+) -> PartResult:
+    """Distances in pixels of samples and held-out images [B, C, H, W] from the training images, of which 100,000 are searched at most.
 
     Training images count mirrored too, if training mirrored them.
     """
-    neighbours, ours = nearest_images(samples, images, data)
-    _, theirs = nearest_images(heldout, images, data)
-    result = PartResult(_compare(ours.double(), theirs.double(), len(samples)))
+    # one pass over the training images, which may have to be decoded for it
+    found, distances = nearest_images(torch.cat([samples, heldout]), images, data, device, _SEARCHED)
+    neighbours, ours, theirs = found[: len(samples)], distances[: len(samples)], distances[len(samples) :]
+    n = min(len(images.train), _SEARCHED)
+    result = PartResult({"training_n": n, **_compare(ours.double(), theirs.double(), len(samples))})
+    if n < len(images.train):
+        result.warnings.append(
+            f"the nearest training image in pixels was searched among {n:,} of the {len(images.train):,}, evenly spaced: a copy "
+            "of another one is not found"
+        )
     chosen = unlike(neighbours.flatten(1).unique(dim=0, return_inverse=True)[1].tolist(), _COLUMNS)
     pairs = torch.cat([samples[chosen], neighbours[chosen]])
     caption = "the first samples, and below each its nearest training image in pixels; a training image is shown once"
@@ -94,7 +104,8 @@ def measure(context: Context) -> PartResult:
     samples, heldout = context.compared["samples"], context.compared["held out"]
     values = samples.images(0, 1).numel()
     few = min(len(samples), len(heldout), _PIXELS, max(1, _VALUES // values))
-    pixels = in_pixels(samples.images(0, few), heldout.images(0, few), context.images, context.data)
+    shown = samples.images(0, few), heldout.images(0, few)
+    pixels = in_pixels(*shown, context.images, context.data, context.device)
     reference = context.reference
     features = in_features(
         samples,
@@ -105,6 +116,7 @@ def measure(context: Context) -> PartResult:
         {"pixels": pixels.figures, "features": features.figures},
         pixels.pictures + features.pictures,
         pixels.plots + features.plots,
+        pixels.warnings,
     )
 
 
