@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from card_stand_ins import FORBIDDEN, INVALID, stand_in
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
-from train_helpers import assert_same, result, run, signal_at, stage, tiny
+from train_helpers import Toy, assert_same, result, run, signal_at, stage, tiny
 
 from vqvae2.autoencoder import base, codebook_usage
 from vqvae2.train import device, loop, step
-from vqvae2.train.device import Choices
+from vqvae2.train.device import Choices, TrainingError
 from vqvae2.train.loop import Interrupted
 from vqvae2.train.step import TrainingStep, WeightAverage
 
@@ -131,6 +136,97 @@ def test_what_cannot_be_made_static_runs_eagerly(tmp_path: Path, monkeypatch: py
     assert [line for line in said if "captured" in line] == [
         "prior level 1: the step could not be captured and runs eagerly: operation not permitted when stream is capturing"
     ]
+
+
+class Still(Toy):
+    """Reads no number of the batch itself."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """What was given."""
+        return self._loss(self.model["w"], 0), {}
+
+
+def reading_loss(weights: Tensor, step_number: int) -> Tensor:
+    """A loss that reads a number on the host, as one of an extension may."""
+    return weights.square().sum() * (1 + 0.0 * weights.sum().item())
+
+
+READS = rf"cannot be captured as a CUDA graph \(CUDA error: {FORBIDDEN}.*\).*--set capture=false"
+
+
+def test_a_recording_that_cuda_declares_invalid_ends_the_training_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch knows of the card is in disorder then, and steps on it would fail or fill its memory."""
+    usual, toy = loop.choose, Still(reading_loss)
+    graphs = stand_in(monkeypatch)
+    monkeypatch.setattr(loop, "choose", lambda *a: replace(usual(*a), static=True, captured=True))
+    with pytest.raises(TrainingError, match=READS) as ended:
+        run(toy, tiny(train=LONG).train_autoencoder, tmp_path / "run")
+    assert "\n" not in str(ended.value)
+    assert len(graphs) == 1
+    assert toy.weights.keys() == {1, 2, 3}, "nothing is trained after it"
+    monkeypatch.setattr(loop, "choose", lambda *a: replace(usual(*a), static=True))
+    again = run(Still(reading_loss), tiny(train=LONG).train_autoencoder, tmp_path / "run")
+    assert again.step == 12, "with capture=false the same command goes on"
+
+
+@pytest.mark.parametrize("invalid", [False, True])
+def test_a_recording_that_fails_leaves_the_average_as_it_was(
+    invalid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing keeps the memory of the recording when the step is done without one."""
+    graphs, held = stand_in(monkeypatch), list[Any]()
+
+    def loss(weights: Tensor, step_number: int) -> Tensor:
+        if graphs and not held:
+            activations = torch.zeros(8)
+            held.append(weakref.ref(activations))
+            graphs[0].invalid = invalid  # CUDA may say so at the end only, when the average was updated
+            if not invalid:
+                raise RuntimeError("out of memory")
+        assert all(one() is None for one in held)
+        return weights.square().sum()
+
+    toy, choices = Still(loss), Choices(torch.device("cpu"), static=True, captured=True)
+    config = tiny(train=LONG).train_autoencoder
+    training = TrainingStep(
+        toy, toy.model, toy.model, device.make_optimizer(toy.model, config, choices), config, choices
+    )
+    for number in range(3):
+        training((torch.full((4,), number + 1),), number, 1e-3, seed=number)
+    assert isinstance(training.average, WeightAverage)
+    assert training.average.count == 3
+    if invalid:
+        with pytest.raises(TrainingError, match=INVALID):
+            training((torch.full((4,), 4),), 3, 1e-3, seed=3)
+        assert training.average.count == 3
+    else:
+        training((torch.full((4,), 4),), 3, 1e-3, seed=3)
+        assert training.refused == "out of memory"
+        assert training.average.count == 4
+    assert held
+
+
+ON_A_CARD = """
+import sys
+from pathlib import Path
+from test_step import Still, loop, reading_loss, run, tiny
+from vqvae2.config.hardware import Hardware
+run(Still(reading_loss), tiny(train={"steps": 60}).train_autoencoder, Path(sys.argv[1]), hardware=Hardware(capture=sys.argv[2] == "true"))
+"""
+
+
+@pytest.mark.gpu
+def test_a_loss_that_reads_a_number_ends_the_capture_on_a_card_with_one_line(tmp_path: Path) -> None:
+    """In processes of their own, because the first cannot use the card any more."""
+    environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_TORCH_DEVICE"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    for capture, code in (("true", 1), ("false", 0)):
+        command = [sys.executable, "-c", ON_A_CARD, str(tmp_path / "run"), capture]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert code == 0 or re.search(f"TrainingError: .*{READS}", done.stderr), done.stderr
 
 
 def test_the_average_is_torchs() -> None:
