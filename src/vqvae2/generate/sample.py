@@ -163,7 +163,7 @@ def draw_samples(
         UserError: the seed, a setting or a number of `ranges` is out of range.
     """
     seed = check_seed(seed)
-    graphs = StepGraphs()  # so that a GPU records each level once and not once for each batch
+    graphs = StepGraphs(sampling.dtype)  # so that a GPU records each level once and not once for each batch
     for numbers in batches([range(n)], sampling.batch) if ranges is None else ranges:
         if len(numbers) and not 0 <= min(numbers) <= max(numbers) < n:
             raise UserError(f"expected samples of 0..{n - 1}, found the range {numbers[0]}..{numbers[-1]}")
