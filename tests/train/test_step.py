@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,28 +15,48 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from card_stand_ins import FORBIDDEN, INVALID, stand_in
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
-from train_helpers import Toy, assert_same, result, run, signal_at, stage, tiny
+from train_helpers import TRAIN, Toy, assert_same, changed, image_set, result, run, signal_at, stage, tiny
 
 from vqvae2.autoencoder import base, codebook_usage
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.config.training import TrainConfig
+from vqvae2.data.batches import sequential
 from vqvae2.train import device, loop, step
 from vqvae2.train.device import Choices, TrainingError
 from vqvae2.train.loop import Interrupted
+from vqvae2.train.sharpen import SharpenObjective
 from vqvae2.train.step import TrainingStep, WeightAverage
 
 LONG = {"steps": 12, "log_every": 5, "evaluate_every": 6, "average": 0.8, "weight_decay": 0.1}
 
 
+STAGES = pytest.mark.parametrize("kind", ["autoencoder", "prior", "sharpen"])
+
+
+def begun(kind: str, place: Path, **train: Any) -> tuple[Any, TrainConfig]:
+    """The objective of a stage and its settings; the adversarial loss sets in after two steps."""
+    config = tiny(train=LONG | train)
+    if kind != "sharpen":
+        training = config.train_autoencoder if kind == "autoencoder" else config.train_prior[1]
+        return stage(kind, place, config), training
+    more = {**TRAIN, **LONG, **train, "begin": 2, "width": 4, "depth": 2, "penalty": 1.0}
+    config = changed(config, sharpen=more)
+    torch.manual_seed(1)
+    plain, images = VQVAE(config.autoencoder), image_set(place, config)
+    plain.train()(next(sequential(images, images.train, config.data, batch=8))[0])  # first codebooks
+    return SharpenObjective(config, images, plain, None), config.sharpen
+
+
 def trained(kind: str, place: Path, folder: str, **train: Any) -> dict[str, Any]:
     """What a training of a stage leaves behind."""
-    config = tiny(train=LONG | train)
-    objective = stage(kind, place, config)
-    training = config.train_autoencoder if kind == "autoencoder" else config.train_prior[1]
+    objective, training = begun(kind, place, **train)
     return result(objective, place / folder, run(objective, training, place / folder))
 
 
@@ -46,7 +67,7 @@ def static(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "choose", lambda *a: replace(usual(*a), static=True))
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+@STAGES
 def test_a_static_step_is_an_eager_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit with the same optimiser; within rounding with the one of a CPU, whose rate is no float32."""
     plain = trained(kind, tmp_path, "plain")
@@ -72,18 +93,16 @@ def test_a_static_step_is_an_eager_one(kind: str, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("static")
-@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+@STAGES
 def test_a_resumed_training_with_the_optimiser_of_a_card_is_the_uninterrupted_one(
     kind: str, tmp_path: Path
 ) -> None:
     """Its moments were loaded with another layout in memory than the weights: a card refused them, a CPU paired the wrong numbers."""
-    config = tiny(train=LONG)
-    training = config.train_autoencoder if kind == "autoencoder" else config.train_prior[1]
-    broken = stage(kind, tmp_path, config)
+    broken, training = begun(kind, tmp_path)
     signal_at(broken, {5})
     with pytest.raises(Interrupted):
         run(broken, training, tmp_path / "resumed")
-    resumed = stage(kind, tmp_path, config)
+    resumed, _ = begun(kind, tmp_path)
     found = result(resumed, tmp_path / "resumed", run(resumed, training, tmp_path / "resumed"))
     assert_same(found, trained(kind, tmp_path, "whole"))
 
@@ -333,6 +352,34 @@ class NoFloat64(TorchDispatchMode):
         return made
 
 
+def forbid_reading(monkeypatch: pytest.MonkeyPatch, mode: NoWaiting) -> None:
+    """Have `mode` raise too where a tensor is read whole, which on a CPU is no operation that a mode sees.
+
+    Only in this thread: batches are made in another one, of what is in the host's memory.
+    """
+    mode.allowed = True
+    for name in ("tolist", "numpy", "cpu", "item"):
+        usual = getattr(Tensor, name)
+
+        def read(self: Tensor, *a: Any, usual: Any = usual, name: str = name, **k: Any) -> Any:
+            assert mode.allowed or threading.current_thread() is not threading.main_thread(), (
+                f"{name} makes the host wait"
+            )
+            return usual(self, *a, **k)
+
+        monkeypatch.setattr(Tensor, name, read)
+
+
+@contextmanager
+def watching(mode: NoWaiting) -> Iterator[None]:
+    """Waiting is forbidden inside."""
+    mode.allowed = False
+    try:
+        yield
+    finally:
+        mode.allowed = True
+
+
 @contextmanager
 def reading(mode: NoWaiting) -> Iterator[None]:
     """Waiting is allowed inside."""
@@ -343,7 +390,7 @@ def reading(mode: NoWaiting) -> Iterator[None]:
         mode.allowed = False
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+@STAGES
 @pytest.mark.parametrize("warm_up", [3, 10**6])
 @pytest.mark.usefixtures("static")
 def test_the_host_waits_only_at_lines_of_metrics(
@@ -355,6 +402,7 @@ def test_the_host_waits_only_at_lines_of_metrics(
     """
     monkeypatch.setattr(step, "_WARM_UP", warm_up)
     mode = NoWaiting()
+    forbid_reading(monkeypatch, mode)
     for name in ("_check", "_flush", "_report", "_evaluate", "_save"):
         usual = getattr(loop._Trainer, name)
 
@@ -366,12 +414,22 @@ def test_the_host_waits_only_at_lines_of_metrics(
     usual_run = loop._Trainer.run
 
     def watched(self: Any, *arguments: Any) -> Any:
-        with mode:
+        with mode, watching(mode):
             return usual_run(self, *arguments)
 
     monkeypatch.setattr(loop._Trainer, "run", watched)
     lines = trained(kind, tmp_path, "run")["metrics"]
     assert {line["step"] for line in lines if "loss" in line} == {5, 6, 10, 12}
+
+
+def test_reading_a_tensor_whole_raises_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    mode, ones = NoWaiting(), torch.ones(3)
+    forbid_reading(monkeypatch, mode)
+    assert ones.tolist() == [1, 1, 1]
+    with watching(mode):
+        for wait in (ones.tolist, ones.numpy, ones.cpu, lambda: np.asarray(ones)):
+            with pytest.raises(AssertionError, match="makes the host wait"):
+                wait()
 
 
 def test_the_mode_of_the_test_above_raises() -> None:
@@ -381,7 +439,7 @@ def test_the_mode_of_the_test_above_raises() -> None:
                 wait()
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+@STAGES
 def test_training_makes_no_float64(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps, evaluations, checkpoints, where the device is said to have none: what sums need it do so in numpy."""
     for module in (base, codebook_usage):
