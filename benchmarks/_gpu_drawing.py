@@ -214,9 +214,36 @@ def checks(report: Report, tiny: bool) -> None:
                 alone = [prior.sample([i], labels[[i]], seed=1, graphs=kept) for i in chosen]
                 found["alone and in a batch"] = differences(recorded[chosen], Codes.cat(alone))
             report(f"{kind}, {kernels} kernels, {name}: codes that differ", found)
+        report(f"{kind}: share of images that differ from those of batches of 16", by_batch(prior, tiny))
         codes = prior.sample(count, labels, seed=2)
         for level in (0, 1):
             report(f"{kind}, level {level}", step_and_grid(prior, codes, labels, level))
+
+
+def by_batch(prior: HierarchicalPrior, tiny: bool) -> dict[str, dict[str, float]]:
+    """The share of the same images with another code somewhere, by kernels and by batch: their sums have another order."""
+    counts, total = ((3,), 4) if tiny else ((1, 64, 200), 200)
+    labels = torch.arange(total) % prior.classes
+    found: dict[str, dict[str, float]] = {}
+    for kernels in ("fused", "torch"):
+        kept, drawn = graphs(kernels=kernels), dict[int, Codes]()
+        for count in (16, *counts):
+            images = range(32 if count == 1 and not tiny else total)
+            parts = [images[start : start + count] for start in range(0, len(images), count)]
+            drawn[count] = Codes.cat(
+                [prior.sample(part, labels[list(part)], seed=1, graphs=kept) for part in parts]
+            )
+        found[kernels] = {
+            f"batches of {count}": images_that_differ(drawn[count], drawn[16][: len(drawn[count])])
+            for count in counts
+        }
+    return found
+
+
+def images_that_differ(a: Codes, b: Codes) -> float:
+    """The share of images with another code somewhere."""
+    other = [(x != y).flatten(1).any(1) for x, y in zip(a.levels, b.levels, strict=True)]
+    return torch.stack(other).any(0).float().mean().item()
 
 
 def differences(a: Codes, b: Codes) -> int:

@@ -72,7 +72,7 @@ class SampleRequest:
     Attributes:
         n: how many.
         labels: a class name or number for all, several that are repeated in turn, or None for all classes in turn.
-        seed: sample i of a seed is the same whatever n and the batch size.
+        seed: sample i of a seed is the same whatever n and the batch size, on a card up to float32 rounding.
         sampling: temperature, top-k, top-p, guidance, dtype, and `batch`, the number of images drawn at a time; None takes the run's own.
         critic: keep this share of the candidates of each class, those that the run's critic scores best; 0 < critic <= 1.
             None draws without a critic.

@@ -47,7 +47,7 @@ class Sampling(BaseModel):
     batch: int = Field(
         64,
         le=10**6,
-        description="images drawn at the same time; changes speed and memory, but not the images",
+        description="images drawn at the same time; changes speed and memory, but not the images (on a card, up to float32 rounding)",
     )
 
     dtype: Literal["float32", "bfloat16"] = Field(

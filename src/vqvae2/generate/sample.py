@@ -152,7 +152,8 @@ def draw_samples(
     """Draw samples 0 .. n - 1 of a seed, batch by batch.
 
     Sample i of a seed is the same whatever n and the batch size, because its random numbers depend on the seed, i and the
-    level alone.
+    level alone. On a card, sums have another order at other batch sizes, and a code whose random number lies on an edge of
+    float32 may be another one.
 
     Args:
         labels: class number of each sample, from `sample_labels`; None for "no label".
