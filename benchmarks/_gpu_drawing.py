@@ -1,4 +1,4 @@
-"""Drawing codes on a GPU: plain steps against recorded rows, and whole images. `python benchmarks/_gpu_drawing.py [--tiny]`
+"""Drawing codes on a GPU: plain steps against recorded rows, and whole images. `python benchmarks/_gpu_drawing.py [--tiny] [--out FILE]`
 
 The priors of the first rows have the size of rosinality's: 32x32 with attention (85 M weights) and 64x64 conditional (97 M).
 Weights are random, which does not change the time; emoji64 is the shipped model. `--tiny` runs every row on small models, on the
@@ -8,13 +8,15 @@ CPU if there is no GPU, to check the script itself.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from _common import RESULTS
+from _gpu_common import Report as Kept
 from torch import Tensor, nn
 
 import vqvae2
@@ -368,17 +370,19 @@ def preset_images(report: Report, tiny: bool, name: str, batches: tuple[int, ...
 
 
 def main() -> None:
-    """Print every row as a line of JSON."""
+    """Print every figure, and keep it in the file at once."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="small models, to check the script")
     parser.add_argument("--seconds", type=float, default=180.0, help="begin no row after so long")
     parser.add_argument("--only", default="", help="rows, separated by commas; default all")
+    parser.add_argument("--out", type=Path, help="the JSON (default results/gpu-drawing-CARD.json)")
     options = parser.parse_args()
     if not CUDA:
         torch.set_num_threads(1)
-    print(torch.cuda.get_device_name() if CUDA else "no GPU", torch.__version__, flush=True)
+    card = torch.cuda.get_device_name().replace(" ", "-").lower() if CUDA else "none"
+    file = options.out or RESULTS / f"gpu-drawing-{card}.json"
     rows(
-        lambda name, value: print(json.dumps({name: value}), flush=True),
+        Kept(file, 0.0, options.tiny, options.seconds),
         tiny=options.tiny,
         seconds=options.seconds,
         only=options.only,

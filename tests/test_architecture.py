@@ -19,7 +19,18 @@ PACKAGE = "vqvae2"
 # The files of the ground floor are one room, and acyclic.
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
-        ("errors", "codes", "config", "fused", "fused_triton", "noise", "processes", "recording", "stopping", "tf32"),
+        (
+            "errors",
+            "codes",
+            "config",
+            "fused",
+            "fused_triton",
+            "noise",
+            "processes",
+            "recording",
+            "stopping",
+            "tf32",
+        ),
     ),
     (("files",),),
     (("data",),),
