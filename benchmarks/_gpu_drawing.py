@@ -1,4 +1,4 @@
-"""Drawing codes on a GPU: plain steps against recorded rows, and whole images. `python benchmarks/_gpu_drawing.py [--tiny]`
+"""Drawing codes on a GPU: plain steps against recorded rows, and whole images. `python benchmarks/_gpu_drawing.py [--tiny] [--out FILE]`
 
 The priors of the first rows have the size of rosinality's: 32x32 with attention (85 M weights) and 64x64 conditional (97 M).
 Weights are random, which does not change the time; emoji64 is the shipped model. `--tiny` runs every row on small models, on the
@@ -8,13 +8,15 @@ CPU if there is no GPU, to check the script itself.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from _common import RESULTS
+from _gpu_common import Report as Kept
 from torch import Tensor, nn
 
 import vqvae2
@@ -214,9 +216,36 @@ def checks(report: Report, tiny: bool) -> None:
                 alone = [prior.sample([i], labels[[i]], seed=1, graphs=kept) for i in chosen]
                 found["alone and in a batch"] = differences(recorded[chosen], Codes.cat(alone))
             report(f"{kind}, {kernels} kernels, {name}: codes that differ", found)
+        report(f"{kind}: share of images that differ from those of batches of 16", by_batch(prior, tiny))
         codes = prior.sample(count, labels, seed=2)
         for level in (0, 1):
             report(f"{kind}, level {level}", step_and_grid(prior, codes, labels, level))
+
+
+def by_batch(prior: HierarchicalPrior, tiny: bool) -> dict[str, dict[str, float]]:
+    """The share of the same images with another code somewhere, by kernels and by batch: their sums have another order."""
+    counts, total = ((3,), 4) if tiny else ((1, 64, 200), 200)
+    labels = torch.arange(total) % prior.classes
+    found: dict[str, dict[str, float]] = {}
+    for kernels in ("fused", "torch"):
+        kept, drawn = graphs(kernels=kernels), dict[int, Codes]()
+        for count in (16, *counts):
+            images = range(32 if count == 1 and not tiny else total)
+            parts = [images[start : start + count] for start in range(0, len(images), count)]
+            drawn[count] = Codes.cat(
+                [prior.sample(part, labels[list(part)], seed=1, graphs=kept) for part in parts]
+            )
+        found[kernels] = {
+            f"batches of {count}": images_that_differ(drawn[count], drawn[16][: len(drawn[count])])
+            for count in counts
+        }
+    return found
+
+
+def images_that_differ(a: Codes, b: Codes) -> float:
+    """The share of images with another code somewhere."""
+    other = [(x != y).flatten(1).any(1) for x, y in zip(a.levels, b.levels, strict=True)]
+    return torch.stack(other).any(0).float().mean().item()
 
 
 def differences(a: Codes, b: Codes) -> int:
@@ -341,17 +370,19 @@ def preset_images(report: Report, tiny: bool, name: str, batches: tuple[int, ...
 
 
 def main() -> None:
-    """Print every row as a line of JSON."""
+    """Print every figure, and keep it in the file at once."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="small models, to check the script")
     parser.add_argument("--seconds", type=float, default=180.0, help="begin no row after so long")
     parser.add_argument("--only", default="", help="rows, separated by commas; default all")
+    parser.add_argument("--out", type=Path, help="the JSON (default results/gpu-drawing-CARD.json)")
     options = parser.parse_args()
     if not CUDA:
         torch.set_num_threads(1)
-    print(torch.cuda.get_device_name() if CUDA else "no GPU", torch.__version__, flush=True)
+    card = torch.cuda.get_device_name().replace(" ", "-").lower() if CUDA else "none"
+    file = options.out or RESULTS / f"gpu-drawing-{card}.json"
     rows(
-        lambda name, value: print(json.dumps({name: value}), flush=True),
+        Kept(file, 0.0, options.tiny, options.seconds),
         tiny=options.tiny,
         seconds=options.seconds,
         only=options.only,

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +22,13 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.codes import Geometry
+from vqvae2.codes import Codes, Geometry
 from vqvae2.config.models import AutoencoderConfig, Config, LevelPriorConfig, parse
 from vqvae2.config.presets import preset
 from vqvae2.config.training import TrainConfig
 from vqvae2.data.images import open_images
+from vqvae2.data.store import open_store
+from vqvae2.data.store_writer import StoreWriter
 from vqvae2.files.progress import Reporter
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.device import Choices, make_accelerator, make_optimizer, switches
@@ -328,6 +330,58 @@ def feeding(report: Report) -> None:
                     )
 
 
+def fed_priors(report: Report) -> None:
+    """small128's priors fed with the codes of 4,591 images, which lie on the card, against a batch that stays."""
+    config, count = (preset("tiny"), 64) if report.tiny else (preset("small128"), 4591)
+    geometry = config.geometry
+    with tempfile.TemporaryDirectory() as scratch:
+        generator = torch.Generator().manual_seed(0)
+        with StoreWriter(Path(scratch), geometry, "benchmark", count) as writer:
+            levels = [
+                torch.randint(k, (count, *grid), generator=generator)
+                for k, grid in zip(geometry.vocabulary, geometry.grids, strict=True)
+            ]
+            writer.append(Codes(tuple(levels)), np.zeros(count, np.int64), np.zeros(count, np.int8))
+        store = open_store(Path(scratch))
+        for number, training in enumerate(config.train_prior):
+            settings = training.model_copy(update={"batch": 32})
+            with report.part(f"level {number}"), switches(CAPTURED):
+                case = prior_case(config.prior.levels[number], geometry, number, 32)
+                work, _ = stepper(case, settings, CAPTURED)
+                still = report.ms(work, warmup=5)
+                trainings = [
+                    settings if index == number else other for index, other in enumerate(config.train_prior)
+                ]
+                stage = PriorObjective(
+                    config.model_copy(update={"train_prior": tuple(trainings)}), store, number
+                )
+                stage.model.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                stage.keep_on(DEVICE, 10**10)
+                optimizer = make_optimizer(stage.model, settings, CAPTURED)
+                step = TrainingStep(stage, stage.model, stage.model, optimizer, settings, CAPTURED)
+                fed = 1 / _steps(report, step, stage.batches(0, 0, 1))
+                report(
+                    f"level {number}, batch 32",
+                    {"steps/s": 1 / fed, "of a batch that stays": still / 1e3 / fed},
+                )
+
+
+def _steps(report: Report, step: TrainingStep, batches: Iterator[Any]) -> float:
+    """Steps a second of a training that is fed with these batches."""
+    with Feed(batches, DEVICE) as feed:
+        done, began = 0, 0.0
+        for number in itertools.count():
+            step(next(feed), number, 1e-4, number)
+            feed.fetch_ahead()
+            if number == 12:  # decoders are started, the step is captured
+                sync()
+                done, began = number + 1, time.perf_counter()
+            if began and time.perf_counter() - began > 2 * report.seconds and number > 20:
+                break
+        sync()
+        return (number + 1 - done) / (time.perf_counter() - began)
+
+
 def _fed(
     report: Report, case: Synthetic, config: Config, files: Path, folder: Path, way: str, batch: int
 ) -> float:
@@ -349,18 +403,7 @@ def _fed(
         step = TrainingStep(
             stage, case.model, case.model, make_optimizer(case.model, settings, CAPTURED), settings, CAPTURED
         )
-        with Feed(stage.batches(0, 0, 1), DEVICE) as feed:
-            done, began = 0, 0.0
-            for number in itertools.count():
-                step(next(feed), number, 1e-4, number)
-                feed.fetch_ahead()
-                if number == 12:  # decoders are started, the step is captured
-                    sync()
-                    done, began = number + 1, time.perf_counter()
-                if began and time.perf_counter() - began > 2 * report.seconds and number > 20:
-                    break
-            sync()
-            return (number + 1 - done) * batch / (time.perf_counter() - began)
+        return batch * _steps(report, step, stage.batches(0, 0, 1))
     finally:
         images.close()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vqvae2.autoencoder import model
+from vqvae2.autoencoder import fsq, model
 from vqvae2.config.models import AutoencoderConfig
 from vqvae2.tf32 import without_tf32
 
@@ -91,16 +91,38 @@ def test_training_and_other_devices_are_left_alone() -> None:
         assert switches() == ("highest", False, False)
 
 
+@contextmanager
+def on_a_card(device: torch.device) -> Iterator[None]:
+    """Stands for `without_tf32`, as on a card."""
+    assert device == CPU
+    with without_tf32(CARD):
+        yield
+
+
+@pytest.mark.usefixtures("tf32")
+def test_a_lattice_chooses_its_codes_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training too, as the search of the nearest code does; a compiled network is left alone, because this cannot be traced."""
+    monkeypatch.setattr(fsq, "without_tf32", on_a_card)
+    seen: list[bool] = []
+    usual = torch.nn.functional.linear
+
+    def noted(*arguments: Tensor) -> Tensor:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return usual(*arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", noted)
+    quantizer, z = fsq.FiniteScalarQuantizer(16, 4).train(), torch.randn(5, 4, requires_grad=True)
+    quantizer(z).quantize.sum().backward()
+    assert seen == [False, False]
+    seen.clear()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    quantizer(z)
+    assert seen == [True, True]
+
+
 @pytest.mark.usefixtures("tf32")
 def test_encoding_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     """All convolutions of an encoder, and none of a forward pass, which trains."""
-
-    @contextmanager
-    def on_a_card(device: torch.device) -> Iterator[None]:
-        assert device == CPU
-        with without_tf32(CARD):
-            yield
-
     monkeypatch.setattr(model, "without_tf32", on_a_card)
     net = model.VQVAE(AutoencoderConfig(strides=[2, 2], codes=[8, 8], hidden=8, residual=8, blocks=1))
     seen: list[bool] = []

@@ -207,7 +207,7 @@ class Run(StoredRun):
 
         Args:
             labels: a class name or number for all, several that are repeated in turn, or None for all classes in turn.
-            seed: sample i of a seed is the same whatever n and the batch size.
+            seed: sample i of a seed is the same whatever n and the batch size, on a card up to float32 rounding.
             sampling: temperature and the like; None takes the run's own (`run.sampling`).
             decoder: see `decoder_name`; here and below, the images depend on it, the codes do not.
             settings: temperature, top_k, top_p or guidance as keywords instead of `sampling`; they change the run's own.

@@ -117,6 +117,34 @@ def test_what_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(said.lines) == 3
 
 
+def test_copies_of_the_weights_and_data_on_a_card_need_memory_too(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warning left them out, so that a training which was said to fit might not."""
+    card, cost = torch.device("cuda"), measure(config).networks[0]
+    plain = module._memory(cost, config, card)
+    mixed = config.model_copy(update={"precision": "bf16"})
+    images = cost.settings.batch * (cost.kept - cost.kept_bf16)
+    assert module._memory(cost, mixed, card) == plain - images + 2 * cost.parameters
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    largest = max(stage.memory for stage in estimate(config, tmp_path / "run", CPU))
+
+    def warnings(device: torch.device, free: int, gigabytes: float) -> list[str]:
+        monkeypatch.setattr(module, "free_memory", lambda device: free)
+        said = Said()
+        say_estimate(config.model_copy(update={"resident_gb": gigabytes}), tmp_path / "run", device, said)
+        return said.lines[1:]
+
+    (line,) = warnings(card, largest + 1000, 2.0)
+    assert "the training data may take up to" in line
+    assert "resident_gb=0" in line
+    assert warnings(card, largest + 1000, 0.0) == warnings(CPU, largest + 1000, 2.0) == []
+    assert warnings(card, 2 * largest, 2.0) == [], "they take half of what is free at most"
+    assert warnings(card, largest + 2000, 1e-6) == []
+    (line,) = warnings(card, largest - 1, 2.0)
+    assert line.startswith("warning: only")
+
+
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_the_free_memory_does_not_depend_on_what_was_timed_before(
     kind: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

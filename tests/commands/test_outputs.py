@@ -243,6 +243,17 @@ def test_images_of_others_are_not_overwritten(
     assert "exists, and would be overwritten" in said.err
 
 
+def test_samples_of_bfloat16_weights_are_not_mixed_with_others(
+    trained: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    assert command("sample", trained, "--out", out, "--n", 1, "--dtype", "bfloat16").code == 0
+    assert json.loads((out / "sampling.json").read_text())["dtype"] == "bfloat16"
+    said = command("sample", trained, "--out", out, "--n", 2)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "dtype" in said.err
+
+
 def test_evaluation_says_that_it_replaces_a_report(trained: Path, tmp_path: Path, command: Command) -> None:
     arguments = ("evaluate", trained, "--out", tmp_path / "out", "--only", "codes")
     assert "will be replaced" not in command(*arguments).err

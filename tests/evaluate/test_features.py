@@ -23,6 +23,7 @@ from vqvae2.evaluate.features import FeatureError, FeatureNetwork, cached, extra
 from vqvae2.evaluate.networks import base, inception
 from vqvae2.evaluate.networks.base import resized
 from vqvae2.evaluate.networks.by_name import feature_network
+from vqvae2.evaluate.sets import BATCH
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, *[512] * 6)
 LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features
@@ -112,6 +113,27 @@ def test_each_image_by_itself(lite0: FeatureNetwork, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(
         lite0(images[2:])[1], logits[2:] if logits is not None else None, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_card_takes_whole_batches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 16 images a pass it waited for Python most of the time. The features are the same however many there are."""
+    passes: list[int] = []
+
+    class Noted(base.Network):
+        """Notes how many images a pass has."""
+
+        def features_of(self, colours: Tensor) -> tuple[Tensor, None]:
+            """The mean colours."""
+            passes.append(len(colours))
+            return colours.float().mean((2, 3)), None
+
+    usual = base.at_once
+    monkeypatch.setattr(base, "at_once", lambda device: usual(torch.device(kind)))
+    images = coarse_noise(1).expand(BATCH, -1, -1, -1) * torch.linspace(-1, 1, BATCH)[:, None, None, None]
+    found, _ = Noted("digest")(images)
+    torch.testing.assert_close(found, to_uint8(images).float().mean((1, 2)))
+    assert passes == ([BATCH] if kind == "cuda" else [16] * (BATCH // 16))
 
 
 def test_features_can_be_trained_on(lite0: FeatureNetwork) -> None:

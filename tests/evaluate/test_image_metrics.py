@@ -79,7 +79,7 @@ class Network:
 @pytest.mark.parametrize("pixels", [1, 48, 100, 2**20])
 def test_few_pixels_go_through_the_network_at_once(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 images of 512 px took tens of gigabytes. The distances are those of each image alone."""
-    monkeypatch.setattr(image_metrics, "_PIXELS", pixels)
+    monkeypatch.setattr(image_metrics, "_ON_A_CARD", pixels)
     images, originals, network = noise(7, 3, 6, 8), noise(7, 3, 6, 8, seed=1), Network()
     with tf32_is(True):
         found = perceptual_distance(images, originals, network)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from vqvae2.generate.sample import (
     proportional_labels,
     sample_labels,
 )
+from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 ANIMALS = ["Cat", "dog", "Guinea pig", "horse", "Seal", "sea lion"]
@@ -296,6 +297,33 @@ def test_every_setting_reaches_the_prior(options: dict[str, Any]) -> None:
     codes, _ = joined(list(draw_samples(autoencoder, prior, 8, labels, 3, Sampling(**options))))
     assert same_codes(codes, prior.sample(8, torch.tensor(labels), seed=3, **options))
     assert same_codes(codes, prior.sample(8, torch.tensor(labels), seed=3)) == (not options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_type_of_the_weights_reaches_captured_steps(
+    dtype: Literal["float32", "bfloat16"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With float32 they draw what plain steps draw; with bfloat16 some other codes, for the same random numbers."""
+    cpu: dict[str, Any] = {"devices": ("cpu",), "least_positions": 1}
+    monkeypatch.setattr("vqvae2.generate.sample.StepGraphs", lambda dtype: StepGraphs(dtype, **cpu))
+    labels = [i % 2 for i in range(1000)]
+    found, _ = joined(drawn(1000, labels, seed=3, dtype=dtype, batch=500))
+    _, prior = models()
+    numbers = torch.tensor(labels)
+    assert same_codes(found, prior.sample(range(1000), numbers, seed=3, graphs=StepGraphs(dtype, **cpu)))
+    plain = prior.sample(range(1000), numbers, seed=3, graphs=StepGraphs(devices=()))
+    assert same_codes(found, plain) == (dtype == "float32")
+    monkeypatch.setattr("vqvae2.prior.hierarchy.StepGraphs", lambda dtype: StepGraphs(dtype, **cpu))
+    assert same_codes(prior.sample(range(1000), numbers, Sampling(dtype=dtype), seed=3), found)
+
+
+def test_the_record_of_former_versions_is_that_of_float32() -> None:
+    """Folders of samples are known by it."""
+    record = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0}
+    assert Sampling().about() == Sampling(dtype="float32", batch=3).about() == record
+    assert Sampling(dtype="bfloat16").about() == {**record, "dtype": "bfloat16"}
+    with pytest.raises(UserError, match=r"^dtype: .*'float32' or 'bfloat16'"):
+        Sampling(dtype="float16")
 
 
 def test_a_setting_per_level_reaches_its_level() -> None:

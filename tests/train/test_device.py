@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ def test_a_cpu_keeps_torchs_defaults() -> None:
     optimizer = make_optimizer(nn.Linear(1, 1), TrainConfig(), chosen)
     assert optimizer.param_groups[0]["fused"] is None
     assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+def test_tests_compute_on_the_cpu_of_a_machine_with_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the variable named another device before: pictures of 16 px and comparisons of bits are no work for a card."""
+    named = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    assert named
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert device.best_device() == torch.device(named)
 
 
 def test_a_card_gets_what_is_fast(card: Any) -> None:

@@ -13,6 +13,7 @@ Shapes: N vectors, D code dimension, d lattice dimension, K codes.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from vqvae2.autoencoder.base import Quantized, Quantizer, check_vectors, without_autocast
 from vqvae2.config.models import AutoencoderConfig
+from vqvae2.tf32 import without_tf32
 
 _MOST = 8  # levels of a dimension; the paper recommends at least 5 (section 4.1)
 _EPSILON = 1e-3  # bounded values extend this share beyond the outermost points, as in the paper's listing
@@ -47,9 +49,13 @@ def lattice(size: int) -> tuple[int, ...]:
 
 
 def _exactly(linear: nn.Linear, x: Tensor) -> Tensor:
-    """A linear map in float32, or in float64 if its weights are; half the digits would move points of the lattice."""
+    """A linear map in float32 without TF32, or in float64 if its weights are; half the digits would move points of the lattice.
+
+    torch.compile cannot trace the switches of TF32, so a compiled training computes as they are set.
+    """
     dtype = torch.promote_types(linear.weight.dtype, torch.float32)
-    return functional.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
+    with nullcontext() if torch.compiler.is_compiling() else without_tf32(x.device):
+        return functional.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
 class FiniteScalarQuantizer(Quantizer):

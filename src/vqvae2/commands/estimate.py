@@ -119,6 +119,13 @@ def say_estimate(
             "(`--set train_autoencoder.accumulate=4`), with checkpointing of a prior at any time (`--set train_prior.*.checkpointing=true`), "
             "or with a smaller preset"
         )
+        return
+    data = min(int(config.resident_gb * 1e9), free // 2) if device.type == "cuda" else 0
+    if memory + data > free:
+        reporter.say(
+            f"warning: {amount(free)} are free, and the training data may take up to {amount(data)} of them; "
+            "`--set resident_gb=0` keeps them off the card"
+        )
 
 
 def duration(seconds: float) -> str:
@@ -163,9 +170,10 @@ def _done(stage: StageFolder) -> int:
 
 
 def _memory(cost: Cost, config: Config) -> int:
-    mixed = chosen_precision(config.precision) == "bf16"
     images = -(-cost.settings.batch // cost.settings.accumulate)
-    return cost.state + images * (cost.kept_bf16 if mixed else cost.kept)
+    if chosen_precision(config.precision) == "bf16":  # which keeps a copy of each weight besides
+        return cost.state + 2 * cost.parameters + images * cost.kept_bf16
+    return cost.state + images * cost.kept
 
 
 def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:

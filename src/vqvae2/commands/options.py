@@ -92,6 +92,7 @@ def changed_sampling(
     top_p: Sequence[float] | None,
     guidance: Sequence[float] | None,
     batch: int | None = None,
+    dtype: str | None = None,
 ) -> Sampling:
     """A run's own way of drawing, changed where an option was used.
 
@@ -99,13 +100,15 @@ def changed_sampling(
         own: of the run.
         temperature, top_k, top_p, guidance: one value for all levels or one per level; None keeps the run's own.
         batch: images drawn at a time; None keeps the run's own.
+        dtype: of the priors' weights; None keeps the run's own.
 
     Raises:
         UserError: out of range.
     """
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     changes: dict[str, Any] = {name: tuple(values) for name, values in asked.items() if values}
-    return own.replace(**changes, **({"batch": batch} if batch else {}))
+    changes |= {name: value for name, value in {"batch": batch, "dtype": dtype}.items() if value}
+    return own.replace(**changes)
 
 
 def check_guidance(run: Run, guidance: Sequence[float] | None) -> None:

@@ -51,6 +51,13 @@ class Form(StrEnum):
     npz = "npz"
 
 
+class Dtype(StrEnum):
+    """Of the weights of the priors."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Shares(StrEnum):
     """How often each class is drawn where no label is given."""
 
@@ -65,8 +72,8 @@ class SampleRequest:
     Attributes:
         n: how many.
         labels: a class name or number for all, several that are repeated in turn, or None for all classes in turn.
-        seed: sample i of a seed is the same whatever n and the batch size.
-        sampling: temperature, top-k, top-p, guidance, and `batch`, the number of images drawn at a time; None takes the run's own.
+        seed: sample i of a seed is the same whatever n and the batch size, on a card up to float32 rounding.
+        sampling: temperature, top-k, top-p, guidance, dtype, and `batch`, the number of images drawn at a time; None takes the run's own.
         critic: keep this share of the candidates of each class, those that the run's critic scores best; 0 < critic <= 1.
             None draws without a critic.
         form: a PNG for each image, or all images of a batch as an array beside its codes.
@@ -276,6 +283,13 @@ def command(
     batch: Annotated[
         int | None, typer.Option(min=1, help="images drawn at the same time [default: the run's own]")
     ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            help="of the priors' weights while a CUDA card draws by captured steps; bfloat16 is faster and draws other images for the same "
+            "seed [default: the run's own]"
+        ),
+    ] = None,
     pictures: Annotated[
         Form,
         typer.Option(
@@ -306,7 +320,7 @@ def command(
     accelerator = make_accelerator()
     loaded = load(run, accelerator.device)
     check_guidance(loaded, guidance)
-    sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance, batch)
+    sampling = changed_sampling(loaded.sampling, temperature, top_k, top_p, guidance, batch, dtype)
     name: DecoderName | None = decoder.value if decoder else None
     request = SampleRequest(n, label or None, seed, sampling, critic, pictures, name, label_shares)
     result = sample(loaded, out, request, Reporter(), accelerator)

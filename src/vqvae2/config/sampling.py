@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -23,7 +23,7 @@ _MOST = {"temperature": 1e4, "top_k": 10**6, "guidance": 1e4}  # and at least 0
 
 
 class Sampling(BaseModel):
-    """How to draw. Each setting but `batch` is one number for all levels, or one for each level, coarsest first.
+    """How to draw. Each setting but `batch` and `dtype` is one number for all levels, or one for each level, coarsest first.
 
     Raises:
         UserError: a setting is out of range.
@@ -47,7 +47,13 @@ class Sampling(BaseModel):
     batch: int = Field(
         64,
         le=10**6,
-        description="images drawn at the same time; changes speed and memory, but not the images",
+        description="images drawn at the same time; changes speed and memory, but not the images (on a card, up to float32 rounding)",
+    )
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the priors' weights while a CUDA card draws by captured steps; bfloat16 is faster and draws other images for the "
+        "same seed. Everything else (CPUs, small grids, completion, compression, likelihoods) computes in float32 or wider",
     )
 
     def __init__(self, **settings: Any) -> None:
@@ -128,9 +134,10 @@ class Sampling(BaseModel):
         return self.replace(**cut)
 
     def about(self) -> dict[str, Any]:
-        """What decides which codes are drawn, as plain values for a record: all settings but `batch`."""
+        """What decides which codes are drawn, as plain values for a record: all settings but `batch`, and `dtype` unless it is float32."""
         values = self.model_dump(mode="json")
-        return {name: values[name] for name in _PER_LEVEL}
+        names = _PER_LEVEL if self.dtype == "float32" else (*_PER_LEVEL, "dtype")
+        return {name: values[name] for name in names}
 
 
 def sampling_of(

@@ -21,8 +21,8 @@ from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.evaluate.metrics import MetricError
 from vqvae2.tf32 import without_tf32
 
-# pixels that go through the network of the perceptual distance at once (about 0.5 GB), at least one image
-_PIXELS = 2**18
+# pixels that go through the network of the perceptual distance at once (about 0.5 GB, and 2 GB on a card), at least one image
+_PIXELS, _ON_A_CARD = 2**18, 2**20
 _WINDOW = 11  # px of SSIM's Gaussian window
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, finest first
 
@@ -49,10 +49,16 @@ def perceptual_distance(images: Tensor, originals: Tensor, network: PerceptualDi
         MetricError: shapes that differ.
     """
     _check(images, originals)
-    part = max(1, _PIXELS // (images.shape[2] * images.shape[3]))
+    part = at_once(images, network.mean.device)
     pairs = zip(images.split(part), originals.split(part), strict=True)
     with without_tf32(network.mean.device):
         return torch.cat([network(*pair) for pair in pairs]).cpu().double()
+
+
+def at_once(images: Tensor, device: torch.device) -> int:
+    """How many of these images go through the network of the perceptual distance at once."""
+    pixels = _PIXELS if device.type == "cpu" else _ON_A_CARD
+    return max(1, pixels // (images.shape[2] * images.shape[3]))
 
 
 @torch.no_grad()

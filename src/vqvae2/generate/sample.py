@@ -152,7 +152,8 @@ def draw_samples(
     """Draw samples 0 .. n - 1 of a seed, batch by batch.
 
     Sample i of a seed is the same whatever n and the batch size, because its random numbers depend on the seed, i and the
-    level alone.
+    level alone. On a card, sums have another order at other batch sizes, and a code whose random number lies on an edge of
+    float32 may be another one.
 
     Args:
         labels: class number of each sample, from `sample_labels`; None for "no label".
@@ -163,7 +164,7 @@ def draw_samples(
         UserError: the seed, a setting or a number of `ranges` is out of range.
     """
     seed = check_seed(seed)
-    graphs = StepGraphs()  # so that a GPU records each level once and not once for each batch
+    graphs = StepGraphs(sampling.dtype)  # so that a GPU records each level once and not once for each batch
     for numbers in batches([range(n)], sampling.batch) if ranges is None else ranges:
         if len(numbers) and not 0 <= min(numbers) <= max(numbers) < n:
             raise UserError(f"expected samples of 0..{n - 1}, found the range {numbers[0]}..{numbers[-1]}")

@@ -7,6 +7,7 @@ row to the last: the uniform numbers and known codes are uploaded before, the dr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from vqvae2.prior.kinds import static_kind
 from vqvae2.prior.level import LevelPrior
 from vqvae2.prior.static import StaticPrior
 from vqvae2.prior.step_ops import StepOps, StepSpec
+from vqvae2.recording import RecordingLostError, recorded
 from vqvae2.tf32 import without_tf32
 
 Precision = Literal["float32", "bfloat16"]
 """Of the weights while codes are drawn. The residual streams, the logits and the choice of a code stay in float32 or wider."""
+
+_log = logging.getLogger("vqvae2")
 
 LEAST_POSITIONS = 48
 """Recording a row with PyTorch's kernels takes as long as 42 to 104 plain steps (results/gpu-h200.json), and grids have 64 positions or
@@ -75,6 +79,7 @@ class StepGraphs:
             WeakKeyDictionary()
         )
         self._stream: Any = None  # on which is recorded
+        self._refused = False  # a recording was lost, and no other is begun
 
     def takes(self, prior: LevelPrior, batch: int, positions: int) -> bool:
         """Whether a grid is drawn this way: the device and the kind of prior can, and it is long enough."""
@@ -132,7 +137,7 @@ class StepGraphs:
         kind = static_kind(prior)
         assert kind is not None
         recording = _Recording(kind(prior, spec, ops), chooser.clone())
-        if spec.device.type == "cuda":
+        if spec.device.type == "cuda" and not self._refused:
             recording.static.load(prior, context)
             # recording needs a stream of its own, on which everything has run once
             stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -142,10 +147,14 @@ class StepGraphs:
             torch.cuda.current_stream().wait_stream(stream)
             recording.static.load(prior, context)
             graph = torch.cuda.CUDAGraph()
-            here = torch.cuda.stream(torch.cuda.current_stream())  # current again, however recording ends
-            with here, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                recording.static.draw_row(recording.chooser)
-            recording.graph = graph
+            try:
+                with recorded(graph, stream, spec.device):
+                    recording.static.draw_row(recording.chooser)
+            except RecordingLostError as error:
+                self._refused = True
+                _log.warning("drawing could not be captured as a CUDA graph and runs eagerly: %s", error)
+            else:
+                recording.graph = graph
         return recording
 
 

@@ -1,7 +1,7 @@
 """From logits to codes: temperature, top-k, top-p, and one random stream per sample.
 
 Randomness belongs to the sample: the uniform numbers of image i of seed s, level l depend on (s, i, l) alone, so
-the image is the same at any batch size (up to ties in the last float32 digit of the logits).
+the image is the same at any batch size (on a card up to rounding in the last float32 digits of the logits, whose sums have another order at other sizes).
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class HierarchicalPrior(nn.Module):
                 Positions are drawn in raster order, so a code does not depend on known codes to its right, below it or at
                 finer levels; `generate.complete` corrects that.
             graphs: what a GPU has recorded (see `StepGraphs`), for several calls with as many images; also chooses the
-                precision of the weights. None: recorded anew in this call, in float32.
+                precision of the weights. None: recorded anew in this call, in `sampling.dtype`.
 
         Raises:
             ValueError: an argument out of range.
@@ -129,7 +129,7 @@ class HierarchicalPrior(nn.Module):
             self.config.check_guidance(how)
         numbers = [how.level(index, self.geometry.levels) for index in range(self.geometry.levels)]
         levels = self._check_given(given, len(images))
-        graphs = graphs or StepGraphs()
+        graphs = graphs or StepGraphs(how.dtype)
         with _eval_mode(self), without_tf32(self._device()):
             for index, kept in enumerate(levels):
                 asked = (kept == UNKNOWN).flatten(1).any(0).tolist()

@@ -201,9 +201,9 @@ class LevelPrior(nn.Module, ABC):
         return moved.permute(0, 3, 1, 2) + self._positional(e.dtype)
 
     def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Any:
-        """What the layer makes of its inputs; dropout draws the same when it is computed anew."""
+        """What the layer makes of its inputs; dropout, which alone may draw random numbers in it, draws the same when it is computed anew."""
         if self.checkpointing and self.training:
-            return recomputed(layer, *inputs)
+            return recomputed(layer, *inputs, random=self.config.dropout > 0)
         return layer(*inputs)
 
     def _logits(self, h: Tensor) -> Tensor:

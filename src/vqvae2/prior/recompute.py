@@ -11,8 +11,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
-    """What the function makes of its inputs, computed again in the backward pass with the same random numbers."""
+def recomputed(function: Callable[..., Any], *inputs: Any, random: bool = True) -> Any:
+    """What the function makes of its inputs, computed again in the backward pass with the same random numbers.
+
+    Args:
+        random: whether it draws any. If not, the random state of a card is not read, which older versions of torch cannot do while they
+            record a step.
+    """
+    if not random:
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     on_mps = any(isinstance(each, Tensor) and each.device.type == "mps" for each in inputs)
     if on_mps and not torch.compiler.is_compiling():  # a compiled graph keeps its random numbers itself
         return checkpoint(function, *inputs, use_reentrant=False, context_fn=_same_numbers_on_mps)

@@ -4,8 +4,9 @@
 
 At small batches a step is bound by the latency of its kernels and by reading the weights, so each kernel does as much as it
 can without waiting for another: a gated layer is two kernels, an attention layer three. Every program holds a few outputs of
-a few images and reads the weights' rows once; sums are in float32 and in an order that does not depend on the batch. At large
-batches the library's matrix products are faster, and only what lies between them is fused.
+a few images and reads the weights' rows once; sums are in float32. Their order depends on the size of the batch (1, up to 16, more:
+`_blocks`), so the same image drawn in batches of two sizes has logits that differ by float32 rounding. At batches above `LARGE_BATCH`
+the library's matrix products are faster, and only what lies between them is fused.
 """
 
 from __future__ import annotations

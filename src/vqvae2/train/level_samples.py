@@ -27,7 +27,7 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
     prior = load_prior(folder, config, device, level + 1, digest)
     labels = torch.arange(count) % classes if classes else None
     sampling, finer = config.sampling.coarsest(level + 1), config.geometry.grids[level + 1 :]
-    pictures, graphs = [], StepGraphs()
+    pictures, graphs = [], StepGraphs(sampling.dtype)
     for numbers in batches([range(count)], sampling.batch):
         own = None if labels is None else labels[numbers.start : numbers.stop]
         drawn = prior.sample(numbers, own, sampling, seed=config.seed, graphs=graphs)

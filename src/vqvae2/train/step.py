@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqvae2.config.training import TrainConfig
-from vqvae2.train.device import Choices, own_seed
+from vqvae2.recording import RecordingLostError, first_line, recorded
+from vqvae2.train.device import Choices, TrainingError, own_seed
 from vqvae2.train.feed import Batch, mapped, parts, tensors
 from vqvae2.train.sharded import ShardedAverage, own, put_together
 
@@ -188,7 +189,7 @@ class TrainingStep:
             try:
                 self.replay = self._captured() if self.choices.captured else lambda: self._work(self.inputs)
             except RuntimeError as error:
-                reason = str(error)
+                reason = first_line(error)
             if self.replay is None:  # only here, where the error no longer holds the memory of the capture
                 self._give_up(reason)
                 self._seed(seed)
@@ -212,20 +213,25 @@ class TrainingStep:
         """Record the step; nothing is computed meanwhile.
 
         Raises:
-            RuntimeError: something in the step cannot be recorded.
+            TrainingError: something in the step made the recording invalid, and with it what torch knows of the card.
+            RuntimeError: something in the step failed; the card is as before.
         """
         count = self.average.count if self.average is not None else 0
         self._capturable(True)
         self.optimizer.zero_grad()  # so that the recorded backward pass makes its gradients where replays write them
         torch.cuda.synchronize(self.choices.device)
         graph = torch.cuda.CUDAGraph()
-        # current again, however recording ends
-        here = torch.cuda.stream(torch.cuda.current_stream(self.choices.device))
-        # the thread that makes batches may pin memory meanwhile
-        with here, torch.cuda.graph(graph, stream=self.side, capture_error_mode="thread_local"):
-            self._work(self.inputs)
-        if self.average is not None:
-            self.average.count = count
+        try:
+            with recorded(graph, self.side, self.choices.device):
+                self._work(self.inputs)
+        except RecordingLostError as error:
+            raise TrainingError(
+                f"the step cannot be captured as a CUDA graph ({error}), and the card cannot be used further by this process; "
+                "give the command again with --set capture=false"
+            ) from error
+        finally:
+            if self.average is not None:
+                self.average.count = count
         return graph.replay
 
     def _capturable(self, value: bool) -> None:
@@ -234,8 +240,7 @@ class TrainingStep:
             group["capturable"] = value
 
     def _give_up(self, reason: str) -> None:
-        lines = reason.strip().splitlines()
-        self.refused = lines[0] if lines else "unknown error"
+        self.refused = reason
         self.inputs = ()
         self._capturable(False)
         self.optimizer.zero_grad()

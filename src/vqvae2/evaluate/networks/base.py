@@ -18,7 +18,8 @@ from vqvae2.files.atomic import reason
 from vqvae2.files.tensor_file import plain_names
 from vqvae2.files.torch_file import read_torch_file
 
-_AT_ONCE = 16  # images in one pass, whatever the batch, which bounds the memory
+_AT_ONCE = 16  # images in one pass on a CPU, whatever the batch, which bounds the memory
+_ON_A_CARD = 64  # which has the memory, and stands idle with fewer
 
 
 class Network(nn.Module):
@@ -42,7 +43,7 @@ class Network(nn.Module):
             raise ValueError(f"expected images [B, 1 or 3 or 4, H, W], found {list(images.shape)}")
         pooled, logits = [], []
         with torch.inference_mode():
-            for few in images.split(_AT_ONCE):
+            for few in images.split(at_once(self.anchor.device)):
                 pixels = to_uint8(few).to(self.anchor.device).permute(0, 3, 1, 2)
                 colours = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
                 features, classes = self.features_of(colours)
@@ -55,6 +56,11 @@ class Network(nn.Module):
     def features_of(self, colours: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features [B, D] and logits [B, K] (or None) of uint8 [B, 3, H, W]."""
         raise NotImplementedError
+
+
+def at_once(device: torch.device) -> int:
+    """Images in one pass of a network."""
+    return _AT_ONCE if device.type == "cpu" else _ON_A_CARD
 
 
 def resized(colours: Tensor, size: int) -> Tensor:
