@@ -18,7 +18,20 @@ PACKAGE = "vqvae2"
 # A room is a sub-package or a file of the package; a file may import its own room and the rooms of lower floors.
 # The files of the ground floor are one room, and acyclic.
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("errors", "codes", "config", "fused", "fused_triton", "noise", "processes", "stopping", "tf32"),),
+    (
+        (
+            "errors",
+            "codes",
+            "config",
+            "fused",
+            "fused_triton",
+            "modes",
+            "noise",
+            "processes",
+            "stopping",
+            "tf32",
+        ),
+    ),
     (("files",),),
     (("data",),),
     (("autoencoder",), ("prior",)),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from vqvae2.config.numbers import whole
+from vqvae2.modes import without_autocast as without_autocast
 from vqvae2.noise import world
 
 
@@ -189,13 +189,6 @@ def perplexity(count: Tensor) -> Tensor:
 def widest_float(device: torch.device) -> torch.dtype:
     """float64, or float32 on Apple's MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """What runs in this context keeps its dtypes, whatever autocast says."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def summed(value: Tensor) -> Tensor:
