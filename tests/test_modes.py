@@ -14,8 +14,10 @@ CPU = torch.device("cpu")
 def test_every_module_gets_its_own_mode_back() -> None:
     net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout().eval(), nn.Dropout())).train()
     modes = [module.training for module in net.modules()]
-    with pytest.raises(ZeroDivisionError), eval_mode(net):
+    with eval_mode(net):
         assert not any(module.training for module in net.modules())
+    assert [module.training for module in net.modules()] == modes
+    with pytest.raises(ZeroDivisionError), eval_mode(net):
         raise ZeroDivisionError
     assert [module.training for module in net.modules()] == modes
 

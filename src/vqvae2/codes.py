@@ -151,7 +151,7 @@ class Codes:
             IndexError: no such image.
         """
         if hasattr(chosen, "__index__") and not getattr(chosen, "ndim", 0):
-            chosen = [range(len(self))[index(chosen)]]  # type: ignore[arg-type]
+            chosen = [range(len(self))[index(chosen)]]
         return Codes(tuple(level[chosen] for level in self.levels))
 
     def to(self, device: torch.device | str) -> Codes:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from vqvae2.autoencoder.base import Quantizer
@@ -209,6 +210,14 @@ def test_second_derivatives_of_the_loss() -> None:
         z = vectors(1)[:2, :3].double()
         hessian = torch.autograd.functional.hessian(lambda x, vq=vq: vq(x).loss, z).reshape(6, 6)
         assert torch.allclose(hessian, torch.eye(6, dtype=torch.float64) * (2 * 0.5 / 6))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # of torch itself
+@pytest.mark.parametrize("training", [True, False])
+def test_derivatives_in_forward_mode_are_refused_and_not_zero(training: bool) -> None:
+    vq = VectorQuantizer(5, 4).train(training)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward"):
+        vq(forward_ad.make_dual(vectors(1), vectors(2)))
 
 
 def test_second_derivatives_through_the_codes() -> None:

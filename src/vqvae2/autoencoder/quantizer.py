@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from vqvae2.autoencoder.base import (
@@ -49,7 +50,7 @@ class _Assign(torch.autograd.Function):
     """Replaces each vector by its code vector; the gradient passes to the vector unchanged (van den Oord et al. 2017, section 3.2).
 
     The second result is the squared distance of each vector to its code. Its gradient is that of ||z - sg[q]||^2, and can
-    be differentiated again.
+    be differentiated again. There is no derivative in forward mode: `torch.compile` takes no function that defines one.
     """
 
     @staticmethod
@@ -270,7 +271,10 @@ class VectorQuantizer(Quantizer):
         self, vectors: Tensor, flat: Tensor, codebook: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The code vectors [N, D], and the squared distances: one per vector [N] in training mode or if a gradient is needed, else their sum."""
-        if self.training or (torch.is_grad_enabled() and vectors.requires_grad):
+        forward_mode = (
+            forward_ad._current_level >= 0
+        )  # which `_Assign` refuses; the rest would make zeros of it
+        if self.training or (torch.is_grad_enabled() and vectors.requires_grad) or forward_mode:
             return _Assign.apply(vectors, flat, codebook, indices)  # type: ignore[no-any-return, no-untyped-call]
         quantized = functional.embedding(indices, codebook)
         return quantized.to(vectors.dtype), functional.mse_loss(flat, quantized, reduction="sum")
