@@ -6,7 +6,10 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from comparing import same_codes
@@ -155,9 +158,42 @@ def test_selecting_chooses_the_same_images_at_every_level() -> None:
             assert [set(image.flatten().tolist()) for image in level] == [{number} for number in expected]
 
 
-def test_a_single_index_is_refused() -> None:
-    with pytest.raises(CodesError, match=r"\[B, H, W\]"):
-        drawn(Geometry(((1, 2),), (7,)), 3)[1]  # type: ignore[index]
+def test_one_index_gives_a_batch_of_one() -> None:
+    codes = drawn(Geometry(((1, 2), (2, 4)), (70, 70)), 3)
+    for number in (1, -2, np.int64(1), torch.tensor(1)):
+        assert codes[number] == codes[1:2]  # type: ignore[index]
+    assert list(codes) == [codes[:1], codes[1:2], codes[2:]]
+    for number in (3, -4):
+        with pytest.raises(IndexError):
+            codes[number]
+
+
+def test_codes_are_equal_by_value() -> None:
+    codes = drawn(Geometry(((1, 2), (2, 4)), (70, 70)), 3)
+    coarse, fine = codes.levels
+    assert codes == Codes((coarse.clone(), fine.to(torch.uint8)))
+    other = fine.clone()
+    other[2, 1, 3] += 1
+    for levels in ((coarse, other), (coarse,), (coarse, fine.transpose(1, 2)), (coarse[:2], fine[:2])):
+        assert codes != Codes(levels)
+    assert codes != (coarse, fine)
+    with pytest.raises(TypeError):
+        hash(codes)
+
+
+def test_codes_and_geometries_survive_torch_load(tmp_path: Path) -> None:
+    geometry = Geometry(((1, 2), (2, 4)), (70, 70))
+    codes = drawn(geometry, 3)
+    torch.save({"codes": codes, "geometry": geometry}, tmp_path / "codes.pt")
+    loaded = torch.load(tmp_path / "codes.pt", weights_only=True)
+    assert loaded == {"codes": codes, "geometry": geometry}
+
+
+def test_a_geometry_of_lists() -> None:
+    grids: Any = [[1, 2], (2, 4)]
+    geometry = Geometry(grids, [7, 8])  # type: ignore[arg-type]
+    assert geometry == Geometry(((1, 2), (2, 4)), (7, 8))
+    geometry.check(drawn(geometry, 2))
 
 
 def test_nothing_to_join() -> None:

@@ -157,6 +157,58 @@ def test_a_name_stands_for_one_quantiser() -> None:
         quantizers.register_quantizer("vq", build)
 
 
+def test_a_cell_of_a_notebook_can_be_run_again() -> None:
+    """Each run defines another function; the last one counts."""
+    for size in (8, 16):
+        quantizers.register_quantizer(
+            "mine", lambda config, codes, size=size: FiniteScalarQuantizer(size, config.code_dim)
+        )
+    assert VQVAE(small("mine")).quantizers[0].num_embeddings == 16
+
+
+@pytest.mark.parametrize("name", ["cosine", "simvq", "lfq", "residual"])
+def test_codes_do_not_depend_on_autocast(name: str, page: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    quantizer = VQVAE(small(name)).quantizers[0].eval()
+    z = torch.randn(2000, 4)
+    expected = quantizer(z).encoding_indices
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer(z).encoding_indices, expected)
+
+
+@pytest.mark.parametrize("name", ["cosine", "residual"])  # layers of others may have buffers without values
+def test_memory_without_values_does_no_harm(name: str, page: dict[str, Any]) -> None:
+    """Built without memory and then loaded, as large models are: the codes are the same."""
+    torch.manual_seed(0)
+    model = VQVAE(small(name)).eval()
+    with torch.device("meta"):
+        other = VQVAE(small(name))
+    other.to_empty(device="cpu")
+    for tensor in (*other.buffers(), *other.parameters()):
+        tensor.data.fill_(7)  # arbitrary values
+    other.load_state_dict(model.state_dict())
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    codes = model.encode(images)
+    assert other.eval().encode(images) == codes
+    assert torch.equal(other.decode(codes), model.decode(codes))
+
+
+def test_the_training_loop_of_the_page() -> None:
+    """It runs as it stands; what it draws for the bright class is brighter than for the dark one."""
+    section = PAGE.read_text(encoding="utf-8").split("## In your own training loop")[1].split("\n## ")[0]
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(compile(code, "extending", "exec"), names)  # the documentation's own code
+    drawn = names["drawn"]
+    assert drawn.shape == (8, 3, 16, 16)
+    means = drawn.mean((1, 2, 3))
+    assert means[1::2].min() > means[::2].max()
+    free = names["model"].decode(names["prior"].sample(32)).mean((1, 2, 3))  # without a label: both classes
+    assert free.min() < -0.3
+    assert free.max() > 0.3
+
+
 def test_what_a_builder_must_return() -> None:
     quantizers.register_quantizer("linear", lambda config, codes: torch.nn.Linear(2, 2))  # type: ignore[arg-type,return-value]
     quantizers.register_quantizer(

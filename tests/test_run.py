@@ -305,7 +305,8 @@ def test_completions_take_the_runs_own_sampling(run: Path, pictures: Path) -> No
 @pytest.mark.parametrize(("labels", "numbers"), [
     (None, None),
     ("disc", [1] * 4),
-    (["stripes", 0], [2, 0, 2, 0]),
+    (["stripes", None, 0, 1], [2, 3, 0, 1]),
+    ([None] * 4, None),
 ])  # fmt: skip
 def test_log_prob_is_the_priors(labels: Any, numbers: Any, trained: Path, pictures: Path) -> None:
     run = load(trained, "cpu")
@@ -318,6 +319,149 @@ def test_log_prob_is_the_priors(labels: Any, numbers: Any, trained: Path, pictur
     assert torch.allclose(found, expected, atol=1e-3)
     run.sampling = Sampling(batch=3)
     assert torch.allclose(run.log_prob(images, labels), expected, atol=1e-3)
+
+
+def test_images_are_scored_under_one_label_or_one_each(trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    images = originals(run, pictures)
+    for labels in (["disc"], ["disc", 0], [0] * 5, torch.tensor([0, 1])):
+        for score in (run.log_prob, run.bits_map):
+            refused(
+                lambda labels=labels, score=score: score(images, labels),
+                f"one for each of 4 images, found {len(labels)}",
+                kind=UserError,
+            )
+    assert run.log_prob(images[:1], ["disc"]).equal(run.log_prob(images[:1], "disc"))
+
+
+def test_no_images_have_no_bits(trained: Path) -> None:
+    run = load(trained, "cpu")
+    none = torch.zeros(0, 3, *run.config.data.shape)
+    shapes = [(0, *grid) for grid in run.config.geometry.grids]
+    assert [tuple(level.shape) for level in run.bits_map(none)] == shapes
+
+
+def test_scores_and_draws_do_not_depend_on_mode_or_autocast(trained: Path, pictures: Path) -> None:
+    """Of dropout in train mode, and of bfloat16 in autocast, neither reaches a score, a sample or a completion."""
+    run = load(trained, "cpu")
+    images = originals(run, pictures)
+    for module in run.prior.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
+        if hasattr(module, "rate"):
+            module.rate = 0.5
+    kept = run.keep(images[0], levels=1)
+
+    def results() -> list[Tensor]:
+        completed = next(run.complete(kept, 2, passes=2))
+        maps = run.bits_map(images, 1)
+        return [
+            run.log_prob(images, 1),
+            *maps,
+            *completed.codes.levels,
+            completed.bits,
+            *next(run.draw(2)).codes.levels,
+        ]
+
+    expected = results()
+    run.prior.train()
+    modes = [module.training for module in run.prior.modules()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [module.training for module in run.prior.modules()] == modes
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "decoder", "prior"])
+def test_a_network_that_is_first_used_without_gradients_can_be_trained(part: str, sharpened: Path) -> None:
+    run = load(sharpened, "cpu")
+    with torch.inference_mode():
+        net = run.decoder() if part == "decoder" else getattr(run, part)
+    assert not any(p.is_inference() for p in net.parameters())
+    if part == "prior":
+        loss = -net(run.encode(torch.zeros(1, 3, *run.config.data.shape))).sum()
+    else:
+        loss = net(torch.zeros(1, 3, *run.config.data.shape)).images.square().sum()
+    loss.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_loading_uses_up_no_random_number(sharpened: Path) -> None:
+    run = load(sharpened, "cpu")
+    before = torch.random.get_rng_state()
+    run.sample(1)
+    run.log_prob(torch.zeros(1, 3, *run.config.data.shape))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_settings_as_keywords_are_those_of_an_object(trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    kept = run.keep(originals(run, pictures)[0], levels=1)
+
+    def scorer(images: Tensor, labels: Tensor) -> Tensor:
+        assert labels.device == images.device
+        return images.mean((1, 2, 3)) + labels
+
+    ways: list[Callable[..., Any]] = [
+        lambda **how: run.draw(4, **how),
+        lambda **how: run.draw_best(2, 0.5, scorer=scorer, **how),
+        lambda **how: run.complete(kept, 4, **how),
+    ]
+    for way in ways:
+        cold = codes_of(way(temperature=0.0))
+        assert cold == codes_of(way(sampling=run.sampling.replace(temperature=0.0)))
+        assert cold != codes_of(way())
+        with pytest.raises(TypeError, match="warmth"):
+            way(warmth=1)
+
+
+def test_what_sample_shows_is_what_decode_makes_of_the_codes(sharpened: Path, pictures: Path) -> None:
+    run = load(sharpened, "cpu")
+    part = next(run.draw(2))
+    assert torch.equal(run.decode(part.codes), part.images)
+    assert torch.equal(run.decode(part.codes, decoder="plain"), run.autoencoder.decode(part.codes))
+    assert not torch.equal(run.autoencoder.decode(part.codes), part.images)
+    images = originals(run, pictures)
+    assert torch.equal(run.decode(run.encode(images)), run.reconstruct(images))
+    assert torch.equal(run.decode(run.encode(images), 1), run.reconstruct(images, 1))
+
+
+def test_arrays_of_numpy_are_images(trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    images = originals(run, pictures)
+    arrays: Any = images.numpy()
+    mask = torch.zeros(images.shape[2:], dtype=torch.bool)
+    mask[4:9, 2:7] = True
+    as_array: Any = mask.numpy()
+    assert torch.equal(run.reconstruct(arrays), run.reconstruct(images))
+    assert torch.equal(run.log_prob(arrays), run.log_prob(images))
+    assert run.compress(arrays[0]) == run.compress(images[0])
+    assert run.keep(arrays[0], as_array).codes == run.keep(images[0], mask).codes
+
+
+def test_pixels_that_were_not_scaled_are_refused(trained: Path, pictures: Path) -> None:
+    run = load(trained, "cpu")
+    images = originals(run, pictures)
+    wrong = (images + 1) * 127.5
+    mask = torch.zeros(images.shape[2:], dtype=torch.bool)
+    calls: list[Callable[[Tensor], Any]] = [
+        run.encode,
+        run.reconstruct,
+        run.log_prob,
+        lambda x: run.compress(x[0]),
+        lambda x: run.keep(x[0], mask),
+        lambda x: run.keep(x[0], levels=1),
+    ]
+    for call in calls:
+        refused(lambda call=call: call(wrong), "expected images in [-1, 1]", kind=UserError)
+        call(images * 1.2)  # as a decoder's output, which is not clipped
+
+
+def test_a_run_says_what_it_is(half: Path) -> None:
+    said = repr(load(half, "cpu"))
+    assert "\n" not in said
+    assert all(part in said for part in (str(half), "cpu", "[3, 16, 16]", "3 classes", "prior level 0"))
+    assert "prior level 1" not in said
 
 
 def test_what_is_typical_is_of_the_held_out_codes(run: Path, pictures: Path) -> None:

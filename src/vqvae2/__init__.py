@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
     from vqvae2.autoencoder.model import VQVAE, Reconstruction
     from vqvae2.autoencoder.quantizer import VectorQuantizer
+    from vqvae2.autoencoder.quantizers import register_quantizer
     from vqvae2.codes import Codes, Geometry
     from vqvae2.config.models import AutoencoderConfig, Config, LevelPriorConfig, PriorConfig
     from vqvae2.config.presets import preset, presets
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from vqvae2.generate.complete import Completed, Kept
     from vqvae2.generate.reject import Chosen
     from vqvae2.generate.sample import Drawn
+    from vqvae2.modes import without_autocast
+    from vqvae2.prior.chooser import UNKNOWN
     from vqvae2.prior.hierarchy import HierarchicalPrior
+    from vqvae2.prior.kinds import register_kind
+    from vqvae2.prior.level import LevelPrior
     from vqvae2.run import Run, load
 
 _HOME = {
@@ -48,6 +53,12 @@ _HOME = {
     "Quantizer": "autoencoder.base",
     "Quantized": "autoencoder.base",
     "HierarchicalPrior": "prior.hierarchy",
+    # components of one's own
+    "register_quantizer": "autoencoder.quantizers",
+    "register_kind": "prior.kinds",
+    "LevelPrior": "prior.level",
+    "UNKNOWN": "prior.chooser",
+    "without_autocast": "modes",
     # trained models, and what they draw
     "Run": "run",
     "load": "run",
@@ -70,6 +81,7 @@ except PackageNotFoundError:  # read from a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "UNKNOWN",
     "VQVAE",
     "AutoencoderConfig",
     "Chosen",
@@ -81,6 +93,7 @@ __all__ = [
     "Geometry",
     "HierarchicalPrior",
     "Kept",
+    "LevelPrior",
     "LevelPriorConfig",
     "PriorConfig",
     "Quantized",
@@ -96,6 +109,9 @@ __all__ = [
     "measure",
     "preset",
     "presets",
+    "register_kind",
+    "register_quantizer",
+    "without_autocast",
     "zoo",
 ]
 

@@ -10,8 +10,9 @@ Shapes: B batch, H W grid, K codes in a codebook.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Geometry:
     """Grid sizes and numbers of codes, coarsest level first.
 
     Attributes:
-        grids: (height, width) of each level's grid.
+        grids: (height, width) of each level's grid; any sequences become tuples.
         vocabulary: number of codes K of each level, whose codes are 0 .. K-1.
 
     Raises:
@@ -42,6 +43,8 @@ class Geometry:
     vocabulary: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "grids", tuple((h, w) for h, w in self.grids))
+        object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
         if not self.grids or len(self.grids) != len(self.vocabulary):
             raise CodesError(
                 f"a geometry needs one vocabulary per grid, found {len(self.grids)} grids "
@@ -74,10 +77,10 @@ class Geometry:
         grids = tuple((int(level.shape[1]), int(level.shape[2])) for level in codes.levels)
         if grids != self.grids:
             raise CodesError(f"expected grids {self.grids} (coarsest first), found {grids}")
-        for index, (level, size) in enumerate(zip(codes.levels, self.vocabulary, strict=True)):
+        for number, (level, size) in enumerate(zip(codes.levels, self.vocabulary, strict=True)):
             if level.numel() and (int(level.min()) < 0 or int(level.max()) >= size):
                 raise CodesError(
-                    f"level {index}: expected codes in 0..{size - 1}, "
+                    f"level {number}: expected codes in 0..{size - 1}, "
                     f"found {int(level.min())}..{int(level.max())}"
                 )
 
@@ -92,9 +95,13 @@ class Geometry:
         return cls(grids, tuple(int(k) for k in value["vocabulary"]))  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Codes:
     """The codes of a batch of images, coarsest level first.
+
+    Codes are equal if they have the same grids and values, whatever the integer types and the devices; they have no hash.
+    `len` is the number of images, and iteration gives the codes of each image as a batch of one. `torch.save` and
+    `torch.load` keep them.
 
     Attributes:
         levels: one integer tensor [B, H, W] per level. Unsigned integers, in which files hold codes, become int64.
@@ -108,10 +115,10 @@ class Codes:
     def __post_init__(self) -> None:
         if not self.levels:
             raise CodesError("codes need at least one level")
-        for index, level in enumerate(self.levels):
+        for number, level in enumerate(self.levels):
             if level.ndim != 3 or level.dtype not in _INTEGERS:
                 raise CodesError(
-                    f"level {index}: expected an integer tensor [B, H, W], "
+                    f"level {number}: expected an integer tensor [B, H, W], "
                     f"found {level.dtype} {tuple(level.shape)}"
                 )
         if any(level.shape[0] != self.levels[0].shape[0] for level in self.levels):
@@ -123,9 +130,29 @@ class Codes:
     def __len__(self) -> int:
         return int(self.levels[0].shape[0])
 
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Codes:
-        """The codes of some of the images; `index` is a slice, a list or tensor of indices, or a boolean tensor [B]."""
-        return Codes(tuple(level[index] for level in self.levels))
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Codes) or len(self.levels) != len(other.levels):
+            return False
+        pairs = zip(self.levels, other.levels, strict=True)
+        return all(torch.equal(own.long(), level.to(own.device).long()) for own, level in pairs)
+
+    __hash__ = None  # type: ignore[assignment]  # the tensors may change
+
+    def __iter__(self) -> Iterator[Codes]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, chosen: int | slice | Tensor | Sequence[int]) -> Codes:
+        """The codes of some of the images.
+
+        Args:
+            chosen: a slice, a list or tensor of indices, a boolean tensor [B], or one index, which gives a batch of one.
+
+        Raises:
+            IndexError: no such image.
+        """
+        if hasattr(chosen, "__index__") and not getattr(chosen, "ndim", 0):
+            chosen = [range(len(self))[index(chosen)]]
+        return Codes(tuple(level[chosen] for level in self.levels))
 
     def to(self, device: torch.device | str) -> Codes:
         """A copy of the codes on `device`, or the same tensors if they are there already."""
@@ -140,6 +167,9 @@ class Codes:
         """
         levels = zip(*(codes.levels for codes in batches), strict=True)
         return cls(tuple(torch.cat(level) for level in levels))
+
+
+torch.serialization.add_safe_globals([Codes, Geometry])  # `torch.load` builds only what it knows
 
 
 def prime_factors(factor: int) -> list[int]:

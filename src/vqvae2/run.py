@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codec.codec import Codec
 from vqvae2.codec.container import Mode
 from vqvae2.codes import Codes
@@ -28,13 +27,10 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import DecoderName, RunError
 from vqvae2.generate.complete import Completed, Kept, Passes, complete, keep_coarse, keep_outside
 from vqvae2.generate.reject import Chosen, Scorer, draw_best
-from vqvae2.generate.sample import Drawn, class_number, draw_samples, sample_labels
-from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.generate.sample import Drawn, class_number, draw_samples, image_labels, sample_labels
 from vqvae2.processes import Group
 from vqvae2.sharing import Card, push
-from vqvae2.train.device import best_device
-from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
-from vqvae2.train.stored_run import StoredRun
+from vqvae2.train.loaded_run import LoadedRun
 
 _REFERENCE = 1024  # held-out images with which others are compared, at most
 
@@ -52,7 +48,7 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
     return Run(find_run(name), device)
 
 
-class Run(StoredRun):
+class Run(LoadedRun):
     """A trained (or partly trained) model and its folder.
 
     Args:
@@ -65,10 +61,6 @@ class Run(StoredRun):
     Raises:
         RunError: `folder` is no run folder, or was made by a newer version.
     """
-
-    def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
-        super().__init__(folder)
-        self.device = torch.device(device) if device is not None else best_device()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str | None = None, **hub: Any) -> Run:
@@ -96,60 +88,6 @@ class Run(StoredRun):
             HubError: no such name, no access, no connection.
         """
         return push(self, repository, Card(license, data), **how)
-
-    @property
-    def autoencoder(self) -> VQVAE:
-        """The autoencoder with its plain decoder, in eval mode.
-
-        Raises:
-            RunError: not trained yet.
-        """
-        return self._autoencoder[0]
-
-    @cached_property
-    def _autoencoder(self) -> tuple[VQVAE, str]:
-        if not self.paths.autoencoder.done():
-            raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
-        return load_autoencoder(self.folder, self.config, self.device)
-
-    @property
-    def codes_digest(self) -> str:
-        """The digest of the autoencoder's weights, by which stored codes name the model that they belong to."""
-        return self._autoencoder[1]
-
-    def decoder(self, name: DecoderName | None = None, levels: int | None = None) -> VQVAE:
-        """The autoencoder that decodes with one of the run's decoders, in eval mode; the codes are the same for both.
-
-        Args:
-            name: see `decoder_name`.
-            levels: how many levels it will decode, from the coarsest; None is all. The sharpened decoder has only learnt
-                to decode all of them, so for fewer this is the plain one, whatever the name.
-
-        Raises:
-            RunError, UserError: as `decoder_name`; the autoencoder is not trained yet.
-            FileError: the weights are damaged, or were sharpened for another autoencoder.
-        """
-        chosen, plain = self.decoder_name(name), self.autoencoder
-        return self._sharp if chosen == "sharp" and levels in (None, plain.config.levels) else plain
-
-    @cached_property
-    def _sharp(self) -> VQVAE:
-        return sharp_autoencoder(self.folder, self.config, self.device)
-
-    @cached_property
-    def prior(self) -> HierarchicalPrior:
-        """The priors of all levels, in eval mode.
-
-        Raises:
-            RunError: not trained yet.
-        """
-        for level in range(self.config.autoencoder.levels):
-            if not self.paths.prior(level).done():
-                raise RunError(
-                    f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
-                )
-        digest = self._autoencoder[1] if self.paths.autoencoder.done() else None
-        return load_prior(self.folder, self.config, self.device, autoencoder=digest)
 
     @cached_property
     def critic(self) -> Critic:
@@ -227,16 +165,17 @@ class Run(StoredRun):
         sampling: Sampling | None = None,
         ranges: Iterable[range] | None = None,
         decoder: DecoderName | None = None,
+        **settings: Any,
     ) -> Iterator[Drawn]:
-        """As `sample`, but batch by batch and with labels and codes.
+        """As `sample`, but batch by batch, with labels and codes, and on the run's device.
 
         Args:
             ranges: the numbers of the samples to draw, each range one batch; None draws all n, in batches of
                 `sampling.batch`.
         """
         classes = sample_labels(labels, n, self.classes)
-        model, sampling = self.decoder(decoder), sampling or self.sampling
-        return draw_samples(model, self.prior, n, classes, seed, sampling, ranges)
+        how = sampling_of(sampling, settings, self.sampling)
+        return draw_samples(self.decoder(decoder), self.prior, n, classes, seed, how, ranges)
 
     def draw_best(
         self,
@@ -247,12 +186,13 @@ class Run(StoredRun):
         sampling: Sampling | None = None,
         scorer: Scorer | None = None,
         decoder: DecoderName | None = None,
+        **settings: Any,
     ) -> Iterator[Chosen]:
         """As `draw`, but n / fraction candidates are drawn and the best of each class are kept (`generate.reject`).
 
         Args:
             fraction: 0 < fraction <= 1; 1 keeps all.
-            scorer: any function (images, labels) -> scores; None takes the run's critic.
+            scorer: any function (images, labels) -> scores, both on the run's device; None takes the run's critic.
 
         Raises:
             UserError: fraction out of range.
@@ -261,8 +201,8 @@ class Run(StoredRun):
         classes = sample_labels(labels, n, self.classes)
         if classes is None:
             raise RunError(self._classless())
-        scorer, sampling = scorer or self.critic, sampling or self.sampling
-        return draw_best(self.decoder(decoder), self.prior, classes, seed, sampling, scorer, fraction)
+        scorer, how = scorer or self.critic, sampling_of(sampling, settings, self.sampling)
+        return draw_best(self.decoder(decoder), self.prior, classes, seed, how, scorer, fraction)
 
     def reconstruct(
         self, images: Tensor, levels: int | None = None, decoder: DecoderName | None = None
@@ -277,7 +217,8 @@ class Run(StoredRun):
             ConfigError, DataError: no finite floating-point numbers, or images of another shape.
         """
         levels = None if levels is None else whole(levels, "the number of levels")
-        codes = self.autoencoder.encode(finite(images).to(self.device))
+        images = torch.as_tensor(images)
+        codes = self.encode(images)
         return self.decoder(decoder, levels).decode(codes, levels).to(images.device, images.dtype)
 
     def keep(self, image: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Kept:
@@ -291,9 +232,9 @@ class Run(StoredRun):
         Raises:
             UserError: both or neither; a mask of another size; levels out of range; an image as for `keep_outside`.
         """
-        image = image.to(self.device)
+        image = torch.as_tensor(image).to(self.device)
         if mask is not None and levels is None:
-            return keep_outside(self.autoencoder, image, mask.to(self.device))
+            return keep_outside(self.autoencoder, image, torch.as_tensor(mask).to(self.device))
         if levels is not None and mask is None:
             return keep_coarse(self.autoencoder, image, levels)
         raise UserError("expected either a mask or a number of levels to keep")
@@ -307,8 +248,9 @@ class Run(StoredRun):
         passes: int | Passes = 1,
         sampling: Sampling | None = None,
         decoder: DecoderName | None = None,
+        **settings: Any,
     ) -> Iterator[Completed]:
-        """Complete an image n times, batch by batch; outside the mask the results have the pixels of the image itself.
+        """Complete an image n times, batch by batch, on the run's device; outside the mask the results have the pixels of the image itself.
 
         Args:
             kept: from `keep`.
@@ -316,11 +258,11 @@ class Run(StoredRun):
             seed: completion i of a seed is the same whatever n and the batch size.
             passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept
                 (`generate.complete.fill`) and takes several times as long as the first. A `Passes` is told of each.
-            sampling: None takes the run's own.
+            sampling, settings: as in `sample`.
         """
         classes = None if labels is None else sample_labels(labels, n, self.classes)
-        model, sampling = self.decoder(decoder), sampling or self.sampling
-        return complete(model, self.prior, kept, n, classes, seed, sampling, passes)
+        how = sampling_of(sampling, settings, self.sampling)
+        return complete(self.decoder(decoder), self.prior, kept, n, classes, seed, how, passes)
 
     @cached_property
     def codec(self) -> Codec:
@@ -362,7 +304,11 @@ class Run(StoredRun):
 
         Args:
             images: [B, C, H, W] in [-1, 1].
-            labels: as in `sample`, but None is "no label".
+            labels: a class name or number for all images, or one for each; None is "no label", for all or in the list.
+
+        Raises:
+            RunError: not trained yet.
+            UserError: no such class, neither one label nor B of them, or images as for `encode`.
         """
         return log_prob_in_batches(self.prior, *self._scored(images, labels), self.sampling.batch)
 
@@ -372,10 +318,11 @@ class Run(StoredRun):
 
     def _scored(self, images: Tensor, labels: Any) -> tuple[Codes, Tensor | None]:
         """The codes and the class numbers of images."""
-        wanted = labels is not None and len(images) > 0
-        classes = torch.tensor(sample_labels(labels, len(images), self.classes)) if wanted else None
-        batches = finite(images).split(self.sampling.batch)
-        return Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches]), classes
+        images = finite(images)
+        classes = image_labels(labels, len(images), self.classes)
+        batches = images.split(self.sampling.batch)
+        codes = Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches])
+        return codes, None if classes is None else torch.tensor(classes)
 
     def typical(self, labelled: bool = False) -> Typical | None:
         """The distribution of `log_prob` over held-out images (1,024 at most).

@@ -222,6 +222,24 @@ def test_encode_never_learns(ema: bool) -> None:
     assert same_codes(codes, net.eval().encode(noise(4, 3, 8, 8, seed=5)))
 
 
+def test_encode_restores_the_mode_of_every_module() -> None:
+    """Also of a part that is frozen in eval mode while the rest is trained."""
+    net = model().train()
+    net.quantizers[0].add_module("frozen", nn.Dropout().eval())
+    modes = [module.training for module in net.modules()]
+    net.encode(noise(2, 3, 8, 8))
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_the_codes_of_an_image_do_not_depend_on_autocast() -> None:
+    net, images = model(), noise(16, 3, 32, 32)
+    expected = net(images).codes
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same_codes(net.encode(images), expected)
+        assert not same_codes(net(images).codes, expected)
+    assert same_codes(net.encode(images), expected)
+
+
 def test_encode_restores_the_mode_after_an_error() -> None:
     net = model().train()
     with pytest.raises(ConfigError):
@@ -487,6 +505,7 @@ def test_every_convolution_is_channels_last(options: dict[str, Any], autocast: b
     net = VQVAE(config((2, 2, 2), **options))
     net.load_state_dict({name: value.contiguous() for name, value in net.state_dict().items()})
     others: list[str] = []
+    expected = [torch.bfloat16 if autocast else torch.float32]
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -495,7 +514,7 @@ def test_every_convolution_is_channels_last(options: dict[str, Any], autocast: b
                 for tensor in (*inputs, output, *module.parameters())
                 if tensor.ndim == 4 and not tensor.is_contiguous(memory_format=torch.channels_last)
             )
-            if autocast and output.dtype != torch.bfloat16:
+            if output.dtype != expected[0]:
                 others.append(f"{name}: {output.dtype}")
 
         return hook
@@ -508,9 +527,11 @@ def test_every_convolution_is_channels_last(options: dict[str, Any], autocast: b
     images = noise(2, 3, 16, 24)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = net(images)
-        codes = net.encode(images)
-        net.decode(codes)
-        net.decode(codes, 1)
+        net.decode(out.codes)
+        net.decode(out.codes, 1)
+    expected[0] = torch.float32  # of encoding, whatever autocast says
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        net.encode(images)
     assert convolutions > 20
     assert others == []
     assert out.images.dtype == (torch.bfloat16 if autocast else torch.float32)

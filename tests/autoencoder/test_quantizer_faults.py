@@ -10,6 +10,7 @@ import pytest
 import torch
 from comparing import state_of
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from vqvae2.autoencoder.base import Quantizer
@@ -17,6 +18,7 @@ from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.quantizer import VectorQuantizer
 from vqvae2.config.models import AutoencoderConfig
+from vqvae2.errors import UserError
 
 OPTIONS: list[dict[str, Any]] = [
     {}, {"init": "sonnet"}, {"revive": False}, {"entropy_penalty": 0.2}, {"decay": 0.0}, {"ema": False},
@@ -196,3 +198,77 @@ def test_buffers_outside_the_state_dict_are_defined(build: Callable[[], Quantize
         assert torch.equal(quantizer.codebook(), source.codebook())
         z = vectors(7)
         assert torch.equal(quantizer.eval()(z).encoding_indices, source.eval()(z).encoding_indices)
+
+
+# --- what would go wrong in silence ---
+
+
+def test_second_derivatives_of_the_loss() -> None:
+    """The loss is beta / n ||z - sg[q]||^2, whose Hessian is 2 beta / n times the identity."""
+    for options in ({}, {"ema": False}):
+        vq = VectorQuantizer(5, 3, commitment_cost=0.5, **options).double().eval()
+        z = vectors(1)[:2, :3].double()
+        hessian = torch.autograd.functional.hessian(lambda x, vq=vq: vq(x).loss, z).reshape(6, 6)
+        assert torch.allclose(hessian, torch.eye(6, dtype=torch.float64) * (2 * 0.5 / 6))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # of torch itself
+@pytest.mark.parametrize("training", [True, False])
+def test_derivatives_in_forward_mode_are_refused_and_not_zero(training: bool) -> None:
+    vq = VectorQuantizer(5, 4).train(training)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward"):
+        vq(forward_ad.make_dual(vectors(1), vectors(2)))
+
+
+def test_second_derivatives_through_the_codes() -> None:
+    """The gradient passes the codes unchanged, so a second derivative is that of what follows, at the codes."""
+    vq = VectorQuantizer(5, 3).double().eval()
+    z = vectors(1)[:2, :3].double()
+    hessian = torch.autograd.functional.hessian(lambda x: vq(x).quantize.pow(3).sum(), z).reshape(6, 6)
+    assert torch.allclose(hessian, torch.diag(6 * vq(z).quantize.flatten()))
+
+
+@pytest.mark.parametrize("build", [
+    lambda: VectorQuantizer(6, 4), lambda: VectorQuantizer(6, 4, ema=False), lambda: FiniteScalarQuantizer(6, 4),
+])  # fmt: skip
+def test_a_frozen_quantiser_learns_nothing_until_it_is_let(build: Callable[[], Quantizer]) -> None:
+    model = torch.nn.Sequential(build()).train()
+    quantizer = model[0]
+    assert isinstance(quantizer, Quantizer)
+    model(vectors(0)[:, :4])
+    quantizer.frozen = True
+    before = state(quantizer)
+    z = vectors(1)[:, :4].requires_grad_()
+    model.train()(z).quantize.sum().backward()
+    assert_same(state(quantizer), before)
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+    assert "frozen" in repr(quantizer)
+    quantizer.frozen = False
+    model.train()(z)
+    assert not torch.equal(quantizer.ema_count, before["ema_count"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_codebook_of_half_precision_does_not_train(dtype: torch.dtype) -> None:
+    """70,000 vectors of one code are more than float16 can count."""
+    vq = VectorQuantizer(6, 4).to(dtype)
+    with pytest.raises(UserError, match="autocast"):
+        vq(vectors(0)[:, :4].to(dtype))
+    vq.eval()(vectors(0)[:, :4].to(dtype))
+
+
+@pytest.mark.parametrize("build", [VectorQuantizer, FiniteScalarQuantizer])
+def test_integers_and_decays_out_of_range_are_refused(build: Callable[..., Quantizer]) -> None:
+    with pytest.raises(ValueError, match="floating-point"):
+        build(6, 2)(torch.tensor([[1, 2]]))
+    for decay in (5.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="decay"):
+            build(6, 2, decay=decay)
+
+
+def test_every_argument_is_printed() -> None:
+    said = repr(VectorQuantizer(6, 4, 0.5, 0.9, 1e-3, "sonnet", False, True, 0.25))
+    for part in ("6, 4", "0.5", "0.9", "0.001", "'sonnet'", "revive=False", "ema=True", "0.25"):
+        assert part in said
+    assert "6, 4, decay=0.9" in repr(FiniteScalarQuantizer(6, 4, 0.9))

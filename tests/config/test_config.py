@@ -364,3 +364,18 @@ def test_a_price_on_bits_needs_moving_averages() -> None:
     )
     with pytest.raises(ConfigError, match="expected entropy_penalty 0 without codebooks of moving averages"):
         parse(value)
+
+
+def test_settings_that_cannot_work_are_one_line_that_names_them() -> None:
+    """Made by hand or in a nested dictionary; the path is whole in both."""
+    for call, named in (
+        (lambda: AutoencoderConfig(strides=(4,)), "expected 1 to 4 levels"),
+        (lambda: AutoencoderConfig(hidden=-1), "hidden: "),
+        (lambda: AutoencoderConfig(colour=1), "colour: "),
+        (lambda: parse({"autoencoder": {"hidden": -1}}), "autoencoder.hidden: "),
+        (lambda: Config(autoencoder={"hidden": -1}), "autoencoder.hidden: "),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert str(caught.value).startswith(named)
+        assert "\n" not in str(caught.value)

@@ -15,10 +15,9 @@ from data_helpers import config, dicom, encoded, noise, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import ValidationError
 from test_decoding import png
 
-from vqvae2.config.models import DataConfig
+from vqvae2.config.models import ConfigError, DataConfig
 from vqvae2.data import deep, value_range
 from vqvae2.data.decoding import decode, load_image
 from vqvae2.data.deep import CLIPPED, save_values, to_values
@@ -197,7 +196,7 @@ def test_settings_that_cannot_work() -> None:
         {"range": (0, float("nan"))},
         {"range": "all"},
     ):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ConfigError):
             DataConfig(**options)  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from prior_helpers import (
     refused,
 )
 from torch import Tensor
+from torch import distributed as dist
 
 from vqvae2.codes import Codes, CodesError
 from vqvae2.config.models import PriorConfig
@@ -151,6 +153,80 @@ def test_an_empty_batch_of_codes() -> None:
     empty = random_codes(prior.geometry, 0)
     assert prior.log_prob(empty).shape == (0, 2)
     assert prior.log_prob(empty, torch.zeros(0, dtype=torch.int64)).shape == (0, 2)
+
+
+def test_scores_and_samples_do_not_depend_on_autocast() -> None:
+    prior, codes = prior_of(dtype=torch.float32)
+    with torch.no_grad():
+        expected, sample = prior.log_prob(codes), prior.sample(9)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(prior.log_prob(codes), expected)
+            assert same_codes(prior.sample(9), sample)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(prior.log_prob(codes), expected)  # with gradients, as in training
+
+
+def test_scoring_compiles_to_one_graph() -> None:
+    prior, codes = prior_of()
+    labels = random_labels(2)
+    compiled = torch.compile(prior.log_prob, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(codes, labels), prior.log_prob(codes, labels))
+
+
+# --- forward, which wrappers of networks call ---
+
+
+def test_forward_is_log_prob_in_eval_mode() -> None:
+    prior, codes = prior_of()
+    labels = random_labels(2)
+    assert torch.equal(prior(codes, labels), prior.log_prob(codes, labels))
+    assert torch.equal(prior(codes), prior.log_prob(codes))
+    refused(lambda: prior(random_codes(geometry(((1, 2), (4, 4)), 3))), "grids", CodesError)
+
+
+def test_a_wrapped_prior_learns_the_same(tmp_path: Path) -> None:
+    """`DistributedDataParallel` takes part in a training only where its own forward is called."""
+    prior, codes = prior_of()
+    labels = random_labels(2)
+
+    def gradients(net: torch.nn.Module) -> list[Tensor]:
+        prior.zero_grad()
+        net(codes, labels).sum().backward()
+        return [p.grad.clone() for p in prior.parameters() if p.grad is not None]
+
+    expected = gradients(prior)
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        found = gradients(torch.nn.parallel.DistributedDataParallel(prior))
+    finally:
+        dist.destroy_process_group()
+    assert len(found) == len(expected) > 10
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_training_by_forward_learns_no_label() -> None:
+    """ "No label" learns the mean over the classes, and each label its own code; `log_prob` never hides one."""
+    torch.manual_seed(0)
+    plan = PriorConfig(levels=(config(label_dropout=0.5),), classes=2)
+    prior = HierarchicalPrior(plan, geometry(((1, 1),), 2))
+    labels = torch.tensor([0, 1] * 256)
+    codes = Codes((labels[:, None, None],))  # the class is the code
+    optimizer = torch.optim.Adam(prior.parameters(), 0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (-prior(codes, labels).sum(1).mean()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert torch.allclose(prior.log_prob(codes), torch.tensor(0.5).log(), atol=0.3)
+        assert prior.log_prob(codes, labels).min() > math.log(0.9)
+
+
+def test_every_level_hides_its_own_share_of_labels() -> None:
+    levels = (config(label_dropout=0.0), config(label_dropout=1.0))
+    prior = HierarchicalPrior(PriorConfig(levels=levels, classes=2), geometry(((1, 2), (2, 4)), 3)).train()
+    labels = torch.tensor([0, 1, 1])
+    assert prior.level(0).dropped(labels).equal(labels)
+    assert prior.level(1).dropped(labels).tolist() == [2, 2, 2]
 
 
 # --- labels ---

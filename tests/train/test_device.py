@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from vqvae2.config.hardware import Hardware
@@ -41,6 +43,15 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 10**9, 80 * 10**9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some card")
     return Card()
+
+
+def test_an_accelerator_of_the_callers_own_keeps_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # as in a process that has made none yet
+    own = Accelerator(mixed_precision="bf16", cpu=True)
+    ours = make_accelerator("no")
+    assert (own.mixed_precision, own.state.mixed_precision, ours.mixed_precision) == ("bf16", "bf16", "no")
+    assert make_accelerator("bf16").mixed_precision == "bf16"
+    assert ours.mixed_precision == "no"
 
 
 def test_a_cpu_keeps_torchs_defaults() -> None:

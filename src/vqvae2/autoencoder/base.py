@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from vqvae2.config.numbers import whole
+from vqvae2.config.numbers import real, whole
+from vqvae2.errors import UserError
+from vqvae2.modes import without_autocast as without_autocast
 from vqvae2.noise import world
 
 
@@ -46,7 +47,7 @@ class Quantizer(nn.Module, ABC):
     Args:
         num_embeddings: K, at least 1.
         embedding_dim: D, at least 1.
-        decay: of the running counts of the codes, from which `mean_code` is computed.
+        decay: of the running counts of the codes, from which `mean_code` is computed; 0 <= decay < 1.
 
     Attributes:
         usage: [K] int64, how often each code was used in training mode since somebody last set it to zero. It is in no
@@ -54,10 +55,18 @@ class Quantizer(nn.Module, ABC):
         not_finite: scalar int64, how many vectors had a NaN or an infinity and were therefore left out of all statistics;
             otherwise as `usage`.
         ema_count: [K], moving average of the codes' counts per step, over all processes.
+        frozen: whether codebook and statistics stay as they are: the quantiser is then in eval mode, and `train()` leaves it
+            there. Gradients still reach the input. It is in no state dict; a codebook that is a parameter also needs
+            `requires_grad_(False)`. After `frozen = False` the next `train()` lets it learn again.
+
+    Every process has its own `usage` and `not_finite`, which `DistributedDataParallel` would overwrite with those of the
+    first: wrap a model that has quantisers with `broadcast_buffers=False`. The codebooks are alike without it.
 
     Raises:
-        ValueError: fewer than one code or dimension.
+        ValueError: fewer than one code or dimension, or a decay out of range.
     """
+
+    _frozen = False
 
     usage: Tensor
     not_finite: Tensor
@@ -67,6 +76,9 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         num_embeddings = whole(num_embeddings, "num_embeddings")
         embedding_dim = whole(embedding_dim, "embedding_dim")
+        decay = real(decay, "decay")
+        if not 0 <= decay < 1:
+            raise ValueError(f"expected 0 <= decay < 1, found {decay}")
         if num_embeddings < 1 or embedding_dim < 1:
             raise ValueError(
                 f"expected at least 1 code of at least 1 dimension, found {num_embeddings} x {embedding_dim}"
@@ -84,6 +96,25 @@ class Quantizer(nn.Module, ABC):
         """
         count = torch.zeros(self.num_embeddings, dtype=torch.int64)
         return {"usage": count, "not_finite": torch.zeros((), dtype=torch.int64)}
+
+    @property
+    def frozen(self) -> bool:
+        """Whether codebook and statistics stay as they are."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self._frozen = bool(frozen)
+        if frozen:
+            self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; of a `frozen` quantiser it stays eval mode."""
+        return super().train(mode and not self.frozen)
+
+    def extra_repr(self) -> str:
+        """The arguments, for `print(model)`."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, decay={self.decay}" + ", frozen" * self.frozen
 
     def _begin_anew(self, device: torch.device) -> None:
         """Give the buffers that no state dict holds their first values, on this device."""
@@ -159,7 +190,9 @@ class Quantizer(nn.Module, ABC):
 
 
 def check_vectors(z: Tensor, dim: int) -> None:
-    """Raise `ValueError` unless the last axis of `z` is `dim`."""
+    """Raise `ValueError` unless `z` has floating-point numbers and its last axis is `dim`."""
+    if not z.is_floating_point():
+        raise UserError(f"expected vectors of floating-point numbers, found {z.dtype}")
     if z.ndim < 1 or z.shape[-1] != dim:
         raise ValueError(f"expected vectors of {dim} on the last axis, found shape {tuple(z.shape)}")
 
@@ -189,13 +222,6 @@ def perplexity(count: Tensor) -> Tensor:
 def widest_float(device: torch.device) -> torch.dtype:
     """float64, or float32 on Apple's MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """What runs in this context keeps its dtypes, whatever autocast says."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def summed(value: Tensor) -> Tensor:

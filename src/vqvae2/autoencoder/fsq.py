@@ -69,7 +69,7 @@ class FiniteScalarQuantizer(Quantizer):
         decay: of the running frequencies of the codes, which only `mean_code` needs.
 
     Raises:
-        ValueError: K has a prime factor above 8.
+        ValueError: K has a prime factor above 8, or a decay out of range.
     """
 
     sides: Tensor
@@ -101,7 +101,7 @@ class FiniteScalarQuantizer(Quantizer):
         """Quantise the last axis of `z` [..., D]; the loss is 0.
 
         Raises:
-            ValueError: the last axis is not D.
+            ValueError: the last axis is not D, or the numbers are no floating-point ones.
         """
         check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):

@@ -33,6 +33,7 @@ from vqvae2.autoencoder.layers import (
 from vqvae2.autoencoder.quantizers import make_quantizer
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import AutoencoderConfig, ConfigError
+from vqvae2.modes import eval_mode, without_autocast
 from vqvae2.noise import integers, uniform
 from vqvae2.tf32 import without_tf32
 
@@ -161,20 +162,17 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
-        """The codes of images [B, C, H, W], float in [-1, 1], without TF32. The codebooks do not change, whatever the mode.
+        """The codes of images [B, C, H, W], float in [-1, 1]; the codebooks do not change, whatever the mode.
+
+        They are computed without TF32 and without autocast, so that they are the same wherever this is called.
 
         Raises:
             ConfigError: the strides do not divide the size, the channels differ, or the numbers are no floating-point ones.
         """
-        training = [quantizer for quantizer in self.quantizers if quantizer.training]
-        try:
-            for quantizer in training:
-                quantizer.eval()
-            with without_tf32(self._device()):
-                return Codes(tuple(level.encoding_indices for level in self._quantize(images)))
-        finally:
-            for quantizer in training:
-                quantizer.train()
+        device = self._device()
+        training = (quantizer for quantizer in self.quantizers if quantizer.training)
+        with eval_mode(*training), without_tf32(device), without_autocast(device):
+            return Codes(tuple(level.encoding_indices for level in self._quantize(images)))
 
     @torch.no_grad()
     def decode(self, codes: Codes, levels: int | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from vqvae2.autoencoder.base import (
@@ -36,6 +37,7 @@ from vqvae2.autoencoder.nearest import nearest_code
 from vqvae2.autoencoder.revival import draw_by_error, hashed_uniform, spread_rows
 from vqvae2.config.models import AutoencoderConfig
 from vqvae2.config.numbers import real
+from vqvae2.errors import UserError
 from vqvae2.noise import world
 
 _PENALTY_RAMP = (
@@ -47,7 +49,8 @@ _REVIVE_SHARE = 0.03  # a code is dead if its count is below this share of the m
 class _Assign(torch.autograd.Function):
     """Replaces each vector by its code vector; the gradient passes to the vector unchanged (van den Oord et al. 2017, section 3.2).
 
-    The second result is the squared distance of each vector to its code. Its gradient is that of ||z - sg[q]||^2.
+    The second result is the squared distance of each vector to its code. Its gradient is that of ||z - sg[q]||^2, and can
+    be differentiated again. There is no derivative in forward mode: `torch.compile` takes no function that defines one.
     """
 
     @staticmethod
@@ -57,13 +60,15 @@ class _Assign(torch.autograd.Function):
         """z [N, D], flat [N, D] (z in the codebook's dtype), codebook [K, D], indices [N] -> [N, D] in z's dtype, [N]."""
         quantized = functional.embedding(indices, codebook)
         difference = flat - quantized
-        ctx.save_for_backward(difference)
+        ctx.save_for_backward(difference, z)
         return quantized.to(z.dtype), torch.linalg.vector_norm(difference, dim=1).square()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (difference,) = ctx.saved_tensors
+        difference, z = ctx.saved_tensors
         straight, squares = gradients
+        if torch.is_grad_enabled():  # a second derivative may be taken, in which z counts
+            difference = difference + (z - z.detach()).to(difference.dtype)
         gradient = torch.addcmul(straight, difference, 2 * squares[:, None])
         return gradient.to(straight.dtype), None, None, None
 
@@ -72,9 +77,14 @@ class VectorQuantizer(Quantizer):
     """A codebook of K vectors; each input vector is replaced by the nearest one.
 
     The codebook is the buffer `embeddings` [K, D] (rows are codes; Sonnet's is the transpose). It may be written in place before
-    training and is then where the training begins, with `init="data"` too; a state that is saved before the first training
-    step and loaded again does not remember that. Whatever the input's dtype and whatever autocast says, the arithmetic is in the dtype of
-    `embeddings`: float32, or float64 after `.double()`.
+    training: with `init="data"` too, the first batch is then assigned to these codes. That does not keep them. The averages
+    begin with that batch, so its step makes each code that it uses the mean of its vectors, and `revive` moves the others; a
+    codebook that is to stay is `frozen`. A state that is saved before the first training step and loaded again does not
+    remember that the codebook was written.
+
+    Whatever the input's dtype and whatever autocast says, the arithmetic is in the dtype of `embeddings`: float32, or
+    float64 after `.double()`. After `.half()` or `.bfloat16()` it quantises, but does not train: averages of counts and sums
+    need more digits.
 
     In training mode (and with `ema=True`) each call updates the codebook for the next call. With n_i the number of vectors
     assigned to code i and s_i their sum, over all processes (van den Oord et al. 2017, appendix A.1):
@@ -139,11 +149,9 @@ class VectorQuantizer(Quantizer):
         ema: bool = True,
         entropy_penalty: float = 0.0,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, real(decay, "decay"))
+        super().__init__(num_embeddings, embedding_dim, decay)
         num_embeddings, embedding_dim, decay = self.num_embeddings, self.embedding_dim, self.decay
         entropy_penalty = real(entropy_penalty, "entropy_penalty")
-        if not 0 <= decay < 1:
-            raise ValueError(f"expected 0 <= decay < 1, found {decay}")
         commitment_cost = real(commitment_cost, "commitment_cost")
         if not 0 <= commitment_cost < math.inf:
             raise ValueError(f"expected a finite commitment_cost of at least 0, found {commitment_cost}")
@@ -203,15 +211,22 @@ class VectorQuantizer(Quantizer):
 
     def extra_repr(self) -> str:
         """The arguments, for `print(model)`."""
-        return f"{self.num_embeddings}, {self.embedding_dim}, decay={self.decay}, init={self.init}, revive={self.revive}"
+        names = ("commitment_cost", "epsilon", "init", "revive", "ema", "entropy_penalty")
+        return ", ".join([super().extra_repr(), *(f"{name}={getattr(self, name)!r}" for name in names)])
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantise the last axis of `z` [..., D].
 
         Raises:
-            ValueError: the last axis is not D.
+            ValueError: the last axis is not D, the numbers are no floating-point ones, or training with a codebook of half
+                precision.
         """
         check_vectors(z, self.embedding_dim)
+        if self.training and self.embeddings.dtype.itemsize < 4:
+            raise UserError(
+                f"expected a codebook in float32 or float64 in training mode, found {self.embeddings.dtype}: train under "
+                "autocast instead"
+            )
         with without_autocast(z.device):
             vectors = z.reshape(-1, self.embedding_dim)
             flat = vectors.detach().to(self.embeddings.dtype)
@@ -256,7 +271,10 @@ class VectorQuantizer(Quantizer):
         self, vectors: Tensor, flat: Tensor, codebook: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The code vectors [N, D], and the squared distances: one per vector [N] in training mode or if a gradient is needed, else their sum."""
-        if self.training or (torch.is_grad_enabled() and vectors.requires_grad):
+        forward_mode = (
+            forward_ad._current_level >= 0
+        )  # which `_Assign` refuses; the rest would make zeros of it
+        if self.training or (torch.is_grad_enabled() and vectors.requires_grad) or forward_mode:
             return _Assign.apply(vectors, flat, codebook, indices)  # type: ignore[no-any-return, no-untyped-call]
         quantized = functional.embedding(indices, codebook)
         return quantized.to(vectors.dtype), functional.mse_loss(flat, quantized, reduction="sum")

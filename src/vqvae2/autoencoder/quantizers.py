@@ -17,20 +17,23 @@ _BUILDERS: dict[str, Builder] = {
     "vq": VectorQuantizer.from_config,
     "fsq": FiniteScalarQuantizer.from_config,
 }
+_BUILT_IN = {*_BUILDERS}
 
 
 def register_quantizer(name: str, build: Builder) -> None:
     """Let `autoencoder.quantizer: name` of a configuration stand for a quantiser of one's own, in this process.
 
     Args:
-        name: new.
+        name: new, or a name of one's own, which then stands for the new quantiser, so that the cell of a notebook can be
+            run again.
         build: called once for each level, with the configuration and the level's number of codes K.
 
     Raises:
-        UserError: the name stands for another quantiser.
+        UserError: the name stands for a quantiser of the package.
     """
-    if _BUILDERS.setdefault(name, build) != build:  # a method is another object each time it is named
+    if name in _BUILT_IN and _BUILDERS[name] != build:  # a method is another object each time it is named
         raise UserError(f"the quantiser {name!r} exists already")
+    _BUILDERS[name] = build
     quantizer_names.add(name)
 
 

@@ -124,9 +124,9 @@ class Codec:
 
         Raises:
             CodecError: other channels, or more than `MAX_PIXELS` pixels.
-            DataError: a value that is not finite.
+            DataError: a value that is not finite, or clearly outside [-1, 1].
         """
-        channels = self.autoencoder.config.channels
+        channels, images = self.autoencoder.config.channels, [torch.as_tensor(image) for image in images]
         for image in images:
             if image.ndim != 3 or image.shape[0] != channels or not image.numel():
                 raise CodecError(f"expected images [{channels}, H, W], found shape {tuple(image.shape)}")

@@ -22,6 +22,7 @@ from vqvae2.commands.costs import Cost, measure
 from vqvae2.config.models import Config
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
+from vqvae2.modes import seeded
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.device import chosen_precision
 from vqvae2.train.longer import ended, wanted
@@ -182,8 +183,7 @@ def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:
         return None
     images = _timed_images(config, cost, device)
     mixed = chosen_precision(config.precision) == "bf16"
-    with torch.random.fork_rng(devices=[]), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        torch.manual_seed(0)
+    with seeded(0), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         step = (
             _autoencoder(config, images, device)
             if cost.name == "autoencoder"

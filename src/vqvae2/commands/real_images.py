@@ -59,7 +59,7 @@ def config_of_samples(options: EvaluateOptions, out: Path) -> DataConfig:
     else:
         own = {"size": options.size or peek(str(options.samples), DataConfig(), out).side}
     try:
-        return DataConfig(**own, flip=False, shift=0, holdout=0.5)
+        return DataConfig.model_validate(own | {"flip": False, "shift": 0, "holdout": 0.5})
     except ValidationError as error:
         raise ConfigError(f"{options.samples}: {one_line(error, 'data')}") from None
 

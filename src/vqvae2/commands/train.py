@@ -190,7 +190,7 @@ def _data_given(changes: dict[str, Any], settings: Sequence[str]) -> DataConfig:
     value = override({"data": value}, [text for text in settings if text.startswith("data.")])["data"]
     given = {key: setting for key, setting in value.items() if key != "size" or setting is not None}
     try:
-        return DataConfig(**given)
+        return DataConfig.model_validate(given)
     except ValidationError as error:
         raise ConfigError(one_line(error, "data")) from None
 

@@ -13,17 +13,12 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vqvae2.codes import Geometry, prime_factors
+from vqvae2.config.base import ConfigError as ConfigError
 from vqvae2.config.base import Settings, one_line
 from vqvae2.config.data import DataConfig as DataConfig
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.sampling import Sampling
 from vqvae2.config.training import LEAST_COMPARED, AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
-from vqvae2.errors import UserError
-
-
-class ConfigError(UserError):
-    """A setting that cannot work, with what was expected and what was found."""
-
 
 quantizer_names = {"vq", "fsq"}
 """The accepted values of `AutoencoderConfig.quantizer`; `autoencoder.quantizers.register_quantizer` adds to them."""

@@ -7,6 +7,7 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -34,14 +35,25 @@ def to_uint8(images: Tensor) -> Tensor:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def finite(images: Tensor) -> Tensor:
-    """The images themselves.
+_LARGEST = 1.5  # of a float image: a decoder's output is a little beyond 1, pixels in 0..255 are far beyond (our decision)
+
+
+def finite(images: Tensor | NDArray[Any]) -> Tensor:
+    """The images themselves, as a tensor.
 
     Raises:
-        DataError: a value is NaN or infinite; the nearest code would make a plausible image of it.
+        DataError: a floating-point value is NaN, infinite or clearly outside [-1, 1]; the nearest code would make a
+            plausible image of it.
     """
-    if images.is_floating_point() and not bool(images.isfinite().all()):
-        raise DataError("expected images of finite numbers in [-1, 1], found NaN or infinity")
+    images = torch.as_tensor(images)
+    if images.is_floating_point() and images.numel():
+        largest = float(images.detach().abs().amax())  # NaN, if there is one
+        if not math.isfinite(largest):
+            raise DataError("expected images of finite numbers in [-1, 1], found NaN or infinity")
+        if largest > _LARGEST:
+            raise DataError(
+                f"expected images in [-1, 1], found {largest:g} (pixels in 0..255 are scaled by x / 127.5 - 1)"
+            )
     return images
 
 

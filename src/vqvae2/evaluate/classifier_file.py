@@ -14,6 +14,7 @@ from vqvae2.evaluate.resnet import ClassifierConfig, ResNet
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError
 from vqvae2.files.records import Record, first_error
+from vqvae2.modes import loading
 
 # Two names in the file are older than the names in the code; the file keeps them, so old and new files are alike.
 _STANDARD_DEVIATION = "deviation"
@@ -75,7 +76,7 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> Probe | R
         expected = {_stored(name): tuple(value.shape) for name, value in make().state_dict().items()}
     tensor_file.compare_shapes(expected, header.shapes, path)  # before either takes memory
     tensors, _ = tensor_file.load_tensors(path)
-    with torch.random.fork_rng(devices=[]):
+    with loading():
         classifier = make()
     weights = {name: tensors[_stored(name)] for name in classifier.state_dict()}
     tensor_file.load_weights(classifier, weights, path)

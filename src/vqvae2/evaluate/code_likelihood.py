@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqvae2.codes import Codes, Geometry
 from vqvae2.evaluate.metrics import MetricError
+from vqvae2.modes import eval_mode
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 
@@ -74,11 +75,11 @@ def log_prob_in_batches(prior: HierarchicalPrior, codes: Codes, labels: Tensor |
         labels: [B], or None for "no label".
         batch: images that are scored at a time.
     """
-    device = next(prior.parameters()).device
     scored = []
-    for start in range(0, len(codes), batch):
-        own = slice(start, start + batch)
-        scored.append(prior.log_prob(codes[own].to(device), None if labels is None else labels[own]).cpu())
+    with eval_mode(prior):
+        for start in range(0, len(codes), batch):
+            own = slice(start, start + batch)
+            scored.append(prior.log_prob(codes[own], None if labels is None else labels[own]).cpu())
     return torch.cat(scored) if scored else torch.zeros(0, prior.geometry.levels)
 
 
@@ -86,11 +87,11 @@ def log_prob_in_batches(prior: HierarchicalPrior, codes: Codes, labels: Tensor |
 def bits_in_batches(
     prior: HierarchicalPrior, codes: Codes, labels: Tensor | None, batch: int
 ) -> list[Tensor]:
-    """-log2 p of each code of any number of images but none, [B, h, w] per level on the CPU; arguments as above."""
-    device = next(prior.parameters()).device
-    scored = []
-    for start in range(0, len(codes), batch):
-        own = slice(start, start + batch)
-        maps = prior.log_prob_map(codes[own].to(device), None if labels is None else labels[own])
-        scored.append([level.cpu() for level in maps])
+    """-log2 p of each code of any number of images, none included, [B, h, w] per level on the CPU; arguments as above."""
+    scored = [[torch.zeros(0, *grid) for grid in prior.geometry.grids]]
+    with eval_mode(prior):
+        for start in range(0, len(codes), batch):
+            own = slice(start, start + batch)
+            maps = prior.log_prob_map(codes[own], None if labels is None else labels[own])
+            scored.append([level.cpu() for level in maps])
     return [-torch.cat(level) / math.log(2) for level in zip(*scored, strict=True)]

@@ -41,6 +41,7 @@ from vqvae2.files.lock import locks
 from vqvae2.files.progress import Plan, Reporter
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
+from vqvae2.modes import loading
 from vqvae2.prior.draw import exact
 from vqvae2.processes import Group
 
@@ -328,6 +329,7 @@ def _save_model(file: Path, own: Probe | ResNet | None, model: Path | None) -> N
     atomic.write_bytes(file, model.read_bytes())
 
 
+@loading()
 def load_critic(folder: Path, device: torch.device | str = "cpu") -> Critic:
     """The critic of a run.
 

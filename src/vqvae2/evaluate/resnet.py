@@ -20,6 +20,7 @@ from vqvae2.data.batches import Shuffle
 from vqvae2.data.pixels import to_float
 from vqvae2.evaluate.classifier import Images, checked_labels, pixel_batches
 from vqvae2.files import tensor_file
+from vqvae2.modes import seeded
 
 _GRID = 16  # the residual stages begin on a grid of at most 16 x 16 positions
 
@@ -155,8 +156,7 @@ def train_classifier(
     pixels, labels = _gathered(images, labels, classes)
     height, width, channels = pixels.shape[1:]
     data = DataConfig(size=(height, width), flip=config.flip, shift=config.shift)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         net = ResNet(channels, max(height, width), classes, config)
     net = net.to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)

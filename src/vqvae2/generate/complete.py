@@ -27,6 +27,7 @@ from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling
 from vqvae2.data.pixels import finite
 from vqvae2.errors import UserError
+from vqvae2.modes import eval_mode
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.draw import check_seed, exact, guided, probabilities, uniforms
 from vqvae2.prior.hierarchy import UNKNOWN, HierarchicalPrior
@@ -72,7 +73,9 @@ class Completed:
         bits: [passes, B, 2, L], -log2 p of the codes of each level after each pass, every code conditioned on those before it
             and on the class. Index 0 of the third axis is the sum over all codes, index 1 that over the kept codes: fewer bits
             of the kept codes mean that the drawn codes fit them better (see `fill`).
-        accepted: [passes - 1, B] in 0 .. 1, the share of the moves of each further pass that were accepted.
+        accepted: [passes - 1, B] in 0 .. 1, the share of the moves of each further pass that were accepted, on the CPU.
+
+    All tensors but `accepted` are on the device of the networks.
     """
 
     numbers: range
@@ -182,7 +185,7 @@ def complete(
         raise UserError(
             f"expected at least 1 completion and at least 1 pass, found n = {n} and passes = {count}"
         )
-    levels = prior.geometry.levels
+    levels, device = prior.geometry.levels, next(autoencoder.parameters()).device
     if count > 1 and any(sampling.level(index, levels)[0] == 0 for index in range(levels)):
         raise UserError(
             "expected temperature > 0 for more than one pass: at temperature 0 every proposal is the same"
@@ -191,7 +194,7 @@ def complete(
     def parts() -> Iterator[Completed]:
         for start in range(0, n, sampling.batch):
             numbers = range(start, min(n, start + sampling.batch))
-            classes = None if labels is None else torch.tensor([labels[i] for i in numbers])
+            classes = None if labels is None else torch.tensor([labels[i] for i in numbers], device=device)
             codes, bits, accepted = fill(prior, kept.codes, numbers, classes, seed, sampling, passes)
             decoded = autoencoder.decode(codes)
             images = decoded if kept.mask is None else torch.where(kept.mask, decoded, kept.image)
@@ -224,7 +227,7 @@ def fill(
     codes before it, are then on average at least as likely as after pass 1. top-k and top-p only restrict what is proposed, so the chain stays within their support.
 
     Args:
-        prior: in eval mode.
+        prior: drawn from and scored in eval mode, whatever its own.
         known: codes of one image, [1, h, w] per level; `UNKNOWN` where one is to be drawn.
         numbers: which completions; B is their number.
         labels: [B] class numbers; None for "no label".
@@ -236,13 +239,14 @@ def fill(
     """
     if not isinstance(passes, Passes):
         passes = Passes(passes, lambda: None)
-    chain = _Chain(prior, known, numbers, labels, seed, sampling)
-    bits, accepted = [chain.bits()], []
-    passes.done()
-    for number in range(1, passes.count):
-        accepted.append(chain.turn(number))
-        bits.append(chain.bits())
+    with eval_mode(prior):
+        chain = _Chain(prior, known, numbers, labels, seed, sampling)
+        bits, accepted = [chain.bits()], []
         passes.done()
+        for number in range(1, passes.count):
+            accepted.append(chain.turn(number))
+            bits.append(chain.bits())
+            passes.done()
     moves = torch.stack(accepted) if accepted else torch.zeros(0, len(numbers))
     return chain.codes, torch.stack(bits), moves
 

@@ -36,7 +36,9 @@ from vqvae2.generate.sample import Drawn, batches, draw_samples
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
-"""(images [B, C, H, W] in [-1, 1], labels [B]) -> scores [B], higher is better; for example p(label | image)."""
+"""(images [B, C, H, W] in [-1, 1], labels [B]) -> scores [B], higher is better; for example p(label | image).
+
+Both are on the device of the networks; the scores may be on any."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ class Scored(Drawn):
 
 @dataclass(frozen=True)
 class Chosen(Scored):
-    """Samples that were kept.
+    """Samples that were kept; labels, codes and images are on the device of the networks, the others on the CPU.
 
     Attributes:
-        candidates: int64 [B], the number of the candidate that each sample is.
+        candidates: int64 [B], the number of the candidate that each sample is, on the CPU.
     """
 
     candidates: Tensor
@@ -255,7 +257,8 @@ def choose(
     for numbers in ranges:
         own = best[numbers.start : numbers.stop]
         codes = pool.codes(own).to(device)
-        classes, images = torch.tensor(labels)[list(numbers)], autoencoder.decode(codes)
+        classes = torch.tensor([labels[i] for i in numbers], device=device)
+        images = autoencoder.decode(codes)
         yield Chosen(numbers, classes, codes, images, scores[own], torch.tensor(own))
 
 

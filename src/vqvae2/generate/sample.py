@@ -11,6 +11,7 @@ import difflib
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class Drawn:
         labels: int64 [B], their classes; None without classes.
         codes: their codes, [B, h, w] per level.
         images: [B, C, H, W] in [-1, 1].
+
+    All tensors are on the device of the networks.
     """
 
     numbers: range
@@ -101,11 +104,36 @@ def class_numbers(labels: Sequence[str | int] | str | int, classes: Sequence[str
     Raises:
         UserError: no label in the list, or no such class.
     """
-    single = isinstance(labels, str) or (hasattr(labels, "__index__") and not getattr(labels, "ndim", 0))
-    given: list[str | int] = [labels] if single else list(labels)  # type: ignore[list-item, arg-type]
+    given: list[str | int] = [labels] if _single(labels) else list(labels)  # type: ignore[list-item, arg-type]
     if not given:
         raise UserError("expected at least one label, found an empty list")
     return [class_number(label, classes) for label in given]
+
+
+def _single(labels: Any) -> bool:
+    """Whether this is one label and not several."""
+    return isinstance(labels, str) or (hasattr(labels, "__index__") and not getattr(labels, "ndim", 0))
+
+
+def image_labels(
+    labels: Sequence[str | int | None] | str | int | None, n: int, classes: Sequence[str]
+) -> list[int] | None:
+    """The class number of each of n given images, and the number of classes for "no label"; None: "no label" for all.
+
+    Args:
+        labels: a class name or number for all images, or one for each of them; None is "no label", for all or in the list.
+
+    Raises:
+        UserError: neither one label nor n of them, or no such class.
+    """
+    if labels is None:
+        return None
+    given: list[str | int | None] = [labels] * n if _single(labels) else list(labels)  # type: ignore[list-item, arg-type]
+    if len(given) != n:
+        raise UserError(f"expected one label, or one for each of {n} images, found {len(given)}")
+    if all(label is None for label in given):
+        return None
+    return [len(classes) if label is None else class_number(label, classes) for label in given]
 
 
 def proportional_labels(counts: Sequence[int], n: int) -> list[int]:
@@ -165,9 +193,10 @@ def draw_samples(
     """
     seed = check_seed(seed)
     graphs = StepGraphs(sampling.dtype)  # so that a GPU records each level once and not once for each batch
+    device = next(autoencoder.parameters()).device
     for numbers in batches([range(n)], sampling.batch) if ranges is None else ranges:
         if len(numbers) and not 0 <= min(numbers) <= max(numbers) < n:
             raise UserError(f"expected samples of 0..{n - 1}, found the range {numbers[0]}..{numbers[-1]}")
-        classes = None if labels is None else torch.tensor([labels[i] for i in numbers])
+        classes = None if labels is None else torch.tensor([labels[i] for i in numbers], device=device)
         codes = prior.sample(numbers, classes, sampling, seed=seed, graphs=graphs)
         yield Drawn(numbers, classes, codes, autoencoder.decode(codes))

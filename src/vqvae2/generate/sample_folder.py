@@ -177,7 +177,7 @@ class SampleFolder:
         }
         own["numbers"] = np.array(part.numbers)
         if part.labels is not None:
-            own["labels"] = part.labels.numpy()
+            own["labels"] = part.labels.cpu().numpy()
         if isinstance(part, Scored):
             own["scores"] = part.scores.numpy()
         if isinstance(part, Chosen):

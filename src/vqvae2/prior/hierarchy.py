@@ -5,8 +5,7 @@ Shapes: B batch, L levels, H W grid, K codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from vqvae2.config.models import PriorConfig
 from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling, sampling_of
 from vqvae2.errors import UserError
+from vqvae2.modes import eval_mode, without_autocast
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.chooser import UNKNOWN as UNKNOWN
 from vqvae2.prior.chooser import Chooser, Rule
@@ -56,20 +56,46 @@ class HierarchicalPrior(nn.Module):
         assert isinstance(level, LevelPrior)
         return level
 
+    def forward(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
+        """`log_prob` [B, L], for training: -prior(codes, labels).sum(1).mean() is the loss in nats per image.
+
+        In training mode each level hides some of the labels first, as many as its `label_dropout` says
+        (`LevelPrior.dropped`), so that it learns "no label" too, without which neither guidance nor labels=None means
+        anything. In eval mode this is `log_prob`.
+
+        Wrap the prior to train it in another way, and call the result: `DistributedDataParallel(prior)`,
+        `torch.compile(prior)`, `fully_shard(prior)`.
+
+        Raises:
+            CodesError, UserError, ConfigError: as `log_prob`; compiled code does not check codes and labels.
+        """
+        return torch.stack([level.sum((1, 2)) for level in self._maps(codes, labels, self.training)], 1)
+
     def logits(self, codes: Codes, level: int, labels: Tensor | None = None) -> Tensor:
-        """Logits [B, K, H, W] of one level's positions, without gradients also without TF32. `labels` as in `log_prob`."""
-        known = self._learnt_labels(labels, len(codes), [level])
-        with without_tf32(self._device(), always=False):
-            logits: Tensor = self.level(level)(codes.levels[level], codes.levels[:level], known)
+        """Logits [B, K, H, W] of one level's positions; `labels` as in `log_prob`.
+
+        Without gradients they are computed without TF32 and without autocast.
+        """
+        return self._logits(codes, level, self._learnt_labels(labels, len(codes), [level]))
+
+    def _logits(self, codes: Codes, level: int, known: Tensor | None) -> Tensor:
+        """As `logits`; `known`: labels that were checked."""
+        device = self._device()
+        own, *coarser = (codes.levels[i].to(device) for i in (level, *range(level)))
+        with without_tf32(device, always=False), without_autocast(device, always=False):
+            logits: Tensor = self.level(level)(own, tuple(coarser), known)
         return logits
 
     def log_prob(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
         """Natural log-probability of each level's grid given the coarser ones and the class, [B, L].
 
+        It is that of the network as it stands: in training mode dropout draws at random, so call `eval()` first to
+        score. No label is hidden in any mode, in contrast to `forward`.
+
         Args:
-            codes: of the geometry.
-            labels: [B] class numbers 0 .. classes - 1, or `classes` for "no label" (trained by dropping labels at random); None
-                is "no label" for all.
+            codes: of the geometry, on any device.
+            labels: [B] class numbers 0 .. classes - 1, or `classes` for "no label" (trained by hiding labels at random, see
+                `forward`); None is "no label" for all.
 
         Raises:
             CodesError: codes that do not fit the geometry.
@@ -80,11 +106,18 @@ class HierarchicalPrior(nn.Module):
 
     def log_prob_map(self, codes: Codes, labels: Tensor | None = None) -> list[Tensor]:
         """The terms of `log_prob`: [B, H, W] per level, the log-probability of each code after those before it."""
-        self.geometry.check(codes)
-        self._learnt_labels(labels, len(codes))
+        return self._maps(codes, labels)
+
+    def _maps(self, codes: Codes, labels: Tensor | None, drop: bool = False) -> list[Tensor]:
+        """As `log_prob_map`; `drop`: after each level has hidden some labels."""
+        if not torch.compiler.is_compiling():  # the check reads values
+            self.geometry.check(codes)
+        codes = codes.to(self._device())
+        known = self._learnt_labels(labels, len(codes))
         maps = []
         for index, level in enumerate(codes.levels):
-            logits = self.logits(codes, index, labels)
+            own = self.level(index).dropped(known) if drop and known is not None else known
+            logits = self._logits(codes, index, own)
             exact = logits.float() if logits.dtype != torch.float64 else logits
             maps.append(-functional.cross_entropy(exact, level.long(), reduction="none"))
         return maps
@@ -130,7 +163,8 @@ class HierarchicalPrior(nn.Module):
         numbers = [how.level(index, self.geometry.levels) for index in range(self.geometry.levels)]
         levels = self._check_given(given, len(images))
         graphs = graphs or StepGraphs(how.dtype)
-        with _eval_mode(self), without_tf32(self._device()):
+        device = self._device()
+        with eval_mode(self), without_tf32(device), without_autocast(device):
             for index, kept in enumerate(levels):
                 asked = (kept == UNKNOWN).flatten(1).any(0).tolist()
                 if not any(asked):
@@ -178,7 +212,7 @@ class HierarchicalPrior(nn.Module):
         """Labels as [B] int64 on the right device, "no label" filled in; None if there are no classes.
 
         Raises:
-            ValueError: wrong count, no integers, or a class number out of range.
+            ValueError: wrong count, no integers, or a class number out of range (which compiled code does not check).
         """
         if not self.classes:
             return None
@@ -190,7 +224,12 @@ class HierarchicalPrior(nn.Module):
         labels = given.long()
         if labels.shape != (batch,):
             raise UserError(f"expected {batch} labels, found shape {tuple(labels.shape)}")
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes:
+        compiling = torch.compiler.is_compiling()  # the check reads values
+        if (
+            labels.numel()
+            and not compiling
+            and not 0 <= int(labels.min()) <= int(labels.max()) <= self.classes
+        ):
             raise UserError(
                 f"expected class numbers 0..{self.classes - 1}, or {self.classes} for no label, "
                 f"found {int(labels.min())}..{int(labels.max())}"
@@ -202,21 +241,11 @@ class HierarchicalPrior(nn.Module):
     ) -> Tensor | None:
         """As `check_labels`; "no label" is refused where the prior of one of these levels, by default of any, never learnt it."""
         known = self.check_labels(labels, batch)
+        if torch.compiler.is_compiling():  # the check reads values
+            return known
         if known is not None and self.config.lacks_unlabelled(levels) and bool((known == self.classes).any()):
             self.config.check_unlabelled(levels)
         return known
 
     def _device(self) -> torch.device:
         return self.level(0).place_rows.device
-
-
-@contextmanager
-def _eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode inside the block, and each back into its own mode after it."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -13,6 +13,7 @@ from vqvae2.prior.static_transformer import StaticTransformer
 from vqvae2.prior.transformer import Transformer
 
 _KINDS: dict[str, type[LevelPrior]] = {"pixelcnn": PixelCNN, "transformer": Transformer}
+_BUILT_IN = {*_KINDS}
 _STATIC: dict[type[LevelPrior], type[StaticPrior]] = {
     PixelCNN: StaticPixelCNN,
     Transformer: StaticTransformer,
@@ -23,15 +24,17 @@ def register_kind(name: str, kind: type[LevelPrior], static: type[StaticPrior] |
     """Let `kind: name` of a configuration stand for a class of one's own.
 
     Args:
-        name: new, or the name of the same class.
+        name: new, or a name of one's own, which then stands for the new class, so that the cell of a notebook can be run
+            again.
         kind: built with the arguments of `LevelPrior`.
         static: how a GPU draws it with recorded rows; None: with plain steps.
 
     Raises:
-        UserError: the name stands for another class.
+        UserError: the name stands for a class of the package.
     """
-    if _KINDS.setdefault(name, kind) is not kind:
+    if name in _BUILT_IN and _KINDS[name] is not kind:
         raise UserError(f"the kind of prior {name!r} exists already, as {_KINDS[name].__name__}")
+    _KINDS[name] = kind
     prior_kinds.add(name)
     if static is not None:
         _STATIC[kind] = static

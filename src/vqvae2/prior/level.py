@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from vqvae2.codes import CodesError, Geometry
 from vqvae2.config.models import LevelPriorConfig
-from vqvae2.noise import dropout
+from vqvae2.noise import dropout, uniform
 from vqvae2.prior.layers import ChannelNorm, Dropout, Pointwise, pointwise, stream_type
 from vqvae2.prior.recompute import recomputed
 
@@ -156,6 +156,15 @@ class LevelPrior(nn.Module, ABC):
             return None if label is None else label[:, :, None, None]
         context: Tensor = self.condition(coarser, label)
         return context if label is None else context + label[:, :, None, None].to(context.dtype)
+
+    def dropped(self, labels: Tensor) -> Tensor:
+        """Labels [B], of which each is replaced by "no label" with probability `config.label_dropout`.
+
+        A prior that is trained on these learns "no label" too. The numbers are torch's own; several processes draw those
+        of the whole batch (`noise.uniform`).
+        """
+        hidden = uniform(len(labels), labels.device) < self.config.label_dropout
+        return torch.where(hidden, self.classes, labels)
 
     @abstractmethod
     def forward(

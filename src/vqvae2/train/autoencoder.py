@@ -23,6 +23,7 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import rows_of_eight, sequential, sequential_pixels
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
+from vqvae2.modes import seeded
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
 from vqvae2.train.resident import TrainingImages, scaled
@@ -43,8 +44,7 @@ class AutoencoderObjective:
 
     def __init__(self, config: Config, images: ImageSet, distance: nn.Module | None = None) -> None:
         self.config, self.images = config, images
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             self.model: VQVAE = VQVAE(config.autoencoder)
         self.distance = distance
         self.training = TrainingImages(images, config.data, config.train_autoencoder.batch, config.seed)

@@ -58,7 +58,8 @@ def make_accelerator(precision: str = "no") -> Accelerator:
         torch.cuda.is_available()
     ):  # what `deterministic` needs; torch reads it at the first product on the card
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    AcceleratorState._reset_state()  # otherwise a second training in this process must have the first one's precision
+    # otherwise a second training in this process must have the first one's precision; accelerators made before keep theirs
+    AcceleratorState._shared_state = {}
     if precision == "fp16":
         raise TrainingError("cannot train in precision 'fp16': use bf16, or no for float32")
     precision = chosen_precision(precision)

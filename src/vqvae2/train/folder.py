@@ -26,6 +26,7 @@ from vqvae2.data.recorded import same_source, source_record
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
+from vqvae2.modes import loading
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.processes import joined
 from vqvae2.train.derived import check_count, check_origin, compare_priors, prior_of
@@ -332,6 +333,7 @@ def with_classes(
     return config
 
 
+@loading()
 def load_autoencoder(folder: Path, config: Config, device: torch.device | str) -> tuple[VQVAE, str]:
     """The trained autoencoder of a run in eval mode, and the digest of its weights; warns if the device computes other codes.
 
@@ -351,6 +353,7 @@ def _stored_autoencoder(
     return model.to(device).eval(), tensor_file.digest(tensors), metadata
 
 
+@loading()
 def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) -> VQVAE:
     """The trained autoencoder of a run in eval mode, decoding with its sharpened decoder; it encodes as the plain one.
 
@@ -371,6 +374,7 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
     return model
 
 
+@loading()
 def load_prior(
     folder: Path,
     config: Config,

@@ -24,7 +24,7 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import TrainingOrder, spread
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
-from vqvae2.noise import uniform
+from vqvae2.modes import seeded
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
@@ -53,8 +53,7 @@ class PriorObjective:
         self.settings = config.train_prior[level]
         self.autoencoder = store.digest  # which made the codes; the state of the training names it
         self.classes = config.prior.classes
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed + 1 + level)
+        with seeded(config.seed + 1 + level):
             self.model = make_level(config.prior.levels[level], store.geometry, level, self.classes)
             if codebooks:
                 self.model.start_from(codebooks)
@@ -95,8 +94,7 @@ class PriorObjective:
             batch = tuple(level[batch[0]] for level in levels), labels[batch[0]]
         codes, labels = batch
         if self.classes:
-            hidden = uniform(len(labels), labels.device) < self.config.prior.levels[self.level].label_dropout
-            labels = torch.where(hidden, self.classes, labels)
+            labels = self.model.dropped(labels)
         return _nll(*self._predicted(model, codes, labels)).mean(), {}
 
     def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import rows_of_eight, sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
+from vqvae2.modes import seeded
 from vqvae2.noise import world
 from vqvae2.train.autoencoder import detail
 from vqvae2.train.device import host_total
@@ -164,8 +165,7 @@ class SharpenObjective:
         )
         self.plain = plain.eval().requires_grad_(False)
         self.distance = distance.to(next(plain.parameters()).device) if distance is not None else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             self.model = Sharpening(plain, config, self.distance).requires_grad_(True)
         self.training = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
 

@@ -1,0 +1,130 @@
+"""`LoadedRun`: the networks of a run folder, each loaded when it is first asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqvae2.autoencoder.model import VQVAE
+from vqvae2.codes import Codes
+from vqvae2.data.pixels import finite
+from vqvae2.files.run_folder import DecoderName, RunError
+from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.train.device import best_device
+from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
+from vqvae2.train.stored_run import StoredRun
+
+
+class LoadedRun(StoredRun):
+    """The part of `vqvae2.Run` that holds the networks and turns images into codes and back.
+
+    Args:
+        folder: RUN.
+        device: where the models go; None chooses the accelerator if there is one.
+
+    Attributes:
+        device: where the models are; the other attributes are those of `StoredRun`.
+
+    Raises:
+        RunError: `folder` is no run folder, or was made by a newer version.
+    """
+
+    def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
+        super().__init__(folder)
+        self.device = torch.device(device) if device is not None else best_device()
+
+    def __repr__(self) -> str:
+        """Its folder, what is drawn, and what is trained."""
+        grids = " ".join(f"{height}x{width}" for height, width in self.config.geometry.grids)
+        shape = [self.config.data.channels, *self.config.data.shape]
+        done = [name for name, is_done in self.done().items() if is_done]
+        return (
+            f"{type(self).__name__}({str(self.folder)!r}, device={str(self.device)!r}: images {shape}, "
+            f"codes {grids}, {len(self.classes)} classes, trained: {', '.join(done) or 'nothing'})"
+        )
+
+    @property
+    def autoencoder(self) -> VQVAE:
+        """The autoencoder with its plain decoder, in eval mode.
+
+        Where the decoder was sharpened, `sample` and the like show other images of the same codes than
+        `autoencoder.decode`: those of `decoder()`, with which `Run.decode` decodes.
+
+        Raises:
+            RunError: not trained yet.
+        """
+        return self._autoencoder[0]
+
+    @cached_property
+    def _autoencoder(self) -> tuple[VQVAE, str]:
+        if not self.paths.autoencoder.done():
+            raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
+        return load_autoencoder(self.folder, self.config, self.device)
+
+    @property
+    def codes_digest(self) -> str:
+        """The digest of the autoencoder's weights, by which stored codes name the model that they belong to."""
+        return self._autoencoder[1]
+
+    def decoder(self, name: DecoderName | None = None, levels: int | None = None) -> VQVAE:
+        """The autoencoder that decodes with one of the run's decoders, in eval mode; the codes are the same for both.
+
+        Args:
+            name: see `decoder_name`.
+            levels: how many levels it will decode, from the coarsest; None is all. The sharpened decoder has only learnt
+                to decode all of them, so for fewer this is the plain one, whatever the name.
+
+        Raises:
+            RunError, UserError: as `decoder_name`; the autoencoder is not trained yet.
+            FileError: the weights are damaged, or were sharpened for another autoencoder.
+        """
+        chosen, plain = self.decoder_name(name), self.autoencoder
+        return self._sharp if chosen == "sharp" and levels in (None, plain.config.levels) else plain
+
+    @cached_property
+    def _sharp(self) -> VQVAE:
+        return sharp_autoencoder(self.folder, self.config, self.device)
+
+    @cached_property
+    def prior(self) -> HierarchicalPrior:
+        """The priors of all levels, in eval mode.
+
+        Raises:
+            RunError: not trained yet.
+        """
+        for level in range(self.config.autoencoder.levels):
+            if not self.paths.prior(level).done():
+                raise RunError(
+                    f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
+                )
+        digest = self._autoencoder[1] if self.paths.autoencoder.done() else None
+        return load_prior(self.folder, self.config, self.device, autoencoder=digest)
+
+    def encode(self, images: Tensor) -> Codes:
+        """The codes of images, on the run's device; all at once, so that B is limited by memory.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1], of any size that the strides divide, on any device.
+
+        Raises:
+            RunError: not trained yet.
+            ConfigError, DataError: no finite floating-point numbers in [-1, 1], or images of another shape.
+        """
+        return self.autoencoder.encode(finite(images).to(self.device))
+
+    def decode(self, codes: Codes, levels: int | None = None, decoder: DecoderName | None = None) -> Tensor:
+        """The images [B, C, H, W] in [-1, 1] of codes, on the run's device.
+
+        Args:
+            codes: of all levels, on any device.
+            levels: use only this many levels, from the coarsest; None uses all.
+            decoder: see `decoder`; None is the one with which `sample` decodes.
+
+        Raises:
+            RunError: not trained yet.
+            CodesError, UserError: codes of other levels or out of range; `levels` out of range; no such decoder.
+        """
+        return self.decoder(decoder, levels).decode(codes, levels)
