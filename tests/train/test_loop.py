@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from train_helpers import (
+    Spoken,
     Toy,
     assert_same,
     changed,
@@ -33,10 +34,10 @@ from train_helpers import (
 
 from vqvae2.autoencoder.quantizer import VectorQuantizer
 from vqvae2.config.training import TrainConfig
-from vqvae2.files.atomic import FileError
+from vqvae2.files.atomic import FileError, WriteError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
-from vqvae2.train import device, loop
+from vqvae2.train import device, loop, place
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.loop import Interrupted, TrainingError, learning_rate, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
@@ -263,6 +264,100 @@ def test_training_outside_the_main_thread(tmp_path: Path) -> None:
     assert [outcome.step for outcome in outcomes] == [6]
 
 
+# --- between evaluations, and within one ---
+
+SITTINGS = {"steps": 6, "evaluate_every": 4, "log_every": 3, "average": 0.7, "batch": 2}
+
+
+def ticking() -> Callable[[], float]:
+    """A clock that is ten seconds later at every look."""
+    seconds = iter(range(0, 10**6, 10))
+    return lambda: float(next(seconds))
+
+
+def asked_at(objective: Any, number: int, act: Callable[[], None]) -> None:
+    """Have something happen in the evaluations before batch `number` of all of them, counted from 1."""
+    usual, count = objective.judged.polled, 0
+
+    def polled(batches: Any, *more: int) -> Iterator[Any]:
+        nonlocal count
+        for batch in batches:
+            count += 1
+            if count == number:
+                act()
+            yield from usual([batch], 1, 1)
+
+    objective.judged.polled = polled
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+@pytest.mark.parametrize("evaluation", [1, 2])
+@pytest.mark.parametrize("end", ["asked", "killed", "killed when written"])
+def test_ended_within_an_evaluation_and_resumed(kind: str, evaluation: int, end: str, tmp_path: Path) -> None:
+    """A request to stop does not wait for the end; the evaluation is done again, and everything is as in a training that ran through."""
+    config = tiny(train=SITTINGS | {"save_minutes": 1 / 60})
+    training = settings_of(config, kind)
+    whole = stage(kind, tmp_path, config)
+    expected = result(whole, tmp_path / "whole", run(whole, training, tmp_path / "whole", clock=ticking()))
+    broken, folder = stage(kind, tmp_path, config), tmp_path / "run"
+    batches = -(-len(broken.judged.images) // 2)
+    assert batches > 1
+    if kind == "prior":
+        batches += -(-len(broken.probe) // 2)
+    number = (evaluation - 1) * batches + 2
+    drawn = 0
+
+    def die(*_: Any) -> None:
+        nonlocal drawn
+        drawn += 1
+        if end == "killed" or drawn == evaluation:
+            raise Killed
+
+    if end == "killed when written":
+        broken.draw = die  # type: ignore[method-assign]
+    else:
+        asked_at(broken, number, die if end == "killed" else lambda: signal.raise_signal(signal.SIGTERM))
+    step = (4, 6)[evaluation - 1]
+    with pytest.raises(Interrupted if end == "asked" else Killed):
+        run(broken, training, folder, clock=ticking())
+    assert load_tensors(folder / "checkpoints" / "last.safetensors")[1]["outcome"]["step"] == step
+    resumed = stage(kind, tmp_path, config)
+    steps: list[int] = []
+    after = resumed.after_step
+    resumed.after_step = lambda step, a: steps.append(step) or after(step, a)  # type: ignore[method-assign]
+    assert_same(result(resumed, folder, run(resumed, training, folder)), expected)
+    assert steps == list(range(step + 1, 7))
+
+
+def test_a_state_is_saved_when_its_minutes_are_over(tmp_path: Path) -> None:
+    """Also far from an evaluation; saving changes nothing, and `save_minutes` 0 saves at evaluations alone."""
+    found = {}
+    for minutes in (0.0, 0.4):  # a step takes ten seconds
+        config = tiny(train={"steps": 9, "evaluate_every": 9, "log_every": 4, "save_minutes": minutes})
+        whole = stage("prior", tmp_path, config)
+        folder = tmp_path / f"whole {minutes}"
+        found[minutes] = result(whole, folder, run(whole, config.train_prior[1], folder, clock=ticking()))
+        killed = stage("prior", tmp_path, config)
+        usual = killed.after_step
+
+        def after_step(step: int, accelerator: Any, usual: Any = usual) -> dict[str, Any]:
+            if step == 6:
+                raise Killed
+            return usual(step, accelerator)
+
+        killed.after_step = after_step  # type: ignore[method-assign]
+        folder = tmp_path / f"killed {minutes}"
+        with pytest.raises(Killed):
+            run(killed, config.train_prior[1], folder, clock=ticking())
+        file = folder / "checkpoints" / "last.safetensors"
+        assert file.exists() == bool(minutes)
+        if minutes:
+            assert load_tensors(file)[1]["outcome"]["step"] == 3
+        again = stage("prior", tmp_path, config)
+        assert_same(result(again, folder, run(again, config.train_prior[1], folder)), found[minutes])
+    assert_same(found[0.0], found[0.4])
+
+
 # --- nothing good is lost ---
 
 
@@ -355,6 +450,38 @@ def test_a_full_disk(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert load_tensors(folder / "checkpoints" / "last.safetensors")[1]["outcome"]["step"] == 2
     resumed = stage("prior", tmp_path, config)
     assert_same(result(resumed, folder, run(resumed, config.train_prior[1], folder)), expected)
+
+
+@pytest.mark.parametrize("what", ["line", "picture"])
+def test_what_is_only_looked_at_ends_no_training(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that fails for a moment: hours of training ended before their state was saved. Lines are written later."""
+    objective = Toy(lambda w, step: w.sum(), dict.fromkeys(range(1, 7), 1.0))
+    failed: list[int] = []
+    usual = place.write_metrics
+
+    def write(path: Path, step: int, values: Any) -> None:
+        if step in (2, 3) and len(failed) < 5:
+            failed.append(step)
+            raise OSError(errno.EIO, "Input/output error")
+        usual(path, step, values)
+
+    def draw(model: Any, path: Path) -> None:
+        failed.append(0)
+        raise WriteError(f"cannot write {path}: No space left on device; an earlier file is kept")
+
+    if what == "line":
+        monkeypatch.setattr(place, "write_metrics", write)
+    else:
+        objective.draw = draw  # type: ignore[method-assign]
+    said = Spoken()
+    loop.fit(objective, toy_config(log_every=1), tmp_path / "run", make_accelerator(), said, 0)
+    assert failed
+    assert ["the training goes on" in line for line in said.lines if "was not written" in line] == [True]
+    steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    assert load_tensors(tmp_path / "run/checkpoints/last.safetensors")[1]["outcome"]["step"] == 6
 
 
 # --- the update ---

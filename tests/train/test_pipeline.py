@@ -597,8 +597,9 @@ FREE: list[dict[str, Any]] = [
     {"data": {"streaming": True}},
     {"precision": "bf16"},
     {"compile": True},
+    {"train_autoencoder": {"save_minutes": 3}},
     {"sampling": {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "guidance": 2.0}},
-    {"train_prior": [{**TRAIN, "average": 0.5, "copies": 2, "checkpointing": True}] * 2},
+    {"train_prior": [{**TRAIN, "average": 0.5, "copies": 2, "checkpointing": True, "accumulate": 2}] * 2},
 ]
 
 

@@ -21,7 +21,7 @@ from vqvae2.files.lock import NAME, LockError
 from vqvae2.files.process import Process, host
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
-from vqvae2.train import pipeline
+from vqvae2.train import pipeline, place
 from vqvae2.train.loop import Interrupted, TrainingError, fit, make_accelerator
 
 GONE = 2**22 + 7  # no process has this number
@@ -139,6 +139,31 @@ def test_a_folder_that_vanishes_under_a_training_ends_it(how: str, tmp_path: Pat
         run(objective, settings, folder)
     assert not folder.exists() or list(folder.iterdir()) == []
     assert max(objective.weights) == 3
+
+
+@pytest.mark.parametrize("failures", [2, 10**6])
+def test_a_file_system_that_does_not_answer_is_no_folder_that_vanished(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is restarted, or a handle that is stale: the training goes on, and its writes show what is wrong."""
+    watched = place.Place(tmp_path / "stage", "toy", lambda text: None)
+    usual, asked = Path.stat, 0
+
+    def stat(path: Path, **options: Any) -> Any:
+        nonlocal asked
+        asked += path == watched.path
+        if path == watched.path and asked <= failures:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return usual(path, **options)
+
+    monkeypatch.setattr(place.time, "sleep", lambda seconds: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        watched.check()
+    assert asked > 1
+    shutil.rmtree(watched.path)
+    with pytest.raises(TrainingError, match="was removed or moved"):
+        watched.check()
 
 
 def test_a_run_that_vanishes_between_two_stages_ends_with_an_error(

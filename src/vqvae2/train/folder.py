@@ -38,7 +38,7 @@ REDO = "--redo-prior"
 _FREE = re.compile(  # settings that may change at any time
     r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
     r"|sampling"
-    r"|train_prior\.\d+\.checkpointing"
+    r"|train_prior\.\d+\.(checkpointing|accumulate)|(train_autoencoder|sharpen|train_prior\.\d+)\.save_minutes"
 )
 _COPIES = re.compile(r"train_prior\.\d+\.copies")  # of the codes, which all levels share
 _FORM = ["data.size", "data.channels", "data.range"]  # what an autoencoder without a data set fixes

@@ -26,7 +26,7 @@ from vqvae2.train.sharded_state import holds_shards
 from vqvae2.train.state import Outcome, SavedOutcome, saved_outcome
 
 _LINE = re.compile(
-    r"(?P<stage>train_autoencoder|sharpen|train_prior\.\d+)\.(?P<name>steps|minutes|patience|evaluate_every|log_every): "
+    r"(?P<stage>train_autoencoder|sharpen|train_prior\.\d+)\.(?P<name>steps|minutes|patience|evaluate_every|evaluate_on|log_every): "
     r"(?P<old>[\d.]+) -> (?P<new>[\d.]+)"
 )
 
@@ -35,8 +35,8 @@ def may_change(line: str) -> bool:
     """Whether a setting of a stage that has begun may change so, because it only makes the training longer.
 
     Args:
-        line: `key: old -> new`. Steps and minutes may be raised (0 minutes are without limit), patience and the intervals of
-            evaluations and log lines may change at will.
+        line: `key: old -> new`. Steps and minutes may be raised (0 minutes are without limit), patience, the intervals of
+            evaluations and log lines, and the images of an evaluation may change at will.
     """
     match = _LINE.fullmatch(line)
     if match is None:

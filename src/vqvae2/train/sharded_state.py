@@ -56,15 +56,9 @@ class ShardedState(State):
             small = {f"sums.{k}": v for k, v in sums.items()}
             small |= {f"counts.{k}": v for k, v in enumerate(counts)}
             averaged = step.average.count if step.average is not None else 0
-            meta = {
-                "outcome": vars(self.outcome),
-                "summed": step.taken,
-                "shards": folder,
-                "averaged": averaged,
-            }
-            if (autoencoder := getattr(step.objective, "autoencoder", None)) is not None:
-                meta["autoencoder"] = autoencoder
-            tensor_file.save_tensors(file, small, {**meta, "config": settings})
+            tensor_file.save_tensors(
+                file, small, {**self.about(settings), "shards": folder, "averaged": averaged}
+            )
             remove_other_states(file.parent, folder)
 
     def load(self, file: Path, main: bool) -> None:
@@ -154,4 +148,4 @@ def _small(state: State, tensors: Mapping[str, Tensor], record: Saved, main: boo
             step.sums[name] = value.to(step.bad.device, torch.float32)
         elif part == "counts" and main:
             state.counts[int(name)].copy_(value)
-    step.taken = record.summed
+    step.taken, state.due = record.summed, record.due

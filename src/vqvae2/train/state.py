@@ -37,6 +37,7 @@ class Saved(Record):
 
     outcome: SavedOutcome
     summed: Annotated[int, Field(ge=0)] = 0
+    due: bool = False
     shards: str | None = None  # the folder beside it in which the processes have written their parts
     averaged: Annotated[int, Field(ge=0)] = 0  # weights in the average of such a state
     autoencoder: str | None = (
@@ -74,12 +75,14 @@ class State:
         counts: what the objective counts meanwhile, this process's part of it.
         outcome: how far the training has come.
         best: the best weights so far, in host memory; {} before the first evaluation.
+        due: whether these steps are still to be evaluated.
     """
 
     step: TrainingStep
     counts: list[Tensor]
     outcome: Outcome = field(default_factory=Outcome)
     best: dict[str, Tensor] = field(default_factory=dict)
+    due: bool = False
 
     def save(
         self, file: Path, sums: Mapping[str, Tensor], counts: list[Tensor], settings: dict[str, Any]
@@ -100,10 +103,14 @@ class State:
             tensors |= {f"average.{k}": v for k, v in step.average.state_dict().items()}
         tensors |= {f"sums.{k}": v for k, v in sums.items()}
         tensors |= {f"counts.{k}": v for k, v in enumerate(counts)}
-        meta = {"outcome": vars(self.outcome), "summed": step.taken, "config": settings}
-        if (autoencoder := getattr(step.objective, "autoencoder", None)) is not None:
+        tensor_file.save_tensors(file, tensors, self.about(settings))
+
+    def about(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The metadata of a state, which `Saved` reads."""
+        meta = {"outcome": vars(self.outcome), "summed": self.step.taken, "config": settings, "due": self.due}
+        if (autoencoder := getattr(self.step.objective, "autoencoder", None)) is not None:
             meta["autoencoder"] = autoencoder
-        tensor_file.save_tensors(file, tensors, meta)
+        return meta
 
     def snapshot(self, model: nn.Module) -> dict[str, Tensor]:
         """A copy of a model's weights and buffers, in host memory."""
@@ -161,7 +168,7 @@ class State:
                 raise
             raise atomic.FileError(f"{file} is damaged: {atomic.reason(error)}") from error
         self.best = part("best.")
-        step.taken = record.summed
+        step.taken, self.due = record.summed, record.due
         self.outcome = Outcome(**record.outcome.model_dump())
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
@@ -241,10 +248,16 @@ def parse_metrics(text: bytes, path: Path) -> dict[str, Any] | None:
     return line if isinstance(line, dict) and type(line.get("step")) is int else None
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines past `step`, which a killed process may have written; at step 0 there are none."""
+def cut_metrics(path: Path, step: int, due: bool = False) -> None:
+    """Drop the lines past `step`, which a killed process may have written; at step 0 there are none.
+
+    Args:
+        due: whether this step is still to be evaluated; what is past its line with the learning rate is dropped too.
+    """
     if step == 0:
         path.unlink(missing_ok=True)
     elif path.exists():
-        kept = [json.dumps(line) for line in read_metrics(path) if line["step"] <= step]
-        atomic.write_text(path, "".join(line + "\n" for line in kept))
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        while due and kept and kept[-1]["step"] == step and "lr" not in kept[-1]:
+            kept.pop()
+        atomic.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
