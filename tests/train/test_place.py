@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from train_helpers import Toy, pictures, result, run, signal_at, stage, tiny
 from vqvae2.config.models import Config
 from vqvae2.config.training import TrainConfig
 from vqvae2.errors import UserError
+from vqvae2.files import lock
 from vqvae2.files.lock import NAME, LockError
 from vqvae2.files.process import Process, host
 from vqvae2.files.progress import Reporter
@@ -55,12 +57,15 @@ def files(folder: Path) -> list[str]:
 # --- locked ---
 
 
-def test_a_second_training_changes_nothing(whole: Path, data: Path, config: Config, tmp_path: Path) -> None:
+def test_a_second_training_changes_nothing(
+    whole: Path, data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused before its settings replace those of the first one, with the first one's host and process."""
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     first = Process("another-machine", 7, 1.0, "")
     (folder / NAME).write_text(json.dumps(first.to_json()))
     before = {name: (folder / name).read_bytes() for name in files(folder)}
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: os.utime(folder / NAME))  # it lives
     with pytest.raises(LockError, match="in use by process 7 on another-machine"):
         pipeline.train(str(data), folder, config, reporter=Reporter(quiet=True))
     assert {name: (folder / name).read_bytes() for name in files(folder)} == before

@@ -26,8 +26,8 @@ from vqvae2.train.sharded import bytes_per_process
 
 PARTS = ("autoencoder", "prior/level-0", "prior/level-1")
 
-# Seven jobs: a whole run; one with sharded priors; one with a damaged code; one that rank 1 is asked to stop; one whose loss
-# spoils on rank 1 alone; an uneven batch; float64.
+# Eight jobs: a whole run; one with sharded priors; one with a damaged code; one that rank 1 is asked to stop; one whose loss
+# spoils on rank 1 alone; an uneven batch; other images on rank 1; float64.
 _WORKER = """
 import json, math, os, shutil, signal, sys, warnings
 from pathlib import Path
@@ -106,6 +106,15 @@ for name, config in (("spoilt", "whole"), ("uneven", "uneven")):
         train(name, config)
     except UserError as error:
         notes[name] = str(error)
+
+pipeline.AutoencoderObjective.loss = usual_loss
+if rank == 1:
+    data = shutil.copytree(data, place / "fewer")
+    next(data.rglob("*.png")).unlink()
+try:
+    pipeline.train(str(data), place / "unlike", parse(configs["whole"]), reporter=Notes())
+except UserError as error:
+    notes["unlike"] = str(error)
 
 sys.path.insert(0, sys.argv[3])
 from train_helpers import exactly, sharded
@@ -290,3 +299,12 @@ def test_a_batch_that_cannot_be_shared_out(place: Path) -> None:
             "train_autoencoder.batch: 5 images cannot be shared out evenly to 2 processes; take a multiple of 2"
         )
     assert not (place / "uneven/data").exists(), "it is refused before images are read"
+
+
+def test_processes_that_see_other_images_end(place: Path) -> None:
+    """A machine to which one shard was not copied: the processes would wait for each other, or train on other images."""
+    first, second = notes(place)
+    assert first["unlike"] == second["unlike"]
+    assert "process 1 on " in first["unlike"]
+    assert "sees 9 images to train and 4 held out in " in first["unlike"]
+    assert not (place / "unlike" / "autoencoder").exists()

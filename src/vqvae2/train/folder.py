@@ -26,6 +26,7 @@ from vqvae2.data.recorded import same_source, source_record
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
+from vqvae2.files.seen import await_seen
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.processes import joined
 from vqvae2.train.derived import check_origin, compare_priors, prior_of
@@ -167,6 +168,7 @@ def settle(folder: Path, claimed: Claim, accelerator: Accelerator) -> None:
         except atomic.FileError as error:
             raise RunError(f"cannot use {folder} as a run folder: {error}") from error
     joined().wait()
+    await_seen([RunFolder(folder).config])
 
 
 def same_images(folder: Path, data: str, config: Config) -> bool:

@@ -26,6 +26,7 @@ from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import StageFolder
+from vqvae2.files.seen import await_seen, check_same
 from vqvae2.processes import joined
 from vqvae2.stopping import StopRequest, stop_requests
 from vqvae2.train.device import (
@@ -42,7 +43,6 @@ from vqvae2.train.objective import Objective
 from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
-from vqvae2.train.shared_files import await_seen
 from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_outcome
 from vqvae2.train.step import TrainingStep
 
@@ -170,6 +170,7 @@ class _Trainer:
                 load_sharded(self.state, self.state_file, self.main, accelerator)
             else:
                 self.state.load(self.state_file, self.main)
+            check_same(f"the state of step {self.outcome.step:,} in {self.state_file}")
         if self.main:
             cut_metrics(self.metrics_file, self.outcome.step, self.state.due)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are not yet written

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from vqvae2.config.training import TrainConfig
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
+from vqvae2.files.seen import await_seen
 from vqvae2.processes import joined
-from vqvae2.train.shared_files import await_seen
 
 if TYPE_CHECKING:  # importing it takes seconds, which every command would pay
     from torch.distributed.tensor import DTensor
@@ -198,7 +198,7 @@ def load_shards(
 
     Raises:
         FileError: a file is missing or damaged.
-        TrainingError: this process does not see a file that the main process sees.
+        NotSeen: this process does not see a file that the main process sees.
     """
     names = sorted(file.name for file in folder.glob("shard-*-of-*.safetensors"))
     files = [folder / name for name in joined().agreed(names)]
