@@ -264,6 +264,32 @@ def test_training_outside_the_main_thread(tmp_path: Path) -> None:
     assert [outcome.step for outcome in outcomes] == [6]
 
 
+@pytest.mark.parametrize("damage", ["cut short", "one bit"])
+def test_a_damaged_state_has_one_before_it(damage: str, tmp_path: Path) -> None:
+    """What the message says goes on from there, to the same end; it said that all is lost."""
+    config = tiny(train={"steps": 9, "evaluate_every": 3})
+    whole = stage("prior", tmp_path, config)
+    expected = result(whole, tmp_path / "whole", run(whole, config.train_prior[1], tmp_path / "whole"))
+    folder, broken = tmp_path / "run", stage("prior", tmp_path, config)
+    signal_at(broken, {8})
+    with pytest.raises(Interrupted):
+        run(broken, config.train_prior[1], folder)
+    file = folder / "checkpoints" / "last.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(
+        content[:-9] if damage == "cut short" else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    )
+    with pytest.raises(
+        FileError, match=r"the state before it is kept: mv (\S+) (\S+), and the same"
+    ) as caught:
+        run(stage("prior", tmp_path, config), config.train_prior[1], folder)
+    before, there = str(caught.value).split("mv ")[1].split(",")[0].split()
+    assert load_tensors(before)[1]["outcome"]["step"] == 6
+    Path(before).replace(there)
+    resumed = stage("prior", tmp_path, config)
+    assert_same(result(resumed, folder, run(resumed, config.train_prior[1], folder)), expected)
+
+
 # --- between evaluations, and within one ---
 
 SITTINGS = {"steps": 6, "evaluate_every": 4, "log_every": 3, "average": 0.7, "batch": 2}
@@ -446,7 +472,10 @@ def test_a_full_disk(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(safetensors.torch, "save_file", write)
         with pytest.raises(FileError, match=r"cannot write .*No space left.*an earlier file is kept"):
             run(stage("prior", tmp_path, config), config.train_prior[1], folder)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.safetensors"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "last.safetensors",
+        "previous.safetensors",
+    ]
     assert load_tensors(folder / "checkpoints" / "last.safetensors")[1]["outcome"]["step"] == 2
     resumed = stage("prior", tmp_path, config)
     assert_same(result(resumed, folder, run(resumed, config.train_prior[1], folder)), expected)
@@ -469,7 +498,7 @@ def test_what_is_only_looked_at_ends_no_training(
 
     def draw(model: Any, path: Path) -> None:
         failed.append(0)
-        raise WriteError(f"cannot write {path}: No space left on device; an earlier file is kept")
+        raise WriteError(f"cannot write {path}: Input/output error; an earlier file is kept")
 
     if what == "line":
         monkeypatch.setattr(place, "write_metrics", write)

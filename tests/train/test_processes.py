@@ -124,6 +124,7 @@ for kind in ("autoencoder", "prior"):
     save_file(made, place / f"exact-{kind}-{rank}.safetensors")
 
 from vqvae2.train import sharded_state as states
+from vqvae2.train.state import State
 usual_rows = states.rows_of_state
 def rows_of_state(network, *more):
     rows = usual_rows(network, *more)
@@ -135,9 +136,20 @@ weights = sharded(place, "sharded", True)
 sharded(place, "parted", True, stop=4)
 if rank == 0:
     shutil.copytree(place / "parted", place / "joined")
+    shutil.copytree(place / "parted", place / "both")
 again = sharded(place, "parted", True)
+both = sharded(place, "both", False)
 if rank == 0:
-    save_file({**{f"whole.{k}": v for k, v in weights.items()}, **{f"again.{k}": v for k, v in again.items()}}, place / "sharded.safetensors")
+    made = {"whole": weights, "again": again, "both": both}
+    save_file({f"{name}.{k}": v.contiguous() for name, each in made.items() for k, v in each.items()}, place / "sharded.safetensors")
+notes["best"] = []
+usual_best = State.keep_best
+def keep_best(self, model, main):
+    usual_best(self, model, main)
+    notes["best"].append(len(self.best))
+State.keep_best = keep_best
+sharded(place, "kept", False, stop=4)
+sharded(place, "kept", False)
 (place / f"notes-{rank}.json").write_text(json.dumps(notes))
 """
 
@@ -210,13 +222,20 @@ def test_in_double_precision_they_stay_together(kind: str, place: Path) -> None:
 
 
 def test_sharded_weights_are_those_of_one_process(place: Path) -> None:
-    """Whether the training ran through, was continued by two processes, or by one from what two had saved."""
+    """Whether the training ran through, or was continued by two processes, sharded or not, or by one, from what two had saved."""
     found = load_file(place / "sharded.safetensors")
     one = sharded(place, "unsharded", False)
     joined = sharded(place, "joined", False)
     for name, tensor in one.items():
-        for other in (found[f"whole.{name}"], found[f"again.{name}"], joined[name]):
+        for other in (*(found[f"{each}.{name}"] for each in ("whole", "again", "both")), joined[name]):
             assert torch.allclose(other, tensor, rtol=0, atol=1e-5), name
+
+
+def test_the_best_weights_are_in_the_memory_of_one_process(place: Path) -> None:
+    """And all end with them (`test_both_processes_end_with_the_same_weights`)."""
+    first, second = notes(place)
+    assert all(first["best"])
+    assert second["best"] == [0] * len(first["best"])
 
 
 def test_the_memory_of_a_sharded_prior_is_what_inspect_counts(place: Path) -> None:

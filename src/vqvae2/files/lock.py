@@ -228,7 +228,8 @@ def _take_over(folder: Path, file: Path) -> None:
         age = _watched(folder, file, owner, age)
         if age is None:
             return
-        owner = _read(file) or owner
+        if age <= _GONE:  # perhaps another one by now, whom the message names
+            owner = _read(file) or owner
     in_use = age <= _GONE if owner is None or not near else owner.running()
     if in_use:
         who = _who(owner) if owner is not None else "another process"

@@ -30,7 +30,7 @@ from vqvae2.files.seen import await_seen
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.processes import joined
 from vqvae2.train.derived import check_origin, compare_priors, prior_of
-from vqvae2.train.longer import may_change, record_ends, set_aside
+from vqvae2.train.longer import may_change, may_tune, record_ends, set_aside
 from vqvae2.train.paths import from_anywhere, keep_places
 from vqvae2.train.reference import check_device
 
@@ -121,12 +121,9 @@ def claim(
         replaced = _anew(changed, redo)
         priors = [level for level in range(old.autoencoder.levels) if RunFolder(folder).prior(level).begun()]
         shared = [] if {*priors} <= {*replaced} else [line for line in changed if _COPIES.match(line)]
-        refused = [
-            line
-            for line in changed
-            if line.startswith(fixed)
-            and not (may_change(line) or (_of(line, replaced) and line not in shared))
-        ]
+        allowed = [line for line in changed if may_change(line) or may_tune(line, folder, old)]
+        allowed += [line for line in changed if _of(line, replaced) and line not in shared]
+        refused = [line for line in changed if line.startswith(fixed) and line not in allowed]
         if refused:
             raise RunError(
                 f"{folder} was trained with other settings ({'; '.join(refused)}); "

@@ -47,6 +47,19 @@ def may_change(line: str) -> bool:
     return match["name"] != "steps" or (0 < old < new)
 
 
+def may_tune(line: str, folder: Path, config: Config) -> bool:
+    """Whether a setting may change because its stage is not done, and may have to go on from before a divergence.
+
+    Args:
+        line: `key: old -> new`.
+        folder: RUN.
+        config: its settings.
+    """
+    stages = RunFolder(folder).networks(config.autoencoder.levels)
+    keys = [key for name, (key, _) in settings_of(config).items() if not stages[name].done()]
+    return line.startswith(tuple(f"{key}.{name}: " for key in keys for name in ("lr", "warmup", "clip")))
+
+
 def settings_of(config: Config) -> dict[str, tuple[str, TrainConfig]]:
     """By the name of each stage, the key of its training's settings, and these."""
     priors = {

@@ -230,8 +230,7 @@ class _Trainer:
             self.reporter.say(
                 f"{self.objective.name}: ended at step {outcome.step:,} of {config.steps:,}, because {cause}"
             )
-        if joined().agreed(bool(self.state.best)):
-            self.state.put_best()
+        self.state.put_best()
         if config.evaluate_on:
             outcome.figures = self._figures(self.network.eval(), stop, whole=True) or {}
             self._end_if_asked()
@@ -305,7 +304,7 @@ class _Trainer:
         raise TrainingError(
             f"{self.objective.name}: {what} not finite at step {bad} "
             f"(learning rate {learning_rate(self.config, bad - 1, self.seconds):.2e}); {kept}; "
-            f"try a smaller learning rate or more warm-up, in a new run"
+            f"the same run goes on with a smaller learning rate or more warm-up"
         )
 
     def _report(self, rate: float, tracker: Tracker) -> None:
@@ -371,7 +370,7 @@ class _Trainer:
         if score < outcome.best_score or "score" not in figures:
             outcome.best_score, outcome.best_step = score, outcome.step
             outcome.stale, outcome.figures = 0, figures
-            self.state.best = self.state.snapshot(model)
+            self.state.keep_best(model, self.main)
         else:
             outcome.stale += 1
         if (

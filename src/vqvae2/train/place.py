@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vqvae2.errors import shortage
 from vqvae2.files.atomic import WriteError, reason
 from vqvae2.files.output import make_folder
 from vqvae2.files.run_folder import RunFolder, StageFolder
@@ -69,10 +70,16 @@ class Place:
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """What is only to be looked at does not end a training when it cannot be written; the first time this is said."""
+        """What is only to be looked at does not end a training when it cannot be written; the first time this is said.
+
+        A full disk ends it all the same, because the state would not be written either.
+        """
         try:
             yield
         except (OSError, WriteError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, OSError) and shortage(cause):
+                raise
             if not self._said:
                 self._said = True
                 why = reason(error) if isinstance(error, OSError) else error

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from accelerate.utils import broadcast
 from pydantic import Field
 from torch import Tensor, nn
 
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
+from vqvae2.files.run_folder import StageFolder
+from vqvae2.files.temporary import temporary_name
+from vqvae2.processes import joined
 from vqvae2.train.step import TrainingStep, WeightAverage
 
 _LINE = 2**20  # bytes of a line of metrics, at most
@@ -74,7 +79,7 @@ class State:
         step: weights, averaged weights, optimiser and the sums since the last line of metrics.
         counts: what the objective counts meanwhile, this process's part of it.
         outcome: how far the training has come.
-        best: the best weights so far, in host memory; {} before the first evaluation.
+        best: the best weights so far, in host memory, on the main process alone; {} before the first evaluation.
         due: whether these steps are still to be evaluated.
     """
 
@@ -103,6 +108,7 @@ class State:
             tensors |= {f"average.{k}": v for k, v in step.average.state_dict().items()}
         tensors |= {f"sums.{k}": v for k, v in sums.items()}
         tensors |= {f"counts.{k}": v for k, v in enumerate(counts)}
+        keep_previous(file)
         tensor_file.save_tensors(file, tensors, self.about(settings))
 
     def about(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +122,21 @@ class State:
         """A copy of a model's weights and buffers, in host memory."""
         return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
+    def keep_best(self, model: nn.Module, main: bool) -> None:
+        """Take a model's weights for the best ones; on a machine with eight cards, eight copies would be the largest thing in its memory."""
+        self.best = self.snapshot(model) if main else {}
+
     def put_best(self) -> None:
-        """Put the best weights into the network."""
-        self.step.network.load_state_dict(self.best)
+        """Put the best weights into the network, if there are any; a collective."""
+        group = joined()
+        if not group.agreed(bool(self.best)):
+            return
+        if group.main:
+            self.step.network.load_state_dict(self.best)
+        if group.count > 1:
+            for tensor in self.step.network.state_dict().values():
+                whole = tensor.contiguous()
+                tensor.copy_(broadcast(whole))
 
     def load(self, file: Path, main: bool) -> None:
         """Go on from a state that `save` wrote.
@@ -167,7 +185,7 @@ class State:
             if isinstance(error, atomic.FileError):
                 raise
             raise atomic.FileError(f"{file} is damaged: {atomic.reason(error)}") from error
-        self.best = part("best.")
+        self.best = part("best.") if main else {}
         step.taken, self.due = record.summed, record.due
         self.outcome = Outcome(**record.outcome.model_dump())
 
@@ -192,9 +210,25 @@ def saying_what_to_do(file: Path) -> Iterator[None]:
     try:
         yield
     except atomic.FileError as error:
-        raise atomic.FileError(
-            f"{error}; no earlier state is kept: delete {file}, and the same command trains this stage again from step 0"
-        ) from error
+        before = previous_of(file)
+        what = f"no earlier state is kept: delete {file}, and the same command trains this stage again from step 0"
+        if before.exists():
+            what = f"the state before it is kept: mv {before} {file}, and the same command goes on from there"
+        raise atomic.FileError(f"{error}; {what}") from error
+
+
+def previous_of(file: Path) -> Path:
+    """Where the state before the one in this file is."""
+    return StageFolder(file.parents[1]).previous
+
+
+def keep_previous(file: Path) -> None:
+    """Keep the state in a file, which is about to be replaced, under another name, where the file system knows hard links."""
+    before = previous_of(file)
+    link = temporary_name(before)
+    with suppress(OSError):
+        os.link(file, link)
+        link.replace(before)
 
 
 def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Saved:
