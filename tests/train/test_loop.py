@@ -37,7 +37,7 @@ from vqvae2.config.training import TrainConfig
 from vqvae2.files.atomic import FileError, WriteError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
-from vqvae2.train import device, loop, place
+from vqvae2.train import device, loop, place, watchdog
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.loop import Interrupted, TrainingError, learning_rate, make_accelerator, read_metrics
 from vqvae2.train.prior import PriorObjective
@@ -511,6 +511,48 @@ def test_what_is_only_looked_at_ends_no_training(
     steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert steps == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
     assert load_tensors(tmp_path / "run/checkpoints/last.safetensors")[1]["outcome"]["step"] == 6
+
+
+# --- a process that stands still ---
+
+
+def test_a_process_that_stands_still_ends() -> None:
+    """After half an hour without a step, but not in the first one, nor while it evaluates or saves."""
+    said: list[str] = []
+    watch = watchdog.Watchdog("toy", said.append)
+    watch.at(4, "in a step")
+    watch.passed(10**5)
+    watch.at(5, "waiting for a batch")
+    for _ in range(20):
+        watch.passed(1700)
+        watch.at(5, "waiting for a batch")
+    watch.rest()
+    watch.passed(10**5)
+    assert said == []
+    watch.at(6, "waiting for a batch")
+    watch.passed(1700)
+    assert said == []
+    watch.passed(100)
+    assert len(said) == 1
+    assert said[0].startswith("toy: process 0 on ")
+    assert "has stood still for 30 minutes after step 6, waiting for a batch, and ends" in said[0]
+
+
+def test_steps_are_watched_and_evaluations_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[watchdog.Watchdog] = []
+    monkeypatch.setattr(loop, "Watchdog", lambda what: made.append(watchdog.Watchdog(what)) or made[0])
+    seen: dict[str, list[bool]] = {"step": [], "evaluation": [], "save": []}
+
+    def note(name: str, of: Any) -> Any:
+        return lambda *arguments: seen[name].append(made[0].watching) or of(*arguments)
+
+    objective = Toy(note("step", lambda w, step: w.sum()))
+    objective.evaluate = note("evaluation", objective.evaluate)  # type: ignore[method-assign]
+    monkeypatch.setattr(loop.State, "save", note("save", loop.State.save))
+    run(objective, toy_config(evaluate_every=2), tmp_path)
+    assert seen == {"step": [False] + [True] * 5, "evaluation": [False] * 3, "save": [False] * 3}
+    assert not made[0].watching
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 # --- the update ---

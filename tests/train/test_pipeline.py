@@ -710,7 +710,7 @@ def test_a_rate_may_change_until_its_stage_is_done(
         with pytest.raises(Interrupted):
             go(data, tmp_path / "run", config)
     smaller = changed(config, train_autoencoder=rates)
-    go(data, tmp_path / "run", smaller)
+    train(str(data), tmp_path / "run", smaller, reporter=Spoken(), until="autoencoder")
     assert read_run(tmp_path / "run")[1].train_autoencoder == smaller.train_autoencoder
     lines = read_metrics(tmp_path / "run" / "autoencoder" / "metrics.jsonl")
     later = [line["lr"] for line in lines if line["step"] > 2 and "lr" in line]

@@ -7,7 +7,6 @@ next batch is made and copied while the device works, and sums of the figures st
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable
@@ -44,7 +43,8 @@ from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
 from vqvae2.train.state import Outcome, State, cut_metrics, read_metrics, saved_outcome
-from vqvae2.train.step import TrainingStep
+from vqvae2.train.step import TrainingStep, learning_rate
+from vqvae2.train.watchdog import Watchdog
 
 _AGREE = 5.0  # seconds, about, after which the processes agree again on whether one was asked to stop
 
@@ -74,20 +74,6 @@ class Interrupted(Exception):
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.number = number
-
-
-def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
-    """Linear warm-up, then constant, or a cosine that falls to 1/50 of the peak.
-
-    It ends when the steps or, if `minutes` is set, the time are used up, whichever comes first."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.lr
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    if config.minutes:
-        share = max(share, seconds / (60 * config.minutes))
-    return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
 def fit(
@@ -159,6 +145,7 @@ class _Trainer:
         self.network, model, optimizer = prepared(objective.model, config, accelerator, choices)
         self.step = TrainingStep(objective, model, self.network, optimizer, config, choices)
         self.state = State(self.step, objective.counts())
+        self.watch = Watchdog(objective.name)
         self.place = Place(folder, objective.name, reporter.say) if self.main else None
         if choices.sharded:
             self.state = ShardedState(self.step, objective.counts(), accelerator=accelerator)
@@ -201,12 +188,19 @@ class _Trainer:
                 f"{self.objective.name}: going on from step {outcome.step:,} of {config.steps:,}"
             )
         feed = Feed(self.objective.batches(outcome.step, rank, world), self.choices.device)
-        with feed, self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
+        with (
+            feed,
+            self.watch,
+            self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker,
+        ):
             if self.state.due:
                 self._evaluate(stop)
             while not (self.state.due or self._over()):
                 rate = learning_rate(config, outcome.step, self.seconds)
-                self.step(next(feed), outcome.step, rate, step_seed(seed, outcome.step))
+                self.watch.at(outcome.step, "waiting for a batch")
+                batch = next(feed)
+                self.watch.at(outcome.step, "in a step or waiting for another process")
+                self.step(batch, outcome.step, rate, step_seed(seed, outcome.step))
                 feed.fetch_ahead()
                 outcome.step += 1
                 outcome.seconds = before + clock() - began
@@ -260,7 +254,9 @@ class _Trainer:
             self._flush()
         if self.state.due or line:
             self._report(rate, tracker)
-        if save:  # before an evaluation, which it asks for
+        if save or self.state.due:
+            self.watch.rest()
+        if save:  # before an evaluation
             self._save()
         if self.state.due and not self.asked:
             self._evaluate(stop)
