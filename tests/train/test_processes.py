@@ -139,8 +139,18 @@ if rank == 0:
     shutil.copytree(place / "parted", place / "both")
 again = sharded(place, "parted", True)
 both = sharded(place, "both", False)
+from vqvae2.train.judging import HeldOut
+usual_polled = HeldOut.polled
+def polled(self, batches, *more):
+    if rank == 1:
+        signal.raise_signal(signal.SIGTERM)
+    return usual_polled(self, batches, *more)
+HeldOut.polled = polled
+notes["judged"] = len(sharded(place, "judged", False))  # none, because it was interrupted
+HeldOut.polled = usual_polled
+judged = sharded(place, "judged", False)
 if rank == 0:
-    made = {"whole": weights, "again": again, "both": both}
+    made = {"whole": weights, "again": again, "both": both, "judged": judged}
     save_file({f"{name}.{k}": v.contiguous() for name, each in made.items() for k, v in each.items()}, place / "sharded.safetensors")
 notes["best"] = []
 usual_best = State.keep_best
@@ -222,12 +232,19 @@ def test_in_double_precision_they_stay_together(kind: str, place: Path) -> None:
 
 
 def test_sharded_weights_are_those_of_one_process(place: Path) -> None:
-    """Whether the training ran through, or was continued by two processes, sharded or not, or by one, from what two had saved."""
+    """Whether the training ran through, or was continued by two processes, sharded or not, or by one, from what two had saved.
+
+    One was asked to stop within an evaluation, by a signal to one process.
+    """
+    assert [note["judged"] for note in notes(place)] == [0, 0]
     found = load_file(place / "sharded.safetensors")
     one = sharded(place, "unsharded", False)
     joined = sharded(place, "joined", False)
     for name, tensor in one.items():
-        for other in (*(found[f"{each}.{name}"] for each in ("whole", "again", "both")), joined[name]):
+        for other in (
+            *(found[f"{each}.{name}"] for each in ("whole", "again", "both", "judged")),
+            joined[name],
+        ):
             assert torch.allclose(other, tensor, rtol=0, atol=1e-5), name
 
 
