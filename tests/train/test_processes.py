@@ -197,7 +197,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         train(str(data), place / "one", config, reporter=Spoken())
         for worker in workers:
-            _, said = worker.communicate(timeout=200)
+            _, said = worker.communicate(timeout=400)
             assert worker.returncode == 0, said
     finally:
         for worker in workers:
