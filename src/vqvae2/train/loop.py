@@ -300,7 +300,7 @@ class _Trainer:
         raise TrainingError(
             f"{self.objective.name}: {what} not finite at step {bad} "
             f"(learning rate {learning_rate(self.config, bad - 1, self.seconds):.2e}); {kept}; "
-            f"the same run goes on with a smaller learning rate or more warm-up"
+            f"try a smaller learning rate or more warm-up, with which the same run goes on"
         )
 
     def _report(self, rate: float, tracker: Tracker) -> None:
