@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from vqvae2.files import tensor_file
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.run import Run
 from vqvae2.sharing import figure_table
-from vqvae2.train.folder import model_file, sharp_file, write_config
+from vqvae2.train.folder import model_file, write_config
 from vqvae2.train.reference import reference_metadata
 
 ZOO = Path(__file__).resolve().parents[1] / "src" / "vqvae2" / "zoo"
@@ -62,8 +63,8 @@ def copy_run(run: Run, target: Path) -> None:
     }  # what was derived from it names it, here the rounded one
     for level in range(run.config.autoencoder.levels):
         copy_weights(model_file(run.folder, level), model_file(target, level), lambda _: belongs)
-    if sharp_file(run.folder).exists():
-        copy_weights(sharp_file(run.folder), sharp_file(target), lambda _: belongs)
+    if RunFolder(run.folder).sharpen.model.exists():
+        copy_weights(RunFolder(run.folder).sharpen.model, RunFolder(target).sharpen.model, lambda _: belongs)
     write_config(target, run.record, run.config)
 
 

@@ -94,8 +94,11 @@ def test_a_lock_of_this_machine_whose_process_is_gone_blocks_nobody(owner: Proce
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_another_machine_the_last_touch_decides(tmp_path: Path) -> None:
+def test_of_another_machine_the_last_touch_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the process number is called here; and a lock that is being written counts as one."""
+    monkeypatch.setattr(
+        lock_module.time, "sleep", lambda seconds: os.utime(tmp_path / NAME, (time.time() - 59,) * 2)
+    )
     for owner in (elsewhere(OWN.pid), elsewhere(GONE), "", "{"):
         leave(tmp_path, owner, age=60)
         with (
@@ -107,6 +110,42 @@ def test_of_another_machine_the_last_touch_decides(tmp_path: Path) -> None:
         with locked(tmp_path):
             pass
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["killed", "ended", "alive", "another"])
+def test_a_lock_of_another_machine_is_waited_for(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next job of a queue begins seconds after the one before was killed; it was refused, and the queue stood still."""
+    file, looks = leave(tmp_path, elsewhere(), age=100), 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if end == "killed":  # time goes by
+            os.utime(file, (time.time() - 100 - 5 * looks,) * 2)
+        elif looks == 3 and end == "ended":
+            file.unlink()
+        elif looks == 3:
+            leave(tmp_path, elsewhere(7 if end == "alive" else 8))
+
+    if end == "killed":  # what the clock does, the file does here
+        monkeypatch.setattr(lock_module, "_touched", lambda file: 0)
+    monkeypatch.setattr(lock_module.time, "sleep", sleep)
+    if end in ("killed", "ended"):
+        with locked(tmp_path):
+            assert Process.from_json(json.loads(file.read_text())) == OWN
+        assert looks == (5 if end == "killed" else 3)
+    else:
+        number = 7 if end == "alive" else 8
+        with pytest.raises(LockError, match=f"in use by process {number} on another"), locked(tmp_path):
+            raise AssertionError("it must not get here")
+        assert looks == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert (
+        "was in use by process 7 on another-machine 100 s ago: waiting for a sign of it, 20 s at most" in said
+    )
 
 
 def test_a_lock_that_is_held_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

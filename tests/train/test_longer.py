@@ -261,6 +261,7 @@ def test_minutes_that_are_over_must_be_raised(
         ("train_prior.1.minutes: 2.0 -> 0.0", True),
         ("train_prior.1.minutes: 0.0 -> 2.0", False),
         ("train_prior.0.patience: 6 -> 0", True),
+        ("sharpen.evaluate_on: 0 -> 1000", True),
         ("train_prior.0.lr: 0.001 -> 0.002", False),
         ("autoencoder.codes: [8, 10] -> [8, 16]", False),
     ],

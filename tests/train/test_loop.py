@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from train_helpers import (
     Killed,
+    Spoken,
     Toy,
     assert_same,
     changed,
@@ -34,10 +35,10 @@ from train_helpers import (
 
 from vqvae2.autoencoder.quantizer import VectorQuantizer
 from vqvae2.config.training import TrainConfig
-from vqvae2.files.atomic import FileError
+from vqvae2.files.atomic import FileError, WriteError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
-from vqvae2.train import device, loop
+from vqvae2.train import device, loop, place, watchdog
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.device import TrainingError, make_accelerator
 from vqvae2.train.loop import Interrupted, learning_rate
@@ -262,6 +263,126 @@ def test_training_outside_the_main_thread(tmp_path: Path) -> None:
     assert [outcome.step for outcome in outcomes] == [6]
 
 
+@pytest.mark.parametrize("damage", ["cut short", "one bit"])
+def test_a_damaged_state_has_one_before_it(damage: str, tmp_path: Path) -> None:
+    """What the message says goes on from there, to the same end; it said that all is lost."""
+    config = tiny(train={"steps": 9, "evaluate_every": 3})
+    whole = stage("prior", tmp_path, config)
+    expected = result(whole, tmp_path / "whole", run(whole, config.train_prior[1], tmp_path / "whole"))
+    folder, broken = tmp_path / "run", stage("prior", tmp_path, config)
+    signal_at(broken, {8})
+    with pytest.raises(Interrupted):
+        run(broken, config.train_prior[1], folder)
+    file = folder / "checkpoints" / "last.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(
+        content[:-9] if damage == "cut short" else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    )
+    with pytest.raises(
+        FileError, match=r"the state before it is kept: mv (\S+) (\S+), and the same"
+    ) as caught:
+        run(stage("prior", tmp_path, config), config.train_prior[1], folder)
+    before, there = str(caught.value).split("mv ")[1].split(",")[0].split()
+    assert load_tensors(before)[1]["outcome"]["step"] == 6
+    Path(before).replace(there)
+    resumed = stage("prior", tmp_path, config)
+    assert_same(result(resumed, folder, run(resumed, config.train_prior[1], folder)), expected)
+
+
+# --- between evaluations, and within one ---
+
+SITTINGS = {"steps": 6, "evaluate_every": 4, "log_every": 3, "average": 0.7, "batch": 2}
+
+
+def ticking() -> Callable[[], float]:
+    """A clock that is ten seconds later at every look."""
+    seconds = iter(range(0, 10**6, 10))
+    return lambda: float(next(seconds))
+
+
+def asked_at(objective: Any, number: int, act: Callable[[], None]) -> None:
+    """Have something happen in the evaluations before batch `number` of all of them, counted from 1."""
+    usual, count = objective.judged.polled, 0
+
+    def polled(batches: Any, *more: int) -> Iterator[Any]:
+        nonlocal count
+        for batch in batches:
+            count += 1
+            if count == number:
+                act()
+            yield from usual([batch], 1, 1)
+
+    objective.judged.polled = polled
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+@pytest.mark.parametrize("evaluation", [1, 2])
+@pytest.mark.parametrize("end", ["asked", "killed", "killed when written"])
+def test_ended_within_an_evaluation_and_resumed(kind: str, evaluation: int, end: str, tmp_path: Path) -> None:
+    """A request to stop does not wait for the end; the evaluation is done again, and everything is as in a training that ran through."""
+    config = tiny(train=SITTINGS | {"save_minutes": 1 / 60})
+    training = settings_of(config, kind)
+    whole = stage(kind, tmp_path, config)
+    expected = result(whole, tmp_path / "whole", run(whole, training, tmp_path / "whole", clock=ticking()))
+    broken, folder = stage(kind, tmp_path, config), tmp_path / "run"
+    batches = -(-len(broken.judged.images) // 2)
+    assert batches > 1
+    if kind == "prior":
+        batches += -(-len(broken.probe) // 2)
+    number = (evaluation - 1) * batches + 2
+    drawn = 0
+
+    def die(*_: Any) -> None:
+        nonlocal drawn
+        drawn += 1
+        if end == "killed" or drawn == evaluation:
+            raise Killed
+
+    if end == "killed when written":
+        broken.draw = die  # type: ignore[method-assign]
+    else:
+        asked_at(broken, number, die if end == "killed" else lambda: signal.raise_signal(signal.SIGTERM))
+    step = (4, 6)[evaluation - 1]
+    with pytest.raises(Interrupted if end == "asked" else Killed):
+        run(broken, training, folder, clock=ticking())
+    assert load_tensors(folder / "checkpoints" / "last.safetensors")[1]["outcome"]["step"] == step
+    resumed = stage(kind, tmp_path, config)
+    steps: list[int] = []
+    after = resumed.after_step
+    resumed.after_step = lambda step, a: steps.append(step) or after(step, a)  # type: ignore[method-assign]
+    assert_same(result(resumed, folder, run(resumed, training, folder)), expected)
+    assert steps == list(range(step + 1, 7))
+
+
+def test_a_state_is_saved_when_its_minutes_are_over(tmp_path: Path) -> None:
+    """Also far from an evaluation; saving changes nothing, and `save_minutes` 0 saves at evaluations alone."""
+    found = {}
+    for minutes in (0.0, 0.4):  # a step takes ten seconds
+        config = tiny(train={"steps": 9, "evaluate_every": 9, "log_every": 4, "save_minutes": minutes})
+        whole = stage("prior", tmp_path, config)
+        folder = tmp_path / f"whole {minutes}"
+        found[minutes] = result(whole, folder, run(whole, config.train_prior[1], folder, clock=ticking()))
+        killed = stage("prior", tmp_path, config)
+        usual = killed.after_step
+
+        def after_step(step: int, accelerator: Any, usual: Any = usual) -> dict[str, Any]:
+            if step == 6:
+                raise Killed
+            return usual(step, accelerator)
+
+        killed.after_step = after_step  # type: ignore[method-assign]
+        folder = tmp_path / f"killed {minutes}"
+        with pytest.raises(Killed):
+            run(killed, config.train_prior[1], folder, clock=ticking())
+        file = folder / "checkpoints" / "last.safetensors"
+        assert file.exists() == bool(minutes)
+        if minutes:
+            assert load_tensors(file)[1]["outcome"]["step"] == 3
+        again = stage("prior", tmp_path, config)
+        assert_same(result(again, folder, run(again, config.train_prior[1], folder)), found[minutes])
+    assert_same(found[0.0], found[0.4])
+
+
 # --- nothing good is lost ---
 
 
@@ -350,10 +471,87 @@ def test_a_full_disk(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(safetensors.torch, "save_file", write)
         with pytest.raises(FileError, match=r"cannot write .*No space left.*an earlier file is kept"):
             run(stage("prior", tmp_path, config), config.train_prior[1], folder)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.safetensors"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "last.safetensors",
+        "previous.safetensors",
+    ]
     assert load_tensors(folder / "checkpoints" / "last.safetensors")[1]["outcome"]["step"] == 2
     resumed = stage("prior", tmp_path, config)
     assert_same(result(resumed, folder, run(resumed, config.train_prior[1], folder)), expected)
+
+
+@pytest.mark.parametrize("what", ["line", "picture"])
+def test_what_is_only_looked_at_ends_no_training(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that fails for a moment: hours of training ended before their state was saved. Lines are written later."""
+    objective = Toy(lambda w, step: w.sum(), dict.fromkeys(range(1, 7), 1.0))
+    failed: list[int] = []
+    usual = place.write_metrics
+
+    def write(path: Path, step: int, values: Any) -> None:
+        if step in (2, 3) and len(failed) < 5:
+            failed.append(step)
+            raise OSError(errno.EIO, "Input/output error")
+        usual(path, step, values)
+
+    def draw(model: Any, path: Path) -> None:
+        failed.append(0)
+        raise WriteError(f"cannot write {path}: Input/output error; an earlier file is kept")
+
+    if what == "line":
+        monkeypatch.setattr(place, "write_metrics", write)
+    else:
+        objective.draw = draw  # type: ignore[method-assign]
+    said = Spoken()
+    loop.fit(objective, toy_config(log_every=1), tmp_path / "run", make_accelerator(), said, 0)
+    assert failed
+    assert ["the training goes on" in line for line in said.lines if "was not written" in line] == [True]
+    steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    assert load_tensors(tmp_path / "run/checkpoints/last.safetensors")[1]["outcome"]["step"] == 6
+
+
+# --- a process that stands still ---
+
+
+def test_a_process_that_stands_still_ends() -> None:
+    """After half an hour without a step, but not in the first one, nor while it evaluates or saves."""
+    said: list[str] = []
+    watch = watchdog.Watchdog("toy", said.append)
+    watch.at(4, "in a step")
+    watch.passed(10**5)
+    watch.at(5, "waiting for a batch")
+    for _ in range(20):
+        watch.passed(1700)
+        watch.at(5, "waiting for a batch")
+    watch.rest()
+    watch.passed(10**5)
+    assert said == []
+    watch.at(6, "waiting for a batch")
+    watch.passed(1700)
+    assert said == []
+    watch.passed(100)
+    assert len(said) == 1
+    assert said[0].startswith("toy: process 0 on ")
+    assert "has stood still for 30 minutes after step 6, waiting for a batch, and ends" in said[0]
+
+
+def test_steps_are_watched_and_evaluations_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[watchdog.Watchdog] = []
+    monkeypatch.setattr(loop, "Watchdog", lambda what: made.append(watchdog.Watchdog(what)) or made[0])
+    seen: dict[str, list[bool]] = {"step": [], "evaluation": [], "save": []}
+
+    def note(name: str, of: Any) -> Any:
+        return lambda *arguments: seen[name].append(made[0].watching) or of(*arguments)
+
+    objective = Toy(note("step", lambda w, step: w.sum()))
+    objective.evaluate = note("evaluation", objective.evaluate)  # type: ignore[method-assign]
+    monkeypatch.setattr(loop.State, "save", note("save", loop.State.save))
+    run(objective, toy_config(evaluate_every=2), tmp_path)
+    assert seen == {"step": [False] + [True] * 5, "evaluation": [False] * 3, "save": [False] * 3}
+    assert not made[0].watching
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 # --- the update ---

@@ -6,6 +6,7 @@ import itertools
 import math
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from train_helpers import (
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, parse
 from vqvae2.config.presets import preset
+from vqvae2.config.training import TrainConfig
 from vqvae2.data.batches import TrainingOrder, spread
 from vqvae2.data.grid import grid
 from vqvae2.data.pixels import to_float
@@ -37,6 +39,7 @@ from vqvae2.files.tensor_file import load_tensors
 from vqvae2.prior.level import LevelPrior
 from vqvae2.train.autoencoder import AutoencoderObjective, detail, usage_figures
 from vqvae2.train.device import make_accelerator
+from vqvae2.train.judging import HeldOut
 from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.state import read_metrics
 
@@ -701,3 +704,69 @@ def test_the_error_is_divided_by_the_variance(tmp_path: Path, variance: float) -
     objective = AutoencoderObjective(config, image_set(tmp_path, config))
     loss, logs = objective.loss(objective.model, next(objective.batches(0, 0, 1)))
     assert loss.item() == pytest.approx((logs["mse"] / variance + logs["commitment"]).item(), rel=1e-6)
+
+
+# --- what an evaluation looks at ---
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_evaluation_holds_at_most_what_a_part_of_a_step_holds(
+    kind: str, accumulate: int, tmp_path: Path
+) -> None:
+    """Of a card's share, not of the whole batch: with 32 cards it ran out of memory. The figures stay the same."""
+    config = tiny(train={"batch": 8, "accumulate": accumulate}, data={"holdout": 0.6})
+    objective = stage(kind, tmp_path, config)
+    objective.model.eval()
+    seen: list[int] = []
+    objective.model.register_forward_hook(lambda model, args, out: seen.append(len(args[0])))
+    sums: list[list[np.ndarray]] = [[], []]
+    for processes, total in zip((1, 2), sums, strict=True):
+        for rank in range(processes):
+            reduce = lambda value, how, total=total: total.append(value.numpy().copy()) or value  # noqa: E731
+            group: Any = SimpleNamespace(
+                num_processes=processes, process_index=rank, device=torch.device("cpu"), reduce=reduce
+            )
+            seen.clear()
+            figures = objective.evaluate(objective.model, group)
+            assert max(seen) <= 8 // processes // accumulate
+        if processes == 1:
+            key = "heldout_mse" if kind == "autoencoder" else "heldout_nats"
+            one, count = figures[key], len(objective.judged.images)
+    both = [value[0] for value in sums[1] if value.dtype == np.float64 and len(value) in (2, 5)]
+    heldout = both if kind == "autoencoder" else both[::2]  # then those of the training images
+    assert sum(heldout) / count == pytest.approx(one, rel=1e-5)
+
+
+def test_an_evaluation_may_look_at_some_of_the_images(tmp_path: Path) -> None:
+    """Always the same ones during the training, evenly spread; the figures at the end are of all."""
+    config = tiny(train={"evaluate_on": 2, "evaluate_every": 2, "steps": 4})
+    objective = stage("autoencoder", tmp_path, config)
+    looked: list[list[int]] = []
+    usual = objective.evaluate
+
+    def evaluate(model: Any, accelerator: Any) -> dict[str, Any]:
+        looked.append(objective.judged.chosen.tolist())
+        return usual(model, accelerator)
+
+    objective.evaluate = evaluate  # type: ignore[method-assign]
+    outcome = run(objective, config.train_autoencoder, tmp_path / "run")
+    every = objective.judged.images.tolist()
+    assert looked == [spread(objective.judged.images, 2).tolist()] * 2 + [every]
+    assert len(every) > 2
+    whole = changed(config, train_autoencoder={"evaluate_on": 0})
+    other = AutoencoderObjective(whole, image_set(tmp_path, whole))
+    other.model.load_state_dict(objective.model.state_dict())
+    assert outcome.figures == other.evaluate(other.model.eval(), make_accelerator())
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "heldout_mse" in line]
+    assert outcome.best_score == min(line["heldout_mse"] for line in lines)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_every_process_is_asked_as_often(batches: int) -> None:
+    """A process with fewer images than another one would leave it waiting."""
+    asked: list[int] = []
+    judged = HeldOut(np.arange(13), TrainConfig(batch=4))
+    with judged.asking(lambda: asked.append(1)):
+        assert list(judged.polled(range(batches), 13, 2)) == list(range(batches))  # 7 of a process, by 2
+    assert len(asked) == 4

@@ -579,8 +579,9 @@ FREE: list[dict[str, Any]] = [
     {"data": {"streaming": True}},
     {"precision": "bf16"},
     {"compile": True},
+    {"train_autoencoder": {"save_minutes": 3}},
     {"sampling": {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "guidance": 2.0}},
-    {"train_prior": [{**TRAIN, "average": 0.5, "copies": 2, "checkpointing": True}] * 2},
+    {"train_prior": [{**TRAIN, "average": 0.5, "copies": 2, "checkpointing": True, "accumulate": 2}] * 2},
 ]
 
 
@@ -670,9 +671,34 @@ def test_a_begun_stage_counts_as_trained(
         patch.setattr(pipeline, "AutoencoderObjective", make)
         with pytest.raises(Interrupted):
             go(data, tmp_path / "run", config)
-    with pytest.raises(RunError, match=r"train_autoencoder\.lr: 0\.003 -> 0\.1"):
-        ask(tmp_path / "run", data, changed(config, train_autoencoder={"lr": 0.1}))
+    with pytest.raises(RunError, match=r"train_autoencoder\.average: 0\.5 -> 0\.1"):
+        ask(tmp_path / "run", data, changed(config, train_autoencoder={"average": 0.1}))
     ask(tmp_path / "run", data, changed(config, **prior_patch(config, 0, lr=0.1)))
+
+
+def test_a_rate_may_change_until_its_stage_is_done(
+    data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a divergence the last good state goes on with it, and config.yaml says so; of a finished stage it is refused."""
+    usual, rates = pipeline.AutoencoderObjective, {"lr": 1e-4, "warmup": 5, "clip": 0.5}
+
+    def make(*arguments: Any) -> Any:
+        objective = usual(*arguments)
+        signal_at(objective, {2})
+        return objective
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "AutoencoderObjective", make)
+        with pytest.raises(Interrupted):
+            go(data, tmp_path / "run", config)
+    smaller = changed(config, train_autoencoder=rates)
+    train(str(data), tmp_path / "run", smaller, reporter=Spoken(), until="autoencoder")
+    assert read_run(tmp_path / "run")[1].train_autoencoder == smaller.train_autoencoder
+    lines = read_metrics(tmp_path / "run" / "autoencoder" / "metrics.jsonl")
+    later = [line["lr"] for line in lines if line["step"] > 2 and "lr" in line]
+    assert later[0] == pytest.approx(1e-4 * 3 / 5)
+    with pytest.raises(RunError, match=r"train_autoencoder\.lr: 0\.0001 -> 0\.003"):
+        ask(tmp_path / "run", data, config)
 
 
 def test_copies_may_change_until_a_prior_is_begun(copied: Path, data: Path, config: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -17,11 +18,12 @@ from train_helpers import Toy, result, run, signal_at, stage, tiny
 from vqvae2.config.models import Config
 from vqvae2.config.training import TrainConfig
 from vqvae2.errors import UserError
+from vqvae2.files import lock
 from vqvae2.files.lock import NAME, LockError
 from vqvae2.files.process import Process, host
 from vqvae2.files.progress import Reporter
 from vqvae2.files.tensor_file import load_tensors
-from vqvae2.train import pipeline
+from vqvae2.train import pipeline, place
 from vqvae2.train.device import TrainingError, make_accelerator
 from vqvae2.train.loop import Interrupted, fit
 
@@ -50,12 +52,15 @@ def files(folder: Path) -> list[str]:
 # --- locked ---
 
 
-def test_a_second_training_changes_nothing(whole: Path, data: Path, config: Config, tmp_path: Path) -> None:
+def test_a_second_training_changes_nothing(
+    whole: Path, data: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused before its settings replace those of the first one, with the first one's host and process."""
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     first = Process("another-machine", 7, 1.0, "")
     (folder / NAME).write_text(json.dumps(first.to_json()))
     before = {name: (folder / name).read_bytes() for name in files(folder)}
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: os.utime(folder / NAME))  # it lives
     with pytest.raises(LockError, match="in use by process 7 on another-machine"):
         pipeline.train(str(data), folder, config, reporter=Reporter(quiet=True))
     assert {name: (folder / name).read_bytes() for name in files(folder)} == before
@@ -134,6 +139,31 @@ def test_a_folder_that_vanishes_under_a_training_ends_it(how: str, tmp_path: Pat
         run(objective, settings, folder)
     assert not folder.exists() or list(folder.iterdir()) == []
     assert max(objective.weights) == 3
+
+
+@pytest.mark.parametrize("failures", [2, 10**6])
+def test_a_file_system_that_does_not_answer_is_no_folder_that_vanished(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is restarted, or a handle that is stale: the training goes on, and its writes show what is wrong."""
+    watched = place.Place(tmp_path / "stage", "toy", lambda text: None)
+    usual, asked = Path.stat, 0
+
+    def stat(path: Path, **options: Any) -> Any:
+        nonlocal asked
+        asked += path == watched.path
+        if path == watched.path and asked <= failures:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return usual(path, **options)
+
+    monkeypatch.setattr(place.time, "sleep", lambda seconds: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        watched.check()
+    assert asked > 1
+    shutil.rmtree(watched.path)
+    with pytest.raises(TrainingError, match="was removed or moved"):
+        watched.check()
 
 
 def test_a_run_that_vanishes_between_two_stages_ends_with_an_error(

@@ -26,8 +26,8 @@ from vqvae2.train.state import read_metrics
 
 PARTS = ("autoencoder", "prior/level-0", "prior/level-1")
 
-# Seven jobs: a whole run; one with sharded priors; one with a damaged code; one that rank 1 is asked to stop; one whose loss
-# spoils on rank 1 alone; an uneven batch; float64.
+# Eight jobs: a whole run; one with sharded priors; one with a damaged code; one that rank 1 is asked to stop; one whose loss
+# spoils on rank 1 alone; an uneven batch; other images on rank 1; float64.
 _WORKER = """
 import json, math, os, shutil, signal, sys, warnings
 from pathlib import Path
@@ -107,6 +107,15 @@ for name, config in (("spoilt", "whole"), ("uneven", "uneven")):
     except UserError as error:
         notes[name] = str(error)
 
+pipeline.AutoencoderObjective.loss = usual_loss
+if rank == 1:
+    data = shutil.copytree(data, place / "fewer")
+    next(data.rglob("*.png")).unlink()
+try:
+    pipeline.train(str(data), place / "unlike", parse(configs["whole"]), reporter=Notes())
+except UserError as error:
+    notes["unlike"] = str(error)
+
 sys.path.insert(0, sys.argv[3])
 from train_helpers import exactly, sharded
 from safetensors.torch import save_file
@@ -115,6 +124,7 @@ for kind in ("autoencoder", "prior"):
     save_file(made, place / f"exact-{kind}-{rank}.safetensors")
 
 from vqvae2.train import sharded_state as states
+from vqvae2.train.state import State
 usual_rows = states.rows_of_state
 def rows_of_state(network, *more):
     rows = usual_rows(network, *more)
@@ -126,9 +136,30 @@ weights = sharded(place, "sharded", True)
 sharded(place, "parted", True, stop=4)
 if rank == 0:
     shutil.copytree(place / "parted", place / "joined")
+    shutil.copytree(place / "parted", place / "both")
 again = sharded(place, "parted", True)
+both = sharded(place, "both", False)
+from vqvae2.train.judging import HeldOut
+usual_polled = HeldOut.polled
+def polled(self, batches, *more):
+    if rank == 1:
+        signal.raise_signal(signal.SIGTERM)
+    return usual_polled(self, batches, *more)
+HeldOut.polled = polled
+notes["judged"] = len(sharded(place, "judged", False))  # none, because it was interrupted
+HeldOut.polled = usual_polled
+judged = sharded(place, "judged", False)
 if rank == 0:
-    save_file({**{f"whole.{k}": v for k, v in weights.items()}, **{f"again.{k}": v for k, v in again.items()}}, place / "sharded.safetensors")
+    made = {"whole": weights, "again": again, "both": both, "judged": judged}
+    save_file({f"{name}.{k}": v.contiguous() for name, each in made.items() for k, v in each.items()}, place / "sharded.safetensors")
+notes["best"] = []
+usual_best = State.keep_best
+def keep_best(self, model, main):
+    usual_best(self, model, main)
+    notes["best"].append(len(self.best))
+State.keep_best = keep_best
+sharded(place, "kept", False, stop=4)
+sharded(place, "kept", False)
 (place / f"notes-{rank}.json").write_text(json.dumps(notes))
 """
 
@@ -166,7 +197,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         train(str(data), place / "one", config, reporter=Spoken())
         for worker in workers:
-            _, said = worker.communicate(timeout=200)
+            _, said = worker.communicate(timeout=400)
             assert worker.returncode == 0, said
     finally:
         for worker in workers:
@@ -201,13 +232,27 @@ def test_in_double_precision_they_stay_together(kind: str, place: Path) -> None:
 
 
 def test_sharded_weights_are_those_of_one_process(place: Path) -> None:
-    """Whether the training ran through, was continued by two processes, or by one from what two had saved."""
+    """Whether the training ran through, or was continued by two processes, sharded or not, or by one, from what two had saved.
+
+    One was asked to stop within an evaluation, by a signal to one process.
+    """
+    assert [note["judged"] for note in notes(place)] == [0, 0]
     found = load_file(place / "sharded.safetensors")
     one = sharded(place, "unsharded", False)
     joined = sharded(place, "joined", False)
     for name, tensor in one.items():
-        for other in (found[f"whole.{name}"], found[f"again.{name}"], joined[name]):
+        for other in (
+            *(found[f"{each}.{name}"] for each in ("whole", "again", "both", "judged")),
+            joined[name],
+        ):
             assert torch.allclose(other, tensor, rtol=0, atol=1e-5), name
+
+
+def test_the_best_weights_are_in_the_memory_of_one_process(place: Path) -> None:
+    """And all end with them (`test_both_processes_end_with_the_same_weights`)."""
+    first, second = notes(place)
+    assert all(first["best"])
+    assert second["best"] == [0] * len(first["best"])
 
 
 def test_the_memory_of_a_sharded_prior_is_what_inspect_counts(place: Path) -> None:
@@ -290,3 +335,12 @@ def test_a_batch_that_cannot_be_shared_out(place: Path) -> None:
             "train_autoencoder.batch: 5 images cannot be shared out evenly to 2 processes; take a multiple of 2"
         )
     assert not (place / "uneven/data").exists(), "it is refused before images are read"
+
+
+def test_processes_that_see_other_images_end(place: Path) -> None:
+    """A machine to which one shard was not copied: the processes would wait for each other, or train on other images."""
+    first, second = notes(place)
+    assert first["unlike"] == second["unlike"]
+    assert "process 1 on " in first["unlike"]
+    assert "sees 9 images to train and 4 held out in " in first["unlike"]
+    assert not (place / "unlike" / "autoencoder").exists()

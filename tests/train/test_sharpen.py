@@ -17,9 +17,9 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.data.batches import sequential
 from vqvae2.data.pixels import psnr
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.files.tensor_file import load_tensors, save_tensors
 from vqvae2.train.device import make_accelerator
-from vqvae2.train.folder import sharp_file
 from vqvae2.train.loop import Interrupted
 from vqvae2.train.remarks import say_sharpened
 from vqvae2.train.sharpen import SharpenObjective
@@ -216,7 +216,7 @@ def test_a_sharpening_without_the_adversarial_loss_is_told(steps: int, learnt: b
     lines = read_metrics(tmp_path / "sharpen" / "metrics.jsonl")
     assert any(line.get("weight", 0) > 0 for line in lines) == learnt
     about = {"figures": outcome.figures, "step": outcome.best_step}
-    save_tensors(sharp_file(tmp_path), objective.weights(), about)
+    save_tensors(RunFolder(tmp_path).sharpen.model, objective.weights(), about)
     spoken = Spoken()
     say_sharpened(tmp_path, 2, spoken)
     (line,) = spoken.lines

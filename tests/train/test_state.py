@@ -12,12 +12,13 @@ from torch import nn
 from train_helpers import Toy, run
 
 from vqvae2.config.training import TrainConfig
+from vqvae2.files import seen
 from vqvae2.files.atomic import FileError
 from vqvae2.files.run_folder import StageFolder
 from vqvae2.files.tensor_file import save_tensors
 from vqvae2.processes import Group
-from vqvae2.train import loop, sharded, shared_files
-from vqvae2.train.device import TrainingError, make_accelerator
+from vqvae2.train import loop, sharded
+from vqvae2.train.device import make_accelerator
 from vqvae2.train.longer import keep_state
 from vqvae2.train.sharded import restore
 from vqvae2.train.sharded_state import ShardedState, load_sharded
@@ -108,9 +109,9 @@ def test_a_state_that_only_the_first_process_sees_is_not_to_be_deleted(
     """On a file system that shows it late, or to one machine alone: the other process advised to delete a good state."""
     file = StageFolder(tmp_path).checkpoint
     Other.seen = ["shard-0000-of-0001.safetensors"] if kind == "sharded" else True
-    for module in (loop, sharded, shared_files):
+    for module in (loop, sharded, seen):
         monkeypatch.setattr(module, "joined", lambda: Other(3, 4))
-    monkeypatch.setattr(shared_files, "_PATIENCE", 0.0)
+    monkeypatch.setattr(seen, "_PATIENCE", 0.0)
     if kind == "sharded":
         save_tensors(file, {}, {"outcome": GOOD, "shards": "step-3-of-1"})
     step: Any = SimpleNamespace(network=nn.Linear(2, 2), objective=SimpleNamespace())
@@ -118,7 +119,7 @@ def test_a_state_that_only_the_first_process_sees_is_not_to_be_deleted(
         "whole": lambda: run(Toy(lambda w, step: w.sum()), TrainConfig(steps=2, batch=4), tmp_path),
         "sharded": lambda: load_sharded(State(step, []), file, False, make_accelerator()),
     }[kind]
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(seen.NotSeen) as caught:
         load()
     assert "process 3 does not see" in str(caught.value)
     assert "delete" not in str(caught.value)
@@ -130,10 +131,32 @@ def test_a_state_that_is_seen_late_is_gone_on_from(tmp_path: Path, monkeypatch: 
     hidden = file.rename(tmp_path / "hidden")
     Other.seen = True
     monkeypatch.setattr(loop, "joined", lambda: Other(3, 1))
-    monkeypatch.setattr(shared_files.time, "sleep", lambda seconds: hidden.rename(file))
+    monkeypatch.setattr(seen.time, "sleep", lambda seconds: hidden.rename(file))
     more = Toy(lambda w, step: w.sum())
     assert run(more, config.model_copy(update={"steps": 5}), tmp_path).step == 5
     assert sorted(more.weights) == [3, 4, 5]
+
+
+def test_processes_that_resume_at_different_steps_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that still sees the state before the last one: they would train on different weights, or wait for ever."""
+    file, config = StageFolder(tmp_path).checkpoint, TrainConfig(steps=2, batch=4)
+    run(Toy(lambda w, step: w.sum()), config, tmp_path)
+    before = file.read_bytes()
+
+    class Late(Group):
+        def gathered(self, value: Any) -> Any:
+            return [value, value, ("node-2", value[1].replace("step 2", "step 1"))]
+
+    monkeypatch.setattr(seen, "joined", Late)
+    more = Toy(lambda w, step: w.sum())
+    with pytest.raises(
+        seen.NotSeen, match=r"process 2 on node-2 sees the state of step 1 .* sees the state of step 2 "
+    ):
+        run(more, config.model_copy(update={"steps": 5}), tmp_path)
+    assert more.weights == {}
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -36,6 +36,19 @@ class TrainConfig(Settings):
         le=10**9,
         description="steps between held-out evaluations, sheets of pictures and checkpoints",
     )
+    evaluate_on: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="held-out images, evenly spread and always the same, of an evaluation during the training; "
+        "the figures at its end are of all of them; 0 = always all",
+    )
+    save_minutes: float = Field(
+        15.0,
+        ge=0,
+        le=10**7,
+        description="save the state after so many minutes even if no evaluation is due; 0 = only then",
+    )
     log_every: int = Field(50, ge=1, le=10**9, description="steps between lines of metrics.jsonl")
     patience: int = Field(
         0,

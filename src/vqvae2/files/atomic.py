@@ -33,6 +33,10 @@ class FileError(UserError):
     """A file that is missing, damaged, altered, of a newer version, or that cannot be written."""
 
 
+class WriteError(FileError):
+    """A file that cannot be written; the disk may be full."""
+
+
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it to `path`.
 
@@ -65,7 +69,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise FileError(f"cannot write {path}: {reason(error)}; an earlier file is kept") from error
+        raise WriteError(f"cannot write {path}: {reason(error)}; an earlier file is kept") from error
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -107,8 +111,16 @@ def append_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise FileError(f"cannot append to {path}: it is a link or no regular file; delete it")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    data = text.encode()
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):  # half a line would hide those after it
+                file.truncate(before)
+            raise
 
 
 def read_text(path: str | Path, limit: int = TEXT_LIMIT) -> str:

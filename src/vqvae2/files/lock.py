@@ -8,7 +8,8 @@ A lock is left behind by a process that is killed. It blocks nobody for long:
 
 - On the same machine, the process is looked up by its number and its start. If it is gone, the lock is taken over at once.
 - On another machine, that cannot be looked up. A living process touches its lock every 20 seconds. A lock that was
-  not touched for two minutes, by the clock of the file system, is taken over.
+  not touched for two minutes, by the clock of the file system, is taken over. A command that finds a younger one waits
+  until it is that old or is touched, because the job before it in a queue may have been killed a moment ago.
 
 What this cannot exclude: a process that is stopped for more than two minutes (SIGSTOP, a suspended machine, a file system
 that hangs) loses its lock to another machine. It notices when it next calls `still_locked`.
@@ -22,6 +23,7 @@ import inspect
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +40,7 @@ T = TypeVar("T")
 NAME = ".lock"
 _TOUCH = 20.0  # seconds between two touches of a lock that is held
 _GONE = 120.0  # seconds without a touch after which a process of another machine is taken to be gone
+_LOOK = 2.0  # seconds between two looks at the lock of another machine
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _BYTES = 4096  # of a lock file that are read, at most
 _TRIES = 10  # of taking over a lock that others take over at the same time
@@ -221,6 +224,12 @@ def _take_over(folder: Path, file: Path) -> None:
     if age is None:  # it was released meanwhile
         return
     near = owner is not None and owner.near()  # else it is of another machine, or not written yet
+    if owner is not None and not near and age <= _GONE:
+        age = _watched(folder, file, owner, age)
+        if age is None:
+            return
+        if age <= _GONE:  # perhaps another one by now, whom the message names
+            owner = _read(file) or owner
     in_use = age <= _GONE if owner is None or not near else owner.running()
     if in_use:
         who = _who(owner) if owner is not None else "another process"
@@ -236,6 +245,29 @@ def _take_over(folder: Path, file: Path) -> None:
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+def _watched(folder: Path, file: Path, owner: Process, age: float) -> float | None:
+    """Wait until the lock of another machine shows whether its process lives; then its age, or None if it is gone."""
+    from vqvae2.files.progress import Reporter  # it loads rich
+
+    Reporter().say(
+        f"{folder} was in use by {_who(owner)} {age:.0f} s ago: waiting for a sign of it, {_GONE - age:.0f} s at most"
+    )
+    touched, end = _touched(file), time.monotonic() + _GONE + _TOUCH
+    while time.monotonic() < end and _touched(file) == touched and _read(file) == owner:
+        time.sleep(_LOOK)
+        now = _age(folder, file)
+        if now is None or now > _GONE:
+            return now
+    return _age(folder, file)
+
+
+def _touched(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _age(folder: Path, file: Path) -> float | None:

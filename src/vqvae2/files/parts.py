@@ -23,6 +23,7 @@ from torch import Tensor
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, open_regular, write_json
 from vqvae2.files.records import Record
+from vqvae2.files.seen import await_seen
 from vqvae2.processes import Group
 
 
@@ -92,8 +93,11 @@ class Parts:
 
         Raises:
             FileError: a part is damaged.
+            NotSeen: another process wrote one that this process does not see.
         """
         for rows in self.ranges:
+            if self.group.count > 1:
+                await_seen([self._file(rows)])
             yield tensor_file.load_tensors(self._file(rows))[0]
 
     def joined(self) -> dict[str, Tensor]:

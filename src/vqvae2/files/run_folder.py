@@ -82,6 +82,11 @@ class StageFolder:
         return self.checkpoints / "last.safetensors"
 
     @property
+    def previous(self) -> Path:
+        """The state before it, in case that one is damaged; not on every file system."""
+        return self.checkpoints / "previous.safetensors"
+
+    @property
     def state(self) -> Path:
         """The state as the training ended, from which it can be trained further; it may be deleted."""
         return self.path / "state.safetensors"

@@ -26,6 +26,7 @@ from vqvae2.data.images import ImageSet
 from vqvae2.modes import seeded
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
+from vqvae2.train.judging import HeldOut
 from vqvae2.train.resident import TrainingImages, scaled
 
 _LEAST = 1e-10  # mean squared error below which a reconstruction counts as perfect
@@ -48,6 +49,7 @@ class AutoencoderObjective:
             self.model: VQVAE = VQVAE(config.autoencoder)
         self.distance = distance
         self.training = TrainingImages(images, config.data, config.train_autoencoder.batch, config.seed)
+        self.judged = HeldOut(images.heldout, config.train_autoencoder)
         self.epoch_steps = max(1, math.ceil(len(images.train) / config.train_autoencoder.batch))
 
     def keep_on(self, device: torch.device, limit: int) -> int:
@@ -102,11 +104,12 @@ class AutoencoderObjective:
         """
         assert isinstance(model, VQVAE)
         device, settings = accelerator.device, self.config.train_autoencoder
-        share = self.images.heldout[accelerator.process_index :: accelerator.num_processes]
-        batch = max(1, settings.batch // settings.accumulate)
+        chosen, processes = self.judged.chosen, accelerator.num_processes
+        share, size = chosen[accelerator.process_index :: processes], self.judged.size(processes)
+        batches = sequential_pixels(self.images, share, self.config.data, batch=size)
         measured: list[Tensor] = []
         use = [torch.zeros(k, dtype=torch.int64, device=device) for k in self.config.autoencoder.codes]
-        for pixels, _ in sequential_pixels(self.images, share, self.config.data, batch=batch):
+        for pixels, _ in self.judged.polled(batches, len(chosen), processes):
             images = scaled(pixels.to(device))
             out = model(images)
             again = out.images.float().clamp(-1, 1)
@@ -118,7 +121,7 @@ class AutoencoderObjective:
                 codes = level.flatten()
                 count.index_add_(0, codes, torch.ones_like(codes))
         mse, decibels, energy, aim, looks = (
-            total / len(self.images.heldout) for total in host_total(measured, 5, accelerator)
+            total / len(chosen) for total in host_total(measured, 5, accelerator)
         )
         figures = {
             "heldout_mse": mse,

@@ -26,11 +26,12 @@ from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.batches import sequential_pixels
 from vqvae2.data.images import ImageSet
-from vqvae2.data.store import PARTS, StoreError
+from vqvae2.data.store import PARTS, CodeStore, StoreError, complete_renames, open_store
 from vqvae2.data.store_writer import Joining, StoreWriter
 from vqvae2.files.atomic import FileError
 from vqvae2.files.parts import Parts, cut
 from vqvae2.files.progress import Reporter, Tracker
+from vqvae2.files.seen import await_seen, check_same
 from vqvae2.files.tensor_file import digest as digest_of
 from vqvae2.processes import joined
 from vqvae2.train.feed import Batch, Feed
@@ -91,6 +92,44 @@ def extract(
     except FileError as error:
         raise StoreError(str(error)) from error
     parts.remove()
+
+
+def fits(place: Path, config: Config, images: ImageSet, digest: str, main: bool) -> bool:
+    """Whether the code store holds the codes of these images by this autoencoder, undamaged.
+
+    Args:
+        place: RUN/codes.
+        config, images: of the run.
+        digest: of the autoencoder's weights.
+        main: whether this is the main process, which finishes renames and checks the content for all.
+    """
+    try:
+        if main:
+            complete_renames(place)
+        store = open_store(place, digest=digest, check=main)
+    except (StoreError, OSError):
+        return False
+    return (
+        len(store) == image_count(images, config)
+        and store.geometry == config.geometry
+        and store.fingerprint == images.fingerprint
+        and store.classes == tuple(images.classes)
+    )
+
+
+def opened(place: Path, digest: str) -> CodeStore:
+    """The code store that the main process has made or checked; a collective.
+
+    Raises:
+        NotSeen: this process does not see it, or another one.
+        StoreError: it cannot be opened.
+    """
+    group = joined()
+    group.wait()
+    await_seen(place / name for name in group.agreed(sorted(file.name for file in place.glob("[!.]*.*"))))
+    store = open_store(place, digest=digest, check=False)
+    check_same(f"the codes of {len(store.train):,} and {len(store.heldout):,} images in {place}")
+    return store
 
 
 def parts_folder(folder: Path) -> Path:

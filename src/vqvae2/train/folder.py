@@ -26,11 +26,12 @@ from vqvae2.data.recorded import same_source, source_record
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
+from vqvae2.files.seen import await_seen
 from vqvae2.modes import loading
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.processes import joined
 from vqvae2.train.derived import check_count, check_origin, compare_priors, prior_of
-from vqvae2.train.longer import may_change, record_ends, set_aside
+from vqvae2.train.longer import may_change, may_tune, record_ends, set_aside
 from vqvae2.train.paths import from_anywhere, keep_places
 from vqvae2.train.reference import check_device
 
@@ -39,7 +40,7 @@ REDO = "--redo-prior"
 _FREE = re.compile(  # settings that may change at any time
     r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
     r"|sampling"
-    r"|train_prior\.\d+\.checkpointing"
+    r"|train_prior\.\d+\.(checkpointing|accumulate)|(train_autoencoder|sharpen|train_prior\.\d+)\.save_minutes"
 )
 _COPIES = re.compile(r"train_prior\.\d+\.copies")  # of the codes, which all levels share
 _FORM = ["data.size", "data.channels", "data.range"]  # what an autoencoder without a data set fixes
@@ -122,12 +123,9 @@ def claim(
         replaced = _anew(changed, redo)
         priors = [level for level in range(old.autoencoder.levels) if RunFolder(folder).prior(level).begun()]
         shared = [] if {*priors} <= {*replaced} else [line for line in changed if _COPIES.match(line)]
-        refused = [
-            line
-            for line in changed
-            if line.startswith(fixed)
-            and not (may_change(line) or (_of(line, replaced) and line not in shared))
-        ]
+        allowed = [line for line in changed if may_change(line) or may_tune(line, folder, old)]
+        allowed += [line for line in changed if _of(line, replaced) and line not in shared]
+        refused = [line for line in changed if line.startswith(fixed) and line not in allowed]
         if refused:
             raise RunError(
                 f"{folder} was trained with other settings ({'; '.join(refused)}); "
@@ -169,6 +167,7 @@ def settle(folder: Path, claimed: Claim, accelerator: Accelerator) -> None:
         except atomic.FileError as error:
             raise RunError(f"cannot use {folder} as a run folder: {error}") from error
     joined().wait()
+    await_seen([RunFolder(folder).config])
 
 
 def same_images(folder: Path, data: str, config: Config) -> bool:
@@ -242,11 +241,6 @@ def model_file(folder: Path, level: int | None = None) -> Path:
     return RunFolder(folder).stage(level).model
 
 
-def sharp_file(folder: Path) -> Path:
-    """The weights of the sharpened decoder."""
-    return RunFolder(folder).sharpen.model
-
-
 def samples_file(folder: Path, level: int) -> Path:
     """The picture of samples of the levels up to this one, drawn when its prior is trained."""
     return RunFolder(folder).prior(level).samples
@@ -258,7 +252,7 @@ def finished(folder: Path, config: Config) -> bool:
     parts = [
         model_file(folder),
         RunFolder(folder).manifest,
-        *([sharp_file(folder)] if config.sharpen.steps else []),
+        *([RunFolder(folder).sharpen.model] if config.sharpen.steps else []),
         *(model_file(folder, level) for level in levels),
         *(samples_file(folder, level) for level in levels),
     ]
@@ -363,7 +357,7 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
     Raises:
         FileError: not sharpened yet, damaged, or sharpened for other weights of the autoencoder.
     """
-    file = sharp_file(folder)
+    file = RunFolder(folder).sharpen.model
     # the device was checked with the plain decoder
     model, digest, _ = _stored_autoencoder(folder, config, device)
     check_origin(file, digest, required=True)

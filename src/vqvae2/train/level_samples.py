@@ -10,9 +10,10 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.grid import save_grid
+from vqvae2.files.run_folder import RunFolder
 from vqvae2.generate.sample import batches
 from vqvae2.prior.captured import StepGraphs
-from vqvae2.train.folder import load_prior, samples_file, sharp_autoencoder, sharp_file
+from vqvae2.train.folder import load_prior, samples_file, sharp_autoencoder
 
 
 def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, level: int) -> None:
@@ -21,7 +22,7 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
     With all levels trained, the sharpened decoder is used if there is one.
     """
     device = next(autoencoder.parameters()).device
-    if level == config.autoencoder.levels - 1 and sharp_file(folder).exists():
+    if level == config.autoencoder.levels - 1 and RunFolder(folder).sharpen.model.exists():
         autoencoder = sharp_autoencoder(folder, config, device)
     count, classes = 64, config.prior.classes
     prior = load_prior(folder, config, device, level + 1, digest)

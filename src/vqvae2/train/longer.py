@@ -26,7 +26,7 @@ from vqvae2.train.sharded_state import holds_shards
 from vqvae2.train.state import Outcome, SavedOutcome, saved_outcome
 
 _LINE = re.compile(
-    r"(?P<stage>train_autoencoder|sharpen|train_prior\.\d+)\.(?P<name>steps|minutes|patience|evaluate_every|log_every): "
+    r"(?P<stage>train_autoencoder|sharpen|train_prior\.\d+)\.(?P<name>steps|minutes|patience|evaluate_every|evaluate_on|log_every): "
     r"(?P<old>[\d.]+) -> (?P<new>[\d.]+)"
 )
 
@@ -35,8 +35,8 @@ def may_change(line: str) -> bool:
     """Whether a setting of a stage that has begun may change so, because it only makes the training longer.
 
     Args:
-        line: `key: old -> new`. Steps and minutes may be raised (0 minutes are without limit), patience and the intervals of
-            evaluations and log lines may change at will.
+        line: `key: old -> new`. Steps and minutes may be raised (0 minutes are without limit), patience, the intervals of
+            evaluations and log lines, and the images of an evaluation may change at will.
     """
     match = _LINE.fullmatch(line)
     if match is None:
@@ -45,6 +45,19 @@ def may_change(line: str) -> bool:
     if match["name"] == "minutes":
         return old != 0 and (new == 0 or new > old)
     return match["name"] != "steps" or (0 < old < new)
+
+
+def may_tune(line: str, folder: Path, config: Config) -> bool:
+    """Whether a setting may change because its stage is not done, and may have to go on from before a divergence.
+
+    Args:
+        line: `key: old -> new`.
+        folder: RUN.
+        config: its settings.
+    """
+    stages = RunFolder(folder).networks(config.autoencoder.levels)
+    keys = [key for name, (key, _) in settings_of(config).items() if not stages[name].done()]
+    return line.startswith(tuple(f"{key}.{name}: " for key in keys for name in ("lr", "warmup", "clip")))
 
 
 def settings_of(config: Config) -> dict[str, tuple[str, TrainConfig]]:

@@ -7,15 +7,15 @@ next batch is made and copied while the device works, and sums of the figures st
 
 from __future__ import annotations
 
-import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -25,6 +25,7 @@ from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import StageFolder
+from vqvae2.files.seen import await_seen, check_same
 from vqvae2.processes import joined
 from vqvae2.stopping import StopRequest, stop_requests
 from vqvae2.train.device import (
@@ -34,15 +35,21 @@ from vqvae2.train.device import (
     step_seed,
     switches,
 )
-from vqvae2.train.feed import Batch, Feed
+from vqvae2.train.feed import Feed
+from vqvae2.train.judging import HeldOut
+from vqvae2.train.objective import Objective
 from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
-from vqvae2.train.shared_files import await_seen
-from vqvae2.train.state import Outcome, State, cut_metrics, saved_outcome, write_metrics
-from vqvae2.train.step import TrainingStep
+from vqvae2.train.state import Outcome, State, cut_metrics, saved_outcome
+from vqvae2.train.step import TrainingStep, learning_rate
+from vqvae2.train.watchdog import Watchdog
 
 _AGREE = 5.0  # seconds, about, after which the processes agree again on whether one was asked to stop
+
+
+class _Stopped(Exception):
+    """An evaluation was given up, on every process, because the training is to stop."""
 
 
 class Interrupted(Exception):
@@ -55,65 +62,6 @@ class Interrupted(Exception):
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.number = number
-
-
-class Objective(Protocol):
-    """One stage: what is trained, on what, and how it is judged."""
-
-    name: str
-
-    @property
-    def model(self) -> nn.Module:
-        """What is trained."""
-
-    def keep_on(self, device: torch.device, limit: int) -> int:
-        """Keep the training data on the device if they take at most `limit` bytes; returns how many they take there, or 0.
-
-        Called once, before `batches`, which may then give the device indices in place of data.
-        """
-
-    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """Endless batches from step `start` on; this process's share of the global batch, in host memory.
-
-        The loop iterates over them in a thread of its own, ahead of the step that needs them.
-        """
-
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise and what to log (scalars), of a batch that is on the model's device.
-
-        Between two lines of metrics nothing here may make the host wait for the device.
-        """
-
-    def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
-        """Figures that are due after `step` steps (epoch statistics); often none. Called on every process.
-
-        They may be scalars on the device, which are read when the next line of metrics is written.
-        """
-
-    def counts(self) -> list[Tensor]:
-        """This process's running counts between two calls of `after_step` that return figures (code usage of the current epoch).
-
-        They are summed over the processes when saved; on resuming, the main process's are overwritten with the sum."""
-
-    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-        """Held-out figures. Called on every process. The weights with the lowest `score` are kept; without a score, the last ones."""
-
-    def draw(self, model: nn.Module, path: Path) -> None:
-        """Save a picture that shows the progress. Called in the main process only, so it must not use collectives."""
-
-
-def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
-    """Linear warm-up, then constant, or a cosine that falls to 1/50 of the peak.
-
-    It ends when the steps or, if `minutes` is set, the time are used up, whichever comes first."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.lr
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    if config.minutes:
-        share = max(share, seconds / (60 * config.minutes))
-    return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
 def fit(
@@ -129,7 +77,7 @@ def fit(
     """Train until the steps are done or the held-out score stops improving.
 
     The best weights by held-out score are in `objective.model` afterwards. The state is saved in
-    `folder`/checkpoints at every evaluation and on interruption; a state found there is resumed.
+    `folder`/checkpoints at every evaluation, every `save_minutes` and on interruption; a state found there is resumed.
 
     Args:
         objective: the stage.
@@ -179,12 +127,14 @@ class _Trainer:
         choices: Choices,
     ) -> None:
         self.objective, self.config, self.folder = objective, config, folder
+        self.judged: HeldOut = getattr(objective, "judged", HeldOut(np.zeros(0, np.int64), config))
         self.accelerator, self.reporter, self.choices = accelerator, reporter, choices
         self.main = accelerator.is_main_process
         self.network, model, optimizer = prepared(objective.model, config, accelerator, choices)
         self.step = TrainingStep(objective, model, self.network, optimizer, config, choices)
         self.state = State(self.step, objective.counts())
-        self.place = Place(folder) if self.main else None
+        self.watch = Watchdog(objective.name)
+        self.place = Place(folder, objective.name, reporter.say) if self.main else None
         if choices.sharded:
             self.state = ShardedState(self.step, objective.counts(), accelerator=accelerator)
         self.state_file = StageFolder(folder).checkpoint
@@ -195,10 +145,13 @@ class _Trainer:
                 load_sharded(self.state, self.state_file, self.main, accelerator)
             else:
                 self.state.load(self.state_file, self.main)
+            check_same(f"the state of step {self.outcome.step:,} in {self.state_file}")
         if self.main:
-            cut_metrics(self.metrics_file, self.outcome.step)
+            cut_metrics(self.metrics_file, self.outcome.step, self.state.due)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are not yet written
-        self.seconds = 0.0  # that all processes agree on
+        self.spent = 0.0  # seconds that all processes agree on
+        self.saved: float | None = None  # what they were when the state was saved
+        self.seconds = 0.0  # as `spent`, where they are limited
         self.agreed: tuple[int, float] | None = None  # the step and the seconds of the last agreement
         self.agreeing = 0  # the step at which they agree next, if nothing is due before
         self.asked = 0  # the signal that asks to stop, as all processes agree; 0 = none
@@ -223,10 +176,19 @@ class _Trainer:
                 f"{self.objective.name}: going on from step {outcome.step:,} of {config.steps:,}"
             )
         feed = Feed(self.objective.batches(outcome.step, rank, world), self.choices.device)
-        with feed, self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker:
-            while outcome.step < config.steps and not self._out_of_patience() and not self._out_of_time():
+        with (
+            feed,
+            self.watch,
+            self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker,
+        ):
+            if self.state.due:
+                self._evaluate(stop)
+            while not (self.state.due or self._over()):
                 rate = learning_rate(config, outcome.step, self.seconds)
-                self.step(next(feed), outcome.step, rate, step_seed(seed, outcome.step))
+                self.watch.at(outcome.step, "waiting for a batch")
+                batch = next(feed)
+                self.watch.at(outcome.step, "in a step or waiting for another process")
+                self.step(batch, outcome.step, rate, step_seed(seed, outcome.step))
                 feed.fetch_ahead()
                 outcome.step += 1
                 outcome.seconds = before + clock() - began
@@ -238,31 +200,31 @@ class _Trainer:
                 due_line = due or not outcome.step % config.log_every
                 if world == 1 or due_line or outcome.step >= self.agreeing:
                     self._agree(stop)
-                due = due or self._out_of_time()
-                if due or due_line or self.asked:
-                    self._check()
-                    self._flush()
-                if due or due_line:
-                    self._report(rate, tracker)
-                if due:
-                    self._evaluate()
-                if due or self.asked:
-                    self._save()
+                self.state.due = due or self._out_of_time()
+                self._do_what_is_due(due_line, rate, tracker, stop)
                 if self.asked:
                     break
         self._agree(stop)  # a stop requested during the last evaluation must end the run here too
-        if self.asked:
-            done = f"{self.objective.name}: saved at step {outcome.step} of {config.steps}"
-            raise Interrupted(done, self.asked)
+        self._end_if_asked()
         if outcome.step < config.steps:
             cause = f"its {config.minutes:g} minutes are over" if self._out_of_time() else ""
             cause = cause or f"{config.patience} evaluations in a row brought no better result"
             self.reporter.say(
                 f"{self.objective.name}: ended at step {outcome.step:,} of {config.steps:,}, because {cause}"
             )
-        if self.state.best:
-            self.state.put_best()
+        self.state.put_best()
+        if config.evaluate_on:
+            outcome.figures = self._figures(self.network.eval(), stop, whole=True) or {}
+            self._end_if_asked()
         return outcome
+
+    def _end_if_asked(self) -> None:
+        if self.asked:
+            done = f"{self.objective.name}: saved at step {self.outcome.step} of {self.config.steps}"
+            raise Interrupted(done, self.asked)
+
+    def _over(self) -> bool:
+        return self.outcome.step >= self.config.steps or self._out_of_patience() or self._out_of_time()
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.outcome.stale >= self.config.patience
@@ -270,18 +232,43 @@ class _Trainer:
     def _out_of_time(self) -> bool:
         return bool(self.config.minutes) and self.seconds >= 60 * self.config.minutes
 
+    def _do_what_is_due(self, line: bool, rate: float, tracker: Tracker, stop: StopRequest) -> None:
+        """After a step: a line of metrics, an evaluation and a saved state, where they are due."""
+        every = 60 * self.config.save_minutes
+        late = every > 0 and self.saved is not None and self.spent - self.saved >= every
+        save = self.asked or late
+        if self.state.due or line or save:
+            self._check()
+            self._flush()
+        if self.state.due or line:
+            self._report(rate, tracker)
+        if save or self.state.due:
+            self.watch.rest()
+        if save:  # before an evaluation
+            self._save()
+        if self.state.due and not self.asked:
+            self._evaluate(stop)
+
     def _agree(self, stop: StopRequest) -> None:
         """Agree on the time spent, as the main process has it, on whether any process was asked to stop, and on the step after which to
         agree next; a collective."""
-        step, seconds, asked = self.outcome.step, self.outcome.seconds, stop.number
+        step, seconds = self.outcome.step, self.outcome.seconds
+        self.asked = self._asked(stop)
         if self.accelerator.num_processes > 1:
-            asked = int(self.accelerator.gather(torch.tensor([asked], device=self.choices.device)).max())
             seconds = float(broadcast(torch.tensor(seconds, device=self.choices.device)))
             before, then = self.agreed or (step, seconds - _AGREE)
             pace = (seconds - then) / max(1, step - before)
             self.agreed, self.agreeing = (step, seconds), step + max(1, int(_AGREE / max(pace, 1e-6)))
-        self.asked = asked
+        self.spent = seconds
+        self.saved = seconds if self.saved is None else self.saved
         self.seconds = seconds if self.config.minutes else 0.0
+
+    def _asked(self, stop: StopRequest) -> int:
+        """The signal that asked any process to stop; a collective."""
+        if self.accelerator.num_processes == 1:
+            return stop.number
+        asked = torch.tensor([stop.number], device=self.choices.device)
+        return int(self.accelerator.gather(asked).max())
 
     def _check(self) -> None:
         """End here if a loss was not finite on any process, or the weights are not; a collective."""
@@ -301,7 +288,7 @@ class _Trainer:
         raise TrainingError(
             f"{self.objective.name}: {what} not finite at step {bad} "
             f"(learning rate {learning_rate(self.config, bad - 1, self.seconds):.2e}); {kept}; "
-            f"try a smaller learning rate or more warm-up, in a new run"
+            f"try a smaller learning rate or more warm-up, with which the same run goes on"
         )
 
     def _report(self, rate: float, tracker: Tracker) -> None:
@@ -330,17 +317,34 @@ class _Trainer:
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         if values and self.place:
-            self.place.check(self.objective.name)
-            write_metrics(self.metrics_file, step, values)
+            self.place.write(step, values)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: StopRequest) -> None:
+        """Evaluate, then save. If a process is asked to stop meanwhile, it is as if this had not begun, and the next sitting begins with it."""
         average = self.step.average
         with nullcontext(self.network) if average is None else average.applied() as model:
             model.eval()
-            with self.choices.exactly():
-                figures = self.objective.evaluate(model, self.accelerator)
-            self._judge(model, figures)
+            figures = self._figures(model, stop)
+            if figures is not None:
+                self.state.due = False
+                self._judge(model, figures)
             model.train()
+        self._save()
+        self.saved = None  # the time of the evaluation is not known to all processes yet
+
+    def _figures(self, model: nn.Module, stop: StopRequest, whole: bool = False) -> dict[str, Any] | None:
+        """The held-out figures, with `whole` of all held-out images; None if a process was asked to stop meanwhile. A collective."""
+
+        def poll() -> None:
+            self.asked = self._asked(stop)
+            if self.asked:
+                raise _Stopped
+
+        try:
+            with self.judged.asking(poll, whole), self.choices.exactly():
+                return self.objective.evaluate(model, self.accelerator)
+        except _Stopped:
+            return None
 
     def _judge(self, model: nn.Module, figures: dict[str, Any]) -> None:
         """Write the held-out figures, and keep the weights if they are the best so far."""
@@ -350,20 +354,22 @@ class _Trainer:
         if score < outcome.best_score or "score" not in figures:
             outcome.best_score, outcome.best_step = score, outcome.step
             outcome.stale, outcome.figures = 0, figures
-            self.state.best = self.state.snapshot(model)
+            self.state.keep_best(model, self.main)
         else:
             outcome.stale += 1
         if (
-            self.main and not self.choices.sharded
+            self.place and not self.choices.sharded
         ):  # one process alone cannot compute with a part of the weights
-            self.objective.draw(model, StageFolder(self.folder).pictures / f"step-{outcome.step:07d}.png")
+            with self.place.going_on():
+                self.objective.draw(model, StageFolder(self.folder).pictures / f"step-{outcome.step:07d}.png")
 
     def _save(self) -> None:
         """The main process writes; nobody goes on, or ends, before it is done."""
         sums = self.accelerator.reduce(self.step.sums, "mean")
         counts = [self.accelerator.reduce(count, "sum") for count in self.objective.counts()]
         if self.place:
-            self.place.check(self.objective.name)
+            self.place.check()
         if self.main or self.choices.sharded:
             self.state.save(self.state_file, sums, counts, self.config.model_dump())
+        self.saved = self.spent
         joined().wait()

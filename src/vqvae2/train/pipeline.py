@@ -20,12 +20,13 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.config.models import Config
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.store import CodeStore, StoreError, complete_renames, open_store
+from vqvae2.data.store import CodeStore
 from vqvae2.data.value_range import with_range
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.lock import locks, still_locked
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder, run_path
+from vqvae2.files.seen import await_seen, check_same
 from vqvae2.processes import joined
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.beginning import (
@@ -38,7 +39,7 @@ from vqvae2.train.beginning import (
 )
 from vqvae2.train.derived import check_derived
 from vqvae2.train.device import make_accelerator
-from vqvae2.train.extract import extract, image_count, parts_folder
+from vqvae2.train.extract import extract, fits, opened, parts_folder
 from vqvae2.train.folder import (
     Claim,
     Redo,
@@ -56,7 +57,8 @@ from vqvae2.train.folder import (
 )
 from vqvae2.train.level_samples import draw_level
 from vqvae2.train.longer import announcement, built_on, keep_state, prepare, publish, remove, wanted
-from vqvae2.train.loop import Objective, fit
+from vqvae2.train.loop import fit
+from vqvae2.train.objective import Objective
 from vqvae2.train.place import tidy
 from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.reference import reference_metadata
@@ -188,6 +190,9 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
             progress=progress,
             check=functools.partial(check_images, folder, data, config),
         )
+    check_same(
+        f"{len(images.train):,} images to train and {len(images.heldout):,} held out in {data} ({images.fingerprint[:12]})"
+    )
     reporter.say(
         f"{len(images)} images of {config.data.shape_text} px: {len(images.train)} to train, {len(images.heldout)} held out"
         + (f", {len(images.classes)} classes" if images.classes else ", no classes")
@@ -217,6 +222,7 @@ def _stage1(
             config.seed,
             lambda weights: (weights, reference_metadata(config.autoencoder, weights)),
         )
+        await_seen([part.model])
     return load_autoencoder(folder, config, accelerator.device)
 
 
@@ -263,7 +269,7 @@ def _codes(
     still_locked(folder)
     place = RunFolder(folder).codes
     with joined().main_first():  # the main process finishes renames, and checks the content for all
-        found = _fits(place, config, images, digest, accelerator.is_main_process)
+        found = fits(place, config, images, digest, accelerator.is_main_process)
     found = joined().agreed(found)
     if not found:
         if any(model_file(folder, level).exists() for level in range(config.autoencoder.levels)):
@@ -276,24 +282,7 @@ def _codes(
         extract(model, images, config, place, digest, accelerator, reporter)
     elif accelerator.is_main_process:
         remove([parts_folder(place)])  # of an extraction that was killed at its very end
-    joined().wait()
-    return open_store(place, digest=digest, check=False)
-
-
-def _fits(place: Path, config: Config, images: ImageSet, digest: str, main: bool) -> bool:
-    """Whether the code store holds the codes of these images by this autoencoder, undamaged."""
-    try:
-        if main:
-            complete_renames(place)
-        store = open_store(place, digest=digest, check=main)
-    except (StoreError, OSError):
-        return False
-    return (
-        len(store) == image_count(images, config)
-        and store.geometry == config.geometry
-        and store.fingerprint == images.fingerprint
-        and store.classes == tuple(images.classes)
-    )
+    return opened(place, digest)
 
 
 def _priors(
@@ -365,12 +354,10 @@ def _fit(
             the main process alone.
     """
     again = part.done()
-    folder = part
-    if again:
-        if accelerator.is_main_process:
-            prepare(part, whole=objective.name != "sharpen")
-        joined().wait()
-        folder = prepare(part, whole=objective.name != "sharpen")
+    folder = part.longer if again else part
+    if again and accelerator.is_main_process:
+        prepare(part, whole=objective.name != "sharpen")
+    joined().wait()
     outcome = fit(objective, settings, folder.path, accelerator, reporter, seed, config)
     check_learnt(objective.name, outcome.figures, part)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}

@@ -25,9 +25,11 @@ from vqvae2.data.batches import TrainingOrder, spread
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
 from vqvae2.modes import seeded
+from vqvae2.noise import world
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
+from vqvae2.train.judging import HeldOut
 
 _PROBE = 512  # training images on which the training NLL is measured
 _MAPPED = 128  # held-out images over which the map of the NLL is a mean
@@ -59,6 +61,7 @@ class PriorObjective:
                 self.model.start_from(codebooks)
         self.model.checkpointing = self.settings.checkpointing
         self.resident: Batch | None = None  # all codes of these levels and all labels, on the device
+        self.judged = HeldOut(store.heldout, self.settings)
         plain = store.train[: len(store.train) // copies(config)]
         self.probe = spread(plain, _PROBE)
 
@@ -109,7 +112,7 @@ class PriorObjective:
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
         """NLL per code in nats and bits: held out, and on a fixed part of the training images; and the held-out accuracy."""
         (heldout, accuracy), (train, _) = (
-            self._means(model, part, accelerator) for part in (self.store.heldout, self.probe)
+            self._means(model, part, accelerator) for part in (self.judged.chosen, self.probe)
         )
         return {
             "score": heldout,
@@ -129,7 +132,8 @@ class PriorObjective:
         pipeline draws them when this prior is trained.
         """
         shown = spread(self.store.heldout, _MAPPED)
-        nll = torch.cat(list(self._batches(model, shown, lambda *predicted: _nll(*predicted).cpu())))
+        size = self.judged.size(world()[1])
+        nll = torch.cat(list(self._batches(model, shown, size, lambda *predicted: _nll(*predicted).cpu())))
         maps = torch.cat([nll.mean(0, keepdim=True), nll[: _TILES - 1]])[:, None]
         white = math.log(self.store.geometry.vocabulary[self.level])
         zoom = max(1, _TILE // max(maps.shape[2:]))
@@ -150,15 +154,18 @@ class PriorObjective:
         return model(wide[-1], wide[:-1], labels.to(device) if self.classes else None), wide[-1]
 
     def _batches(
-        self, model: nn.Module, indices: NDArray[np.int64], measure: Callable[[Tensor, Tensor], Tensor]
+        self,
+        model: nn.Module,
+        indices: NDArray[np.int64],
+        size: int,
+        measure: Callable[[Tensor, Tensor], Tensor],
     ) -> Iterator[Tensor]:
         """What `measure` returns for the logits and the true codes of these images, batch by batch.
 
         The logits of a batch are gigabytes: they are freed before those of the next batch are computed.
         """
-        batch = max(1, self.settings.batch // self.settings.accumulate)
-        for start in range(0, len(indices), batch):
-            yield measure(*self._predicted(model, *self._fetch(indices[start : start + batch])))
+        for start in range(0, len(indices), size):
+            yield measure(*self._predicted(model, *self._fetch(indices[start : start + size])))
 
     def _means(
         self, model: nn.Module, indices: NDArray[np.int64], accelerator: Accelerator
@@ -172,7 +179,8 @@ class PriorObjective:
             accelerator.process_index :: processes
         ]  # as many each: sharded weights need all processes at once
         own = len(indices[accelerator.process_index :: processes])
-        each = list(self._batches(model, share, _nats_and_hits))
+        batches = self._batches(model, share, self.judged.size(processes), _nats_and_hits)
+        each = list(self.judged.polled(batches, len(indices), processes))
         nats, right = host_total([torch.cat(each, 1)[:, :own]], 2, accelerator)
         return nats / len(indices), right / len(indices)
 

@@ -9,10 +9,9 @@ from typing import Any
 from vqvae2.autoencoder.codebook_usage import stored_usage
 from vqvae2.data.store import CodeStore
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import StageFolder
+from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.files.tensor_file import read_header, stored_figures
 from vqvae2.train.device import TrainingError
-from vqvae2.train.folder import sharp_file
 
 _WORSE = (
     1.0  # bits per code by which a prior may be worse than guessing; with few steps some are a little worse
@@ -39,10 +38,10 @@ def say_sharpened(folder: Path, begin: int, reporter: Reporter) -> None:
         begin: `sharpen.begin`; a sharpening of at most so many steps has learnt nothing adversarial.
         reporter: is told in one line.
     """
-    if not sharp_file(folder).exists():
+    if not RunFolder(folder).sharpen.model.exists():
         return
-    figures = stored_figures(sharp_file(folder))
-    step = read_header(sharp_file(folder)).metadata.get("step")
+    figures = stored_figures(RunFolder(folder).sharpen.model)
+    step = read_header(RunFolder(folder).sharpen.model).metadata.get("step")
     verdict = "the decoder is sharpened"
     if type(step) is int and step <= begin:
         verdict = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from vqvae2.config.training import TrainConfig
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
-from vqvae2.processes import joined
-from vqvae2.train.shared_files import await_seen
+from vqvae2.files.seen import await_seen
+from vqvae2.processes import Group, joined
 
 if TYPE_CHECKING:  # importing it takes seconds, which every command would pay
     from torch.distributed.tensor import DTensor
@@ -184,21 +184,20 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor], accelerator: Accele
     tensor_file.save_tensors(folder / f"shard-{rank:04d}-of-{world:04d}.safetensors", tensors)
 
 
-def load_shards(
-    folder: Path, shapes: Mapping[str, torch.Size], accelerator: Accelerator
-) -> dict[str, Tensor]:
-    """This process's rows of a state that any number of processes saved; a collective.
+def load_shards(folder: Path, shapes: Mapping[str, torch.Size], group: Group) -> dict[str, Tensor]:
+    """One process's rows of a state that any number of processes saved; a collective.
 
     Args:
         folder: where `save_shards` wrote.
         shapes: of the whole weights, by name.
+        group: whose processes share the rows; that of one process has them all.
 
     Returns:
         The rows, on the CPU, by the names of `rows_of_state`.
 
     Raises:
         FileError: a file is missing or damaged.
-        TrainingError: this process does not see a file that the main process sees.
+        NotSeen: this process does not see a file that the main process sees.
     """
     names = sorted(file.name for file in folder.glob("shard-*-of-*.safetensors"))
     files = [folder / name for name in joined().agreed(names)]
@@ -214,7 +213,7 @@ def load_shards(
                 for key in opened.keys():  # noqa: SIM118 - not a dict
                     shape = shapes[key.partition(".")[2]]
                     there = pieces(shape[0], world)[number]
-                    here = pieces(shape[0], accelerator.num_processes)[accelerator.process_index]
+                    here = pieces(shape[0], group.count)[group.rank]
                     first, last = max(there.start, here.start), min(there.stop, here.stop)
                     begin = first - there.start
                     stored = opened.get_slice(key)
@@ -269,8 +268,8 @@ def restore(step: Restorable, tensors: Mapping[str, Tensor], steps: int) -> dict
     return part("best.")
 
 
-def remove_other_states(folder: Path, kept: str) -> None:
-    """Delete the folders of states under `folder` but the one of this name."""
+def remove_other_states(folder: Path, kept: Collection[str | None]) -> None:
+    """Delete the folders of states under `folder` but those of these names."""
     for old in folder.glob("step-*"):
-        if old.is_dir() and old.name != kept:
+        if old.is_dir() and old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)

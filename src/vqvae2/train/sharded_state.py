@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
-from vqvae2.processes import joined
+from vqvae2.processes import Group, joined
 from vqvae2.train.sharded import (
     load_shards,
     own,
@@ -28,7 +28,15 @@ from vqvae2.train.sharded import (
     rows_of_state,
     save_shards,
 )
-from vqvae2.train.state import Outcome, Saved, State, saved_record, saying_what_to_do
+from vqvae2.train.state import (
+    Outcome,
+    Saved,
+    State,
+    keep_previous,
+    previous_of,
+    saved_record,
+    saying_what_to_do,
+)
 from vqvae2.train.step import TrainingStep
 
 
@@ -48,7 +56,7 @@ class ShardedState(State):
         """As `State.save`, but on every process; a collective."""
         step, accelerator = self.step, self.accelerator
         assert accelerator is not None
-        folder = f"step-{self.outcome.step:09d}-of-{accelerator.num_processes}"
+        folder = f"step-{self.outcome.step:09d}-of-{accelerator.num_processes}" + ("-due" if self.due else "")
         tensors = rows_of_state(step.network, step.optimizer, step.average, self.best)
         save_shards(file.parent / folder, tensors, accelerator)
         joined().wait()
@@ -56,16 +64,11 @@ class ShardedState(State):
             small = {f"sums.{k}": v for k, v in sums.items()}
             small |= {f"counts.{k}": v for k, v in enumerate(counts)}
             averaged = step.average.count if step.average is not None else 0
-            meta = {
-                "outcome": vars(self.outcome),
-                "summed": step.taken,
-                "shards": folder,
-                "averaged": averaged,
-            }
-            if (autoencoder := getattr(step.objective, "autoencoder", None)) is not None:
-                meta["autoencoder"] = autoencoder
-            tensor_file.save_tensors(file, small, {**meta, "config": settings})
-            remove_other_states(file.parent, folder)
+            keep_previous(file)
+            tensor_file.save_tensors(
+                file, small, {**self.about(settings), "shards": folder, "averaged": averaged}
+            )
+            remove_other_states(file.parent, {folder, _shards(previous_of(file))})
 
     def load(self, file: Path, main: bool) -> None:
         """As `State.load`, of a state that any number of processes saved, sharded or one alone."""
@@ -104,21 +107,31 @@ class ShardedState(State):
         """This process's rows, in host memory."""
         return {name: own(weight).cpu().clone() for name, weight in model.named_parameters()}
 
+    def keep_best(self, model: nn.Module, main: bool) -> None:
+        """As `State.keep_best`, but each process keeps its rows."""
+        self.best = self.snapshot(model)
+
     def put_best(self) -> None:
-        """Put this process's rows of the best weights into the network."""
-        put(self.step.network, self.best)
+        """Put this process's rows of the best weights into the network, if there are any."""
+        if self.best:
+            put(self.step.network, self.best)
 
 
 def holds_shards(file: Path) -> bool:
     """Whether a state was saved in parts. Of a damaged file False: loading it says what to do about it."""
+    return _shards(file) is not None
+
+
+def _shards(file: Path) -> str | None:
+    """The name of the folder with the parts of a state; None if it has none or is damaged."""
     try:
-        return Saved.of(tensor_file.read_header(file).metadata, file).shards is not None
+        return Saved.of(tensor_file.read_header(file).metadata, file).shards
     except FileError:
-        return False
+        return None
 
 
 def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator) -> None:
-    """Go on from a state that `ShardedState.save` wrote, sharded or in one process.
+    """Go on from a state that `ShardedState.save` wrote, sharded or not, with any number of processes.
 
     Args:
         state: its step has the network, the optimiser and the average.
@@ -134,9 +147,12 @@ def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator)
         record = saved_record(meta, state.step, file)
         shapes = {name: weight.shape for name, weight in state.step.network.named_parameters()}
         folder = file.parent / Path(str(record.shards)).name  # inside, whatever the file says
-        rows = load_shards(folder, shapes, accelerator)
+        parted = isinstance(state, ShardedState)
+        group = Group(accelerator.process_index, accelerator.num_processes) if parted else Group()
+        rows = load_shards(folder, shapes, group)
         try:
-            state.best = restore(state.step, rows, record.outcome.step)
+            best = restore(state.step, rows, record.outcome.step)
+            state.best = best if parted or main else {}
             _small(state, small, record, main, record.averaged)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise FileError(f"the state in {folder} is damaged: {reason(error)}") from error
@@ -154,4 +170,4 @@ def _small(state: State, tensors: Mapping[str, Tensor], record: Saved, main: boo
             step.sums[name] = value.to(step.bad.device, torch.float32)
         elif part == "counts" and main:
             state.counts[int(name)].copy_(value)
-    step.taken = record.summed
+    step.taken, state.due = record.summed, record.due

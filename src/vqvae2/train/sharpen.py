@@ -45,6 +45,7 @@ from vqvae2.noise import world
 from vqvae2.train.autoencoder import detail
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
+from vqvae2.train.judging import HeldOut
 from vqvae2.train.resident import TrainingImages
 
 
@@ -168,6 +169,7 @@ class SharpenObjective:
         with seeded(config.seed):
             self.model = Sharpening(plain, config, self.distance).requires_grad_(True)
         self.training = TrainingImages(images, config.data, config.sharpen.batch, config.seed)
+        self.judged = HeldOut(images.heldout, config.sharpen)
 
     def keep_on(self, device: torch.device, limit: int) -> int:
         """As `TrainingImages.keep_on`."""
@@ -208,10 +210,11 @@ class SharpenObjective:
         """
         assert isinstance(model, Sharpening)
         device = accelerator.device
-        share = self.images.heldout[accelerator.process_index :: accelerator.num_processes]
-        batch = max(1, self.config.sharpen.batch // self.config.sharpen.accumulate)
+        chosen, processes = self.judged.chosen, accelerator.num_processes
+        share, size = chosen[accelerator.process_index :: processes], self.judged.size(processes)
+        batches = sequential(self.images, share, self.config.data, batch=size)
         measured: list[Tensor] = []
-        for images, _ in sequential(self.images, share, self.config.data, batch=batch):
+        for images, _ in self.judged.polled(batches, len(chosen), processes):
             images = images.to(device)
             codes = self.plain.encode(images)
             pair = (model.decode(self.vectors(codes)).clamp(-1, 1), self.plain.decode(codes))
@@ -222,8 +225,7 @@ class SharpenObjective:
                 columns += [self.distance(x, images) for x in pair]
             measured.append(torch.stack(columns))
         mse, plain_mse, detail_sharp, detail_plain, detail_real, real, fake, *distances = (
-            total / len(self.images.heldout)
-            for total in host_total(measured, 9 if self.distance else 7, accelerator)
+            total / len(chosen) for total in host_total(measured, 9 if self.distance else 7, accelerator)
         )
         figures = {
             "heldout_mse": mse,

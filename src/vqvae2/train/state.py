@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from accelerate.utils import broadcast
 from pydantic import Field
 from torch import Tensor, nn
 
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
+from vqvae2.files.run_folder import StageFolder
+from vqvae2.files.temporary import temporary_name
+from vqvae2.processes import joined
 from vqvae2.train.step import TrainingStep, WeightAverage
 
 _LINE = 2**20  # bytes of a line of metrics, at most
@@ -37,6 +42,7 @@ class Saved(Record):
 
     outcome: SavedOutcome
     summed: Annotated[int, Field(ge=0)] = 0
+    due: bool = False
     shards: str | None = None  # the folder beside it in which the processes have written their parts
     averaged: Annotated[int, Field(ge=0)] = 0  # weights in the average of such a state
     autoencoder: str | None = (
@@ -73,13 +79,15 @@ class State:
         step: weights, averaged weights, optimiser and the sums since the last line of metrics.
         counts: what the objective counts meanwhile, this process's part of it.
         outcome: how far the training has come.
-        best: the best weights so far, in host memory; {} before the first evaluation.
+        best: the best weights so far, in host memory, on the main process alone; {} before the first evaluation.
+        due: whether these steps are still to be evaluated.
     """
 
     step: TrainingStep
     counts: list[Tensor]
     outcome: Outcome = field(default_factory=Outcome)
     best: dict[str, Tensor] = field(default_factory=dict)
+    due: bool = False
 
     def save(
         self, file: Path, sums: Mapping[str, Tensor], counts: list[Tensor], settings: dict[str, Any]
@@ -99,18 +107,35 @@ class State:
             tensors |= {f"average.{k}": v for k, v in step.average.state_dict().items()}
         tensors |= {f"sums.{k}": v for k, v in sums.items()}
         tensors |= {f"counts.{k}": v for k, v in enumerate(counts)}
-        meta = {"outcome": vars(self.outcome), "summed": step.taken, "config": settings}
-        if (autoencoder := getattr(step.objective, "autoencoder", None)) is not None:
+        keep_previous(file)
+        tensor_file.save_tensors(file, tensors, self.about(settings))
+
+    def about(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The metadata of a state, which `Saved` reads."""
+        meta = {"outcome": vars(self.outcome), "summed": self.step.taken, "config": settings, "due": self.due}
+        if (autoencoder := getattr(self.step.objective, "autoencoder", None)) is not None:
             meta["autoencoder"] = autoencoder
-        tensor_file.save_tensors(file, tensors, meta)
+        return meta
 
     def snapshot(self, model: nn.Module) -> dict[str, Tensor]:
         """A copy of a model's weights and buffers, in host memory."""
         return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
+    def keep_best(self, model: nn.Module, main: bool) -> None:
+        """Take a model's weights for the best ones; on a machine with eight cards, eight copies would be the largest thing in its memory."""
+        self.best = self.snapshot(model) if main else {}
+
     def put_best(self) -> None:
-        """Put the best weights into the network."""
-        self.step.network.load_state_dict(self.best)
+        """Put the best weights into the network, if there are any; a collective."""
+        group = joined()
+        if not group.agreed(bool(self.best)):
+            return
+        if group.main:
+            self.step.network.load_state_dict(self.best)
+        if group.count > 1:
+            for tensor in self.step.network.state_dict().values():
+                whole = tensor.contiguous()
+                tensor.copy_(broadcast(whole))
 
     def load(self, file: Path, main: bool) -> None:
         """Go on from a state that `save` wrote.
@@ -159,8 +184,8 @@ class State:
             if isinstance(error, atomic.FileError):
                 raise
             raise atomic.FileError(f"{file} is damaged: {atomic.reason(error)}") from error
-        self.best = part("best.")
-        step.taken = record.summed
+        self.best = part("best.") if main else {}
+        step.taken, self.due = record.summed, record.due
         self.outcome = Outcome(**record.outcome.model_dump())
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
@@ -184,9 +209,25 @@ def saying_what_to_do(file: Path) -> Iterator[None]:
     try:
         yield
     except atomic.FileError as error:
-        raise atomic.FileError(
-            f"{error}; no earlier state is kept: delete {file}, and the same command trains this stage again from step 0"
-        ) from error
+        before = previous_of(file)
+        what = f"no earlier state is kept: delete {file}, and the same command trains this stage again from step 0"
+        if before.exists():
+            what = f"the state before it is kept: mv {before} {file}, and the same command goes on from there"
+        raise atomic.FileError(f"{error}; {what}") from error
+
+
+def previous_of(file: Path) -> Path:
+    """Where the state before the one in this file is."""
+    return StageFolder(file.parents[1]).previous
+
+
+def keep_previous(file: Path) -> None:
+    """Keep the state in a file, which is about to be replaced, under another name, where the file system knows hard links."""
+    before = previous_of(file)
+    link = temporary_name(before)
+    with suppress(OSError):
+        os.link(file, link)
+        link.replace(before)
 
 
 def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Saved:
@@ -240,10 +281,16 @@ def parse_metrics(text: bytes, path: Path) -> dict[str, Any] | None:
     return line if isinstance(line, dict) and type(line.get("step")) is int else None
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines past `step`, which a killed process may have written; at step 0 there are none."""
+def cut_metrics(path: Path, step: int, due: bool = False) -> None:
+    """Drop the lines past `step`, which a killed process may have written; at step 0 there are none.
+
+    Args:
+        due: whether this step is still to be evaluated; what is past its line with the learning rate is dropped too.
+    """
     if step == 0:
         path.unlink(missing_ok=True)
     elif path.exists():
-        kept = [json.dumps(line) for line in read_metrics(path) if line["step"] <= step]
-        atomic.write_text(path, "".join(line + "\n" for line in kept))
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        while due and kept and kept[-1]["step"] == step and "lr" not in kept[-1]:
+            kept.pop()
+        atomic.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -10,6 +10,7 @@ Random numbers are those of generators that are seeded before each step, so a re
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -28,6 +29,20 @@ _NEVER = 2**62  # the step at which the loss was not finite, when there is none
 _WARM_UP = (
     3  # eager steps before a capture: lazily made buffers, cuDNN's search, codebooks from the first batch
 )
+
+
+def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
+    """Linear warm-up, then constant, or a cosine that falls to 1/50 of the peak.
+
+    It ends when the steps or, if `minutes` is set, the time are used up, whichever comes first."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.minutes:
+        share = max(share, seconds / (60 * config.minutes))
+    return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
 class HasLoss(Protocol):
