@@ -65,7 +65,7 @@ def config() -> Config:
 def whole(data: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all stages without an interruption; read only."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    lines = go(data, folder, config, command="vqvae2 train")
+    lines = go(data, folder, config)
     (folder / "said.json").write_text(json.dumps(lines))
     return folder
 

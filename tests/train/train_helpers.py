@@ -149,7 +149,7 @@ class Spoken(Reporter):
 def go(data: Path, folder: Path, config: Config, **options: Any) -> list[str]:
     """`train` in silence; what it would say."""
     reporter = Spoken()
-    train(str(data), folder, config, reporter=reporter, **options)
+    train(str(data), folder, config, **{"command": "vqvae2 train", **options}, reporter=reporter)
     return reporter.lines
 
 
