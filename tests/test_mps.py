@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.autoencoder.perceptual import PerceptualDistance
-from vqvae2.config.models import AutoencoderConfig
+from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig
 from vqvae2.prior import attention
 from vqvae2.prior.attention import _PART, attend, in_parts
 from vqvae2.prior.level import LevelPrior
@@ -124,7 +124,7 @@ def test_what_is_computed_again_draws_the_same_numbers(caller: str, monkeypatch:
     if caller == "attention":
         y, parts = attend(x, x, x, 0.1), [0, 1, 2, 3]
     else:
-        prior: Any = SimpleNamespace(checkpointing=True, training=True)
+        prior: Any = SimpleNamespace(checkpointing=True, training=True, config=LevelPriorConfig(dropout=0.1))
         y, parts = LevelPrior._run(prior, drawing, x), [0]  # type: ignore[arg-type]
     assert begun == parts
     state = 50  # other layers have drawn meanwhile

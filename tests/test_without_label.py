@@ -159,7 +159,10 @@ def test_a_training_is_refused_whose_samples_would_be_guided(trained: Path, pict
     plan = run.config.prior.model_copy(update={"levels": (level, level)})
     asked = run.config.model_copy(update={"prior": plan, "sampling": Sampling(guidance=3.0)})
     images: Any = SimpleNamespace(
-        classes=run.classes, fingerprint=run.record["fingerprint"], class_counts=run.class_counts
+        classes=run.classes,
+        fingerprint=run.record["fingerprint"],
+        class_counts=run.class_counts,
+        **{part: range(n) for part, n in zip(("train", "heldout"), run.record["images"], strict=True)},
     )
     claimed = Claim(run.record, asked)
     accelerator: Any = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)

@@ -225,7 +225,7 @@ def test_encode_never_learns(ema: bool) -> None:
 def test_encode_restores_the_mode_of_every_module() -> None:
     """Also of a part that is frozen in eval mode while the rest is trained."""
     net = model().train()
-    net.quantizers[0].add_module("frozen", nn.Dropout().eval())
+    net.quantizers[0].add_module("still", nn.Dropout().eval())
     modes = [module.training for module in net.modules()]
     net.encode(noise(2, 3, 8, 8))
     assert [module.training for module in net.modules()] == modes

@@ -58,7 +58,7 @@ def test_on_a_card_the_batch_is_timed_if_half_of_the_free_memory_holds_it(
 ) -> None:
     """The speed of one image on a card said ten times the time that a training took."""
     cost, card = measure(config).networks[0], torch.device("cuda")
-    batch, memory = cost.settings.batch, module._memory(measure(config).networks[0], config, card)
+    batch, memory = cost.settings.batch, module._memory(measure(config).networks[0], config)
     for free, expected in ((10 * memory, batch), (memory, max(1, batch // 2)), (1, 1)):
         monkeypatch.setattr(module, "free_memory", lambda device, free=free: free)
         assert module._timed_images(config, cost, card) == expected
@@ -122,10 +122,10 @@ def test_copies_of_the_weights_and_data_on_a_card_need_memory_too(
 ) -> None:
     """The warning left them out, so that a training which was said to fit might not."""
     card, cost = torch.device("cuda"), measure(config).networks[0]
-    plain = module._memory(cost, config, card)
+    plain = module._memory(cost, config)
     mixed = config.model_copy(update={"precision": "bf16"})
     images = cost.settings.batch * (cost.kept - cost.kept_bf16)
-    assert module._memory(cost, mixed, card) == plain - images + 2 * cost.parameters
+    assert module._memory(cost, mixed) == plain - images + 2 * cost.parameters
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     largest = max(stage.memory for stage in estimate(config, tmp_path / "run", CPU))
 
