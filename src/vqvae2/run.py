@@ -258,7 +258,8 @@ class Run(LoadedRun):
             seed: completion i of a seed is the same whatever n and the batch size.
             passes: 1 draws in raster order; each further pass fits the drawn codes to everything that is kept
                 (`generate.complete.fill`) and takes several times as long as the first. A `Passes` is told of each.
-            sampling, settings: as in `sample`.
+            sampling: as in `sample`.
+            settings: as in `sample`.
         """
         classes = None if labels is None else sample_labels(labels, n, self.classes)
         how = sampling_of(sampling, settings, self.sampling)

@@ -174,7 +174,8 @@ class LevelPrior(nn.Module, ABC):
 
         Args:
             codes: [B, H, W] int64.
-            coarser, labels: as in `context`.
+            coarser: as in `context`.
+            labels: as in `context`.
         """
 
     @abstractmethod
