@@ -22,7 +22,7 @@ from vqvae2.train.device import make_accelerator
 from vqvae2.train.longer import keep_state
 from vqvae2.train.sharded import restore
 from vqvae2.train.sharded_state import ShardedState, load_sharded
-from vqvae2.train.state import SavedOutcome, State
+from vqvae2.train.state import SavedOutcome, State, keep_previous
 
 GOOD = {
     "step": 3,
@@ -171,3 +171,13 @@ def test_a_kept_state_is_that_of_the_last_training(sharded: bool, tmp_path: Path
     keep_state(stage, stage.longer)
     assert (stage.state.read_bytes() if stage.state.exists() else None) == (None if sharded else new)
     assert not stage.longer.checkpoints.exists()
+
+
+def test_keeping_a_state_twice_leaves_no_other_file(tmp_path: Path) -> None:
+    """As when a training is asked to stop before its next state is written: renaming a link to itself removes nothing."""
+    checkpoints = tmp_path / "stage" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.safetensors").write_bytes(b"state")
+    for _ in range(2):
+        keep_previous(checkpoints / "last.safetensors")
+    assert {item.name for item in checkpoints.iterdir()} == {"last.safetensors", "previous.safetensors"}

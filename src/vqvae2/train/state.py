@@ -227,7 +227,8 @@ def keep_previous(file: Path) -> None:
     link = temporary_name(before)
     with suppress(OSError):
         os.link(file, link)
-        link.replace(before)
+        link.replace(before)  # which leaves both names if they are links to one file
+        link.unlink(missing_ok=True)
 
 
 def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Saved:
