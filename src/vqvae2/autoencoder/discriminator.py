@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_ENLARGED = (
-    4.0  # differences from the plain reconstruction, of about .1, come nearer to the size of the images
-)
+_ENLARGED = 4.0  # what a blur takes from an image, about .1, comes nearer to the size of the image itself
 
 
 class PatchDiscriminator(nn.Module):
