@@ -67,7 +67,8 @@ class Context(nn.Module):
         if prior.label is not None and no_label(prior) is None:
             prior = copy.deepcopy(prior)
             assert prior.label is not None
-            prior.label = nn.Embedding.from_pretrained(prior.label.weight[: prior.classes].detach())
+            learnt = prior.label.weight[: prior.classes].detach()
+            prior.label = nn.Embedding(len(learnt), learnt.shape[1], _weight=learnt)
         self.prior = prior
 
     def forward(self, *inputs: Tensor) -> Tensor:
