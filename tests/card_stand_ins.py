@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from vqvae2.prior import captured
+from vqvae2.prior.chooser import Chooser
+from vqvae2.prior.step_ops import StepOps, StepSpec
 
 INVALID = "operation failed due to a previous error during capture"
 FORBIDDEN = "operation not permitted when stream is capturing"
@@ -71,3 +76,30 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: None)
     return graphs
+
+
+def unrecordable(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Graph], list[int]]:
+    """Stand for a card on which the rows of all priors read a number on the host, so that recording them is refused.
+
+    Returns:
+        The graphs as they are made, and an entry for each row that is drawn.
+    """
+    graphs, drawn = stand_in(monkeypatch), list[int]()
+    kind, spec = captured.static_kind, captured.StepSpec
+
+    class Reading:
+        """A prepared prior that reads a number in each row."""
+
+        def __init__(self, prior: Any, own: StepSpec, ops: StepOps) -> None:
+            self.static = kind(prior)(prior, replace(own, device=torch.device("cpu")), ops)  # type: ignore[misc]
+            self.load, self.result = self.static.load, self.static.result
+
+        def draw_row(self, chooser: Chooser) -> None:
+            """A row, on the CPU."""
+            torch.ones(()).item()
+            drawn.append(1)
+            self.static.draw_row(chooser)
+
+    monkeypatch.setattr(captured, "static_kind", lambda prior: Reading)
+    monkeypatch.setattr(captured, "StepSpec", lambda *a: spec(*a[:-1], torch.device("cuda")))
+    return graphs, drawn

@@ -461,6 +461,29 @@ def test_a_report_on_other_samples_is_not_the_runs_own(
     assert collect(load(run)).recall == {}
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("parts", []),
+        ("parts", {"precision": {"sets": {"samples": {"recall": "high"}}}}),
+        ("parts", {"memorisation": {"pixels": 3}}),
+        ("protocol", []),
+        ("protocol", {"run": []}),
+    ],
+)
+def test_a_damaged_report_is_as_none(
+    trained: Path, tmp_path: Path, command: Command, network: Colours, key: str, value: Any
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = collect(load(run))
+    assert command("evaluate", run, "--only", "precision").code == 0
+    file = run / "report" / "report.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, key: value}))
+    assert command("explain", run).code == 0
+    assert collect(load(run)) == before
+
+
 def test_other_pictures_do_not_take_the_place_of_the_runs_own(
     trained: Path, pictures: Path, tmp_path: Path, command: Command
 ) -> None:

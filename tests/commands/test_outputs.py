@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from PIL import Image
 
 from vqvae2.commands import evaluate
@@ -391,6 +392,33 @@ def test_explain(trained: Path, command: Command) -> None:
     assert "dB on held-out images" in said.out
     assert f"vqvae2 evaluate {trained}" in said.out
     assert command("explain", "nowhere").code == 2
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "prior/level-1"])
+@pytest.mark.parametrize("seconds", ["7", None, [7.0]])
+def test_a_damaged_record_of_a_stage_is_said_in_one_line(
+    stage: str, seconds: Any, run: Path, command: Command
+) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train_autoencoder"]["minutes"] = config["train_prior"][1]["minutes"] = 5.0
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert command("explain", run).code == 0
+    record = run / stage / "config.json"
+    value = json.loads(record.read_text())
+    value["outcome"]["seconds"] = seconds
+    record.write_text(json.dumps(value))
+    said = command("explain", run)
+    assert said.code == 2
+    assert said.err.startswith(f"vqvae2: {record} is damaged: outcome.seconds: ")
+    assert said.err.count("\n") == 1
+
+
+def test_a_damaged_line_of_metrics_is_no_point_of_a_curve(run: Path, command: Command) -> None:
+    metrics = run / "autoencoder" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.write('{"step": 61, "heldout_psnr": "high"}\n')
+    said = command("explain", run)
+    assert said.code == 0, said.err
 
 
 # --- fine-tuning ---

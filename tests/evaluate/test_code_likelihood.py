@@ -10,6 +10,8 @@ import torch
 from vqvae2.codes import Geometry
 from vqvae2.evaluate.code_likelihood import likelihood
 from vqvae2.evaluate.metrics import MetricError
+from vqvae2.evaluate.parts.likelihood import likelihoods
+from vqvae2.evaluate.tables import tables
 
 PAPER = Geometry(((32, 32), (64, 64)), (512, 512))
 
@@ -46,3 +48,11 @@ def test_likelihood_is_the_mean_over_images(seed: int) -> None:
 def test_likelihood_of_other_levels(shape: tuple[int, ...]) -> None:
     with pytest.raises(MetricError, match=r"expected log-probabilities \[B, 2\]"):
         likelihood(torch.zeros(shape), PAPER, (3, 256, 256))
+
+
+def test_a_level_whose_codes_are_certain_has_no_excess() -> None:
+    """As where one code of a collapsed codebook takes every position."""
+    training, heldout = torch.tensor([[0.0, -2.0]]), torch.tensor([[-1.0, -3.0]])
+    figures = likelihoods({"training": training, "held out": heldout}, PAPER, (3, 256, 256)).figures
+    assert figures["gap"] == [None, pytest.approx(0.5)]
+    assert tables(figures)

@@ -92,19 +92,36 @@ def test_a_perceptual_distance_is_bisected(wanted: float, size: int) -> None:
     assert distance.asked <= 6
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_other_formats_show_what_they_store(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_codecs, "_QUALITIES", (5, 95))
     image = torch.linspace(-1, 1, 32).expand(channels, 32, 32)
     names = []
     for codec in other_codecs.other_codecs():
+        if channels not in codec.channels:
+            continue
         names.append(codec.name)
         files = [file for variant in range(len(codec.settings)) for file in codec.files(image, variant)]
         assert len(files) == 2 * len(codec.settings)
         (small, rough), (large, near) = files[:2]
         assert 0 < small < large
         assert psnr(near[None], image[None]) > max(30, float(psnr(rough[None], image[None])))
-    assert names[0] == "JPEG"
+    assert ("JPEG" in names) == (channels != 4)
+    assert "WebP" in names
+
+
+def test_images_with_transparency_are_compared_with_the_formats_that_have_it(
+    pictures: Path, tmp_path: Path, train_tiny: Callable[..., Path], command: Callable[..., Any]
+) -> None:
+    """JPEG cannot hold them, and everything else is measured."""
+    run = train_tiny(tmp_path, pictures, "data.channels=4", "train_autoencoder.steps=4")
+    said = command("evaluate", run, "--only", "compression", "--n", 2, "--json")
+    assert said.code == 0, said.err
+    report = json.loads(said.out)
+    names = [row["codec"] for row in report["parts"]["compression"]["rows"]]
+    assert "JPEG" not in names
+    assert {"vqvae2", "WebP"} <= {*names}
+    assert "no JPEG: it has no images of 4 channels" in report["warnings"]
 
 
 def test_the_report(

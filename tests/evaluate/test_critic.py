@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vqvae2.config.overrides import read_yaml
 from vqvae2.data.images import ImageSet, open_images
+from vqvae2.errors import UserError
 from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier_file import save_classifier
 from vqvae2.evaluate.critic import CriticError, CriticKind, critic_file, fit_critic, load_critic
@@ -127,11 +128,11 @@ def scripted(path: Path, classes: int = 3) -> Path:
     return path
 
 
-def resnet(path: Path, images: ImageSet) -> Path:
-    """A small classifier that was trained on the training images."""
+def resnet(path: Path, images: ImageSet, channels: int = 3) -> Path:
+    """A small classifier that was trained on the training images, or on their first channel."""
     pixels, labels = batch(images, images.train)
     config = ClassifierConfig(width=8, stages=1, steps=10, batch=8, flip=False)
-    save_classifier(path, train_classifier(pixels, labels, 3, config))
+    save_classifier(path, train_classifier(pixels[:, :channels], labels, 3, config))
     return path
 
 
@@ -148,6 +149,14 @@ def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: P
     assert found.backbone_digest == made.classifier.backbone_digest != "c" * 64
     assert (found.record["kind"], found.record["train"]) == ("model", None)
     assert (run / "critic" / kind.replace("net.jit-v2", "model.pt")).is_file()
+
+
+def test_a_classifier_of_other_channels(run: Path, images: ImageSet, tmp_path: Path) -> None:
+    """It is a mistake of the user, said in one line, and nothing of it is kept."""
+    grey = CriticKind(model=resnet(tmp_path / "grey.safetensors", images, channels=1))
+    with pytest.raises(UserError, match=r"expected images \[B, 1, H, W\], found \[\d+, 3, 16, 16\]"):
+        fit_critic(run, images, load(run, "cpu").config.data, grey)
+    assert not critic_file(run).exists()
 
 
 def test_a_network_of_its_own(run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:

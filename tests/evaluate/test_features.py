@@ -245,7 +245,7 @@ def test_what_cannot_be_read_is_refused(vgg_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 2, 8, 8), (1, 8, 8, 3)])
 def test_images_of_another_shape(lite0: FeatureNetwork, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected images"):
+    with pytest.raises(FeatureError, match="expected images"):
         lite0(torch.zeros(shape))
 
 

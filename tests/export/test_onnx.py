@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.export import Dim
 
@@ -183,6 +184,25 @@ def test_every_kind_of_step_draws_what_the_prior_draws(
     with torch.no_grad():
         found = drawn(prior, 4, lambda part, inputs: part.module(*inputs))
     assert [level.tolist() for level in expected.levels] == [level.tolist() for level in found]
+
+
+def test_a_graph_takes_no_label_only_if_its_prior_learnt_it(exported: Path, run: Path) -> None:
+    """As sampling without a label is refused; with labels the graphs of both are the same."""
+    about = json.loads((exported / "model.json").read_text())
+    assert [level["no_label"] for level in about["levels"]] == [3, 3]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["prior"]["levels"][1]["label_dropout"] = 0.0
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    out, loaded = run / "onnx", load(run, "cpu")
+    assert [level["no_label"] for level in export_onnx(loaded, out)["levels"]] == [3, None]
+    labels = torch.arange(4)
+    graph(out, "prior-0-context", labels=labels)
+    (found,) = graph(out, "prior-1-context", labels=labels[:3], codes_0=codes(3)["codes_0"])
+    context = loaded.prior.level(1).context((codes(3)["codes_0"],), labels[:3])
+    assert context is not None
+    assert np.allclose(context.detach().numpy(), found, atol=1e-5)
+    with pytest.raises(Exception, match="out of data bounds"):
+        graph(out, "prior-1-context", labels=labels, codes_0=codes(4)["codes_0"])
 
 
 def test_torch_export_takes_encode_decode_and_a_step(model: Run) -> None:

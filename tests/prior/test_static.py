@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from card_stand_ins import FORBIDDEN, stand_in
+from card_stand_ins import FORBIDDEN, unrecordable
 from comparing import same_codes
 from prior_helpers import Grids, hierarchy, inputs, level_prior, random_codes, static_logits, stepped
 
 from vqvae2.codes import Codes
-from vqvae2.prior import captured
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.chooser import UNKNOWN, Chooser, Rule
 from vqvae2.prior.kinds import static_kind
@@ -62,27 +60,11 @@ def test_rows_that_cannot_be_recorded_are_drawn_without_a_recording(
     """Where a kind of prior reads a number on the host. One line says so, and no other recording is begun."""
     prior = hierarchy(((2, 3), (4, 3)), 0)
     expected = prior.sample(4, seed=1, graphs=StepGraphs(devices=()))
-    graphs, drawn = stand_in(monkeypatch), list[int]()
-    kind = captured.static_kind
-    own = StepSpec
-
-    class Reading:
-        """Stands for a prior on a card."""
-
-        def __init__(self, prior: Any, spec: StepSpec, ops: StepOps) -> None:
-            self.static = kind(prior)(prior, replace(spec, device=torch.device("cpu")), ops)  # type: ignore[misc]
-            self.load, self.result = self.static.load, self.static.result
-
-        def draw_row(self, chooser: Chooser) -> None:
-            torch.ones(()).item()
-            drawn.append(1)
-            self.static.draw_row(chooser)
-
-    monkeypatch.setattr(captured, "static_kind", lambda prior: Reading)
-    monkeypatch.setattr(captured, "StepSpec", lambda *a: own(*a[:-1], torch.device("cuda")))
+    graphs, drawn = unrecordable(monkeypatch)
     kept = StepGraphs(kernels="torch", devices=("cpu",), least_positions=1)
     for _ in range(2):
         assert same_codes(prior.sample(4, seed=1, graphs=kept), expected)
+    assert kept.lost
     assert len(graphs) == 1
     assert len(drawn) == 1 + 2 * (2 + 4), "one row before the recording, and then each row of each grid"
     assert [record.getMessage() for record in caplog.records] == [

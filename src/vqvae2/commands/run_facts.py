@@ -8,8 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from vqvae2.evaluate.facts import Facts, LevelFacts, from_report
 from vqvae2.evaluate.plot import Curve
+from vqvae2.files.records import Record
 
 if TYPE_CHECKING:
     from vqvae2.run import Run
@@ -19,10 +22,56 @@ _EMPTY = 0.03
 _MARGIN = 2  # px between the images of a sheet
 
 
+class _Figures(Record):
+    """What is read of one set of images."""
+
+    frechet: float | None = None
+    recall: float | None = None
+    nearer_than_any_heldout: float | None = None
+
+
+class _Sets(Record):
+    """What is read of a part that compares sets."""
+
+    sets: dict[str, _Figures] = Field(default_factory=dict)
+
+
+class _Parts(Record):
+    """What is read of the parts of a report."""
+
+    distances: _Sets = _Sets()
+    precision: _Sets = _Sets()
+    memorisation: dict[str, _Figures] = Field(default_factory=dict)
+
+
+class _Measured(Record):
+    """Which run was measured."""
+
+    weights: dict[str, str] = Field(default_factory=dict)
+
+
+class _Protocol(Record):
+    """What was measured."""
+
+    run: _Measured = _Measured()
+    samples: str = "of the run"
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Report(Record):
+    """What is read of report.json."""
+
+    protocol: _Protocol = _Protocol()
+    parts: _Parts
+
+
 def collect(run: Run) -> Facts:
     """The facts of a run folder, or of a model of the package, which has fewer.
 
     Figures of RUN/report/report.json count only if they were measured on the weights that the run has now.
+
+    Raises:
+        FileError: the record of a stage is damaged.
     """
     sharp = run.figures("sharpen")
     plain = run.figures()
@@ -42,10 +91,12 @@ def collect(run: Run) -> Facts:
 
 
 def _level(run: Run, level: int, plain: dict[str, Any]) -> LevelFacts:
+    from vqvae2.train.longer import ended
+
     figures, config = run.figures(level), run.config
     temperature, _, top_p, guidance = run.sampling.level(level, config.autoencoder.levels)
     used, perplexity = _usage(run, level, plain)
-    outcome = outcome_in(run.paths.prior(level).record)
+    outcome = ended(run.paths.prior(level))
     return LevelFacts(
         positions=config.geometry.positions[level],
         codes=config.autoencoder.codes[level],
@@ -55,8 +106,8 @@ def _level(run: Run, level: int, plain: dict[str, Any]) -> LevelFacts:
         train_bits=figures.get("train_bits"),
         uniform_bits=figures.get("uniform_bits"),
         curve=curve(_lines(run.paths.prior(level).metrics), "heldout_bits"),
-        step=outcome.get("step"),
-        best_step=outcome.get("best_step"),
+        step=outcome.step or None,
+        best_step=outcome.best_step or None,
         copies=config.train_prior[level].copies,
         dropout=config.prior.levels[level].dropout,
         guidance=guidance,
@@ -99,29 +150,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def curve(lines: list[dict[str, Any]], key: str) -> Curve:
     """The values of a figure in the lines of metrics, with their steps."""
-    return [(line["step"], line[key]) for line in lines if key in line]
-
-
-def outcome_in(record: Path) -> dict[str, Any]:
-    """How a training ended, as its record says; {} if that is missing or damaged."""
-    from vqvae2.files.atomic import FileError, read_json
-
-    try:
-        value = read_json(record)
-    except FileError:
-        return {}
-    outcome = value.get("outcome") if isinstance(value, dict) else None
-    return outcome if isinstance(outcome, dict) else {}
+    return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
 
 
 def _ended_by_minutes(run: Run) -> Iterator[str]:
+    from vqvae2.train.longer import ended
+
     config = run.config
     settings: list[Any] = [config.train_autoencoder, config.sharpen, *config.train_prior]
     stages = run.paths.networks(config.autoencoder.levels)
     for (name, stage), training in zip(stages.items(), settings, strict=True):
-        outcome = outcome_in(stage.record)
-        late = training.minutes and outcome.get("seconds", 0.0) >= 60 * training.minutes
-        if stage.done() and late and outcome.get("step", 0) < training.steps:
+        if not training.minutes or not stage.done():
+            continue
+        outcome = ended(stage)
+        if outcome.seconds >= 60 * training.minutes and outcome.step < training.steps:
             yield name
 
 
@@ -130,20 +172,16 @@ def _reported(run: Run) -> dict[str, Any]:
 
     A split that was measured instead may be the test split, which must not decide what is changed.
     """
-    from vqvae2.files.atomic import FileError, read_json
+    from vqvae2.files.atomic import FileError
 
     try:
-        report = read_json(run.paths.report / "report.json")
+        report = _Report.read(run.paths.report / "report.json")
     except FileError:
         return {}
-    if not isinstance(report, dict) or "parts" not in report:
-        return {}
-    protocol = report.get("protocol", {})
-    own = protocol.get("run", {}).get("weights") == run.digests()
-    own = own and protocol.get("samples", "of the run") == "of the run"
-    images, data = run.record.get("fingerprint"), protocol.get("data", {})
-    own = own and images in (None, data.get("fingerprint")) and "split" not in data
-    found = from_report(report["parts"]) if own else {}
+    protocol, images = report.protocol, run.record.get("fingerprint")
+    own = protocol.run.weights == run.digests() and protocol.samples == "of the run"
+    own = own and images in (None, protocol.data.get("fingerprint")) and "split" not in protocol.data
+    found = from_report(report.parts.model_dump(exclude_unset=True)) if own else {}
     found.pop("psnr", None)  # the run's own figure is of the same images
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from vqvae2.autoencoder.codebook_usage import stored_usage
-from vqvae2.commands.run_facts import collect, curve, outcome_in
+from vqvae2.commands.run_facts import collect, curve
 from vqvae2.data.grid import save_picture
 from vqvae2.data.store import open_store
 from vqvae2.errors import listed, suggested
@@ -19,8 +19,8 @@ from vqvae2.evaluate.advice import advise
 from vqvae2.evaluate.report import Cell, Page
 from vqvae2.evaluate.verdict import verdict
 from vqvae2.files.atomic import write_json
-from vqvae2.files.run_folder import StageFolder
 from vqvae2.run import Run
+from vqvae2.train.longer import ended
 from vqvae2.train.state import read_metrics
 
 
@@ -100,7 +100,7 @@ class TrainingReport:
         """Collect the figures of the run's files."""
         run = self.run
         stages = run.paths.networks(run.config.autoencoder.levels).values()
-        seconds = sum(_seconds(stage) for stage in stages)
+        seconds = sum(ended(stage).seconds for stage in stages if stage.done())
         self.figures["training_seconds"] = seconds
         if self.facts.psnr is not None:
             self.figures["heldout_psnr"] = self.facts.psnr
@@ -168,8 +168,3 @@ def write_training_report(run: Run) -> Path | None:
     report.add_pictures()
     report.add_curves()
     return report.save("training")
-
-
-def _seconds(stage: StageFolder) -> float:
-    seconds = outcome_in(stage.record).get("seconds") if stage.done() else 0.0
-    return float(seconds) if isinstance(seconds, int | float) else 0.0

@@ -29,11 +29,13 @@ class OtherCodec:
         name: for tables.
         format: as Pillow calls it.
         settings: of the smallest files, one per variant; of all variants the best is taken.
+        channels: the numbers of channels that its files can hold.
     """
 
     name: str
     format: str
     settings: tuple[dict[str, Any], ...]
+    channels: tuple[int, ...] = (1, 3, 4)
 
     def files(self, image: Tensor, variant: int) -> Iterator[tuple[int, Tensor]]:
         """Bytes of a file, and the image [C, H, W] in [-1, 1] that it shows, for each quality from the lowest.
@@ -65,6 +67,7 @@ def other_codecs(large: bool = False) -> list[OtherCodec]:
             "JPEG",
             "JPEG",
             tuple({"optimize": True, "subsampling": subsampling} for subsampling in ("4:2:0", "4:4:4")),
+            channels=(1, 3),
         )
     ]
     if features.check("webp"):

@@ -14,6 +14,8 @@ layers, D = C / heads, S positions to the left (and rows above) that a convoluti
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -52,7 +54,9 @@ class Decoder(nn.Module):
 
 
 class Context(nn.Module):
-    """Coarser codes [B, h, w] and, with classes, labels [B] (0 .. classes, the last for "no label") -> [B, C, H or 1, W or 1].
+    """Coarser codes [B, h, w] and, with classes, labels [B] -> [B, C, H or 1, W or 1].
+
+    Labels are 0 .. classes, the last for "no label"; the module lacks the last one if the prior never learnt it.
 
     Args:
         prior: of a level that has coarser levels or classes.
@@ -60,6 +64,11 @@ class Context(nn.Module):
 
     def __init__(self, prior: LevelPrior) -> None:
         super().__init__()
+        if prior.label is not None and no_label(prior) is None:
+            prior = copy.deepcopy(prior)
+            assert prior.label is not None
+            learnt = prior.label.weight[: prior.classes].detach()
+            prior.label = nn.Embedding(len(learnt), learnt.shape[1], _weight=learnt)
         self.prior = prior
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -192,6 +201,11 @@ class TransformerStep(nn.Module):
 def has_context(prior: LevelPrior) -> bool:
     """Whether anything conditions this level: coarser levels or classes."""
     return prior.condition is not None or prior.label is not None
+
+
+def no_label(prior: LevelPrior) -> int | None:
+    """The number that stands for "no label"; None without classes, or if the prior never learnt it (`PriorConfig.lacks_unlabelled`)."""
+    return prior.classes if prior.classes and prior.config.label_dropout else None
 
 
 def step_module(prior: LevelPrior) -> PixelCNNStep | TransformerStep:

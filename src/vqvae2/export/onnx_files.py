@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.errors import UserError
-from vqvae2.export.modules import Context, Decoder, Encoder, RowStart, has_context, step_module
+from vqvae2.export.modules import Context, Decoder, Encoder, RowStart, has_context, no_label, step_module
 from vqvae2.files.atomic import reason, write_json
 from vqvae2.files.output import make_folder
 from vqvae2.files.progress import Reporter
@@ -121,7 +121,8 @@ def parts(run: Run) -> Iterator[Part]:
 
 
 def describe(run: Run, found: list[Part]) -> dict[str, Any]:
-    """The content of model.json: sizes, classes, and for each level its files and the shapes of its caches ("B" is the batch)."""
+    """The content of model.json: sizes, classes, and for each level its files, the shapes of its caches ("B" is the batch), and the
+    label that means "no label"."""
     geometry, files = run.config.geometry, {part.name for part in found}
     levels = []
     for level, (grid, codes) in enumerate(zip(geometry.grids, geometry.vocabulary, strict=True)):
@@ -133,6 +134,7 @@ def describe(run: Run, found: list[Part]) -> dict[str, Any]:
                 kind: f"prior-{level}-{kind}.onnx" if f"prior-{level}-{kind}" in files else None
                 for kind in ("context", "row", "step")
             }
+            entry["no_label"] = no_label(run.prior.level(level))
             entry["caches"] = {
                 name: [
                     "B" if axis == part.batch_axes[name] else size for axis, size in enumerate(tensor.shape)
@@ -160,9 +162,10 @@ def _prior_parts(prior: LevelPrior, coarser: dict[str, Tensor]) -> Iterator[Part
     context: dict[str, Tensor] = {}
     if has_context(prior):
         inputs = {**({"labels": codes} if prior.classes else {}), **coarser}
-        yield Part(f"prior-{level}-context", Context(prior), inputs, ["context"], dict.fromkeys(inputs, 0))
+        module = Context(prior)
+        yield Part(f"prior-{level}-context", module, inputs, ["context"], dict.fromkeys(inputs, 0))
         with torch.no_grad():
-            context = {"context": Context(prior)(*inputs.values())}
+            context = {"context": module(*inputs.values())}
     size = config.hidden // config.heads
     attentions = len(prior.attention_layers()) if isinstance(prior, PixelCNN) else config.layers
     shape = (attentions, 2, _BATCH, config.heads, prior.positions, size)

@@ -64,6 +64,10 @@ class StepGraphs:
             grids of at least `LEAST_FUSED` positions, and else "torch".
         devices: kinds of device on which grids are drawn this way; on any but "cuda" nothing is recorded.
         least_positions: a grid of which fewer positions are to be visited is drawn by plain steps.
+
+    Attributes:
+        lost: whether CUDA declared a recording invalid. Nothing more is recorded and drawing goes on, but this process must not
+            train on the card any more (see `recording`).
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class StepGraphs:
             WeakKeyDictionary()
         )
         self._stream: Any = None  # on which is recorded
-        self._refused = False  # a recording was lost, and no other is begun
+        self.lost = False
 
     def takes(self, prior: LevelPrior, batch: int, positions: int) -> bool:
         """Whether a grid is drawn this way: the device and the kind of prior can, and it is long enough."""
@@ -137,7 +141,7 @@ class StepGraphs:
         kind = static_kind(prior)
         assert kind is not None
         recording = _Recording(kind(prior, spec, ops), chooser.clone())
-        if spec.device.type == "cuda" and not self._refused:
+        if spec.device.type == "cuda" and not self.lost:
             recording.static.load(prior, context)
             # recording needs a stream of its own, on which everything has run once
             stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -151,7 +155,7 @@ class StepGraphs:
                 with recorded(graph, stream, spec.device):
                     recording.static.draw_row(recording.chooser)
             except RecordingLostError as error:
-                self._refused = True
+                self.lost = True
                 _log.warning("drawing could not be captured as a CUDA graph and runs eagerly: %s", error)
             else:
                 recording.graph = graph

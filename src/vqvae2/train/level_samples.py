@@ -13,6 +13,7 @@ from vqvae2.data.grid import save_grid
 from vqvae2.files.run_folder import RunFolder
 from vqvae2.generate.sample import batches
 from vqvae2.prior.captured import StepGraphs
+from vqvae2.train.device import TrainingError
 from vqvae2.train.folder import load_prior, samples_file, sharp_autoencoder
 
 
@@ -20,9 +21,13 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
     """Draw prior/level-L/samples.png: samples of the levels trained so far; finer levels are set to their mean code.
 
     With all levels trained, the sharpened decoder is used if there is one.
+
+    Raises:
+        TrainingError: the samples are saved, but this process cannot train the next level on the card.
     """
     device = next(autoencoder.parameters()).device
-    if level == config.autoencoder.levels - 1 and RunFolder(folder).sharpen.model.exists():
+    last = level == config.autoencoder.levels - 1
+    if last and RunFolder(folder).sharpen.model.exists():
         autoencoder = sharp_autoencoder(folder, config, device)
     count, classes = 64, config.prior.classes
     prior = load_prior(folder, config, device, level + 1, digest)
@@ -35,3 +40,8 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
         rest = (torch.zeros(len(numbers), *grid, dtype=torch.int64, device=device) for grid in finer)
         pictures.append(autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1).cpu())
     save_grid(torch.cat(pictures), samples_file(folder, level), columns=8)
+    if graphs.lost and not last:
+        raise TrainingError(
+            f"prior level {level} is trained and its samples are drawn, but drawing could not be captured as a CUDA graph, after which "
+            "the card cannot be used further by this process; the same command goes on with the next level"
+        )

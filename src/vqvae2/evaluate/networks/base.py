@@ -40,7 +40,7 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `FeatureNetwork.__call__`."""
         if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
-            raise ValueError(f"expected images [B, 1 or 3 or 4, H, W], found {list(images.shape)}")
+            raise FeatureError(f"expected images [B, 1 or 3 or 4, H, W], found {list(images.shape)}")
         pooled, logits = [], []
         with torch.inference_mode():
             for few in images.split(at_once(self.anchor.device)):

@@ -93,6 +93,11 @@ def measure(context: Context) -> PartResult:
             curves[name] = [(float(own["bytes"].mean()), float(own["psnr"].mean()))]
         best = aims["vqvae2"]
         for other in other_codecs(originals[0][0].numel() >= _LARGE):
+            if run.config.data.channels not in other.channels:
+                result.warnings.append(
+                    f"no {other.name}: it has no images of {run.config.data.channels} channels"
+                )
+                continue
             row, curves[other.name] = _compared(other, originals, best, distance, tracker.tick)
             rows.append(row)
             tracker.update(len(originals), other.name)

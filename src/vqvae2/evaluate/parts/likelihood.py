@@ -23,7 +23,7 @@ def likelihoods(
 
     Args:
         log_probs: [n, L] of training and of held-out images, by name; `gap` is the relative difference of the second from the
-            first.
+            first, None at a level whose codes are certain.
         geometry: of the codes.
         image: (C, H, W).
     """
@@ -32,7 +32,7 @@ def likelihoods(
         figures[name] = {"n": len(log_prob), **asdict(likelihood(log_prob, geometry, image))}
     if len(log_probs) == 2:
         first, second = (figures[name]["nats_per_code"] for name in log_probs)
-        figures["gap"] = [b / a - 1 for a, b in zip(first, second, strict=True)]
+        figures["gap"] = [b / a - 1 if a else None for a, b in zip(first, second, strict=True)]
     return PartResult({**figures, "uniform_nats_per_code": [math.log(k) for k in geometry.vocabulary]})
 
 

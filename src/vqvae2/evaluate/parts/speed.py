@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.config.sampling import Sampling
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.parts.base import Part, PartResult
 from vqvae2.evaluate.sets import NamedImages
@@ -17,7 +18,9 @@ from vqvae2.prior.hierarchy import HierarchicalPrior
 _BATCH = 64  # images in the batch that is timed, at most
 
 
-def speed(autoencoder: VQVAE, prior: HierarchicalPrior, images: NamedImages, batch: int) -> PartResult:
+def speed(
+    autoencoder: VQVAE, prior: HierarchicalPrior, images: NamedImages, batch: int, how: Sampling
+) -> PartResult:
     """Images per second of encoding, decoding and sampling after a warm-up; seconds per position of the grids."""
     device = next(autoencoder.parameters()).device
     originals = images.images(0, batch).to(device)
@@ -36,8 +39,8 @@ def speed(autoencoder: VQVAE, prior: HierarchicalPrior, images: NamedImages, bat
         finish(call)
         return time.perf_counter() - begun
 
-    graphs = StepGraphs()  # made in the warm-up
-    sampling = seconds(lambda: prior.sample(batch, labels, graphs=graphs))
+    graphs = StepGraphs(how.dtype)  # made in the warm-up
+    sampling = seconds(lambda: prior.sample(batch, labels, how, graphs=graphs))
     decoding = seconds(lambda: autoencoder.decode(codes))
     return PartResult(
         {
@@ -54,10 +57,11 @@ def speed(autoencoder: VQVAE, prior: HierarchicalPrior, images: NamedImages, bat
 
 
 def measure(context: Context) -> PartResult:
-    """On a batch of held-out images."""
-    assert context.run is not None
-    batch = min(_BATCH, len(context.heldout))
-    return speed(context.run.autoencoder, context.run.prior, context.heldout, batch)
+    """On a batch of held-out images; sampling with the settings of the samples of the report."""
+    run = context.run
+    assert run is not None
+    how, batch = context.options.sampling or run.sampling, min(_BATCH, len(context.heldout))
+    return speed(run.autoencoder, run.prior, context.heldout, batch, how)
 
 
 PART = Part("speed", "Speed", measure, needs=("run", "priors"))
