@@ -145,7 +145,7 @@ class _Trainer:
                 load_sharded(self.state, self.state_file, self.main, accelerator)
             else:
                 self.state.load(self.state_file, self.main)
-            check_same(f"the state of step {self.outcome.step:,} in {self.state_file}")
+            check_same(f"the state of step {self.outcome.step:,}", self.state_file)
         if self.main:
             cut_metrics(self.metrics_file, self.outcome.step, self.state.due)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are not yet written
