@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -239,6 +240,40 @@ def test_what_cannot_be_written_needs_no_lock(tmp_path: Path, monkeypatch: pytes
         assert not lock.held
         still_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cause", [errno.EDQUOT, errno.EACCES, errno.EROFS])
+def test_a_lock_whose_age_cannot_be_known_is_not_waited_for(
+    cause: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its age is told by a file that is written now; without one it seemed to be touched now, and was watched for two minutes."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(cause, os.strerror(cause))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    for owner, who in ((elsewhere(), "process 7 on another-machine"), ("", "another process")):
+        text = leave(tmp_path, owner, age=300).read_text()
+        if cause == errno.EROFS:
+            with locked(tmp_path) as lock:
+                assert not lock.held
+        else:
+            with (
+                pytest.raises(
+                    LockError, match=f"locked by {who}, .* cannot be told, .*: {os.strerror(cause)}$"
+                ),
+                locked(tmp_path),
+            ):
+                raise AssertionError("it must not get here")
+        assert (tmp_path / NAME).read_text() == text
+    leave(tmp_path, OWN)
+    with pytest.raises(LockError, match=f"in use by process {OWN.pid} on {host()}: wait"), locked(tmp_path):
+        raise AssertionError("it must not get here")
+    leave(tmp_path, replace(OWN, pid=GONE))  # of this machine, where no age is needed
+    with locked(tmp_path) as lock:
+        assert lock.held == (cause == errno.EDQUOT)
+    assert capsys.readouterr().err == ""
 
 
 def test_of_several_processes_the_first_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

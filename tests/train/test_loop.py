@@ -330,21 +330,19 @@ def test_ended_within_an_evaluation_and_resumed(kind: str, evaluation: int, end:
     if kind == "prior":
         batches += -(-len(broken.probe) // 2)
     number = (evaluation - 1) * batches + 2
-    drawn = 0
 
     def die(*_: Any) -> None:
-        nonlocal drawn
-        drawn += 1
-        if end == "killed" or drawn == evaluation:
-            raise Killed
+        raise Killed
 
-    if end == "killed when written":
-        broken.draw = die  # type: ignore[method-assign]
-    else:
-        asked_at(broken, number, die if end == "killed" else lambda: signal.raise_signal(signal.SIGTERM))
-    step = (4, 6)[evaluation - 1]
-    with pytest.raises(Interrupted if end == "asked" else Killed):
+    asked_at(broken, number, die if end == "killed" else lambda: signal.raise_signal(signal.SIGTERM))
+    step = ((3, 4) if end == "killed" else (4, 6))[evaluation - 1]
+    with pytest.raises(Killed if end == "killed" else Interrupted):
         run(broken, training, folder, clock=ticking())
+    if end == "killed when written":  # in the sitting that begins with the evaluation
+        broken = stage(kind, tmp_path, config)
+        broken.draw = die  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            run(broken, training, folder, clock=ticking())
     assert load_tensors(folder / "checkpoints" / "last.safetensors")[1]["outcome"]["step"] == step
     resumed = stage(kind, tmp_path, config)
     steps: list[int] = []
@@ -381,6 +379,15 @@ def test_a_state_is_saved_when_its_minutes_are_over(tmp_path: Path) -> None:
         again = stage("prior", tmp_path, config)
         assert_same(result(again, folder, run(again, config.train_prior[1], folder)), found[minutes])
     assert_same(found[0.0], found[0.4])
+
+
+def test_the_state_before_the_last_one_is_of_an_earlier_step(tmp_path: Path) -> None:
+    """Also where the minutes of a save are over when an evaluation is due, which ends with a save of its own."""
+    config = toy_config(evaluate_every=3, save_minutes=1 / 60)
+    run(Toy(lambda w, step: w.sum()), config, tmp_path, clock=ticking())
+    names = ("last", "previous")
+    saved = [load_tensors(tmp_path / "checkpoints" / f"{name}.safetensors")[1] for name in names]
+    assert [each["outcome"]["step"] for each in saved] == [6, 5]
 
 
 # --- nothing good is lost ---
@@ -433,6 +440,29 @@ def test_a_finite_loss_with_an_infinite_gradient(tmp_path: Path) -> None:
     healthy = Toy(lambda w, step: w.sum())
     assert run(healthy, toy_config(evaluate_every=2), tmp_path).step == 6
     assert sorted(healthy.weights) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("before", ["kept", "damaged", "of the same step", "none"])
+def test_what_diverges_again_goes_on_from_further_back(before: str, tmp_path: Path) -> None:
+    """The last state may already carry what diverges; the message gives the command that leads to the one before it."""
+    spoilt = Toy(lambda w, step: w.sum() * (math.nan if step == 5 else 1))
+    with pytest.raises(TrainingError) as caught:
+        run(spoilt, toy_config(evaluate_every=2), tmp_path)
+    last, previous = (tmp_path / "checkpoints" / f"{name}.safetensors" for name in ("last", "previous"))
+    further = f"; if it diverges again, go back further, to step 2: mv {previous} {last}"
+    assert str(caught.value).endswith(f"with which the same run goes on{further}")
+    assert "the state of step 4 is kept" in str(caught.value)
+    if before == "kept":
+        previous.replace(last)
+        healthy = Toy(lambda w, step: w.sum())
+        assert run(healthy, toy_config(evaluate_every=2), tmp_path).step == 6
+        assert sorted(healthy.weights) == [3, 4, 5, 6]
+        return
+    previous.unlink()
+    if before != "none":
+        previous.write_bytes(b"damaged" if before == "damaged" else last.read_bytes())
+    with pytest.raises(TrainingError, match=r"step 4 is kept.*, with which the same run goes on$"):
+        run(spoilt, toy_config(evaluate_every=2), tmp_path)
 
 
 def test_not_finite_before_anything_was_saved(tmp_path: Path) -> None:
@@ -515,26 +545,29 @@ def test_what_is_only_looked_at_ends_no_training(
 # --- a process that stands still ---
 
 
-def test_a_process_that_stands_still_ends() -> None:
-    """After half an hour without a step, but not in the first one, nor while it evaluates or saves."""
+@pytest.mark.parametrize("evaluated", [False, True])
+@pytest.mark.parametrize(("seconds", "minutes"), [(0, 30), (170, 30), (600, 100), (2400, 400)])
+def test_a_process_that_stands_still_ends(seconds: int, minutes: int, evaluated: bool) -> None:
+    """After half an hour without a step, or ten times its longest step; but not in the first one, nor while it evaluates or saves.
+
+    Steps of more than half an hour each ended a training that went on.
+    """
     said: list[str] = []
     watch = watchdog.Watchdog("toy", said.append)
-    watch.at(4, "in a step")
-    watch.passed(10**5)
-    watch.at(5, "waiting for a batch")
-    for _ in range(20):
-        watch.passed(1700)
-        watch.at(5, "waiting for a batch")
-    watch.rest()
-    watch.passed(10**5)
+    for step in range(4, 8):
+        watch.at(step, "waiting for a batch")
+        watch.at(step, "in a step")
+        watch.passed(seconds)
+        if evaluated:
+            watch.rest()
+            watch.passed(10**6)
+    watch.at(8, "waiting for a batch")
+    watch.passed(60 * minutes - 1)
     assert said == []
-    watch.at(6, "waiting for a batch")
-    watch.passed(1700)
-    assert said == []
-    watch.passed(100)
+    watch.passed(1)
     assert len(said) == 1
     assert said[0].startswith("toy: process 0 on ")
-    assert "has stood still for 30 minutes after step 6, waiting for a batch, and ends" in said[0]
+    assert f"has stood still for {minutes} minutes after step 8, waiting for a batch, and ends" in said[0]
 
 
 def test_steps_are_watched_and_evaluations_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,7 +582,7 @@ def test_steps_are_watched_and_evaluations_are_not(tmp_path: Path, monkeypatch: 
     objective.evaluate = note("evaluation", objective.evaluate)  # type: ignore[method-assign]
     monkeypatch.setattr(loop.State, "save", note("save", loop.State.save))
     run(objective, toy_config(evaluate_every=2), tmp_path)
-    assert seen == {"step": [False] + [True] * 5, "evaluation": [False] * 3, "save": [False] * 3}
+    assert seen == {"step": [True] * 6, "evaluation": [False] * 3, "save": [False] * 3}
     assert not made[0].watching
     assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 

@@ -807,6 +807,32 @@ def test_the_number_of_images_does_not_change_with_the_memory_for_them(
     assert finished(run, wanted[first])
 
 
+@pytest.mark.parametrize("broken", ["then", "now"])
+def test_another_number_of_images_is_not_blamed_on_a_setting_that_did_not_change(
+    broken: str, config: Config, data: Path, tmp_path: Path
+) -> None:
+    """A file that was damaged or mended where its digest does not look: `data.cache_gb` was blamed, and there was nothing to change."""
+    mine, run = Path(shutil.copytree(data, tmp_path / "mine")), tmp_path / "run"
+    file = mine / "cats" / "002.png"
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    Image.fromarray(noise).save(file)
+    whole = file.read_bytes()
+    damaged = whole[:9000] + bytes(1000) + whole[10000:]
+    file.write_bytes(damaged if broken == "then" else whole)
+    go(mine, run, config, until="autoencoder")
+    file.write_bytes(whole if broken == "then" else damaged)
+    shutil.rmtree(run / "data")
+    with pytest.raises(RunError) as caught:
+        go(mine, run, config)
+    said, listed = str(caught.value), run / "data" / "skipped.txt"
+    assert "cache_gb" not in said
+    assert said.endswith(f"delete {run / 'data'}, or use another --run")
+    assert (f"mend what {listed} lists" in said) == listed.exists() == (broken == "now")
+    file.write_bytes(damaged if broken == "then" else whole)
+    shutil.rmtree(run / "data")
+    go(mine, run, config, until="autoencoder")
+
+
 @pytest.mark.parametrize("wrong", ["labels", "steps", "redo"])
 def test_refused_images_leave_the_settings(
     wrong: str, copied: Path, data: Path, config: Config, tmp_path: Path

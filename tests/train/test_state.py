@@ -147,16 +147,35 @@ def test_processes_that_resume_at_different_steps_end(
 
     class Late(Group):
         def gathered(self, value: Any) -> Any:
-            return [value, value, ("node-2", value[1].replace("step 2", "step 1"))]
+            late = value[1].replace("step 2", "step 1")
+            return [value, value, ("node-2", late, "/mnt/run")]
 
     monkeypatch.setattr(seen, "joined", Late)
     more = Toy(lambda w, step: w.sum())
     with pytest.raises(
-        seen.NotSeen, match=r"process 2 on node-2 sees the state of step 1 .* sees the state of step 2 "
+        seen.NotSeen,
+        match=r"process 2 on node-2 sees the state of step 1 in /mnt/run, .* sees the state of step 2 ",
     ):
         run(more, config.model_copy(update={"steps": 5}), tmp_path)
     assert more.weights == {}
     assert file.read_bytes() == before
+
+
+def test_a_folder_may_have_another_path_in_each_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spelled otherwise, or mounted under another name: the same state there is the same state."""
+    config = TrainConfig(steps=2, batch=4)
+    run(Toy(lambda w, step: w.sum()), config, tmp_path)
+
+    class Elsewhere(Group):
+        def gathered(self, value: Any) -> Any:
+            theirs = [str(each).replace(str(tmp_path), "/mnt/run") for each in value]
+            return [value, tuple(theirs)]
+
+    monkeypatch.setattr(seen, "joined", Elsewhere)
+    more = Toy(lambda w, step: w.sum())
+    assert run(more, config.model_copy(update={"steps": 5}), tmp_path).step == 5
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -10,6 +10,8 @@ A lock is left behind by a process that is killed. It blocks nobody for long:
 - On another machine, that cannot be looked up. A living process touches its lock every 20 seconds. A lock that was
   not touched for two minutes, by the clock of the file system, is taken over. A command that finds a younger one waits
   until it is that old or is touched, because the job before it in a queue may have been killed a moment ago.
+- Where no file can be written, nobody can tell how old such a lock is. A read-only file system needs no lock; elsewhere the
+  command is refused at once.
 
 What this cannot exclude: a process that is stopped for more than two minutes (SIGSTOP, a suspended machine, a file system
 that hangs) loses its lock to another machine. It notices when it next calls `still_locked`.
@@ -184,9 +186,9 @@ def _take(folder: Path) -> Lock:
     owner, file = Process.own(), folder / NAME
     for _ in range(_TRIES):
         try:
-            _create(file, owner)
-            return Lock(folder, owner, held=True)
-        except FileExistsError:
+            with suppress(FileExistsError):
+                _create(file, owner)
+                return Lock(folder, owner, held=True)
             _take_over(folder, file)
         except OSError as error:
             if error.errno in _READ_ONLY:
@@ -218,23 +220,31 @@ def _take_over(folder: Path, file: Path) -> None:
 
     Raises:
         LockError: the process runs, or may run.
+        OSError: the folder is only read here, and needs no lock.
     """
     owner = _read(file)
-    age = _age(folder, file)
+    near = owner is not None and owner.near()  # else it is of another machine, or not written yet
+    try:
+        age = _age(folder, file)
+        if owner is not None and not near and age is not None and age <= _GONE:
+            age = _watched(folder, file, owner, age)
+            if age is not None and age <= _GONE:  # perhaps another one by now, whom the message names
+                owner = _read(file) or owner
+    except OSError as error:
+        if not near and error.errno != errno.EROFS:
+            raise LockError(
+                f"{folder} is locked by {_who(owner)}, and whether it still runs cannot be told, because no file can be written there: "
+                f"{error.strerror}"
+            ) from None
+        if error.errno in _READ_ONLY and (owner is None or not near or not owner.running()):
+            raise
+        age = 0.0
     if age is None:  # it was released meanwhile
         return
-    near = owner is not None and owner.near()  # else it is of another machine, or not written yet
-    if owner is not None and not near and age <= _GONE:
-        age = _watched(folder, file, owner, age)
-        if age is None:
-            return
-        if age <= _GONE:  # perhaps another one by now, whom the message names
-            owner = _read(file) or owner
     in_use = age <= _GONE if owner is None or not near else owner.running()
     if in_use:
-        who = _who(owner) if owner is not None else "another process"
         seen = "" if near else f" (last seen {age:.0f} s ago; it counts as gone after {_GONE:.0f} s)"
-        raise LockError(f"{folder} is in use by {who}{seen}: wait for it, or use another folder")
+        raise LockError(f"{folder} is in use by {_who(owner)}{seen}: wait for it, or use another folder")
     # Of several commands that found the same lock, one renames it; the name keeps the others from removing its successor.
     aside = file.with_name(f"{NAME}.{host()}-{os.getpid()}-t{threading.get_ident()}.tmp")
     try:
@@ -274,6 +284,9 @@ def _age(folder: Path, file: Path) -> float | None:
     """Seconds since the lock was last touched, by the clock of its file system; None if it is gone.
 
     The clock is that of a file which is written now, because the clocks of two machines may differ by minutes.
+
+    Raises:
+        OSError: that file cannot be written.
     """
     probe = folder / f"{NAME}.{host()}-{os.getpid()}-now.tmp"
     try:
@@ -283,8 +296,6 @@ def _age(folder: Path, file: Path) -> float | None:
     try:
         probe.write_bytes(b"")
         now = probe.stat().st_mtime
-    except OSError:
-        return 0.0  # in doubt it is in use
     finally:
         with suppress(OSError):
             probe.unlink()
@@ -305,5 +316,5 @@ def _read(file: Path) -> Process | None:
         return None
 
 
-def _who(owner: Process) -> str:
-    return f"process {owner.pid} on {owner.host}"
+def _who(owner: Process | None) -> str:
+    return f"process {owner.pid} on {owner.host}" if owner is not None else "another process"

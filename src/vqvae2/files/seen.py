@@ -35,16 +35,20 @@ def await_seen(files: Iterable[Path]) -> None:
             time.sleep(_POLL)
 
 
-def check_same(found: str) -> None:
+def check_same(found: str, place: str | Path) -> None:
     """Compare in words what the processes found on the disk; a collective.
+
+    Args:
+        found: what is compared.
+        place: where this process found it, for the message: the same folder may have another path on each machine.
 
     Raises:
         NotSeen: one of them found something else than the main process; raised in all of them.
     """
-    first, *others = joined().gathered((host(), found))
-    for rank, (machine, other) in enumerate(others, 1):
+    first, *others = joined().gathered((host(), found, str(place)))
+    for rank, (machine, other, there) in enumerate(others, 1):
         if other != first[1]:
             raise NotSeen(
-                f"process {rank} on {machine} sees {other}, and the main process on {first[0]} sees {first[1]}; "
-                "all processes must see the same files"
+                f"process {rank} on {machine} sees {other} in {there}, and the main process on {first[0]} sees {first[1]} in "
+                f"{first[2]}; all processes must see the same files"
             )

@@ -51,10 +51,22 @@ def check_count(folder: Path, record: Mapping[str, Any], config: Config, images:
     known, found = record.get("images"), [len(images.train), len(images.heldout)]
     same = record.get("fingerprint") == images.fingerprint
     if known and same and [*known] != found and RunFolder(folder).autoencoder.begun():
+        place, before = RunFolder(folder).data, config.data.cache_gb
+        if images.config.cache_gb != before:
+            why = (
+                f"data.cache_gb decides whether broken files are left out before, or replaced while training; delete {place}, and use "
+                f"data.cache_gb={before:g} as before"
+            )
+        elif sum(found) > sum(known):
+            why = f"files that were left out then, because they could not be used, no longer are: restore them as they were and delete {place}"
+        else:
+            why = (
+                f"files that were used then cannot be used now: mend what {place / 'skipped.txt'} lists, with the reasons, and delete "
+                f"{place}"
+            )
         raise RunError(
             f"{folder} was trained on {known[0]:,} images, with {known[1]:,} held out, and these are {found[0]:,} and {found[1]:,} of "
-            f"the same data: data.cache_gb decides whether broken files are left out before, or replaced while training; delete "
-            f"{RunFolder(folder).data}, and use data.cache_gb={config.data.cache_gb:g} as before, or another --run"
+            f"the same data: {why}, or use another --run"
         )
 
 

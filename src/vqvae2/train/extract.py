@@ -128,7 +128,7 @@ def opened(place: Path, digest: str) -> CodeStore:
     group.wait()
     await_seen(place / name for name in group.agreed(sorted(file.name for file in place.glob("[!.]*.*"))))
     store = open_store(place, digest=digest, check=False)
-    check_same(f"the codes of {len(store.train):,} and {len(store.heldout):,} images in {place}")
+    check_same(f"the codes of {len(store.train):,} and {len(store.heldout):,} images", place)
     return store
 
 

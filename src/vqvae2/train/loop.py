@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vqvae2.config.hardware import Hardware
 from vqvae2.config.training import TrainConfig
+from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import StageFolder
 from vqvae2.files.seen import await_seen, check_same
@@ -41,7 +42,7 @@ from vqvae2.train.objective import Objective
 from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
-from vqvae2.train.state import Outcome, State, cut_metrics, saved_outcome
+from vqvae2.train.state import Outcome, State, cut_metrics, previous_of, saved_outcome
 from vqvae2.train.step import TrainingStep, learning_rate
 from vqvae2.train.watchdog import Watchdog
 
@@ -145,7 +146,7 @@ class _Trainer:
                 load_sharded(self.state, self.state_file, self.main, accelerator)
             else:
                 self.state.load(self.state_file, self.main)
-            check_same(f"the state of step {self.outcome.step:,} in {self.state_file}")
+            check_same(f"the state of step {self.outcome.step:,}", self.state_file)
         if self.main:
             cut_metrics(self.metrics_file, self.outcome.step, self.state.due)
         self.pending: list[tuple[int, dict[str, Any]]] = []  # figures that are not yet written
@@ -236,7 +237,8 @@ class _Trainer:
         """After a step: a line of metrics, an evaluation and a saved state, where they are due."""
         every = 60 * self.config.save_minutes
         late = every > 0 and self.saved is not None and self.spent - self.saved >= every
-        save = self.asked or late
+        # an evaluation ends with a save: one before it too would leave no state of an earlier step to go back to
+        save = self.asked or (late and not self.state.due)
         if self.state.due or line or save:
             self._check()
             self._flush()
@@ -244,7 +246,7 @@ class _Trainer:
             self._report(rate, tracker)
         if save or self.state.due:
             self.watch.rest()
-        if save:  # before an evaluation
+        if save:
             self._save()
         if self.state.due and not self.asked:
             self._evaluate(stop)
@@ -282,13 +284,14 @@ class _Trainer:
             bad = self.outcome.step if bad is None else min(bad, self.outcome.step)
         if bad is None:
             return
-        kept = "nothing was saved yet"
+        kept, further = "nothing was saved yet", ""
         if self.state_file.exists():
-            kept = f"the state of step {saved_outcome(self.state_file).step} is kept"
+            step = saved_outcome(self.state_file).step
+            kept, further = f"the state of step {step} is kept", _further_back(self.state_file, step)
         raise TrainingError(
             f"{self.objective.name}: {what} not finite at step {bad} "
             f"(learning rate {learning_rate(self.config, bad - 1, self.seconds):.2e}); {kept}; "
-            f"try a smaller learning rate or more warm-up, with which the same run goes on"
+            f"try a smaller learning rate or more warm-up, with which the same run goes on{further}"
         )
 
     def _report(self, rate: float, tracker: Tracker) -> None:
@@ -373,3 +376,12 @@ class _Trainer:
             self.state.save(self.state_file, sums, counts, self.config.model_dump())
         self.saved = self.spent
         joined().wait()
+
+
+def _further_back(file: Path, step: int) -> str:
+    """How to go on from the state before the one of `step` in a file, which may already carry what diverges; "" without one."""
+    before = previous_of(file)
+    with suppress(FileError):
+        if before.exists() and (earlier := saved_outcome(before).step) < step:
+            return f"; if it diverges again, go back further, to step {earlier}: mv {before} {file}"
+    return ""

@@ -191,7 +191,8 @@ def _open(data: str, folder: Path, config: Config, accelerator: Accelerator, rep
             check=functools.partial(check_images, folder, data, config),
         )
     check_same(
-        f"{len(images.train):,} images to train and {len(images.heldout):,} held out in {data} ({images.fingerprint[:12]})"
+        f"{len(images.train):,} images to train and {len(images.heldout):,} held out ({images.fingerprint[:12]})",
+        data,
     )
     reporter.say(
         f"{len(images)} images of {config.data.shape_text} px: {len(images.train)} to train, {len(images.heldout)} held out"

@@ -11,7 +11,8 @@ from typing import Self
 from vqvae2.files.process import host
 from vqvae2.processes import joined
 
-_LIMIT = 1800.0  # seconds without a step after which a process ends (our decision)
+_LIMIT = 1800.0  # seconds without a step after which a process ends, at the earliest (our decision)
+_TIMES = 10  # as long as the longest step so far, it may stand still
 _TICK = 10.0  # seconds between two looks
 
 
@@ -29,7 +30,7 @@ class Watchdog:
         self.what, self.end = what, end or _end
         self.watching = False
         self.step, self.doing, self.first = 0, "", -1
-        self.waited = 0.0
+        self.waited = self.longest = 0.0
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
@@ -49,19 +50,21 @@ class Watchdog:
             doing: what this process does now, or waits for.
         """
         self.first = step if self.first < 0 else self.first
-        self.step, self.doing, self.waited = step, doing, 0.0
-        self.watching = step > self.first
+        self.longest, self.waited = max(self.longest, self.waited), 0.0
+        self.step, self.doing, self.watching = step, doing, True
 
     def rest(self) -> None:
         """What comes until the next `at` may take any time."""
+        self.longest, self.waited = max(self.longest, self.waited), 0.0
         self.watching = False
 
     def passed(self, seconds: float) -> None:
         """So many seconds have passed since the last call."""
         self.waited = self.waited + seconds if self.watching else 0.0
-        if self.waited >= _LIMIT:
+        limit = max(_LIMIT, _TIMES * self.longest)
+        if self.waited >= limit and self.step > self.first:
             self.end(
-                f"{self.what}: process {joined().rank} on {host()} has stood still for {_LIMIT / 60:.0f} minutes after step "
+                f"{self.what}: process {joined().rank} on {host()} has stood still for {limit / 60:.0f} minutes after step "
                 f"{self.step:,}, {self.doing}, and ends; the same command goes on from the saved state"
             )
 
