@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vqvae2.commands.evaluate import evaluate, report_folder
 from vqvae2.commands.train import Stage, choose_config, finish, tell_estimate, work_of
@@ -21,6 +21,7 @@ from vqvae2.files.progress import Plan, Reporter
 from vqvae2.processes import joined, launched
 from vqvae2.run import Run, load
 from vqvae2.train import pipeline
+from vqvae2.train.beginning import Until
 from vqvae2.train.device import make_accelerator
 
 
@@ -32,7 +33,7 @@ def fit(
     config: str | Path | None = None,
     size: int | tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
-    until: Literal["autoencoder", "prior"] = "prior",
+    until: Until = "prior",
     reporter: Reporter | None = None,
 ) -> Run:
     """Train a run, as `vqvae2 train` does: the autoencoder, the codes, and one prior for each level.
@@ -53,7 +54,7 @@ def fit(
         size: of the images in pixels, one number or (height, width); None keeps that of the preset.
         settings: further settings by their dotted keys, which replace those before: {"train_autoencoder.steps": 2000}. In a key
             `*` stands for all levels. `vqvae2 train --help-config` lists all.
-        until: "autoencoder" stops after the first stage; a later call without it continues.
+        until: "autoencoder" stops after the first stage, "sharpen" after the decoder is sharpened too; a later call without it continues.
         reporter: where progress and messages are shown; None is standard error. `Reporter(quiet=True)` shows nothing.
 
     Returns:

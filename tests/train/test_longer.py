@@ -413,6 +413,9 @@ def test_what_is_due(short: Config, tmp_path: Path) -> None:
     everything = dict.fromkeys(("autoencoder", "prior level 0", "prior level 1"), True)
     assert stages_of(tmp_path, short) == everything
     assert stages_of(tmp_path, short, until="autoencoder") == {"autoencoder": True}
+    sharpened = changed(short, sharpen={"steps": 3})
+    assert [*stages_of(tmp_path, sharpened, until="sharpen")] == ["autoencoder", "sharpen"]
+    assert [*stages_of(tmp_path, sharpened)] == ["autoencoder", "sharpen", "prior level 0", "prior level 1"]
     paths = RunFolder(tmp_path)
     for file in (paths.autoencoder.model, paths.prior(0).model, paths.prior(1).checkpoint):
         file.parent.mkdir(parents=True)

@@ -29,7 +29,7 @@ from vqvae2.errors import UserError
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.atomic import FileError, read_json
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunError
+from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.run import load
 from vqvae2.train import pipeline
@@ -510,6 +510,22 @@ def test_a_finished_run_can_be_sharpened_later(
     assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"sharpen"}
     for name in ("sharpen/model.safetensors", sheet):
         assert content(tmp_path / "run")[name] == content(whole)[name]
+
+
+def test_a_training_stops_after_the_sharpening(
+    whole: Path, data: Path, config: Config, tmp_path: Path
+) -> None:
+    """Without priors, and the next call makes of it the run that was trained at once; without a sharpening it is refused."""
+    run = tmp_path / "run"
+    with pytest.raises(RunError, match=r"sharpen\.steps is 0"):
+        train(str(data), run, changed(config, sharpen={"steps": 0}), until="sharpen")
+    assert not run.exists()
+    go(data, run, config, until="sharpen")
+    name = "sharpen/model.safetensors"
+    assert content(run)[name] == content(whole)[name]
+    assert not RunFolder(run).prior(0).path.exists()
+    go(data, run, config)
+    assert content(run) == content(whole)
 
 
 def test_the_sharpened_decoder_decodes_the_same_codes(whole: Path, data: Path, config: Config) -> None:

@@ -24,6 +24,7 @@ from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.modes import seeded
 from vqvae2.prior.hierarchy import make_level
+from vqvae2.train.beginning import trained_until
 from vqvae2.train.device import chosen_precision
 from vqvae2.train.longer import ended, wanted
 from vqvae2.train.state import read_metrics
@@ -90,14 +91,13 @@ def say_estimate(
     Args:
         config, folder, device: see `estimate`.
         reporter: where it is said.
-        until: "autoencoder" leaves out what comes after stage 1.
+        until: the last stage that is trained.
     """
     trainings = (config.train_autoencoder, config.sharpen, *config.train_prior)
     if all(training.steps <= _SHORT for training in trainings):
         return
     stages = estimate(config, folder, device)
-    if until == "autoencoder":
-        stages = [stage for stage in stages if stage.name == "autoencoder"]
+    stages = [stage for stage in stages if trained_until(_STAGES.get(stage.name, stage.name), until)]
     if not stages:
         return
     memory = max(stage.memory for stage in stages)

@@ -37,9 +37,10 @@ _GENTLE = 0.3  # of the steps and the learning rates, in fine-tuning
 
 
 class Stage(StrEnum):
-    """The two stages of training."""
+    """The stages of training after which one can stop."""
 
     autoencoder = "autoencoder"
+    sharpen = "sharpen"
     prior = "prior"
 
 
@@ -56,13 +57,15 @@ def work_of(config: Config, until: str) -> dict[str, tuple[float, float]]:
     import torch
 
     from vqvae2.commands.costs import measure
+    from vqvae2.train.beginning import trained_until
 
     with torch.random.fork_rng(devices=[]):  # it may be called in the midst of a training
-        costs = [cost for cost in measure(config).networks if until == "prior" or cost.name == "autoencoder"]
-    names = {"sharpening": "sharpen"}
+        costs = measure(config).networks
+    names = {cost.name: "sharpen" if cost.name == "sharpening" else cost.name for cost in costs}
     return {
-        names.get(cost.name, cost.name): (float(cost.total), 60.0 * cost.settings.minutes or float("inf"))
+        names[cost.name]: (float(cost.total), 60.0 * cost.settings.minutes or float("inf"))
         for cost in costs
+        if trained_until(names[cost.name], until)
     }
 
 

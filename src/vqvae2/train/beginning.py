@@ -23,19 +23,37 @@ from vqvae2.train.longer import settings_of
 _LABELS = "label.weight"  # of a prior: an embedding for each class, then one for "no label"
 
 
+Until = Literal["autoencoder", "sharpen", "prior"]  # the stage after which a training stops
+
+
+def trained_until(name: str, until: str) -> bool:
+    """Whether a stage, by its name, is trained before a training stops after the stage `until`."""
+    return until == "prior" or name in ("autoencoder", until)
+
+
+def check_end(config: Config, until: str) -> None:
+    """Check that there is a stage after which a training is to stop.
+
+    Raises:
+        RunError: it is to stop after the sharpening, and there is none.
+    """
+    if until == "sharpen" and not config.sharpen.steps:
+        raise RunError("sharpen.steps is 0, so there is no sharpening to stop after; raise sharpen.steps")
+
+
 def due(
     folder: Path,
     config: Config,
     further: Iterable[str],
     anew: Iterable[int],
-    until: Literal["autoencoder", "prior"],
+    until: Until,
 ) -> dict[str, bool]:
     """The stages that are to be trained.
 
     Args:
         further: names of finished stages that are trained further.
         anew: levels whose priors are replaced.
-        until: "autoencoder" leaves out what comes after stage 1.
+        until: the last stage of these.
 
     Returns:
         Their names, in order, and of each whether it begins at its starting point: not if it is trained further or goes on
@@ -47,7 +65,7 @@ def due(
     found = {}
     for name, (_, training) in settings_of(config).items():
         first, stage = name == "autoencoder", stages[name]
-        if not training.steps or (until == "autoencoder" and not first):
+        if not training.steps or not trained_until(name, until):
             continue
         again = name in replaced or (not first and "autoencoder" in longer)
         if again or name in longer or not stage.done():

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -30,7 +30,9 @@ from vqvae2.files.seen import await_seen, check_same
 from vqvae2.processes import joined
 from vqvae2.train.autoencoder import AutoencoderObjective
 from vqvae2.train.beginning import (
+    Until,
     begin_prior,
+    check_end,
     check_processes,
     check_starts,
     due,
@@ -75,11 +77,11 @@ def train(
     *,
     command: str = "",
     reporter: Reporter | None = None,
-    until: Literal["autoencoder", "prior"] = "prior",
+    until: Until = "prior",
     redo: Sequence[int] = (),
     begins: Callable[[Config], None] = lambda config: None,
 ) -> bool:
-    """Run every stage of the pipeline that is not done yet, or the first stage only.
+    """Run every stage of the pipeline that is not done yet, or the first ones only.
 
     Args:
         data: see `open_images`.
@@ -87,7 +89,7 @@ def train(
         config: every setting.
         command: what the user typed; it is written to config.yaml.
         reporter: where progress and messages are shown.
-        until: "autoencoder" stops after stage 1; a later call without it continues.
+        until: "autoencoder" stops after stage 1, "sharpen" after the decoder is sharpened too; a later call without it continues.
         redo: levels whose priors are replaced if their settings changed; the old ones are moved aside.
         begins: called once before images are read, if the settings are accepted and something is left to train.
 
@@ -96,15 +98,15 @@ def train(
 
     Raises:
         LockError: another command works in RUN, or RUN was removed meanwhile.
-        RunError: RUN cannot be written, was made by a newer version, or holds a stage trained with other settings.
+        RunError: RUN cannot be written, was made by a newer version, holds a stage of other settings; or no stage `until`.
         DataError: the images cannot be read, or are too few.
         PerceptualError: the weights of the perceptual distance cannot be read.
         TrainingError: a training cannot go on, for example because the loss is not finite.
-        FileError, StoreError: a file of the run is damaged, cannot be written, or was derived from another autoencoder than
-            the run's.
+        FileError, StoreError: a file of the run is damaged, cannot be written, or belongs to another autoencoder.
         Interrupted: Ctrl-C was pressed; the state is saved.
     """
     folder = run_path(folder)
+    check_end(config, until)
     accelerator = make_accelerator(config.precision)
     reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
     config = _with_range(data, folder, config, reporter)
@@ -135,7 +137,7 @@ def _stages(
     folder: Path,
     claimed: Claim,
     stages: Mapping[str, bool],
-    until: Literal["autoencoder", "prior"],
+    until: Until,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
@@ -153,6 +155,8 @@ def _stages(
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
         if "sharpen" in stages:
             _sharpen(folder, config, images, digest, distance, accelerator, reporter)
+        if until == "sharpen":
+            return
     finally:
         images.close()
     say_usage(store, reporter)
