@@ -124,7 +124,7 @@ def _preset(
 def _demo(preset: dict[str, Any]) -> dict[str, Any]:
     """The preset with time limits of nine and a half minutes in all, and with guidance towards the class in sampling."""
     coarse, fine = preset["train_prior"]
-    fine |= {"batch": 16, "steps": 600}
+    fine |= {"batch": 16, "steps": 850}
     for training, minutes in ((preset["train_autoencoder"], 3.5), (coarse, 2.5), (fine, 3.5)):
         training["minutes"] = minutes
     return preset | {"sampling": {"guidance": 3.0, "top_p": 0.95}}
@@ -187,7 +187,7 @@ def _paper(
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _preset(32, [4, 2], 32, 64, (60, 40), [_level(32, 2, 2, 0.1), _level(32, 2, 0, 0.1, 1)], 1, 20),
-    "demo": _demo(_preset(64, [4, 2], 64, 512, (1800, 1000), [_level(96, 6, 2, 0.2), _level(96, 5, 3, 0.1, 3)], 6, 200)),
+    "demo": _demo(_preset(64, [4, 2], 64, 512, (2600, 1100), [_level(96, 6, 2, 0.2), _level(96, 5, 3, 0.1, 3)], 6, 200)),
     "small32": _preset(32, [4, 2], 128, 512, (8000, 4000), [_level(128, 8, 2, 0.2), _level(128, 8, 4, 0.1, 4)], 16, 250),
     "small64": _preset(64, [4, 2], 128, 512, (6500, 3000), [_level(128, 8, 2, 0.2), _level(128, 6, 3, 0.1, 4)], 12, 250),
     "small128": _preset(128, [4, 2, 2], 128, 512, (20000, 8000), [_level(192, 8, 2, 0.2), _level(128, 8, 4, 0.1, 4), _level(128, 8, 0, 0.1, 4)], 8, 500),
