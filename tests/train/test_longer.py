@@ -14,6 +14,7 @@ from comparing import same_tensors
 from train_helpers import CLASSES, Killed, changed, go, pictures, signal_at, tiny
 
 from vqvae2.config.models import Config
+from vqvae2.files import tensor_file
 from vqvae2.files.atomic import read_json, write_json
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.files.tensor_file import load_tensors, save_tensors
@@ -21,6 +22,7 @@ from vqvae2.prior.hierarchy import make_level
 from vqvae2.run import load
 from vqvae2.train import longer, pipeline
 from vqvae2.train.beginning import begin_prior, check_processes, check_starts, due
+from vqvae2.train.device import TrainingError
 from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.longer import may_change
 from vqvae2.train.loop import Interrupted
@@ -132,6 +134,23 @@ def test_until_it_is_done_the_run_stays_as_it_was(
     go(data, tmp_path / "once", longer)
     ours, theirs = weights(run), weights(tmp_path / "once")
     assert all(same_tensors(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_result_needs_no_place_beside_two_states(
+    data: Path, short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state before the last one is gone when the weights are written; a disk that was large enough so far still is."""
+    kept: list[list[str]] = []
+    usual = save_tensors
+
+    def save(path: Path, *arguments: Any) -> str:
+        if path.name == "model.safetensors":
+            kept.append([each.name for each in (path.parent / "checkpoints").iterdir()])
+        return usual(path, *arguments)
+
+    monkeypatch.setattr(tensor_file, "save_tensors", save)
+    go(data, tmp_path / "run", changed(short, train_autoencoder={"evaluate_every": 1}), until="autoencoder")
+    assert kept == [["last.safetensors"]]
 
 
 def test_killed_while_the_files_of_a_longer_training_are_moved(

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import re
+import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
-from torch import nn
-from train_helpers import Toy, run
+from torch import Tensor, nn
+from train_helpers import Toy, run, signal_at
 
 from vqvae2.config.training import TrainConfig
-from vqvae2.files import seen
-from vqvae2.files.atomic import FileError
+from vqvae2.files import seen, tensor_file
+from vqvae2.files.atomic import FileError, WriteError
+from vqvae2.files.progress import Tracker
 from vqvae2.files.run_folder import StageFolder
 from vqvae2.files.tensor_file import save_tensors
 from vqvae2.processes import Group
-from vqvae2.train import loop, sharded
+from vqvae2.train import loop, sharded, sharded_state
 from vqvae2.train.device import make_accelerator
 from vqvae2.train.longer import keep_state
 from vqvae2.train.sharded import restore
-from vqvae2.train.sharded_state import ShardedState, load_sharded
-from vqvae2.train.state import SavedOutcome, State, keep_previous
+from vqvae2.train.sharded_state import ShardedState, load_sharded, remove_previous
+from vqvae2.train.state import SavedOutcome, State, keep_previous, saved_outcome
 
 GOOD = {
     "step": 3,
@@ -181,3 +187,121 @@ def test_keeping_a_state_twice_leaves_no_other_file(tmp_path: Path) -> None:
     for _ in range(2):
         keep_previous(checkpoints / "last.safetensors")
     assert {item.name for item in checkpoints.iterdir()} == {"last.safetensors", "previous.safetensors"}
+
+
+# --- how much of the disk they take ---
+
+
+def state_at(number: int, kind: str = "whole", side: int = 200, **settings: Any) -> State:
+    """A state of this step, whose weights are this number, with moments, sums and best weights."""
+    network = nn.Linear(side, side)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, side)).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.fill_(number)
+    sums = {"loss": torch.tensor(2.0)}
+    step: Any = SimpleNamespace(
+        network=network, optimizer=optimizer, average=None, objective=SimpleNamespace(), taken=0, sums=sums,
+        bad=torch.tensor(0), config=TrainConfig(**settings),
+    )  # fmt: skip
+    best = {name: value.clone() for name, value in network.state_dict().items()}
+    outcome = loop.Outcome(number, number, 0.5, 3)
+    if kind == "sharded":
+        return ShardedState(step, [], outcome, best, accelerator=make_accelerator())
+    return State(step, [], outcome, best)
+
+
+def save(state: State, file: Path) -> None:
+    """With its sums and its settings."""
+    state.save(file, state.step.sums, [], state.step.config.model_dump())
+
+
+def used(folder: Path) -> int:
+    """Bytes of the files in a folder; names of one file count once."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({each.st_ino: each.st_size for each in found}.values())
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_the_disk_holds_two_states_at_most(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while one is written; a quota of three would be full for ever. At the end the last one is left."""
+    file = StageFolder(tmp_path).checkpoint
+    usual, peak = safetensors.torch.save_file, [0]
+
+    def write(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+        usual(tensors, path, header)
+        peak.append(used(file.parent))
+
+    monkeypatch.setattr(safetensors.torch, "save_file", write)
+    save(state_at(1, kind), file)
+    one = used(file.parent)
+    for number in (2, 3, 4):
+        save(state_at(number, kind), file)
+        assert used(file.parent) < 2.1 * one
+    assert 1.9 * one < max(peak) < 2.1 * one
+    remove_previous(file)
+    assert used(file.parent) < 1.1 * one
+    again = state_at(0, kind)
+    again.load(file, True)
+    assert again.best["weight"].unique().tolist() == [4]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_full_disk_leaves_the_rows_of_the_last_state(
+    readable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file system does not say for a moment which they are."""
+    file = StageFolder(tmp_path).checkpoint
+    for number in (1, 2):
+        save(state_at(number, "sharded"), file)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def silent(path: Path) -> None:
+        raise FileError(f"{path} is damaged: Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        if not readable:
+            patch.setattr(tensor_file, "read_header", silent)
+        with pytest.raises(WriteError, match="No space left"):
+            save(state_at(3, "sharded"), file)
+    again = state_at(0, "sharded")
+    again.load(file, True)
+    assert (again.outcome.step, again.best["weight"].unique().tolist()) == (2, [2])
+
+
+def test_no_process_writes_before_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not remove anything waits for the one that does."""
+    events: list[str] = []
+    state = state_at(1, "sharded")
+    state.accelerator = SimpleNamespace(is_main_process=False, process_index=1, num_processes=2)
+    monkeypatch.setattr(sharded_state, "joined", lambda: SimpleNamespace(wait=lambda: events.append("wait")))
+    monkeypatch.setattr(sharded_state, "save_shards", lambda *_: events.append("write"))
+    save(state, StageFolder(tmp_path).checkpoint)
+    assert events == ["wait", "write", "wait"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [("whole", "whole"), ("whole", "sharded"), ("sharded", "sharded")]
+)
+def test_a_state_that_was_loaded_can_be_removed(saved: str, loaded: str, tmp_path: Path) -> None:
+    """A tensor that maps its file keeps the place on the disk until the training ends."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not say what is mapped")
+    file = StageFolder(tmp_path).checkpoint
+    save(state_at(1, saved), file)
+    kept, _ = tensor_file.load_tensors(file)
+    assert str(tmp_path) in maps.read_text() or saved == "sharded"
+    del kept
+    again = state_at(0, loaded)
+    again.load(file, True)
+    assert again.best["weight"].unique().tolist() == [1]
+    assert again.step.sums["loss"] == 2
+    assert str(tmp_path) not in maps.read_text()

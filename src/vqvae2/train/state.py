@@ -167,6 +167,7 @@ class State:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
+        # what is kept is copied: a tensor of the file maps it into memory, so its place on the disk would not become free
         tensor_file.load_weights(step.network, part("model."), file)
         try:
             if moments := part("optimizer."):  # not kept where a training goes on from its weights alone
@@ -176,7 +177,7 @@ class State:
                 step.average.count = int(average.pop("n_averaged"))
                 weights = {name.removeprefix("module."): value for name, value in average.items()}
                 tensor_file.load_weights(step.average.module, weights, file)
-            step.sums = {k: v.to(step.bad.device, torch.float32) for k, v in part("sums.").items()}
+            step.sums = {k: v.to(step.bad.device, torch.float32, copy=True) for k, v in part("sums.").items()}
             if main:
                 for index, count in part("counts.").items():
                     self.counts[int(index)].copy_(count)
@@ -184,7 +185,7 @@ class State:
             if isinstance(error, atomic.FileError):
                 raise
             raise atomic.FileError(f"{file} is damaged: {atomic.reason(error)}") from error
-        self.best = part("best.") if main else {}
+        self.best = {name: value.clone() for name, value in part("best.").items()} if main else {}
         step.taken, self.due = record.summed, record.due
         self.outcome = Outcome(**record.outcome.model_dump())
 
@@ -196,10 +197,9 @@ class State:
             weight = weights[int(name.partition(".")[0])]
             if value.ndim and value.shape != weight.shape:
                 raise ValueError(f"the optimiser's {name} has the shape {list(value.shape)}")
-            if (
-                value.ndim
-            ):  # the fused optimiser refuses moments that lie otherwise in memory than their weight
-                tensors[name] = torch.empty_like(weight, dtype=value.dtype, device="cpu").copy_(value)
+            # the fused optimiser refuses moments that lie otherwise in memory than their weight
+            like = weight if value.ndim else value
+            tensors[name] = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
         tensor_file.unpack_optimizer(optimizer, tensors)
 
 
