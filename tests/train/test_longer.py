@@ -136,6 +136,16 @@ def test_until_it_is_done_the_run_stays_as_it_was(
     assert all(same_tensors(ours[name], theirs[name]) for name in ours)
 
 
+def test_what_goes_on_from_weights_alone_knows_what_they_were_judged_on(run: Path, short: Config) -> None:
+    """So that scores of other held-out images are told from them."""
+    for name, stage in RunFolder(run).networks(2).items():
+        if not stage.done():
+            continue
+        stage.state.unlink()
+        meta = load_tensors(longer.prepare(stage, True).checkpoint)[1]
+        assert meta["config"] == longer.settings_of(short)[name][1].model_dump()
+
+
 def test_the_result_needs_no_place_beside_two_states(
     data: Path, short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,3 +305,48 @@ def test_a_state_that_was_loaded_can_be_removed(saved: str, loaded: str, tmp_pat
     assert again.best["weight"].unique().tolist() == [1]
     assert again.step.sums["loss"] == 2
     assert str(tmp_path) not in maps.read_text()
+
+
+# --- other held-out images ---
+
+
+@pytest.mark.parametrize("now", [0, 5, 7])
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [("whole", "whole"), ("whole", "sharded"), ("sharded", "sharded"), ("sharded", "whole")]
+)  # fmt: skip
+def test_a_score_of_other_images_is_not_compared(saved: str, loaded: str, now: int, tmp_path: Path) -> None:
+    """Whoever saved and whoever loads; the best weights stay until the next evaluation."""
+    file = StageFolder(tmp_path).checkpoint
+    save(state_at(1, saved, evaluate_on=5), file)
+    again = state_at(0, loaded, evaluate_on=now)
+    if (saved, loaded) == ("sharded", "whole"):
+        load_sharded(again, file, True, make_accelerator())
+    else:
+        again.load(file, True)
+    outcome = again.outcome
+    assert (outcome.best_score, outcome.stale) == ((0.5, 3) if now == 5 else (float("inf"), 0))
+    assert (outcome.step, outcome.best_step) == (1, 1)
+    assert again.best["weight"].unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(("now", "best"), [(0, 1), (4, 4)])
+def test_after_other_images_the_next_evaluation_decides(
+    now: int, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the training is interrupted before it. Until then no best score is shown."""
+    shown: list[str] = []
+    monkeypatch.setattr(Tracker, "update", lambda self, step, text, *_: shown.append(text))
+    scores = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5}
+    config = TrainConfig(steps=2, batch=4, evaluate_every=1, log_every=1)
+    run(Toy(lambda w, step: w.sum(), scores), config, tmp_path)
+    asked = Toy(lambda w, step: w.sum(), scores)
+    signal_at(asked, {3})
+    longer = config.model_copy(update={"steps": 5, "evaluate_every": 4, "evaluate_on": now})
+    with pytest.raises(loop.Interrupted):
+        run(asked, longer, tmp_path)
+    assert saved_outcome(StageFolder(tmp_path).checkpoint).best_step == 1
+    more = Toy(lambda w, step: w.sum(), scores)
+    assert run(more, longer, tmp_path).best_step == best
+    told = [text.partition(", ")[2] for text in shown]
+    after = ["", "", "best 0.4000"] if now else ["best 0.1000"] * 3  # steps 3, 4 and 5
+    assert told == ["", "best 0.1000", *after]

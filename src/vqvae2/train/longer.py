@@ -199,7 +199,7 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
         tensors = {
             f"{part}.{name}": value.clone() for part in ("model", "best") for name, value in weights.items()
         }
-        meta = {"outcome": {**asdict(ended(stage)), "stale": 0}}
+        meta = {"outcome": {**asdict(ended(stage)), "stale": 0}, "config": _trained_with(stage)}
     else:
         return further
     if stage.metrics.is_file():
@@ -207,6 +207,13 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
         atomic.write_text(further.metrics, text)
     tensor_file.save_tensors(further.checkpoint, tensors, meta)
     return further
+
+
+def _trained_with(stage: StageFolder) -> dict[str, Any]:
+    """The settings of the training that made a stage; {} where no record says so."""
+    config = _StageRecord.read(stage.record).config if stage.record.exists() else {}
+    name = stage.path.name.replace("level-", "prior level ")
+    return settings_of(parse(config))[name][1].model_dump() if config else {}
 
 
 def publish(stage: StageFolder, further: StageFolder) -> None:

@@ -30,9 +30,9 @@ from vqvae2.train.sharded import (
     save_shards,
 )
 from vqvae2.train.state import (
-    Outcome,
     Saved,
     State,
+    gone_on_from,
     keep_previous,
     previous_of,
     saved_record,
@@ -179,7 +179,7 @@ def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator)
 def _small(state: State, tensors: Mapping[str, Tensor], record: Saved, main: bool, averaged: int) -> None:
     """What is not cut up: how far it has come, sums, counts, and how many weights are in the average."""
     step: TrainingStep = state.step
-    state.outcome = Outcome(**record.outcome.model_dump())
+    state.outcome = gone_on_from(record, step)
     if step.average is not None:
         step.average.count = averaged
     for key, value in tensors.items():

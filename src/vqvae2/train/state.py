@@ -41,6 +41,7 @@ class Saved(Record):
     """The metadata of a checkpoint."""
 
     outcome: SavedOutcome
+    config: dict[str, Any] = Field(default_factory=dict)  # of the training
     summed: Annotated[int, Field(ge=0)] = 0
     due: bool = False
     shards: str | None = None  # the folder beside it in which the processes have written their parts
@@ -187,7 +188,7 @@ class State:
             raise atomic.FileError(f"{file} is damaged: {atomic.reason(error)}") from error
         self.best = {name: value.clone() for name, value in part("best.").items()} if main else {}
         step.taken, self.due = record.summed, record.due
-        self.outcome = Outcome(**record.outcome.model_dump())
+        self.outcome = gone_on_from(record, step)
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         """Take over the moments; the settings of the optimiser are those of this training, which may not have changed."""
@@ -241,6 +242,18 @@ def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Sa
     if record.autoencoder not in (None, getattr(step.objective, "autoencoder", None)):
         raise atomic.FileError(f"{file} belongs to a training with another autoencoder")
     return record
+
+
+def gone_on_from(record: Saved, step: TrainingStep) -> Outcome:
+    """How far a training is that goes on from a saved state.
+
+    The scores of other held-out images do not compare with its best one, so where `evaluate_on` was changed the next evaluation
+    decides anew, and the best weights are kept until then.
+    """
+    outcome, now = Outcome(**record.outcome.model_dump()), step.config.evaluate_on
+    if record.config.get("evaluate_on", now) != now:
+        outcome.best_score, outcome.stale = math.inf, 0
+    return outcome
 
 
 def saved_outcome(file: Path) -> SavedOutcome:
