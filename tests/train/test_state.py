@@ -350,3 +350,58 @@ def test_after_other_images_the_next_evaluation_decides(
     told = [text.partition(", ")[2] for text in shown]
     after = ["", "", "best 0.4000"] if now else ["best 0.1000"] * 3  # steps 3, 4 and 5
     assert told == ["", "best 0.1000", *after]
+
+
+# --- what a message advises ---
+
+
+def advised(file: Path) -> str:
+    """What is said when a state cannot be loaded."""
+    with pytest.raises(FileError) as caught:
+        state_at(0, side=4).load(file, True)
+    return str(caught.value)
+
+
+def test_the_advice_of_a_damaged_state_is_followed(tmp_path: Path) -> None:
+    """By a shell, with a blank in the path: the state before it is gone on from, and the damaged one is kept aside."""
+    file = StageFolder(tmp_path / "a run").checkpoint
+    for number in (1, 2):
+        save(state_at(number, side=4), file)
+    file.write_bytes(file.read_bytes()[:-9])
+    damaged = file.read_bytes()
+    (commands,) = re.findall(r"the state before it is kept: (mv .* && mv .*), and the same", advised(file))
+    for words in map(shlex.split, commands.split("&&")):
+        shutil.move(*words[1:])
+    again = state_at(0, side=4)
+    again.load(file, True)
+    assert again.outcome.step == 1
+    assert file.with_name(f"{file.name}.bad").read_bytes() == damaged
+    keep_previous(file)  # as when the next state could not be written
+    file.write_bytes(damaged)
+    assert "no earlier state is kept: delete" in advised(file)
+
+
+@pytest.mark.parametrize("why", ["newer", "another", "unreadable"])
+def test_no_other_state_is_advised_where_nothing_is_damaged(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be of the same training, and what is whole would be moved away."""
+    file = StageFolder(tmp_path).checkpoint
+    save(state_at(1, side=4), file)
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_file, "FORMAT", 2 if why == "newer" else 1)
+        state = state_at(2, side=4)
+        state.step.objective.autoencoder = "another"
+        save(state, file)
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    if why == "unreadable":
+        monkeypatch.setattr(safetensors, "safe_open", refuse)
+    said = advised(file)
+    assert "mv" not in said
+    if why == "unreadable":
+        assert said.endswith("Permission denied; when it can be read again, the same command goes on from it")
+    else:
+        assert said.endswith(f"; delete {file}, and the same command trains this stage again from step 0")

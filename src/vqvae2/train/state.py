@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -206,15 +207,27 @@ class State:
 
 @contextmanager
 def saying_what_to_do(file: Path) -> Iterator[None]:
-    """Add to every `FileError` of the block what deleting the state in this file leads to."""
+    """Add to every `FileError` of the block what to do about the state in this file."""
     try:
         yield
     except atomic.FileError as error:
-        before = previous_of(file)
-        what = f"no earlier state is kept: delete {file}, and the same command trains this stage again from step 0"
-        if before.exists():
-            what = f"the state before it is kept: mv {before} {file}, and the same command goes on from there"
-        raise atomic.FileError(f"{error}; {what}") from error
+        raise atomic.FileError(f"{error}; {_what_to_do(file, error)}") from error
+
+
+def _what_to_do(file: Path, error: atomic.FileError) -> str:
+    if isinstance(error.__cause__, OSError):
+        return "when it can be read again, the same command goes on from it"
+    anew = f"delete {file}, and the same command trains this stage again from step 0"
+    if isinstance(error, atomic.OtherFileError):
+        return anew
+    before = previous_of(file)
+    with suppress(OSError):
+        if not before.samefile(file):  # they are one until the next state is written
+            aside, back = (
+                shlex.join(map(str, ("mv", *names))) for names in ((file, f"{file}.bad"), (before, file))
+            )
+            return f"the state before it is kept: {aside} && {back}, and the same command goes on from there"
+    return f"no earlier state is kept: {anew}"
 
 
 def previous_of(file: Path) -> Path:
@@ -240,7 +253,7 @@ def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Sa
     """
     record = Saved.of(metadata, file)
     if record.autoencoder not in (None, getattr(step.objective, "autoencoder", None)):
-        raise atomic.FileError(f"{file} belongs to a training with another autoencoder")
+        raise atomic.OtherFileError(f"{file} belongs to a training with another autoencoder")
     return record
 
 
