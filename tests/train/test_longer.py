@@ -136,6 +136,44 @@ def test_until_it_is_done_the_run_stays_as_it_was(
     assert all(same_tensors(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_longer_training_may_go_on_with_another_rate(
+    saved: bool, run: Path, data: Path, short: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the message of a divergence advises, whether or not a state was saved before it; not before and not after."""
+
+    def rate(config: Config, lr: float) -> Config:
+        first, second = (training.model_dump() for training in config.train_prior)
+        return changed(config, train_prior=[first, second | {"lr": lr}])
+
+    refused = r"train_prior\.1\.lr: 0\.003 -> 0\.001"
+    with pytest.raises(RunError, match=refused):
+        go(data, run, rate(short, 0.001))
+    wanted, usual = steps(short, level_1=6), pipeline.PriorObjective
+
+    def make(*arguments: Any) -> Any:
+        objective = usual(*arguments)
+        loss = objective.loss
+        objective.loss = lambda *given: (loss(*given)[0] * float("nan"), {})
+        if saved:
+            objective.loss = loss
+            signal_at(objective, {4}, signal.SIGTERM)
+        return objective
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "PriorObjective", make)
+        with pytest.raises(Interrupted if saved else TrainingError):
+            go(data, run, wanted)
+    with pytest.raises(RunError, match=r"train_prior\.0\.lr"):
+        go(data, run, changed(wanted, train_prior=[training.model_dump() | {"lr": 0.001} for training in wanted.train_prior]))  # fmt: skip
+    said = go(data, run, rate(wanted, 0.001))
+    assert f"prior level 1: going on from step {4 if saved else 3} of 6" in said
+    assert read_json(RunFolder(run).prior(1).record)["config"]["train_prior"][1]["lr"] == 0.001
+    assert "all is done" in go(data, run, rate(wanted, 0.001))[-1]
+    with pytest.raises(RunError, match=r"train_prior\.1\.lr: 0\.001 -> 0\.003"):
+        go(data, run, wanted)
+
+
 def test_what_goes_on_from_weights_alone_knows_what_they_were_judged_on(run: Path, short: Config) -> None:
     """So that scores of other held-out images are told from them."""
     for name, stage in RunFolder(run).networks(2).items():

@@ -48,7 +48,7 @@ def may_change(line: str) -> bool:
 
 
 def may_tune(line: str, folder: Path, config: Config) -> bool:
-    """Whether a setting may change because its stage is not done, and may have to go on from before a divergence.
+    """Whether a setting may change because its training is not over, and may have to go on from before a divergence.
 
     Args:
         line: `key: old -> new`.
@@ -56,7 +56,11 @@ def may_tune(line: str, folder: Path, config: Config) -> bool:
         config: its settings.
     """
     stages = RunFolder(folder).networks(config.autoencoder.levels)
-    keys = [key for name, (key, _) in settings_of(config).items() if not stages[name].done()]
+    keys = [
+        key
+        for name, (key, _) in settings_of(config).items()
+        if not stages[name].done() or stages[name].longer.checkpoint.exists()
+    ]
     return line.startswith(tuple(f"{key}.{name}: " for key in keys for name in ("lr", "warmup", "clip")))
 
 
