@@ -14,6 +14,7 @@ from comparing import same_tensors
 from train_helpers import CLASSES, Killed, changed, go, pictures, signal_at, tiny
 
 from vqvae2.config.models import Config
+from vqvae2.files import tensor_file
 from vqvae2.files.atomic import read_json, write_json
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.files.tensor_file import load_tensors, save_tensors
@@ -21,6 +22,7 @@ from vqvae2.prior.hierarchy import make_level
 from vqvae2.run import load
 from vqvae2.train import longer, pipeline
 from vqvae2.train.beginning import begin_prior, check_processes, check_starts, due
+from vqvae2.train.device import TrainingError
 from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.longer import may_change
 from vqvae2.train.loop import Interrupted
@@ -132,6 +134,71 @@ def test_until_it_is_done_the_run_stays_as_it_was(
     go(data, tmp_path / "once", longer)
     ours, theirs = weights(run), weights(tmp_path / "once")
     assert all(same_tensors(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_longer_training_may_go_on_with_another_rate(
+    saved: bool, run: Path, data: Path, short: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the message of a divergence advises, whether or not a state was saved before it; not before and not after."""
+
+    def rate(config: Config, lr: float) -> Config:
+        first, second = (training.model_dump() for training in config.train_prior)
+        return changed(config, train_prior=[first, second | {"lr": lr}])
+
+    refused = r"train_prior\.1\.lr: 0\.003 -> 0\.001"
+    with pytest.raises(RunError, match=refused):
+        go(data, run, rate(short, 0.001))
+    wanted, usual = steps(short, level_1=6), pipeline.PriorObjective
+
+    def make(*arguments: Any) -> Any:
+        objective = usual(*arguments)
+        loss = objective.loss
+        objective.loss = lambda *given: (loss(*given)[0] * float("nan"), {})
+        if saved:
+            objective.loss = loss
+            signal_at(objective, {4}, signal.SIGTERM)
+        return objective
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "PriorObjective", make)
+        with pytest.raises(Interrupted if saved else TrainingError):
+            go(data, run, wanted)
+    with pytest.raises(RunError, match=r"train_prior\.0\.lr"):
+        go(data, run, changed(wanted, train_prior=[training.model_dump() | {"lr": 0.001} for training in wanted.train_prior]))  # fmt: skip
+    said = go(data, run, rate(wanted, 0.001))
+    assert f"prior level 1: going on from step {4 if saved else 3} of 6" in said
+    assert read_json(RunFolder(run).prior(1).record)["config"]["train_prior"][1]["lr"] == 0.001
+    assert "all is done" in go(data, run, rate(wanted, 0.001))[-1]
+    with pytest.raises(RunError, match=r"train_prior\.1\.lr: 0\.001 -> 0\.003"):
+        go(data, run, wanted)
+
+
+def test_what_goes_on_from_weights_alone_knows_what_they_were_judged_on(run: Path, short: Config) -> None:
+    """So that scores of other held-out images are told from them."""
+    for name, stage in RunFolder(run).networks(2).items():
+        if not stage.done():
+            continue
+        stage.state.unlink()
+        meta = load_tensors(longer.prepare(stage, True).checkpoint)[1]
+        assert meta["config"] == longer.settings_of(short)[name][1].model_dump()
+
+
+def test_the_result_needs_no_place_beside_two_states(
+    data: Path, short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state before the last one is gone when the weights are written; a disk that was large enough so far still is."""
+    kept: list[list[str]] = []
+    usual = save_tensors
+
+    def save(path: Path, *arguments: Any) -> str:
+        if path.name == "model.safetensors":
+            kept.append([each.name for each in (path.parent / "checkpoints").iterdir()])
+        return usual(path, *arguments)
+
+    monkeypatch.setattr(tensor_file, "save_tensors", save)
+    go(data, tmp_path / "run", changed(short, train_autoencoder={"evaluate_every": 1}), until="autoencoder")
+    assert kept == [["last.safetensors"]]
 
 
 def test_killed_while_the_files_of_a_longer_training_are_moved(

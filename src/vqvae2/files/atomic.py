@@ -33,6 +33,10 @@ class FileError(UserError):
     """A file that is missing, damaged, altered, of a newer version, or that cannot be written."""
 
 
+class OtherFileError(FileError):
+    """A file that is whole, but was written by a newer version or belongs to something else."""
+
+
 class WriteError(FileError):
     """A file that cannot be written; the disk may be full."""
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vqvae2.files.atomic import FORMAT, FileError, parse_json, reason, write_atomic
+from vqvae2.files.atomic import FORMAT, FileError, OtherFileError, parse_json, reason, write_atomic
 from vqvae2.files.records import Record
 
 _KEY = "vqvae2"  # of the file's header
@@ -112,7 +112,7 @@ def read_header(path: str | Path) -> TensorHeader:
         raise FileError(f"{path} is damaged: {reason(error)}") from error
     header = _header(path, stored)
     if header.format > FORMAT:
-        raise FileError(
+        raise OtherFileError(
             f"{path} was written by a newer vqvae2 (format {header.format}, this one reads {FORMAT})"
         )
     metadata = parse_json(header.metadata, path)

@@ -48,7 +48,7 @@ def may_change(line: str) -> bool:
 
 
 def may_tune(line: str, folder: Path, config: Config) -> bool:
-    """Whether a setting may change because its stage is not done, and may have to go on from before a divergence.
+    """Whether a setting may change because its training is not over, and may have to go on from before a divergence.
 
     Args:
         line: `key: old -> new`.
@@ -56,7 +56,11 @@ def may_tune(line: str, folder: Path, config: Config) -> bool:
         config: its settings.
     """
     stages = RunFolder(folder).networks(config.autoencoder.levels)
-    keys = [key for name, (key, _) in settings_of(config).items() if not stages[name].done()]
+    keys = [
+        key
+        for name, (key, _) in settings_of(config).items()
+        if not stages[name].done() or stages[name].longer.checkpoint.exists()
+    ]
     return line.startswith(tuple(f"{key}.{name}: " for key in keys for name in ("lr", "warmup", "clip")))
 
 
@@ -199,7 +203,7 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
         tensors = {
             f"{part}.{name}": value.clone() for part in ("model", "best") for name, value in weights.items()
         }
-        meta = {"outcome": {**asdict(ended(stage)), "stale": 0}}
+        meta = {"outcome": {**asdict(ended(stage)), "stale": 0}, "config": _trained_with(stage)}
     else:
         return further
     if stage.metrics.is_file():
@@ -207,6 +211,13 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
         atomic.write_text(further.metrics, text)
     tensor_file.save_tensors(further.checkpoint, tensors, meta)
     return further
+
+
+def _trained_with(stage: StageFolder) -> dict[str, Any]:
+    """The settings of the training that made a stage; {} where no record says so."""
+    config = _StageRecord.read(stage.record).config if stage.record.exists() else {}
+    name = stage.path.name.replace("level-", "prior level ")
+    return settings_of(parse(config))[name][1].model_dump() if config else {}
 
 
 def publish(stage: StageFolder, further: StageFolder) -> None:

@@ -300,7 +300,7 @@ class _Trainer:
         means = step.means(self.accelerator)
         self._write(outcome.step, {**means, "lr": rate})
         # without a score the best one is a number below 0 that says nothing to the user
-        measured = outcome.best_step and outcome.best_score >= 0
+        measured = outcome.best_step and 0 <= outcome.best_score < np.inf
         best = f", best {outcome.best_score:.4f}" if measured else ""
         tracker.update(outcome.step, f"loss {means['loss']:.4f}{best}", self.config.batch, "images")
         if step.refused and not self.said_refused:

@@ -66,6 +66,7 @@ from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.reference import reference_metadata
 from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
 from vqvae2.train.sharded import whole
+from vqvae2.train.sharded_state import remove_previous
 from vqvae2.train.sharpen import SharpenObjective
 
 
@@ -372,6 +373,7 @@ def _fit(
     reporter.say(f"{objective.name}: {kept}: {_figures(figures)}")
     weights = whole(objective.model)
     if accelerator.is_main_process:
+        remove_previous(folder.checkpoint)
         record = {"outcome": asdict(outcome), "config": config.model_dump(mode="json")}
         tensors, more = result(weights)
         about = {"figures": figures, "step": outcome.best_step, **more}

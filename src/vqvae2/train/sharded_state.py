@@ -7,6 +7,7 @@ checkpoints/step-STEP-of-WORLD/         a file of each process (`train/sharded.p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from vqvae2.train.sharded import (
     save_shards,
 )
 from vqvae2.train.state import (
-    Outcome,
     Saved,
     State,
+    gone_on_from,
     keep_previous,
     previous_of,
     saved_record,
@@ -58,13 +59,16 @@ class ShardedState(State):
         assert accelerator is not None
         folder = f"step-{self.outcome.step:09d}-of-{accelerator.num_processes}" + ("-due" if self.due else "")
         tensors = rows_of_state(step.network, step.optimizer, step.average, self.best)
+        if accelerator.is_main_process:  # first, so that the disk holds two states at a time and not three
+            keep_previous(file)
+            _remove_all_but(file, folder)
+        joined().wait()
         save_shards(file.parent / folder, tensors, accelerator)
         joined().wait()
         if accelerator.is_main_process:
             small = {f"sums.{k}": v for k, v in sums.items()}
             small |= {f"counts.{k}": v for k, v in enumerate(counts)}
             averaged = step.average.count if step.average is not None else 0
-            keep_previous(file)
             tensor_file.save_tensors(
                 file, small, {**self.about(settings), "shards": folder, "averaged": averaged}
             )
@@ -96,7 +100,7 @@ class ShardedState(State):
                     name = name.removeprefix("module.")
                 if value.ndim and value.shape == shapes.get(name):
                     own_rows = pieces(len(value), world)[rank]
-                    rows[f"{part}.{name}"] = value[own_rows.start : own_rows.stop]
+                    rows[f"{part}.{name}"] = value[own_rows.start : own_rows.stop].clone()
             self.best = restore(self.step, rows, record.outcome.step)
             averaged = tensors.get("average.n_averaged")
             _small(self, tensors, record, main, 0 if averaged is None else int(averaged))
@@ -130,6 +134,20 @@ def _shards(file: Path) -> str | None:
         return None
 
 
+def _remove_all_but(file: Path, *folders: str) -> None:
+    """Delete the folders of other states than the one in a file, but those of these names; none if it cannot be read."""
+    with suppress(FileError):
+        last = Saved.of(tensor_file.read_header(file).metadata, file).shards
+        remove_other_states(file.parent, {last, *folders})
+
+
+def remove_previous(file: Path) -> None:
+    """Delete the state before the one in a file, where it would be in the way of what is still to be written."""
+    with suppress(OSError):
+        previous_of(file).unlink(missing_ok=True)
+        _remove_all_but(file)
+
+
 def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator) -> None:
     """Go on from a state that `ShardedState.save` wrote, sharded or not, with any number of processes.
 
@@ -161,13 +179,13 @@ def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator)
 def _small(state: State, tensors: Mapping[str, Tensor], record: Saved, main: bool, averaged: int) -> None:
     """What is not cut up: how far it has come, sums, counts, and how many weights are in the average."""
     step: TrainingStep = state.step
-    state.outcome = Outcome(**record.outcome.model_dump())
+    state.outcome = gone_on_from(record, step)
     if step.average is not None:
         step.average.count = averaged
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         if part == "sums":
-            step.sums[name] = value.to(step.bad.device, torch.float32)
+            step.sums[name] = value.to(step.bad.device, torch.float32, copy=True)
         elif part == "counts" and main:
             state.counts[int(name)].copy_(value)
     step.taken, state.due = record.summed, record.due

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Saved(Record):
     """The metadata of a checkpoint."""
 
     outcome: SavedOutcome
+    config: dict[str, Any] = Field(default_factory=dict)  # of the training
     summed: Annotated[int, Field(ge=0)] = 0
     due: bool = False
     shards: str | None = None  # the folder beside it in which the processes have written their parts
@@ -167,6 +169,7 @@ class State:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
+        # what is kept is copied: a tensor of the file maps it into memory, so its place on the disk would not become free
         tensor_file.load_weights(step.network, part("model."), file)
         try:
             if moments := part("optimizer."):  # not kept where a training goes on from its weights alone
@@ -176,7 +179,7 @@ class State:
                 step.average.count = int(average.pop("n_averaged"))
                 weights = {name.removeprefix("module."): value for name, value in average.items()}
                 tensor_file.load_weights(step.average.module, weights, file)
-            step.sums = {k: v.to(step.bad.device, torch.float32) for k, v in part("sums.").items()}
+            step.sums = {k: v.to(step.bad.device, torch.float32, copy=True) for k, v in part("sums.").items()}
             if main:
                 for index, count in part("counts.").items():
                     self.counts[int(index)].copy_(count)
@@ -184,9 +187,9 @@ class State:
             if isinstance(error, atomic.FileError):
                 raise
             raise atomic.FileError(f"{file} is damaged: {atomic.reason(error)}") from error
-        self.best = part("best.") if main else {}
+        self.best = {name: value.clone() for name, value in part("best.").items()} if main else {}
         step.taken, self.due = record.summed, record.due
-        self.outcome = Outcome(**record.outcome.model_dump())
+        self.outcome = gone_on_from(record, step)
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         """Take over the moments; the settings of the optimiser are those of this training, which may not have changed."""
@@ -196,24 +199,35 @@ class State:
             weight = weights[int(name.partition(".")[0])]
             if value.ndim and value.shape != weight.shape:
                 raise ValueError(f"the optimiser's {name} has the shape {list(value.shape)}")
-            if (
-                value.ndim
-            ):  # the fused optimiser refuses moments that lie otherwise in memory than their weight
-                tensors[name] = torch.empty_like(weight, dtype=value.dtype, device="cpu").copy_(value)
+            # the fused optimiser refuses moments that lie otherwise in memory than their weight
+            like = weight if value.ndim else value
+            tensors[name] = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
         tensor_file.unpack_optimizer(optimizer, tensors)
 
 
 @contextmanager
 def saying_what_to_do(file: Path) -> Iterator[None]:
-    """Add to every `FileError` of the block what deleting the state in this file leads to."""
+    """Add to every `FileError` of the block what to do about the state in this file."""
     try:
         yield
     except atomic.FileError as error:
-        before = previous_of(file)
-        what = f"no earlier state is kept: delete {file}, and the same command trains this stage again from step 0"
-        if before.exists():
-            what = f"the state before it is kept: mv {before} {file}, and the same command goes on from there"
-        raise atomic.FileError(f"{error}; {what}") from error
+        raise atomic.FileError(f"{error}; {_what_to_do(file, error)}") from error
+
+
+def _what_to_do(file: Path, error: atomic.FileError) -> str:
+    if isinstance(error.__cause__, OSError):
+        return "when it can be read again, the same command goes on from it"
+    anew = f"delete {file}, and the same command trains this stage again from step 0"
+    if isinstance(error, atomic.OtherFileError):
+        return anew
+    before = previous_of(file)
+    with suppress(OSError):
+        if not before.samefile(file):  # they are one until the next state is written
+            aside, back = (
+                shlex.join(map(str, ("mv", *names))) for names in ((file, f"{file}.bad"), (before, file))
+            )
+            return f"the state before it is kept: {aside} && {back}, and the same command goes on from there"
+    return f"no earlier state is kept: {anew}"
 
 
 def previous_of(file: Path) -> Path:
@@ -239,8 +253,20 @@ def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Sa
     """
     record = Saved.of(metadata, file)
     if record.autoencoder not in (None, getattr(step.objective, "autoencoder", None)):
-        raise atomic.FileError(f"{file} belongs to a training with another autoencoder")
+        raise atomic.OtherFileError(f"{file} belongs to a training with another autoencoder")
     return record
+
+
+def gone_on_from(record: Saved, step: TrainingStep) -> Outcome:
+    """How far a training is that goes on from a saved state.
+
+    The scores of other held-out images do not compare with its best one, so where `evaluate_on` was changed the next evaluation
+    decides anew, and the best weights are kept until then.
+    """
+    outcome, now = Outcome(**record.outcome.model_dump()), step.config.evaluate_on
+    if record.config.get("evaluate_on", now) != now:
+        outcome.best_score, outcome.stale = math.inf, 0
+    return outcome
 
 
 def saved_outcome(file: Path) -> SavedOutcome:
