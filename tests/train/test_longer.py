@@ -15,7 +15,7 @@ from train_helpers import CLASSES, Killed, changed, go, pictures, signal_at, tin
 
 from vqvae2.config.models import Config
 from vqvae2.files import tensor_file
-from vqvae2.files.atomic import read_json, write_json
+from vqvae2.files.atomic import FileError, read_json, write_json
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.files.tensor_file import load_tensors, save_tensors
 from vqvae2.prior.hierarchy import make_level
@@ -24,9 +24,10 @@ from vqvae2.train import longer, pipeline
 from vqvae2.train.beginning import begin_prior, check_processes, check_starts, due
 from vqvae2.train.device import TrainingError
 from vqvae2.train.folder import read_run, write_config
-from vqvae2.train.longer import may_change
+from vqvae2.train.longer import may_change, prepare
 from vqvae2.train.loop import Interrupted
-from vqvae2.train.state import read_metrics, saved_outcome
+from vqvae2.train.place import tidy
+from vqvae2.train.state import read_metrics, saved
 
 CONSTANT = {"steps": 3, "evaluate_every": 3, "log_every": 1, "schedule": "constant"}
 
@@ -88,6 +89,32 @@ def test_more_steps_later_are_more_steps_from_the_start(
     go(data, run, last)
     go(data, tmp_path / "nine", last)
     assert same_tensors(weights(run)["prior/level-1/model.safetensors"], weights(tmp_path / "nine")["prior/level-1/model.safetensors"])  # fmt: skip
+
+
+def test_a_longer_training_that_has_made_no_step_is_not_taken_for_a_finished_one(run: Path) -> None:
+    """Its state is as that of the finished one; a killed command left it, and its settings may change as long as it is there."""
+    stage = RunFolder(run).prior(1)
+    prepare(stage, whole=True)
+    tidy(run, 2)
+    assert stage.longer.checkpoint.exists()
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_a_damaged_state_of_a_prior_names_the_one_before_it(
+    further: bool, run: Path, data: Path, short: Config
+) -> None:
+    """Its header is read before anything is trained, to see what it was derived from."""
+    stage = RunFolder(run).prior(1)
+    place = stage.longer if further else stage
+    place.checkpoint.parent.mkdir(parents=True)
+    shutil.copy(stage.state, place.previous)
+    place.checkpoint.write_bytes(stage.state.read_bytes()[:-9])
+    if not further:
+        stage.model.unlink()
+    with pytest.raises(
+        FileError, match=r"damaged.*the state before it is kept: mv .*last\.safetensors\.bad && mv"
+    ):
+        go(data, run, steps(short, level_1=6))
 
 
 def test_one_prior_alone(run: Path, data: Path, short: Config, tmp_path: Path) -> None:
@@ -213,7 +240,7 @@ def test_killed_while_the_files_of_a_longer_training_are_moved(
         stage = RunFolder(folder).prior(1)
         files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         logged = [line["step"] for line in read_metrics(stage.metrics)]
-        return {"files": files, "logged": logged, "step": saved_outcome(stage.state).step}
+        return {"files": files, "logged": logged, "step": saved(stage.state).outcome.step}
 
     operations = 0
     for number in range(1, 9):
@@ -258,7 +285,9 @@ def test_without_the_kept_state_it_goes_on_from_the_weights(run: Path, data: Pat
     stage.record.unlink()
     said = go(data, run, steps(short, level_0=5))
     assert any("its optimiser's state was not kept" in line for line in said)
-    assert any(line == "prior level 0: going on from step 3 of 5" for line in said)
+    assert any(
+        line.startswith("prior level 0: going on from step 3 of 5; the next evaluation") for line in said
+    )
     assert read_json(stage.record)["outcome"]["step"] == 5
 
 

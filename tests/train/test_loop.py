@@ -449,7 +449,9 @@ def test_what_diverges_again_goes_on_from_further_back(before: str, tmp_path: Pa
     with pytest.raises(TrainingError) as caught:
         run(spoilt, toy_config(evaluate_every=2), tmp_path)
     last, previous = (tmp_path / "checkpoints" / f"{name}.safetensors" for name in ("last", "previous"))
-    further = f"; if it diverges again, go back further, to step 2: mv {previous} {last}"
+    further = (
+        f"; if it diverges again, go back further, to step 2: mv {last} {last}.bad && mv {previous} {last}"
+    )
     assert str(caught.value).endswith(f"with which the same run goes on{further}")
     assert "the state of step 4 is kept" in str(caught.value)
     if before == "kept":
@@ -568,6 +570,27 @@ def test_a_process_that_stands_still_ends(seconds: int, minutes: int, evaluated:
     assert len(said) == 1
     assert said[0].startswith("toy: process 0 on ")
     assert f"has stood still for {minutes} minutes after step 8, waiting for a batch, and ends" in said[0]
+
+
+def test_a_long_first_step_says_something_of_the_second_one_only() -> None:
+    """Networks are compiled in it."""
+    said: list[str] = []
+    watch = watchdog.Watchdog("toy", said.append)
+    for step, seconds in enumerate((1200, 2000, 60)):
+        watch.at(step, "in a step")
+        watch.passed(seconds)
+    assert said == []
+    watch.at(3, "in a step")
+    watch.passed(19_999)
+    assert said == []
+    watch.passed(1)
+    assert len(said) == 1
+    short = watchdog.Watchdog("toy", said.append)
+    for step, seconds in enumerate((1200, 60, 60)):
+        short.at(step, "in a step")
+        short.passed(seconds)
+    short.passed(1740)
+    assert "for 30 minutes after step 2" in said[1]
 
 
 def test_steps_are_watched_and_evaluations_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

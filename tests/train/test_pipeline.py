@@ -1071,7 +1071,7 @@ def test_samples_of_a_level_are_drawn_in_batches(copied: Path, monkeypatch: pyte
     sheet = copied / "prior" / "level-0" / "samples.png"
     with Image.open(sheet) as picture:
         before = np.asarray(picture).astype(int)
-    draw_level(copied, settings, model, digest, 0)
+    draw_level(copied, settings, model, digest, 0, more=True)
     with Image.open(sheet) as picture:
         assert np.abs(np.asarray(picture) - before).max() <= 1
     assert sizes == [24, 24, 16]

@@ -28,7 +28,7 @@ from vqvae2.train.device import make_accelerator
 from vqvae2.train.longer import keep_state
 from vqvae2.train.sharded import restore
 from vqvae2.train.sharded_state import ShardedState, load_sharded, remove_previous
-from vqvae2.train.state import SavedOutcome, State, keep_previous, saved_outcome
+from vqvae2.train.state import SavedOutcome, State, keep_previous, saved
 
 GOOD = {
     "step": 3,
@@ -363,7 +363,7 @@ def test_after_other_images_the_next_evaluation_decides(
     longer = config.model_copy(update={"steps": 5, "evaluate_every": 4, "evaluate_on": now})
     with pytest.raises(loop.Interrupted):
         run(asked, longer, tmp_path)
-    assert saved_outcome(StageFolder(tmp_path).checkpoint).best_step == 1
+    assert saved(StageFolder(tmp_path).checkpoint).outcome.best_step == 1
     more = Toy(lambda w, step: w.sum(), scores)
     assert run(more, longer, tmp_path).best_step == best
     told = [text.partition(", ")[2] for text in shown]
@@ -400,16 +400,17 @@ def test_the_advice_of_a_damaged_state_is_followed(tmp_path: Path) -> None:
     assert "no earlier state is kept: delete" in advised(file)
 
 
-@pytest.mark.parametrize("why", ["newer", "another", "unreadable"])
+@pytest.mark.parametrize("why", ["newer", "another", "unreadable", "shape"])
 def test_no_other_state_is_advised_where_nothing_is_damaged(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be of the same training, and what is whole would be moved away."""
     file = StageFolder(tmp_path).checkpoint
-    save(state_at(1, side=4), file)
+    side = 5 if why == "shape" else 4
+    save(state_at(1, side=side), file)
     with monkeypatch.context() as patch:
         patch.setattr(tensor_file, "FORMAT", 2 if why == "newer" else 1)
-        state = state_at(2, side=4)
+        state = state_at(2, side=side)
         state.step.objective.autoencoder = "another"
         save(state, file)
 

@@ -54,13 +54,14 @@ class StageEstimate:
     memory: int
 
 
-def estimate(config: Config, folder: Path, device: torch.device) -> list[StageEstimate]:
+def estimate(config: Config, folder: Path, device: torch.device, until: str = "prior") -> list[StageEstimate]:
     """An estimate for each stage that is not done, or that is trained further or made anew.
 
     Args:
         config: every setting.
         folder: RUN, which may not exist.
         device: where it is trained.
+        until: the last stage that is trained.
     """
     costs = measure(config)
     stages = RunFolder(folder).networks(config.autoencoder.levels)
@@ -70,10 +71,11 @@ def estimate(config: Config, folder: Path, device: torch.device) -> list[StageEs
         name = _STAGES.get(cost.name, cost.name)
         stage = stages[name]
         anew = "autoencoder" in further and name != "autoencoder"  # because the codes change
-        if stage.done() and name not in further and not anew:
+        if (stage.done() and name not in further and not anew) or not trained_until(name, until):
             continue
-        if cost.name != "sharpening":
-            rate = _rate(config, cost, device) or rate
+        if cost.name != "sharpening" or rate is None:
+            timed = costs.networks[0] if cost.name == "sharpening" else cost
+            rate = _rate(config, timed, device) or rate
             _empty_cache(device)  # what was timed leaves its memory to the next one, and to the training
         left = max(0, cost.settings.steps - (0 if anew else _done(stage)))
         seconds = None if rate is None else left * cost.settings.batch * cost.training / rate
@@ -96,8 +98,7 @@ def say_estimate(
     trainings = (config.train_autoencoder, config.sharpen, *config.train_prior)
     if all(training.steps <= _SHORT for training in trainings):
         return
-    stages = estimate(config, folder, device)
-    stages = [stage for stage in stages if trained_until(_STAGES.get(stage.name, stage.name), until)]
+    stages = estimate(config, folder, device, until)
     if not stages:
         return
     memory = max(stage.memory for stage in stages)

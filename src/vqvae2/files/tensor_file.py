@@ -201,7 +201,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | 
     )
     for name, value in own.items():
         if value.is_floating_point() != tensors[name].is_floating_point() or tensors[name].is_complex():
-            raise FileError(
+            raise OtherFileError(
                 f"{source} does not fit the configuration: at {name}, expected {value.dtype}, found {tensors[name].dtype}"
             )
         if value.is_floating_point() and not bool(tensors[name].float().isfinite().all()):
@@ -217,7 +217,7 @@ def compare_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], so
     """
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
-            raise FileError(
+            raise OtherFileError(
                 f"{source} does not fit the configuration: at {name}, expected {expected.get(name, 'nothing')}, "
                 f"found {found.get(name, 'nothing')}"
             )

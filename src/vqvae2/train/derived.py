@@ -15,6 +15,7 @@ from vqvae2.data.images import ImageSet
 from vqvae2.files import atomic, tensor_file
 from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.prior.hierarchy import HierarchicalPrior
+from vqvae2.train.state import saying_what_to_do
 
 
 def check_origin(file: Path, digest: str, required: bool = False) -> None:
@@ -88,6 +89,9 @@ def check_derived(folder: Path, config: Config) -> None:
                     f"{file} was derived from an autoencoder that {folder} no longer holds; delete {stage.path}, or restore "
                     f"{paths.autoencoder.model}"
                 )
+            if file == stage.checkpoint:
+                with saying_what_to_do(file):
+                    tensor_file.read_header(file)
             check_origin(file, digest)
 
 

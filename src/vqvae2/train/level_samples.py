@@ -17,10 +17,17 @@ from vqvae2.train.device import TrainingError
 from vqvae2.train.folder import load_prior, samples_file, sharp_autoencoder
 
 
-def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, level: int) -> None:
+def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, level: int, more: bool) -> None:
     """Draw prior/level-L/samples.png: samples of the levels trained so far; finer levels are set to their mean code.
 
     With all levels trained, the sharpened decoder is used if there is one.
+
+    Args:
+        folder, config: RUN and its settings.
+        autoencoder: decodes them; its sha-256 is `digest`.
+        digest: of the autoencoder.
+        level: whose prior is trained.
+        more: whether a finer level is still to be trained by this process.
 
     Raises:
         TrainingError: the samples are saved, but this process cannot train the next level on the card.
@@ -40,7 +47,7 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
         rest = (torch.zeros(len(numbers), *grid, dtype=torch.int64, device=device) for grid in finer)
         pictures.append(autoencoder.decode(Codes((*drawn.levels, *rest)), level + 1).cpu())
     save_grid(torch.cat(pictures), samples_file(folder, level), columns=8)
-    if graphs.lost and not last:
+    if graphs.lost and more:
         raise TrainingError(
             f"prior level {level} is trained and its samples are drawn, but drawing could not be captured as a CUDA graph, after which "
             "the card cannot be used further by this process; the same command goes on with the next level"

@@ -23,7 +23,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, StageFolder
 from vqvae2.train.sharded_state import holds_shards
-from vqvae2.train.state import Outcome, SavedOutcome, saved_outcome
+from vqvae2.train.state import Outcome, SavedOutcome, saved, saying_what_to_do
 
 _LINE = re.compile(
     r"(?P<stage>train_autoencoder|sharpen|train_prior\.\d+)\.(?P<name>steps|minutes|patience|evaluate_every|evaluate_on|log_every): "
@@ -119,8 +119,13 @@ def ended(stage: StageFolder) -> Outcome:
     Raises:
         FileError: the record is damaged.
     """
-    saved = _StageRecord.read(stage.record).outcome if stage.record.exists() else None
-    return Outcome(**saved.model_dump()) if saved else Outcome()
+    if not stage.record.exists():
+        return Outcome()
+    try:
+        record = _StageRecord.read(stage.record)
+    except atomic.FileError as error:
+        raise atomic.FileError(f"{error}; delete it, and only its steps and times are unknown") from error
+    return Outcome(**record.outcome.model_dump()) if record.outcome else Outcome()
 
 
 def wanted(folder: Path, config: Config) -> list[str]:
@@ -209,7 +214,7 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
     if stage.metrics.is_file():
         text = stage.metrics.read_text(encoding="utf-8")
         atomic.write_text(further.metrics, text)
-    tensor_file.save_tensors(further.checkpoint, tensors, meta)
+    tensor_file.save_tensors(further.checkpoint, tensors, {**meta, "prepared": True})
     return further
 
 
@@ -242,7 +247,11 @@ def to_publish(stage: StageFolder) -> bool:
     """
     if not stage.done() or not stage.longer.checkpoint.exists():
         return False
-    now, then = saved_outcome(stage.longer.checkpoint), ended(stage)
+    with saying_what_to_do(stage.longer.checkpoint):
+        state = saved(stage.longer.checkpoint)
+    if state.prepared:
+        return False
+    now, then = state.outcome, ended(stage)
     return (now.step, now.best_step, now.best_score) == (then.step, then.best_step, then.best_score)
 
 

@@ -42,7 +42,7 @@ from vqvae2.train.objective import Objective
 from vqvae2.train.place import Place
 from vqvae2.train.prepare import prepared
 from vqvae2.train.sharded_state import ShardedState, holds_shards, load_sharded
-from vqvae2.train.state import Outcome, State, cut_metrics, previous_of, saved_outcome
+from vqvae2.train.state import Outcome, State, cut_metrics, going_back, previous_of, saved
 from vqvae2.train.step import TrainingStep, learning_rate
 from vqvae2.train.watchdog import Watchdog
 
@@ -175,6 +175,8 @@ class _Trainer:
         if outcome.step:
             self.reporter.say(
                 f"{self.objective.name}: going on from step {outcome.step:,} of {config.steps:,}"
+                + "; the next evaluation decides anew which weights are best"
+                * (outcome.best_step > 0 and outcome.best_score == np.inf)
             )
         feed = Feed(self.objective.batches(outcome.step, rank, world), self.choices.device)
         with (
@@ -286,7 +288,7 @@ class _Trainer:
             return
         kept, further = "nothing was saved yet", ""
         if self.state_file.exists():
-            step = saved_outcome(self.state_file).step
+            step = saved(self.state_file).outcome.step
             kept, further = f"the state of step {step} is kept", _further_back(self.state_file, step)
         raise TrainingError(
             f"{self.objective.name}: {what} not finite at step {bad} "
@@ -382,6 +384,6 @@ def _further_back(file: Path, step: int) -> str:
     """How to go on from the state before the one of `step` in a file, which may already carry what diverges; "" without one."""
     before = previous_of(file)
     with suppress(FileError):
-        if before.exists() and (earlier := saved_outcome(before).step) < step:
-            return f"; if it diverges again, go back further, to step {earlier}: mv {before} {file}"
+        if before.exists() and (earlier := saved(before).outcome.step) < step:
+            return f"; if it diverges again, go back further, to step {earlier}: {going_back(file)}"
     return ""

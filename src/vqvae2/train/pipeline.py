@@ -156,12 +156,11 @@ def _stages(
         store = _codes(folder, config, images, autoencoder, digest, accelerator, reporter)
         if "sharpen" in stages:
             _sharpen(folder, config, images, digest, distance, accelerator, reporter)
-        if until == "sharpen":
-            return
     finally:
         images.close()
     say_usage(store, reporter)
-    _priors(folder, config, store, autoencoder, stages, accelerator, reporter)
+    if until == "prior":
+        _priors(folder, config, store, autoencoder, stages, accelerator, reporter)
     say_sharpened(folder, config.sharpen.begin, reporter)
 
 
@@ -305,7 +304,10 @@ def _priors(
         if (begins := stages.get(f"prior level {level}")) is not None:
             _stage2(folder, config, store, autoencoder, level, begins, accelerator, reporter)
         if accelerator.is_main_process and not samples_file(folder, level).exists():
-            draw_level(folder, config, autoencoder, store.digest, level)
+            more = any(
+                f"prior level {later}" in stages for later in range(level + 1, config.autoencoder.levels)
+            )
+            draw_level(folder, config, autoencoder, store.digest, level, more)
         joined().wait()
 
 

@@ -158,7 +158,7 @@ def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator)
 
     Raises:
         FileError: a file is missing or damaged, or of a training on the codes of another autoencoder. The message says what
-            deleting the file leads to.
+            to do.
     """
     with saying_what_to_do(file):
         small, meta = tensor_file.load_tensors(file)

@@ -47,6 +47,7 @@ class Saved(Record):
     due: bool = False
     shards: str | None = None  # the folder beside it in which the processes have written their parts
     averaged: Annotated[int, Field(ge=0)] = 0  # weights in the average of such a state
+    prepared: bool = False  # copied by `longer.prepare`, and not trained further yet
     autoencoder: str | None = (
         None  # digest of the autoencoder whose codes are learnt, or whose decoder is sharpened
     )
@@ -148,7 +149,7 @@ class State:
 
         Raises:
             FileError: damaged, of another model, or of a training on the codes of another autoencoder. The message says
-                what deleting the file leads to.
+                what to do.
         """
         with saying_what_to_do(file):
             self._check_shapes(tensor_file.read_header(file), file)
@@ -223,11 +224,14 @@ def _what_to_do(file: Path, error: atomic.FileError) -> str:
     before = previous_of(file)
     with suppress(OSError):
         if not before.samefile(file):  # they are one until the next state is written
-            aside, back = (
-                shlex.join(map(str, ("mv", *names))) for names in ((file, f"{file}.bad"), (before, file))
-            )
-            return f"the state before it is kept: {aside} && {back}, and the same command goes on from there"
+            return f"the state before it is kept: {going_back(file)}, and the same command goes on from there"
     return f"no earlier state is kept: {anew}"
+
+
+def going_back(file: Path) -> str:
+    """The shell command that moves the state in this file aside and puts the one before it in its place."""
+    moves = (file, f"{file}.bad"), (previous_of(file), file)
+    return " && ".join(shlex.join(map(str, ("mv", *names))) for names in moves)
 
 
 def previous_of(file: Path) -> Path:
@@ -269,13 +273,13 @@ def gone_on_from(record: Saved, step: TrainingStep) -> Outcome:
     return outcome
 
 
-def saved_outcome(file: Path) -> SavedOutcome:
-    """How far the training was when the state in this file was saved.
+def saved(file: Path) -> Saved:
+    """The metadata of the state in a file.
 
     Raises:
         FileError: damaged.
     """
-    return Saved.of(tensor_file.read_header(file).metadata, file).outcome
+    return Saved.of(tensor_file.read_header(file).metadata, file)
 
 
 def write_metrics(path: Path, step: int, values: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ class Watchdog:
         self.watching = False
         self.step, self.doing, self.first = 0, "", -1
         self.waited = self.longest = 0.0
+        self.compiled = 0.0  # the longest wait of the first step, which says something of the second one only
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
@@ -50,18 +51,26 @@ class Watchdog:
             doing: what this process does now, or waits for.
         """
         self.first = step if self.first < 0 else self.first
-        self.longest, self.waited = max(self.longest, self.waited), 0.0
+        self._stop_counting()
         self.step, self.doing, self.watching = step, doing, True
 
     def rest(self) -> None:
         """What comes until the next `at` may take any time."""
-        self.longest, self.waited = max(self.longest, self.waited), 0.0
+        self._stop_counting()
         self.watching = False
+
+    def _stop_counting(self) -> None:
+        if self.step > self.first:
+            self.longest = max(self.longest, self.waited)
+        else:
+            self.compiled = max(self.compiled, self.waited)
+        self.waited = 0.0
 
     def passed(self, seconds: float) -> None:
         """So many seconds have passed since the last call."""
         self.waited = self.waited + seconds if self.watching else 0.0
-        limit = max(_LIMIT, _TIMES * self.longest)
+        compiled = self.compiled if self.step == self.first + 1 else 0.0
+        limit = max(_LIMIT, _TIMES * max(self.longest, compiled))
         if self.waited >= limit and self.step > self.first:
             self.end(
                 f"{self.what}: process {joined().rank} on {host()} has stood still for {limit / 60:.0f} minutes after step "
