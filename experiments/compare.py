@@ -29,7 +29,7 @@ import yaml
 from safetensors.torch import load_file
 
 from vqvae2.config.sampling import Sampling
-from vqvae2.evaluate.report import svg
+from vqvae2.evaluate.plot import standalone, svg
 from vqvae2.run import load
 
 ROOT = Path(__file__).parents[1]
@@ -76,10 +76,10 @@ def figures(run: Path) -> dict[str, Any]:
     return stages
 
 
-def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
+def draw(name: str, metrics: list[str], folders: dict[str, Path], after: int) -> None:
     """Draw each metric (STAGE/METRIC) as one curve per arm.
 
-    The drawing is docs/images/NAME-METRIC.svg, or NAME-level-I-METRIC.svg for a metric of a prior.
+    Steps up to `after` are left out. The drawing is docs/images/NAME-METRIC.svg, or NAME-level-I-METRIC.svg for a metric of a prior.
     """
     for named in metrics:
         stage, _, metric = named.rpartition("/")
@@ -87,8 +87,10 @@ def draw(name: str, metrics: list[str], folders: dict[str, Path]) -> None:
         for arm, folder in folders.items():
             text = (folder / stage / "metrics.jsonl").read_text()
             lines = [json.loads(line) for line in text.splitlines()]
-            curves[arm] = [(line["step"], line[metric]) for line in lines if metric in line]
-        drawing = svg(curves).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+            curves[arm] = [
+                (line["step"], line[metric]) for line in lines if metric in line and line["step"] > after
+            ]
+        drawing = standalone(svg(curves))
         title = "-".join([name, *stage.split("/")[1:], metric.replace("_", "-")])
         (ROOT / "docs" / "images" / f"{title}.svg").write_text(drawing + "\n")
 
@@ -150,7 +152,7 @@ def write(name: str, experiment: dict[str, Any], folders: dict[str, Path]) -> Pa
     target = ROOT / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
-    draw(name, experiment.get("curves", []), folders)
+    draw(name, experiment.get("curves", []), folders, experiment.get("after", 0))
     return target
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from vqvae2.evaluate.style import STYLE
 
 Curve = Sequence[tuple[float, float]]
 
@@ -132,8 +135,23 @@ def svg(
     return "".join(parts) + "</svg>"
 
 
+def standalone(drawing: str) -> str:
+    """A drawing of `svg` as a file of its own, in the light colours of the page's style, which viewers need not understand."""
+    colours = dict(re.findall(r"--(\w+):(#\w+)", STYLE.partition("@media")[0]))
+    rules = "".join(line for line in STYLE.splitlines() if line.startswith("svg "))
+    head, _, rest = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).partition(">")
+    text = f'{head} font-family="sans-serif"><style>{rules}</style><rect width="100%" height="100%" fill="var(--page)"/>{rest}'
+    return re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], text)
+
+
 def _colour(index: int) -> str:
     return f"var(--c{index % COLOURS})"
+
+
+def _stroke(index: int, width: int) -> str:
+    """Dashed where the colours begin anew."""
+    dashes = ' stroke-dasharray="6 3"' if index // COLOURS % 2 else ""
+    return f'stroke="{_colour(index)}" stroke-width="{width}"{dashes}'
 
 
 def _legend(names: Sequence[str]) -> tuple[list[str], int]:
@@ -144,8 +162,7 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
         if x > 8 and x + width > _WIDTH:
             x, row = 8.0, row + 1
         y = 14 + _LINE * row
-        stroke = f'stroke="{_colour(index)}" stroke-width="3"'
-        parts.append(f'<line x1="{x:.0f}" y1="{y - 4}" x2="{x + 18:.0f}" y2="{y - 4}" {stroke}/>')
+        parts.append(f'<line x1="{x:.0f}" y1="{y - 4}" x2="{x + 18:.0f}" y2="{y - 4}" {_stroke(index, 3)}/>')
         parts.append(f'<text x="{x + 24:.0f}" y="{y}" fill="{_colour(index)}">{html.escape(name)}</text>')
         x += width
     return parts, row + 1
@@ -198,7 +215,7 @@ class _Frame:
         """One curve; a single point is a dot."""
         places = [self.at(x, y) for x, y in points]
         text = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts = [f'<polyline points="{text}" fill="none" stroke="{_colour(index)}" stroke-width="2"/>']
+        parts = [f'<polyline points="{text}" fill="none" {_stroke(index, 2)}/>']
         if len(places) == 1:
             (x, y), *_ = places
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{_colour(index)}"/>')
