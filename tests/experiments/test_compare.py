@@ -18,6 +18,7 @@ from vqvae2.config.overrides import complete, merge, override, read_yaml
 from vqvae2.config.presets import preset
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
+from vqvae2.train.state import read_metrics
 
 sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 
@@ -150,9 +151,16 @@ def test_curves_of_any_stage_are_drawn_under_names_of_their_own(
 ) -> None:
     monkeypatch.setattr(compare, "ROOT", tmp_path)
     (tmp_path / "docs" / "images").mkdir(parents=True)
-    compare.draw("some", ["autoencoder/heldout_psnr", "prior/level-1/heldout_bits"], {"arm": run})
+    compare.draw("some", ["autoencoder/heldout_psnr", "prior/level-1/heldout_bits"], {"arm": run}, after=0)
     for name in ("some-heldout-psnr", "some-level-1-heldout-bits"):
         assert "arm" in (tmp_path / "docs" / "images" / f"{name}.svg").read_text()
+    drawing = tmp_path / "docs" / "images" / "some-level-1-heldout-bits.svg"
+    whole = drawing.read_text()
+    steps = [
+        line["step"] for line in read_metrics(run / "prior/level-1/metrics.jsonl") if "heldout_bits" in line
+    ]
+    compare.draw("some", ["prior/level-1/heldout_bits"], {"arm": run}, after=steps[0])
+    assert drawing.read_text() != whole
 
 
 def test_the_parameters_of_a_stage_are_those_of_its_file(run: Path) -> None:
