@@ -71,6 +71,11 @@ class Cost:
     sharded: dict[int, tuple[int, int]]
 
     @property
+    def stage(self) -> str:
+        """The name of its stage in a run folder."""
+        return "sharpen" if self.name == "sharpening" else self.name
+
+    @property
     def total(self) -> int:
         """FLOPs of the whole training: steps x batch x FLOPs of one image."""
         return self.settings.steps * self.settings.batch * self.training

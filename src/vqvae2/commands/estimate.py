@@ -34,7 +34,6 @@ _TOO_MUCH = 200e9  # FLOPs of one image from which a CPU is not timed; the last 
 _SHORT = (
     200  # steps of every stage up to which there is no estimate, because it would take longer than they do
 )
-_STAGES = {"sharpening": "sharpen"}
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,13 @@ def estimate(config: Config, folder: Path, device: torch.device, until: str = "p
     further = wanted(folder, config)
     found, rate = [], None
     for cost in costs.networks:
-        name = _STAGES.get(cost.name, cost.name)
+        name = cost.stage
         stage = stages[name]
         anew = "autoencoder" in further and name != "autoencoder"  # because the codes change
         if (stage.done() and name not in further and not anew) or not trained_until(name, until):
             continue
-        if cost.name != "sharpening" or rate is None:
-            timed = costs.networks[0] if cost.name == "sharpening" else cost
+        if cost is not costs.sharpening or rate is None:  # which is about as fast as the autoencoder
+            timed = costs.autoencoder if cost is costs.sharpening else cost
             rate = _rate(config, timed, device) or rate
             _empty_cache(device)  # what was timed leaves its memory to the next one, and to the training
         left = max(0, cost.settings.steps - (0 if anew else _done(stage)))

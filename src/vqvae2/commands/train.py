@@ -61,11 +61,10 @@ def work_of(config: Config, until: str) -> dict[str, tuple[float, float]]:
 
     with torch.random.fork_rng(devices=[]):  # it may be called in the midst of a training
         costs = measure(config).networks
-    names = {cost.name: "sharpen" if cost.name == "sharpening" else cost.name for cost in costs}
     return {
-        names[cost.name]: (float(cost.total), 60.0 * cost.settings.minutes or float("inf"))
+        cost.stage: (float(cost.total), 60.0 * cost.settings.minutes or float("inf"))
         for cost in costs
-        if trained_until(names[cost.name], until)
+        if trained_until(cost.stage, until)
     }
 
 

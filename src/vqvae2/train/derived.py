@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ def check_origin(file: Path, digest: str, required: bool = False) -> None:
     Raises:
         FileError: it was derived from another one, or is damaged.
     """
-    found = tensor_file.read_header(file).metadata.get("autoencoder")
+    state = file.parent.name == "checkpoints"
+    with saying_what_to_do(file) if state else nullcontext():
+        found = tensor_file.read_header(file).metadata.get("autoencoder")
     if found != digest and (required or found is not None):
-        part = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+        part = file.parent.parent if state else file.parent
         raise atomic.FileError(
             f"{file} belongs to another autoencoder than the one in this run; delete {part}, and `vqvae2 train` makes it anew"
         )
@@ -89,9 +92,6 @@ def check_derived(folder: Path, config: Config) -> None:
                     f"{file} was derived from an autoencoder that {folder} no longer holds; delete {stage.path}, or restore "
                     f"{paths.autoencoder.model}"
                 )
-            if file == stage.checkpoint:
-                with saying_what_to_do(file):
-                    tensor_file.read_header(file)
             check_origin(file, digest)
 
 

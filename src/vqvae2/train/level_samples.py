@@ -33,8 +33,7 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
         TrainingError: the samples are saved, but this process cannot train the next level on the card.
     """
     device = next(autoencoder.parameters()).device
-    last = level == config.autoencoder.levels - 1
-    if last and RunFolder(folder).sharpen.model.exists():
+    if level == config.autoencoder.levels - 1 and RunFolder(folder).sharpen.model.exists():
         autoencoder = sharp_autoencoder(folder, config, device)
     count, classes = 64, config.prior.classes
     prior = load_prior(folder, config, device, level + 1, digest)

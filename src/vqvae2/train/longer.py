@@ -119,13 +119,18 @@ def ended(stage: StageFolder) -> Outcome:
     Raises:
         FileError: the record is damaged.
     """
+    record = _record(stage)
+    return Outcome(**record.outcome.model_dump()) if record.outcome else Outcome()
+
+
+def _record(stage: StageFolder) -> _StageRecord:
+    """The record of a stage; an empty one where there is none."""
     if not stage.record.exists():
-        return Outcome()
+        return _StageRecord()
     try:
-        record = _StageRecord.read(stage.record)
+        return _StageRecord.read(stage.record)
     except atomic.FileError as error:
         raise atomic.FileError(f"{error}; delete it, and only its steps and times are unknown") from error
-    return Outcome(**record.outcome.model_dump()) if record.outcome else Outcome()
 
 
 def wanted(folder: Path, config: Config) -> list[str]:
@@ -141,9 +146,9 @@ def wanted(folder: Path, config: Config) -> list[str]:
     names: list[str] = []
     for name, (_, training) in settings_of(config).items():
         stage = stages[name]
-        if not stage.done() or not stage.record.exists():
+        if not stage.done():
             continue
-        record = _StageRecord.read(stage.record)
+        record = _record(stage)
         if not record.config or record.outcome is None:
             continue
         trained = settings_of(parse(record.config))[name][1]
@@ -220,7 +225,7 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
 
 def _trained_with(stage: StageFolder) -> dict[str, Any]:
     """The settings of the training that made a stage; {} where no record says so."""
-    config = _StageRecord.read(stage.record).config if stage.record.exists() else {}
+    config = _record(stage).config
     name = stage.path.name.replace("level-", "prior level ")
     return settings_of(parse(config))[name][1].model_dump() if config else {}
 

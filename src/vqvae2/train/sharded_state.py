@@ -35,6 +35,7 @@ from vqvae2.train.state import (
     gone_on_from,
     keep_previous,
     previous_of,
+    saved,
     saved_record,
     saying_what_to_do,
 )
@@ -129,7 +130,7 @@ def holds_shards(file: Path) -> bool:
 def _shards(file: Path) -> str | None:
     """The name of the folder with the parts of a state; None if it has none or is damaged."""
     try:
-        return Saved.of(tensor_file.read_header(file).metadata, file).shards
+        return saved(file).shards
     except FileError:
         return None
 
@@ -137,8 +138,7 @@ def _shards(file: Path) -> str | None:
 def _remove_all_but(file: Path, *folders: str) -> None:
     """Delete the folders of other states than the one in a file, but those of these names; none if it cannot be read."""
     with suppress(FileError):
-        last = Saved.of(tensor_file.read_header(file).metadata, file).shards
-        remove_other_states(file.parent, {last, *folders})
+        remove_other_states(file.parent, {saved(file).shards, *folders})
 
 
 def remove_previous(file: Path) -> None:
