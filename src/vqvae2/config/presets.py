@@ -12,6 +12,7 @@ from vqvae2.config.models import Config, ConfigError, parse
 
 _SMALL = 20_000  # images; below it the priors are small and strongly regularised
 _SIDES = (32, 64, 128, 256)  # px, of the presets that are chosen
+_PLAIN = {"sharpen": {"steps": 0}}  # minutes are too short for a discriminator to learn anything
 
 
 def presets() -> tuple[str, ...]:
@@ -94,7 +95,7 @@ def _preset(
 
     Args:
         size: height and width of the images in px.
-        steps: of the autoencoder, and of each prior.
+        steps: of the autoencoder, and of each prior. Sharpening takes half of the autoencoder's.
         copies: how often each training image is encoded.
         every: steps between evaluations.
     """
@@ -116,20 +117,21 @@ def _preset(
             "warmup": min(200, steps[0] // 10 + 1),
             "evaluate_every": every,
         },
+        "sharpen": {"steps": steps[0] // 2, "evaluate_every": every, "depth": 2 if size < 64 else 3},
         "prior": {"levels": priors},
         "train_prior": [_prior_training(steps[1], copies, every) for _ in range(levels)],
     }
 
 
 def _demo(preset: dict[str, Any]) -> dict[str, Any]:
-    """The preset with time limits of nine and a half minutes in all, and with guidance towards the class in sampling."""
+    """The preset with time limits of nine and a half minutes in all, no sharpening, and guidance towards the class in sampling."""
     coarse, fine = preset["train_prior"]
     fine |= {"batch": 16, "steps": 850}
     for training in (coarse, fine):
         training["lr"] = 3e-3  # better than 1e-3 in as few steps (the experiment prior-size)
     for training, minutes in ((preset["train_autoencoder"], 3.5), (coarse, 2.5), (fine, 3.5)):
         training["minutes"] = minutes
-    return preset | {"sampling": {"guidance": 3.0, "top_p": 0.95}}
+    return preset | _PLAIN | {"sampling": {"guidance": 3.0, "top_p": 0.95}}
 
 
 def _paper_prior(
@@ -188,7 +190,7 @@ def _paper(
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": _preset(32, [4, 2], 32, 64, (60, 40), [_level(32, 2, 2, 0.1), _level(32, 2, 0, 0.1, 1)], 1, 20),
+    "tiny": _preset(32, [4, 2], 32, 64, (60, 40), [_level(32, 2, 2, 0.1), _level(32, 2, 0, 0.1, 1)], 1, 20) | _PLAIN,
     "demo": _demo(_preset(64, [4, 2], 64, 512, (2600, 1100), [_level(96, 6, 2, 0.2), _level(96, 5, 3, 0.1, 3)], 6, 200)),
     "small32": _preset(32, [4, 2], 128, 512, (8000, 4000), [_level(128, 8, 2, 0.2), _level(128, 8, 4, 0.1, 4)], 16, 250),
     "small64": _preset(64, [4, 2], 128, 512, (6500, 3000), [_level(128, 8, 2, 0.2), _level(128, 6, 3, 0.1, 4)], 12, 250),
