@@ -204,16 +204,15 @@ def fit_critic(
         group: the processes, all of which call this; None is this one alone.
 
     Raises:
-        CriticError: no classes, or a model of another number of classes.
+        CriticError: no classes, or a model of another number of classes or channels.
         FeatureError, ClassifierError, FileError: see there.
     """
     if not images.classes:
-        raise CriticError(
-            "expected images with classes, because a critic scores how well an image fits its class"
-        )
-    kind, group = kind or CriticKind(), group or Group()
+        raise CriticError("a critic scores how well an image fits its class, and these images have none")
+    if data.channels not in (1, 3, 4):
+        raise CriticError(f"a critic needs images of 1, 3 or 4 channels, found {data.channels}")
+    kind, group, reporter = kind or CriticKind(), group or Group(), reporter or Reporter(quiet=True)
     model = kind.model
-    reporter = reporter or Reporter(quiet=True)
     reporter.plan = _plan(kind, images)
     read = ImageReader(folder, images, data, reporter, group)
     own: Probe | ResNet | None = None
@@ -225,6 +224,10 @@ def fit_critic(
         raise CriticError(
             f"expected a classifier of the {len(images.classes)} classes of {folder}, "
             f"found {classifier.classes} classes in {model}"
+        )
+    if isinstance(classifier, ResNet) and classifier.channels != data.channels:
+        raise CriticError(
+            f"the images have {data.channels} channels, and the classifier in {model} expects {classifier.channels}"
         )
     identity = _digest(model) if model else tensor_file.digest(own.state_dict()) if own else ""
     rows = read.rows(_TEST, identity, images.heldout, lambda some: {"logits": predict(classifier, some)})
