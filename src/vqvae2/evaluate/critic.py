@@ -33,6 +33,7 @@ from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe, fits
 from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
+from vqvae2.evaluate.sets import real_images
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
@@ -293,11 +294,12 @@ def _trained(
     if kind.features == RESNET:
         net: ResNet | None = None
         if group.main:
-            labels = images.labels_of(images.train)
-            config = classifier_config(len(labels)).within(read.data)
+            given = real_images("training", images, images.train, read.data)
+            config = classifier_config(len(given)).within(read.data)
+            assert given.labels is not None
             with read.reporter.track(_FIT, config.steps) as tracker:
-                classes, pixels = len(images.classes), read(images.train)
-                net = train_classifier(pixels, labels, classes, config, device, tracker.update).cpu()
+                pixels, classes = given.batches(), len(images.classes)
+                net = train_classifier(pixels, given.labels, classes, config, device, tracker.update).cpu()
         net = group.agreed(net)
         assert net is not None
         net = net.to(device)
