@@ -235,6 +235,7 @@ def test_tuning_leaves_out_settings_that_cannot_be_drawn(
         cache=None,
         reporter=None,
         features=lambda images: None,
+        forget=lambda images: None,
         encoder=SimpleNamespace(reconstructed=lambda name, images: images),
     )
     result = tuning.measure(context)

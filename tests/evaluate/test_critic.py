@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vqvae2.config.overrides import read_yaml
 from vqvae2.data.images import ImageSet, open_images
-from vqvae2.errors import UserError
 from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier_file import save_classifier
 from vqvae2.evaluate.critic import CriticError, CriticKind, critic_file, fit_critic, load_critic
@@ -151,12 +150,17 @@ def test_a_model_from_a_file(kind: str, run: Path, images: ImageSet, tmp_path: P
     assert (run / "critic" / kind.replace("net.jit-v2", "model.pt")).is_file()
 
 
-def test_a_classifier_of_other_channels(run: Path, images: ImageSet, tmp_path: Path) -> None:
-    """It is a mistake of the user, said in one line, and nothing of it is kept."""
+def test_images_of_other_channels(run: Path, images: ImageSet, tmp_path: Path) -> None:
+    """A mistake of the user, said in one line before an image is read, and nothing of it is kept."""
     grey = CriticKind(model=resnet(tmp_path / "grey.safetensors", images, channels=1))
-    with pytest.raises(UserError, match=r"expected images \[B, 1, H, W\], found \[\d+, 3, 16, 16\]"):
-        fit_critic(run, images, load(run, "cpu").config.data, grey)
-    assert not critic_file(run).exists()
+    data = load(run, "cpu").config.data
+    with pytest.raises(
+        CriticError, match=r"^the images have 3 channels, .* in .*grey\.safetensors expects 1$"
+    ):
+        fit_critic(run, images, data, grey)
+    with pytest.raises(CriticError, match=r"needs images of 1, 3 or 4 channels, found 2$"):
+        fit_critic(run, images, data.model_copy(update={"channels": 2}))
+    assert not critic_file(run).parent.exists()
 
 
 def test_a_network_of_its_own(run: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:

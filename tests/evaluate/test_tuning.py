@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import pytest
 import yaml
 from colours_network import Colours
+from torch import Tensor
 
 from vqvae2.commands.evaluate import keep_sampling
 from vqvae2.config.models import parse
 from vqvae2.config.overrides import override
 from vqvae2.config.sampling import Sampling
 from vqvae2.evaluate import context
+from vqvae2.evaluate.features import Features
 from vqvae2.evaluate.parts import tuning
-from vqvae2.evaluate.parts.tuning import KEPT_RECALL, VALUES, Trial, best, search
+from vqvae2.evaluate.parts.tuning import KEPT_RECALL, VALUES, Trial, best, compare, search
 from vqvae2.files.atomic import read_json
 from vqvae2.files.progress import Reporter
 from vqvae2.run import load
@@ -94,6 +97,14 @@ def test_the_command_chooses_reports_and_writes(
     monkeypatch.setattr(context, "feature_network", lambda *_: Colours())
     monkeypatch.setattr(tuning, "_LEAST", 6)
     monkeypatch.setattr(tuning, "VALUES", {name: values[:2] for name, values in VALUES.items()})
+    held: list[weakref.ref[Tensor]] = []
+
+    def noted(sampling: Sampling, real: Features, samples: Features, seed: int) -> Trial:
+        assert not any(features() is not None for features in held), "of an earlier trial, in memory"
+        held.append(weakref.ref(samples.pooled))
+        return compare(sampling, real, samples, seed)
+
+    monkeypatch.setattr(tuning, "compare", noted)
     run = train_tiny(tmp_path, pictures, "data.holdout=0.6")
     said = command("evaluate", run, "--tune-sampling", "--out", tmp_path / "report")
     assert said.code == 0, said.err
@@ -111,6 +122,7 @@ def test_the_command_chooses_reports_and_writes(
     again = command("evaluate", run, "--tune-sampling", "--out", tmp_path / "report")
     assert again.code == 0
     assert read_json(tmp_path / "report" / "report.json")["parts"]["tuning"]["chosen"] == figures["chosen"]
+    assert len(held) == 2 * (len(trials) + 3), "one more for each that is reported"
     assert command("train", pictures, "--run", run).code == 0  # the training still recognises its run
 
 

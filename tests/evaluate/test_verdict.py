@@ -75,6 +75,22 @@ def test_every_rule_is_tried_above() -> None:
     assert len(tried) == len(rules.RULES) + len(rules.LEVEL_RULES)
 
 
+@pytest.mark.parametrize(
+    ("last", "rule", "words"),
+    [
+        (24.05, "PSNR stands still", "rose by 0.05 dB"),
+        (23.95, "PSNR stands still", "fell by 0.05 dB"),
+        (23.8, "PSNR falls", "fell by 0.20 dB"),
+    ],
+)
+def test_a_psnr_that_falls_did_not_rise(last: float, rule: str, words: str) -> None:
+    """It rose by -0.20 dB, and a larger network was advised, which learns the training images by heart still sooner."""
+    facts = replace(SOUND, psnr=24.0, psnr_curve=[(1, 20), (2, 23), (3, 24.0), (4, last)])
+    (found,) = advise(facts)
+    assert (found.rule, words in found.finding) == (rule, True)
+    assert ("autoencoder.hidden" in found.change) == (rule == "PSNR stands still")
+
+
 def test_what_was_not_measured_gives_no_advice() -> None:
     empty = Facts(levels=(LevelFacts(), LevelFacts()))
     assert advise(empty) == []

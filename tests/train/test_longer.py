@@ -94,7 +94,7 @@ def test_more_steps_later_are_more_steps_from_the_start(
 def test_a_longer_training_that_has_made_no_step_is_not_taken_for_a_finished_one(run: Path) -> None:
     """Its state is as that of the finished one; a killed command left it, and its settings may change as long as it is there."""
     stage = RunFolder(run).prior(1)
-    prepare(stage, whole=True)
+    prepare(stage, "prior level 1")
     tidy(run, 2)
     assert stage.longer.checkpoint.exists()
 
@@ -207,7 +207,7 @@ def test_what_goes_on_from_weights_alone_knows_what_they_were_judged_on(run: Pat
         if not stage.done():
             continue
         stage.state.unlink()
-        meta = load_tensors(longer.prepare(stage, True).checkpoint)[1]
+        meta = load_tensors(longer.prepare(stage, name).checkpoint)[1]
         assert meta["config"] == longer.settings_of(short)[name][1].model_dump()
 
 

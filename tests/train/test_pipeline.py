@@ -801,19 +801,25 @@ def test_changed_data_is_refused(copied: Path, config: Config, data: Path, tmp_p
     assert finished(run, config)
 
 
-@pytest.mark.parametrize("first", [0, 8])
+@pytest.mark.parametrize(("first", "since"), [(0, 0), (8, 8), (8, 0)])
 def test_the_number_of_images_does_not_change_with_the_memory_for_them(
-    first: int, config: Config, data: Path, tmp_path: Path
+    first: int, since: int, config: Config, data: Path, tmp_path: Path
 ) -> None:
-    """A broken file is left out of decoded images that are kept, and else replaced: the codes were made anew in silence."""
+    """A broken file is left out of decoded images that are kept, and else replaced: the codes were made anew in silence.
+
+    With less memory since then, the images that were kept are used until they are deleted.
+    """
     mine, run = Path(shutil.copytree(data, tmp_path / "mine")), tmp_path / "run"
     wanted = {size: changed(config, data={"cache_gb": size}, sharpen={"steps": 0}) for size in (0, 8)}
     (mine / "cats" / "002.png").write_bytes(b"")
     go(mine, run, wanted[first])
     only_stage_1(run)
+    if since != first:
+        go(mine, run, wanted[since], until="autoencoder")
     shutil.rmtree(run / "data")
     before = snapshot(run)
-    with pytest.raises(RunError, match=rf"delete .*run/data, and use data\.cache_gb={first} as before"):
+    use = r"a larger data\.cache_gb as then" if first else r"data\.cache_gb=0 as before"
+    with pytest.raises(RunError, match=rf"delete .*run/data, and use {use}"):
         go(mine, run, wanted[8 - first])
     assert {name: (run / name).read_bytes() for name in before} == {
         name: text for name, (_, text) in before.items()

@@ -269,6 +269,20 @@ def test_the_disk_holds_two_states_at_most(
     assert again.best["weight"].unique().tolist() == [4]
 
 
+def test_one_process_removes_what_several_have_saved(tmp_path: Path) -> None:
+    """Once a state of its own is written; until then it could not go on, and until the next one it may go back."""
+    file = StageFolder(tmp_path).checkpoint
+    save(state_at(1, "sharded"), file)
+    save(state_at(2, "sharded"), file)
+    found = []
+    for number in (3, 4, 5):
+        save(state_at(number), file)
+        found.append(sorted(folder.name for folder in file.parent.glob("step-*")))
+        shards = saved(StageFolder(tmp_path).previous).shards
+        assert found[-1] == ([shards] if shards else [])
+    assert list(map(len, found)) == [1, 0, 0]
+
+
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_full_disk_leaves_the_rows_of_the_last_state(
     readable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

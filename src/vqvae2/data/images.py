@@ -70,6 +70,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def kept(self) -> bool:
+        """Whether the decoded images are kept, without the broken ones, which are otherwise replaced when they are requested."""
+        return isinstance(self._stored, np.ndarray)
+
     def pixels(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
         """The centre crops of some images without augmentation, as evaluation uses them: uint8 [B, H, W, C]."""
         raw, _ = next(self.raw([np.asarray(indices, np.int64).reshape(-1)]))

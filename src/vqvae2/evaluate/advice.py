@@ -17,7 +17,7 @@ UNUSED = 0.5
 UNEVEN = 0.1
 """Perplexity over K, below which the codes count as unevenly used."""
 STILL_DB = 0.1
-"""dB that the PSNR gained over the last quarter of the training; less counts as standing still."""
+"""dB that the PSNR gained over the last quarter of the training; less counts as standing still, as much less as falling."""
 STILL_BITS = 0.01
 """Share by which the held-out bits fell over the last quarter of a prior's training; more counts as still falling."""
 EARLY = 0.6
@@ -111,13 +111,22 @@ def blurred(facts: Facts) -> Advice | None:
 
 
 def standing_still(facts: Facts) -> Advice | None:
-    """The PSNR no longer rises and is not high."""
+    """The PSNR no longer rises, or falls, and is not high."""
     more = gain(facts.psnr_curve)
     if more is None or facts.psnr is None or more >= STILL_DB or facts.psnr >= FAITHFUL:
         return None
+    moved = f"The held-out PSNR {'fell' if more < 0 else 'rose'} by {abs(more):.2f} dB in the last quarter of the training"
+    if more <= -STILL_DB:
+        return Advice(
+            "PSNR falls",
+            f"{moved}; the best weights, which are kept, have {facts.psnr:.1f} dB.",
+            "More steps will not help. In a new run, use more training images, or more different ones by `data.flip` and "
+            "`data.shift` where the images allow it, or a smaller `train_autoencoder.lr`. A perceptual distance "
+            "(`train_autoencoder.perceptual`) gives up PSNR for detail; then a falling PSNR is no fault.",
+        )
     return Advice(
         "PSNR stands still",
-        f"The held-out PSNR rose by {more:.2f} dB in the last quarter of the training (below {STILL_DB} dB) and is {facts.psnr:.1f} dB.",
+        f"{moved} (by less than {STILL_DB} dB) and is {facts.psnr:.1f} dB.",
         "More steps will not help. Give each image more codes: smaller `autoencoder.strides`, one level more, or a larger "
         "`autoencoder.codes`; or a larger network: `autoencoder.hidden` and `autoencoder.blocks`. This needs a new run.",
     )

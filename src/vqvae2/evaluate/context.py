@@ -276,6 +276,11 @@ class Context:
             self._features[images.name] = found
         return self._features[images.name]
 
+    def forget(self, images: NamedImages) -> None:
+        """Let go of the features of a set, which stay in their file."""
+        self._features.pop(images.name, None)
+        self._rows_of.pop(digest_of(self.network.digest, images.key), None)
+
     def log_prob(self, images: NamedImages) -> Tensor:
         """The natural log-probability of the codes of a set per level, [n, L]; with its classes if the prior has classes, and
         also the held-out images do, with which it is compared."""

@@ -33,6 +33,7 @@ from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe, fits
 from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
+from vqvae2.evaluate.sets import real_images
 from vqvae2.evaluate.torchscript import read_torchscript
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files import atomic, tensor_file
@@ -204,16 +205,15 @@ def fit_critic(
         group: the processes, all of which call this; None is this one alone.
 
     Raises:
-        CriticError: no classes, or a model of another number of classes.
+        CriticError: no classes, or a model of another number of classes or channels.
         FeatureError, ClassifierError, FileError: see there.
     """
     if not images.classes:
-        raise CriticError(
-            "expected images with classes, because a critic scores how well an image fits its class"
-        )
-    kind, group = kind or CriticKind(), group or Group()
+        raise CriticError("a critic scores how well an image fits its class, and these images have none")
+    if data.channels not in (1, 3, 4):
+        raise CriticError(f"a critic needs images of 1, 3 or 4 channels, found {data.channels}")
+    kind, group, reporter = kind or CriticKind(), group or Group(), reporter or Reporter(quiet=True)
     model = kind.model
-    reporter = reporter or Reporter(quiet=True)
     reporter.plan = _plan(kind, images)
     read = ImageReader(folder, images, data, reporter, group)
     own: Probe | ResNet | None = None
@@ -225,6 +225,10 @@ def fit_critic(
         raise CriticError(
             f"expected a classifier of the {len(images.classes)} classes of {folder}, "
             f"found {classifier.classes} classes in {model}"
+        )
+    if isinstance(classifier, ResNet) and classifier.channels != data.channels:
+        raise CriticError(
+            f"the images have {data.channels} channels, and the classifier in {model} expects {classifier.channels}"
         )
     identity = _digest(model) if model else tensor_file.digest(own.state_dict()) if own else ""
     rows = read.rows(_TEST, identity, images.heldout, lambda some: {"logits": predict(classifier, some)})
@@ -290,11 +294,12 @@ def _trained(
     if kind.features == RESNET:
         net: ResNet | None = None
         if group.main:
-            labels = images.labels_of(images.train)
-            config = classifier_config(len(labels)).within(read.data)
+            given = real_images("training", images, images.train, read.data)
+            config = classifier_config(len(given)).within(read.data)
+            assert given.labels is not None
             with read.reporter.track(_FIT, config.steps) as tracker:
-                classes, pixels = len(images.classes), read(images.train)
-                net = train_classifier(pixels, labels, classes, config, device, tracker.update).cpu()
+                pixels, classes = given.batches(), len(images.classes)
+                net = train_classifier(pixels, given.labels, classes, config, device, tracker.update).cpu()
         net = group.agreed(net)
         assert net is not None
         net = net.to(device)

@@ -18,7 +18,7 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.augmentation import augmented
 from vqvae2.data.batches import Shuffle
 from vqvae2.data.pixels import to_float
-from vqvae2.evaluate.classifier import ClassifierError, Images, checked_labels, pixel_batches
+from vqvae2.evaluate.classifier import Images, checked_labels, pixel_batches
 from vqvae2.files import tensor_file
 from vqvae2.modes import seeded
 
@@ -92,8 +92,6 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images [B, C, H, W] in [-1, 1]."""
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ClassifierError(f"expected images [B, {self.channels}, H, W], found {list(images.shape)}")
         x = images.contiguous(memory_format=torch.channels_last)
         return self.head(self.body(x).mean((2, 3)))
 

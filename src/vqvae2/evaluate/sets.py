@@ -34,7 +34,8 @@ class NamedImages:
         name: as tables call the set.
         key: sha-256 that identifies the images; equal keys mean equal images.
         n: number of images.
-        labels: int64 [n], or None.
+        labels: int64 [n], or None. A broken image is found when it is read, and another of the data set takes its place: from then on
+            the label is that of the other one.
         source: see `Source`.
         rows: int64 [n], the rows of the run's code store that hold the codes of these images; None if it does not hold them.
     """
@@ -78,11 +79,16 @@ def shuffled(indices: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def real_images(name: str, images: ImageSet, indices: NDArray[np.int64], config: DataConfig) -> NamedImages:
     """Images of a data set with the centre crop and without augmentation."""
+    labels = images.labels_of(indices) if images.classes else None
 
     def source(wanted: slice) -> Iterator[Tensor]:
-        return (batch for batch, _ in sequential(images, indices[wanted], config, batch=BATCH))
+        at = wanted.start
+        for batch, shown in sequential(images, indices[wanted], config, batch=BATCH):
+            if labels is not None:
+                labels[at : at + len(shown)] = shown
+            at += len(shown)
+            yield batch
 
-    labels = images.labels_of(indices) if images.classes else None
     key = digest(images.fingerprint, hashlib.sha256(indices.tobytes()).hexdigest())
     return NamedImages(name, key, len(indices), labels, source)
 
@@ -131,13 +137,15 @@ def folder_images(
     order = np.sort(np.concatenate([images.train, images.heldout]))
     if listed:  # the folder also holds sheets, which are no samples
         order = np.array([index for index in order if Path(images.names[index]).name in listed], np.int64)
-    loaded = real_images(name, images, order, config)
-    named = (
-        [images.classes[label] for label in loaded.labels.tolist()]
-        if loaded.labels is not None
-        else [listed.get(Path(images.names[index]).name, "") for index in order]
-    )
-    return replace(loaded, labels=_numbers(named, known))
+    if images.labels is not None:
+        images.labels = np.array([*(known.get(name, -1) for name in images.classes), -1])[images.labels]
+    elif listed:
+        images.labels = np.array([known.get(listed.get(Path(name).name, ""), -1) for name in images.names])
+    if not len(order) or images.labels is None or (images.labels[order] < 0).any():
+        images.classes, images.labels = (), None
+    else:
+        images.classes = tuple(classes)
+    return real_images(name, images, order, config)
 
 
 def _numbers(named: Sequence[str], known: Mapping[str, int]) -> Tensor | None:

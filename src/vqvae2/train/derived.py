@@ -56,13 +56,19 @@ def check_count(folder: Path, record: Mapping[str, Any], config: Config, images:
     same = record.get("fingerprint") == images.fingerprint
     if known and same and [*known] != found and RunFolder(folder).autoencoder.begun():
         place, before = RunFolder(folder).data, config.data.cache_gb
-        if images.config.cache_gb != before:
+        more = sum(found) > sum(known)
+        if more and not images.kept:
+            why = (
+                "broken files, which are replaced while training, were left out then, when the decoded images were kept; "
+                f"delete {place}, and use a larger data.cache_gb as then"
+            )
+        elif more:
+            why = f"files that were left out then, because they could not be used, no longer are: restore them as they were and delete {place}"
+        elif images.config.cache_gb > before:
             why = (
                 f"data.cache_gb decides whether broken files are left out before, or replaced while training; delete {place}, and use "
                 f"data.cache_gb={before:g} as before"
             )
-        elif sum(found) > sum(known):
-            why = f"files that were left out then, because they could not be used, no longer are: restore them as they were and delete {place}"
         else:
             why = (
                 f"files that were used then cannot be used now: mend what {place / 'skipped.txt'} lists, with the reasons, and delete "

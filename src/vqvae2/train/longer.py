@@ -194,13 +194,13 @@ def announcement(folder: Path, config: Config, name: str) -> str:
     return line + f"; until it is done, {folder} can be used as it is"
 
 
-def prepare(stage: StageFolder, whole: bool) -> StageFolder:
+def prepare(stage: StageFolder, name: str) -> StageFolder:
     """The folder in which a finished stage is trained further, with the state and the log of what was done before.
 
     Args:
         stage: finished.
-        whole: whether model.safetensors holds all that is trained; the sharpened decoder lacks its discriminator, so without
-            its state it is trained anew.
+        name: of the stage. The model.safetensors of the sharpened decoder lacks its discriminator, so without its state it is
+            trained anew.
     """
     further = stage.longer
     if further.checkpoint.exists():
@@ -208,12 +208,14 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
     if stage.state.exists():
         tensors, meta = tensor_file.load_tensors(stage.state)
         meta["outcome"]["stale"] = 0  # evaluations without a better one are counted anew
-    elif whole:
+    elif name != "sharpen":
         weights = tensor_file.load_tensors(stage.model)[0]
         tensors = {
-            f"{part}.{name}": value.clone() for part in ("model", "best") for name, value in weights.items()
+            f"{part}.{key}": value.clone() for part in ("model", "best") for key, value in weights.items()
         }
-        meta = {"outcome": {**asdict(ended(stage)), "stale": 0}, "config": _trained_with(stage)}
+        config = _record(stage).config  # {} where no record says it
+        trained = settings_of(parse(config))[name][1].model_dump() if config else {}
+        meta = {"outcome": {**asdict(ended(stage)), "stale": 0}, "config": trained}
     else:
         return further
     if stage.metrics.is_file():
@@ -221,13 +223,6 @@ def prepare(stage: StageFolder, whole: bool) -> StageFolder:
         atomic.write_text(further.metrics, text)
     tensor_file.save_tensors(further.checkpoint, tensors, {**meta, "prepared": True})
     return further
-
-
-def _trained_with(stage: StageFolder) -> dict[str, Any]:
-    """The settings of the training that made a stage; {} where no record says so."""
-    config = _record(stage).config
-    name = stage.path.name.replace("level-", "prior level ")
-    return settings_of(parse(config))[name][1].model_dump() if config else {}
 
 
 def publish(stage: StageFolder, further: StageFolder) -> None:

@@ -364,7 +364,7 @@ def _fit(
     again = part.done()
     folder = part.longer if again else part
     if again and accelerator.is_main_process:
-        prepare(part, whole=objective.name != "sharpen")
+        prepare(part, objective.name)
     joined().wait()
     outcome = fit(objective, settings, folder.path, accelerator, reporter, seed, config)
     check_learnt(objective.name, outcome.figures, part)

@@ -10,9 +10,8 @@ ceil(n / world) rows, so any number of processes finds the rows that it needs in
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
@@ -266,10 +265,3 @@ def restore(step: Restorable, tensors: Mapping[str, Tensor], steps: int) -> dict
         for name, rows in step.average.weights().items():
             rows.copy_(averaged[name])
     return part("best.")
-
-
-def remove_other_states(folder: Path, kept: Collection[str | None]) -> None:
-    """Delete the folders of states under `folder` but those of these names."""
-    for old in folder.glob("step-*"):
-        if old.is_dir() and old.name not in kept:
-            shutil.rmtree(old, ignore_errors=True)

@@ -24,7 +24,6 @@ from vqvae2.train.sharded import (
     own,
     pieces,
     put,
-    remove_other_states,
     restore,
     rows_of_state,
     save_shards,
@@ -35,6 +34,8 @@ from vqvae2.train.state import (
     gone_on_from,
     keep_previous,
     previous_of,
+    remove_all_but,
+    remove_other_states,
     saved,
     saved_record,
     saying_what_to_do,
@@ -62,7 +63,7 @@ class ShardedState(State):
         tensors = rows_of_state(step.network, step.optimizer, step.average, self.best)
         if accelerator.is_main_process:  # first, so that the disk holds two states at a time and not three
             keep_previous(file)
-            _remove_all_but(file, folder)
+            remove_all_but(file, folder)
         joined().wait()
         save_shards(file.parent / folder, tensors, accelerator)
         joined().wait()
@@ -135,17 +136,11 @@ def _shards(file: Path) -> str | None:
         return None
 
 
-def _remove_all_but(file: Path, *folders: str) -> None:
-    """Delete the folders of other states than the one in a file, but those of these names; none if it cannot be read."""
-    with suppress(FileError):
-        remove_other_states(file.parent, {saved(file).shards, *folders})
-
-
 def remove_previous(file: Path) -> None:
     """Delete the state before the one in a file, where it would be in the way of what is still to be written."""
     with suppress(OSError):
         previous_of(file).unlink(missing_ok=True)
-        _remove_all_but(file)
+        remove_all_but(file)
 
 
 def load_sharded(state: State, file: Path, main: bool, accelerator: Accelerator) -> None:

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,7 @@ class State:
         tensors |= {f"sums.{k}": v for k, v in sums.items()}
         tensors |= {f"counts.{k}": v for k, v in enumerate(counts)}
         keep_previous(file)
+        remove_all_but(file)  # what several processes have saved
         tensor_file.save_tensors(file, tensors, self.about(settings))
 
     def about(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -247,6 +249,19 @@ def keep_previous(file: Path) -> None:
         os.link(file, link)
         link.replace(before)  # which leaves both names if they are links to one file
         link.unlink(missing_ok=True)
+
+
+def remove_all_but(file: Path, *folders: str) -> None:
+    """Delete the folders of other states than the one in a file, but those of these names; none if it cannot be read."""
+    with suppress(atomic.FileError):
+        remove_other_states(file.parent, {saved(file).shards, *folders})
+
+
+def remove_other_states(folder: Path, kept: Collection[str | None]) -> None:
+    """Delete the folders of states under `folder` but those of these names."""
+    for old in folder.glob("step-*"):
+        if old.is_dir() and old.name not in kept:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def saved_record(metadata: dict[str, Any], step: TrainingStep, file: Path) -> Saved:

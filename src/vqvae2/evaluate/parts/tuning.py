@@ -142,7 +142,10 @@ def measure(context: Context) -> PartResult:
     def drawn(sampling: Sampling, number: int) -> Features:
         options = replace(context.options, sampling=sampling, seed=seeds[number])
         samples = own_samples(run, n, context.images, options, context.cache, context.reporter)
-        return context.features(replace(samples, name=f"samples {samples.key[:12]}"))
+        samples = replace(samples, name=f"samples {samples.key[:12]}")
+        features = context.features(samples)
+        context.forget(samples)  # their scores are enough; those of all trials take gigabytes
+        return features
 
     levels = run.config.autoencoder.levels
     trials = search(
