@@ -181,7 +181,14 @@ def test_a_network_too_large_to_try_has_memory_and_no_time(
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(40, "40 s"), (720, "12 min"), (12600, "3.5 h"), (4 * 86400, "4 days"), (1500 * 86400, "4 years")],
+    [
+        (40, "40 s"),
+        (150, "2.5 min"),
+        (720, "12 min"),
+        (12600, "3.5 h"),
+        (4 * 86400, "4 days"),
+        (1500 * 86400, "4 years"),
+    ],
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words

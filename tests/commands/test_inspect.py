@@ -18,8 +18,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.commands.costs import Cost, Costs, kept_bytes, measure
+from vqvae2.commands.costs import Cost, Costs, kept_bytes, measure, seconds_of
+from vqvae2.commands.estimate import duration
 from vqvae2.commands.inspect import describe
+from vqvae2.commands.options import read_changes, resolve
 from vqvae2.commands.train import choose_config
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import override
@@ -31,6 +33,7 @@ from vqvae2.run import load
 from vqvae2.train.sharpen import Sharpening
 from vqvae2.train.state import read_metrics
 
+ROOT = Path(__file__).parents[2]
 FLOPS = "FLOPs per image (2 per multiply-add)"
 MEMORY = "memory, activations per image"
 COST = "cost of training"
@@ -377,19 +380,71 @@ def test_cost_is_steps_times_batch_times_flops_over_speed() -> None:
     )
     found = known(config)
     for part, training in zip(found.networks, (config.train_autoencoder, *config.train_prior), strict=True):
-        assert part.total == training.steps * training.batch * part.training
-        assert part.gpu_hours * 3600 * 989e12 * 0.35 == pytest.approx(part.total)
+        work = training.batch * part.training
+        assert part.total == training.steps * work
+        assert part.step_seconds(1, captured=True) == seconds_of(work, captured=True)
+        assert part.seconds(1, captured=True) == training.steps * part.step_seconds(1, captured=True)
     table = describe(config)[COST]
-    hours = found.autoencoder.gpu_hours
-    assert hours > 1
-    assert table["autoencoder, 1 H100"] == f"{hours:.2f} GPU-hours = {hours / 24:.2f} days"
-    assert table["autoencoder, 64 H100s"] == f"{hours / 64:.2f} hours = <0.01 days"
+    seconds = found.autoencoder.seconds(1, captured=True)
+    assert seconds > 3600
+    assert table["autoencoder, 1 H100"] == duration(seconds)
+    assert table["autoencoder, step, ms"] == pytest.approx(seconds / 1e6, rel=0.01)
+    assert table["autoencoder, 64 H100s"] == "not possible with this batch"
     factors, total = table["autoencoder"].split(" = ")
     steps, batch, each = factors.split(" x ")
     assert (steps, batch) == ("1,000,000,000", "32")
     assert number(total) == pytest.approx(1e9 * 32 * number(each), rel=1e-3)
     assert "989 TFLOP/s" in table["assumed of an H100"]
     assert "35%" in table["assumed of an H100"]
+    assert table["GPU-hours"] == pytest.approx(
+        sum(part.seconds(1, captured=True) for part in found.networks) / 3600, rel=0.01
+    )
+
+
+def test_the_time_of_a_step_is_about_what_was_measured() -> None:
+    """Every training step of the benchmark of one card, both stages, small and large, captured and not."""
+    figures = json.loads((ROOT / "results" / "gpu-h200.json").read_text())["figures"]
+    rows = {name: row for name, row in figures.items() if isinstance(row, dict) and "TFLOP/s" in row}
+    assert len(rows) == 16
+    for name, row in rows.items():
+        said = seconds_of(1e12 * row["TFLOP/s"] / row["steps/s"], name.endswith("captured"))
+        assert 1 / 1.5 < said * row["steps/s"] < 1.5, name
+
+
+def test_the_time_of_a_real_training() -> None:
+    """The seconds of clothing128 on one H200 for 12,000 steps of stage 1 and 8,000 of the sharpening (docs/gpu.md)."""
+    file = ROOT / "recipes" / "clothing128-gpu.yaml"
+    found = known(resolve(preset("small64"), read_changes(file), []))
+    assert found.sharpening
+    assert found.autoencoder.seconds(1, captured=True) == pytest.approx(103, rel=0.5)
+    assert found.sharpening.seconds(1, captured=True) == pytest.approx(8000 * 32 / 3060, rel=0.5)
+
+
+def test_what_slows_a_step_down_and_what_ends_a_stage() -> None:
+    """Steps that are not captured, parts of a batch, minutes; many cards share a batch that they can divide."""
+    table = describe(changed("train_autoencoder.batch=128", "train_prior.*.batch=64"))[COST]
+    assert table["autoencoder, step, ms"] == 6
+    assert table["autoencoder, 1 H100"] == "0 s"
+    assert table["autoencoder, 64 H100s"] == "2 s"
+    for setting, expected in (
+        ("capture=false", 40),
+        ("deterministic=true", 40),
+        ("train_autoencoder.accumulate=4", 160),
+    ):
+        assert describe(changed(setting))[COST]["autoencoder, step, ms"] == expected
+    limited = describe(changed("train_autoencoder.steps=1000000", "train_autoencoder.minutes=3"))[COST]
+    assert limited["autoencoder, 1 H100"] == "3.0 min"
+
+
+def test_memory_of_a_step_and_the_sharpening_are_shown() -> None:
+    config = changed("train_autoencoder.accumulate=4", "sharpen.steps=1000")
+    table, part = describe(config)[COST], known(config).autoencoder
+    assert part.memory(bf16=False) == part.state + 8 * part.kept
+    assert part.memory(bf16=True) == part.state + 2 * part.parameters + 8 * part.kept_bf16
+    assert table["autoencoder, memory, GB"] == pytest.approx(part.memory(bf16=True) / 1e9, rel=0.01)
+    assert table["sharpening, 1 H100"] == "6 s"
+    assert table["sharpening, memory, GB"] > 0
+    assert "evaluations" in table["not counted"]
 
 
 # --- the paper's models ---

@@ -1,4 +1,4 @@
-"""What the networks of a configuration cost: parameters, FLOPs, memory, and GPU-hours of training.
+"""What the networks of a configuration cost: parameters, FLOPs, memory, and the time of training on a card.
 
 Every figure that follows from the configuration comes from tensors that have shapes and types but no storage, so the
 largest preset is measured in seconds without being allocated. They are on the device "meta", except for bf16: autocast
@@ -36,7 +36,11 @@ from vqvae2.train.sharded import bytes_per_process
 from vqvae2.train.sharpen import Sharpening
 
 PEAK = 989e12  # FLOP/s of one H100 (SXM) in bf16 without sparsity, from its data sheet
-UTILISATION = 0.35  # share of the peak that training reaches: an assumption
+UTILISATION = 0.35  # share of the peak that a large step reaches: an assumption
+# the next three are fitted to the trainings of results/gpu-h200.json
+SHARE = 0.07  # of the peak, that a step of 1 TFLOP reaches; it grows with the root of the step's work
+RECORDED = 0.006  # seconds that a step takes at least that is replayed as a CUDA graph
+LAUNCHED = 0.04  # the same if Python launches its kernels one by one
 GPUS = 64
 PROCESSES = (8, 64)  # among which `shard` cuts up a prior in the tables
 CAPACITY = 80e9  # bytes of its memory
@@ -80,10 +84,25 @@ class Cost:
         """FLOPs of the whole training: steps x batch x FLOPs of one image."""
         return self.settings.steps * self.settings.batch * self.training
 
-    @property
-    def gpu_hours(self) -> float:
-        """Hours of one H100 for the whole training: FLOPs / (peak x utilisation)."""
-        return self.total / (PEAK * UTILISATION) / 3600
+    def memory(self, bf16: bool) -> int:
+        """Bytes of a step: state and activations of a batch, or of a part of it with `accumulate`; the program is not counted.
+
+        Args:
+            bf16: whether it runs under bf16 autocast, which keeps a copy of each weight besides.
+        """
+        images = -(-self.settings.batch // self.settings.accumulate)
+        if bf16:
+            return self.state + 2 * self.parameters + images * self.kept_bf16
+        return self.state + images * self.kept
+
+    def seconds(self, cards: int, captured: bool) -> float:
+        """Of the whole training, or until its minutes are over, without what `inspect` says is not counted.
+
+        Args:
+            cards, captured: see `step_seconds`.
+        """
+        limit = 60 * self.settings.minutes or math.inf
+        return min(limit, self.settings.steps * self.step_seconds(cards, captured))
 
     def accumulate_on(self, cards: int) -> int | None:
         """Micro-batches into which a batch is split so that each fits on an H100 in bf16; None if not even one image fits.
@@ -94,9 +113,27 @@ class Cost:
         images = int((CAPACITY * USABLE - self.state) // self.kept_bf16)
         return math.ceil(self.settings.batch / cards / images) if images > 0 else None
 
-    def step_seconds(self, cards: int) -> float:
-        """Of one step on so many H100s: FLOPs / (peak x utilisation), without the time of their communication."""
-        return self.settings.batch * self.training / (PEAK * UTILISATION * cards)
+    def step_seconds(self, cards: int, captured: bool) -> float:
+        """Of one step, without the time of communication.
+
+        Args:
+            cards: H100s that share the batch.
+            captured: whether the settings let a step be replayed as a CUDA graph, which one of several cards or parts never is.
+        """
+        parts = self.settings.accumulate
+        work = self.settings.batch * self.training / cards / parts
+        return parts * seconds_of(work, captured and cards == 1 and parts == 1)
+
+
+def seconds_of(work: float, captured: bool) -> float:
+    """Of one training step on an H100 or H200 in bf16; small steps use little of it, because their kernels are short.
+
+    Args:
+        work: FLOPs of forward and backward.
+        captured: whether it is replayed as a CUDA graph.
+    """
+    share = min(UTILISATION, SHARE * math.sqrt(work / 1e12))
+    return max(work / (PEAK * share), RECORDED if captured else LAUNCHED)
 
 
 @dataclass(frozen=True)

@@ -130,11 +130,11 @@ def say_estimate(
 
 
 def duration(seconds: float) -> str:
-    """Words for a time: 40 s, 12 min, 3.5 h, 4 days, 3 years."""
+    """Words for a time: 40 s, 2.5 min, 12 min, 3.5 h, 4 days, 3 years."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.{0 if seconds >= 600 else 1}f} min"
     if seconds < 48 * 3600:
         return f"{seconds / 3600:.1f} h"
     days = seconds / 86400
@@ -171,10 +171,7 @@ def _done(stage: StageFolder) -> int:
 
 
 def _memory(cost: Cost, config: Config) -> int:
-    images = -(-cost.settings.batch // cost.settings.accumulate)
-    if chosen_precision(config.precision) == "bf16":  # which keeps a copy of each weight besides
-        return cost.state + 2 * cost.parameters + images * cost.kept_bf16
-    return cost.state + images * cost.kept
+    return cost.memory(chosen_precision(config.precision) == "bf16")
 
 
 def _rate(config: Config, cost: Cost, device: torch.device) -> float | None:
