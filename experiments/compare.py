@@ -144,6 +144,29 @@ def seconds_per_sample(folders: dict[str, Path], batches: list[int]) -> dict[str
     return medians
 
 
+def draw_sizes(name: str, series: dict[str, list[str]], done: dict[str, Any]) -> None:
+    """Draw the held-out bits of the first seed's arms against the weights of each prior, one curve per series.
+
+    Args:
+        name: of the experiment; the drawing is docs/images/NAME-level-I-weights.svg.
+        series: the names of arms, without the seed, that differ in size only.
+        done: the figures of the finished arms.
+    """
+    seed = next(iter(done)).rpartition("-")[2]
+    for stage in (each for each in done[next(iter(done))] if each.startswith("prior/")):
+        curves = {
+            label: [
+                (done[arm][stage]["parameters"] / 1e6, done[arm][stage]["held out"]["heldout_bits"])
+                for arm in (f"{each}-{seed}" for each in names)
+                if arm in done
+            ]
+            for label, names in series.items()
+        }
+        drawing = standalone(svg(curves, x_title="weights, million", y_title="held-out bits per code"))
+        title = f"{name}-{stage.split('/')[1]}-weights"
+        (ROOT / "docs" / "images" / f"{title}.svg").write_text(drawing + "\n")
+
+
 def write(name: str, experiment: dict[str, Any], folders: dict[str, Path]) -> Path:
     """Write the figures of finished arms (name -> run folder) to results/NAME.json, and draw their curves; gives the file."""
     done = {arm: figures(folder) for arm, folder in folders.items()}
@@ -153,6 +176,8 @@ def write(name: str, experiment: dict[str, Any], folders: dict[str, Path]) -> Pa
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"experiment": experiment, "arms": done}, indent=1) + "\n")
     draw(name, experiment.get("curves", []), folders, experiment.get("after", 0))
+    if experiment.get("sizes"):
+        draw_sizes(name, experiment["sizes"], done)
     return target
 
 

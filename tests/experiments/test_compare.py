@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -161,6 +162,24 @@ def test_curves_of_any_stage_are_drawn_under_names_of_their_own(
     ]
     compare.draw("some", ["prior/level-1/heldout_bits"], {"arm": run}, after=steps[0])
     assert drawing.read_text() != whole
+
+
+def test_bits_are_drawn_against_weights(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    done = {f"{arm}-0": compare.figures(run) for arm in ("base", "wide", "deep")}
+    for arm, factor in (("wide-0", 2), ("deep-0", 3)):
+        for stage in ("prior/level-0", "prior/level-1"):
+            done[arm][stage]["parameters"] *= factor
+    compare.draw_sizes(
+        "some", {"channels": ["base", "wide"], "layers": ["base", "deep", "not done yet"]}, done
+    )
+    drawings = sorted(path.name for path in (tmp_path / "docs" / "images").iterdir())
+    assert drawings == ["some-level-0-weights.svg", "some-level-1-weights.svg"]
+    text = (tmp_path / "docs" / "images" / drawings[0]).read_text()
+    assert "weights, million" in text
+    points = [line.count(",") for line in re.findall(r'points="([^"]*)"', text)]
+    assert points == [2, 2]
 
 
 def test_the_parameters_of_a_stage_are_those_of_its_file(run: Path) -> None:
