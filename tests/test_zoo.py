@@ -16,7 +16,7 @@ import vqvae2
 from vqvae2.commands.evaluate import keep_sampling, report_folder
 from vqvae2.config.models import parse
 from vqvae2.config.overrides import complete, differences, merge, read_yaml
-from vqvae2.data.batches import sequential
+from vqvae2.data.batches import sequential, spread
 from vqvae2.data.images import ImageSet, open_images
 from vqvae2.data.pixels import psnr
 from vqvae2.errors import UserError
@@ -26,7 +26,9 @@ from vqvae2.files.run_folder import RunError
 from vqvae2.run import Run
 from vqvae2.train.autoencoder import detail
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tools", "benchmarks")]
+
+from sampler_precision import bits_by_steps
 
 import ship_model
 
@@ -174,6 +176,24 @@ def test_its_priors_predict_held_out_codes(shipped: Run, images: ImageSet) -> No
         said = written(shipped, f"level {level}: bits per code, held out")
         assert said < GOAL["bits"] * 9
         assert bits == pytest.approx(said, abs=0.25)
+
+
+@pytest.mark.parametrize("name", ["emoji64", "clothing128"])
+def test_the_sampler_in_bfloat16_predicts_held_out_codes_as_well_as_in_float32(
+    name: str, shipped: Run, images: ImageSet, clothing: Run, garments: tuple[Tensor, Tensor]
+) -> None:
+    """The steps that draw, with the weights of each precision, need less than .01 bits per code more or less; of 4 images each."""
+    run, (pixels, labels) = clothing, garments
+    if name == "emoji64":
+        run, chosen = shipped, spread(images.heldout, 4)
+        pixels, labels = next(iter(sequential(images, chosen, shipped.config.data, batch=4)))
+    codes, labels = run.autoencoder.encode(pixels[:4]), labels[:4]
+    for level in (0, 1):
+        single, half = (
+            bits_by_steps(run.prior, codes, labels, level, dtype) for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert 0 < float(single.mean()) < 8
+        assert 0 < abs(float((half - single).mean())) < 0.01
 
 
 def test_its_samples_are_pictures_of_their_class(shipped: Run) -> None:

@@ -24,7 +24,7 @@ _generators: dict[
 
 
 def uniform(count: int, device: torch.device) -> Tensor:
-    """[b] in [0, 1), for b = `count` images of this process."""
+    """[b] in [0, 1), for b = `count` images of this process, or positions of its images, one image after the other."""
     rank, processes = world()
     if processes == 1:
         return torch.rand(count, device=device)
@@ -33,7 +33,7 @@ def uniform(count: int, device: torch.device) -> Tensor:
 
 
 def integers(low: int, high: int, count: int, device: torch.device) -> Tensor:
-    """[b] int64, `low` to `high` - 1, for b = `count` images of this process."""
+    """[b] int64, `low` to `high` - 1, for b = `count` as in `uniform`."""
     rank, processes = world()
     if processes == 1:
         return torch.randint(low, high, (count,), device=device)
@@ -57,6 +57,15 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
         1 - rate
     )
     return x * (whole[rank * count : (rank + 1) * count] / (1 - rate))
+
+
+def replaced(codes: Tensor, share: float, vocabulary: int) -> Tensor:
+    """Codes [b, h, w], of which each is replaced with probability `share` by one drawn uniformly from 0 .. vocabulary - 1."""
+    if not share:
+        return codes
+    chosen = uniform(codes.numel(), codes.device).view_as(codes) < share
+    drawn = integers(0, vocabulary, codes.numel(), codes.device).view_as(codes)
+    return torch.where(chosen, drawn, codes)
 
 
 def shared() -> bool:

@@ -616,7 +616,8 @@ def test_steps_are_watched_and_evaluations_are_not(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("batch", [8, 10])
 def test_accumulation_is_the_whole_batch(batch: int, tmp_path: Path) -> None:
     """Parts of unequal size count by their size; more parts than pictures are as many parts as pictures."""
-    config = tiny(prior={"levels": [{"label_dropout": 0.0, "dropout": 0.0, "hidden": 8, "layers": 1}] * 2})
+    level = {"label_dropout": 0.0, "dropout": 0.0, "hidden": 8, "layers": 1}
+    config = tiny(prior={"levels": [level] * 2}, train_prior=[{}] * 2)
     store = code_store(tmp_path / "codes", config, count=30, classes=3)
     weights: dict[int, dict[str, Tensor]] = {}
     lines: dict[int, list[dict[str, Any]]] = {}

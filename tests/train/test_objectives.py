@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from train_helpers import (
+    TRAIN,
     Halves,
     assert_same,
     changed,
@@ -443,7 +444,8 @@ def test_an_untrained_prior_is_nearly_uniform(tmp_path: Path) -> None:
 
 def test_the_training_loss_is_the_mean_nll_in_nats(tmp_path: Path) -> None:
     level = {"label_dropout": 0.0, "hidden": 8, "residual": 8, "layers": 1, "kernel": 3}
-    objective = prior(tmp_path, settings={"prior": {"levels": [level] * 3}})
+    settings = {"train_prior": [TRAIN] * 3, "prior": {"levels": [level] * 3}}
+    objective = prior(tmp_path, settings=settings)
     objective.model.eval()
     batch = next(objective.batches(3, 0, 1))
     loss, logs = objective.loss(objective.model, batch)
@@ -550,6 +552,57 @@ def test_label_dropout(share: float, tmp_path: Path) -> None:
     assert torch.equal(asked, given), "evaluation hides no label"
 
 
+def codes_seen(objective: PriorObjective, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Of each level, the codes of `count` batches and the ones that reached the model; the loss is that of the true ones."""
+    asked, given = [], []
+    hook = objective.model.register_forward_pre_hook(lambda _, args: given.append(args))
+    for batch in itertools.islice(objective.batches(0, 0, 1), count):
+        loss, _ = objective.loss(objective.model, batch)
+        asked.append([level.long() for level in batch[0]])
+        logits = objective.model(*given[-1])
+        given.pop()
+        torch.testing.assert_close(loss, functional.cross_entropy(logits, asked[-1][-1]))
+    hook.remove()
+    seen = [[*coarser, own] for own, coarser, _ in given]
+    levels = range(objective.level + 1)
+    return [(torch.cat([a[level] for a in asked]), torch.cat([s[level] for s in seen])) for level in levels]
+
+
+@pytest.mark.parametrize("kind", ["pixelcnn", "transformer"])
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.6])
+def test_code_dropout(share: float, kind: str, tmp_path: Path) -> None:
+    """About this share of the codes that a network sees, of every level, is drawn uniformly; it predicts the true ones."""
+    level = {"kind": kind, "hidden": 8, "residual": 8, "layers": 1, "heads": 2, "dropout": 0.0}
+    training = TRAIN | {"batch": 50, "code_dropout": share}
+    settings = {"train_prior": [training] * 3, "prior": {"levels": [level] * 3}}
+    objective = prior(tmp_path, 2, settings=settings)
+    for size, (true, seen) in zip((8, 10, 12), codes_seen(objective, 20), strict=True):
+        other = true != seen
+        assert float(other.double().mean()) == pytest.approx(share * (1 - 1 / size), abs=0.02 if share else 0)
+        far = ((seen - true) % size)[other].bincount(minlength=size)[1:].double()  # all as often: uniform
+        assert far.std() <= 0.15 * far.mean()
+    given: list[Any] = []
+    objective.model.register_forward_pre_hook(lambda _, args: given.append(args))
+    objective.evaluate(objective.model.eval(), make_accelerator())
+    stored = objective.store.codes([*objective.store.heldout, *objective.probe]).levels
+    for level, codes in enumerate(stored):
+        seen = torch.cat([[*coarser, own][level] for own, coarser, _ in given])
+        assert torch.equal(seen, codes.long()), "evaluation replaces no code"
+
+
+def test_without_code_dropout_no_number_is_drawn_for_it(tmp_path: Path) -> None:
+    """A training with 0 is bit for bit the one of before the setting was there."""
+    level = {"label_dropout": 0.1, "hidden": 8, "residual": 8, "layers": 1, "kernel": 3, "dropout": 0.0}
+    objective = prior(tmp_path, settings={"train_prior": [TRAIN] * 3, "prior": {"levels": [level] * 3}})
+    batch = next(objective.batches(0, 0, 1))
+    torch.manual_seed(3)
+    objective.loss(objective.model, batch)
+    after = torch.random.get_rng_state()
+    torch.manual_seed(3)
+    objective.model.dropped(batch[1])
+    assert torch.equal(torch.random.get_rng_state(), after)
+
+
 def test_without_classes_no_label_is_given(tmp_path: Path) -> None:
     objective = prior(tmp_path, classes=0)
     given: list[Any] = []
@@ -654,7 +707,7 @@ def test_codes_kept_on_the_device_give_the_same_batches(tmp_path: Path) -> None:
 
 def test_codes_travel_as_16_bits_and_mean_what_they_meant(tmp_path: Path) -> None:
     """Also those above 32,767, which 16 bits with a sign would take for negative ones."""
-    config = tiny(autoencoder={"codes": [8, 65536]})
+    config = changed(tiny(autoencoder={"codes": [8, 65536]}), train_prior=[TRAIN] * 2)
     objective = PriorObjective(config, code_store(tmp_path, config), 1)
     assert objective.store.codes(objective.store.train).levels[1].max() > 2**15
     seen: list[Tensor] = []

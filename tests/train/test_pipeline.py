@@ -589,6 +589,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train_autoencoder": {"steps": 5}}, "train_autoencoder.steps: 6 -> 5"),
     ({"train_autoencoder": {"minutes": 1}}, "train_autoencoder.minutes: 0.0 -> 1.0"),
 ]
+HELD = {**TRAIN, "average": 0.5, "copies": 2, "code_dropout": 0.2}  # as the priors were trained
 FREE: list[dict[str, Any]] = [
     {"data": {"workers": 2}},
     {"data": {"cache_gb": 0.5}},
@@ -597,7 +598,7 @@ FREE: list[dict[str, Any]] = [
     {"compile": True},
     {"train_autoencoder": {"save_minutes": 3}},
     {"sampling": {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "guidance": 2.0}},
-    {"train_prior": [{**TRAIN, "average": 0.5, "copies": 2, "checkpointing": True, "accumulate": 2}] * 2},
+    {"train_prior": [{**HELD, "checkpointing": True, "accumulate": 2}] * 2},
 ]
 
 

@@ -62,7 +62,7 @@ def tiny(levels: int = 2, channels: int = 3, train: dict[str, Any] | None = None
         },
         "train_autoencoder": training,
         "prior": {"levels": [level] * levels},
-        "train_prior": [training] * levels,
+        "train_prior": [training | {"code_dropout": 0.2}] * levels,
     }  # fmt: skip
     return parse(merge(value, patch))
 

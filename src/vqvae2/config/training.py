@@ -170,6 +170,13 @@ class PriorTrainConfig(TrainConfig):
         le=256,
         description="how often each training image is encoded, each time with another augmentation",
     )
+    code_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the codes that the network sees in training, its own before a position and those of coarser levels, "
+        "which are replaced by random ones; the codes that it is to predict stay as they are",
+    )
     checkpointing: bool = Field(
         False,
         description="recompute activations in the backward pass: less memory, about a third more time",

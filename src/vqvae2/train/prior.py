@@ -25,7 +25,7 @@ from vqvae2.data.batches import TrainingOrder, spread
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
 from vqvae2.modes import seeded
-from vqvae2.noise import world
+from vqvae2.noise import replaced, world
 from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
@@ -91,14 +91,19 @@ class PriorObjective:
             yield (torch.from_numpy(indices),) if self.resident is not None else self._fetch(indices)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy in nats per code; some labels are hidden so that "no label" is learnt too."""
+        """Mean cross-entropy in nats per code; some labels are hidden so that "no label" is learnt too.
+
+        The network sees some random codes in place of true ones, as many as `code_dropout` says, and is asked for the true
+        ones. This is word dropout (Bowman et al. 2016), with a random code in place of a mask, which would need an embedding
+        of its own; and for the codes of coarser levels the augmentation of the condition (Ho et al. 2022).
+        """
         if self.resident is not None:
             levels, labels = self.resident
             batch = tuple(level[batch[0]] for level in levels), labels[batch[0]]
         codes, labels = batch
         if self.classes:
             labels = self.model.dropped(labels)
-        return _nll(*self._predicted(model, codes, labels)).mean(), {}
+        return _nll(*self._predicted(model, codes, labels, self.settings.code_dropout)).mean(), {}
 
     def after_step(self, step: int, accelerator: Accelerator) -> dict[str, Any]:
         """Nothing is due."""
@@ -146,12 +151,14 @@ class PriorObjective:
         return tuple(level.to(torch.int16) for level in codes.levels[: self.level + 1]), labels
 
     def _predicted(
-        self, model: nn.Module, levels: tuple[Tensor, ...], labels: Tensor
+        self, model: nn.Module, levels: tuple[Tensor, ...], labels: Tensor, share: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Logits [B, K, H, W] and the true codes [B, H, W]."""
+        """Logits [B, K, H, W], from codes of which this share is replaced, and the true codes [B, H, W]."""
         device = next(model.parameters()).device
         wide = tuple(level.to(device).long() & 0xFFFF for level in levels)
-        return model(wide[-1], wide[:-1], labels.to(device) if self.classes else None), wide[-1]
+        sizes = self.store.geometry.vocabulary
+        seen = tuple(replaced(codes, share, k) for codes, k in zip(wide, sizes, strict=False))
+        return model(seen[-1], seen[:-1], labels.to(device) if self.classes else None), wide[-1]
 
     def _batches(
         self,
