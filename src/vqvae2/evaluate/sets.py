@@ -20,7 +20,8 @@ from vqvae2.data.recorded import open_other
 from vqvae2.generate.sample_folder import holds_arrays, listed_classes, listed_samples, read_samples
 
 BATCH = 64
-"""Images in one batch."""
+"""Images in one batch on a CPU."""
+_PIXELS = 2**23  # of the images in one batch on a card
 
 Source = Callable[[slice], Iterator[Tensor]]
 """Reads or makes a slice of a set, in order, in batches: float32 [B, C, S, S] in [-1, 1], on the CPU."""
@@ -37,6 +38,7 @@ class NamedImages:
         labels: int64 [n], or None.
         source: see `Source`.
         rows: int64 [n], the rows of the run's code store that hold the codes of these images; None if it does not hold them.
+        batch: images in one batch, where the files of the set do not say it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class NamedImages:
     labels: Tensor | None
     source: Source
     rows: NDArray[np.int64] | None = None
+    batch: int = BATCH
 
     def __len__(self) -> int:
         return self.n
@@ -71,20 +74,27 @@ def digest(*values: object) -> str:
     return hashlib.sha256("\0".join(map(str, values)).encode()).hexdigest()
 
 
+def batch_size(config: DataConfig, device: torch.device, least: int = BATCH) -> int:
+    """Images in one batch: the least on a CPU, on a card at least as many as have 2^23 pixels."""
+    return least if device.type == "cpu" else max(least, _PIXELS // config.area)
+
+
 def shuffled(indices: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The indices in the random order of a seed."""
     return np.random.default_rng(seed).permutation(indices)
 
 
-def real_images(name: str, images: ImageSet, indices: NDArray[np.int64], config: DataConfig) -> NamedImages:
+def real_images(
+    name: str, images: ImageSet, indices: NDArray[np.int64], config: DataConfig, batch: int = BATCH
+) -> NamedImages:
     """Images of a data set with the centre crop and without augmentation."""
 
     def source(wanted: slice) -> Iterator[Tensor]:
-        return (batch for batch, _ in sequential(images, indices[wanted], config, batch=BATCH))
+        return (pixels for pixels, _ in sequential(images, indices[wanted], config, batch=batch))
 
     labels = images.labels_of(indices) if images.classes else None
     key = digest(images.fingerprint, hashlib.sha256(indices.tobytes()).hexdigest())
-    return NamedImages(name, key, len(indices), labels, source)
+    return NamedImages(name, key, len(indices), labels, source, batch=batch)
 
 
 def drawn_samples(name: str, folder: Path, most: int | None = None) -> NamedImages:
@@ -107,13 +117,14 @@ def drawn_samples(name: str, folder: Path, most: int | None = None) -> NamedImag
 
 
 def folder_images(
-    name: str, folder: Path, classes: Sequence[str], config: DataConfig, cache: Path
+    name: str, folder: Path, classes: Sequence[str], config: DataConfig, cache: Path, batch: int = BATCH
 ) -> NamedImages:
     """All images of a folder. Their classes are the names of its sub-folders, or those in its samples.json.
 
     Args:
         classes: names of the classes; the set has labels only if all its images are of these.
         cache: folder for the decoded images.
+        batch: images in one batch.
 
     Raises:
         DataError: the folder holds nothing usable.
@@ -131,7 +142,7 @@ def folder_images(
     order = np.sort(np.concatenate([images.train, images.heldout]))
     if listed:  # the folder also holds sheets, which are no samples
         order = np.array([index for index in order if Path(images.names[index]).name in listed], np.int64)
-    loaded = real_images(name, images, order, config)
+    loaded = real_images(name, images, order, config, batch)
     named = (
         [images.classes[label] for label in loaded.labels.tolist()]
         if loaded.labels is not None
