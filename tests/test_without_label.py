@@ -234,6 +234,7 @@ def test_tuning_leaves_out_settings_that_cannot_be_drawn(
         images=None,
         cache=None,
         reporter=None,
+        device="cpu",
         features=lambda images: None,
         forget=lambda images: None,
         encoder=SimpleNamespace(reconstructed=lambda name, images: images),

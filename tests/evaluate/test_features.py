@@ -123,13 +123,15 @@ def test_a_card_takes_whole_batches(kind: str, monkeypatch: pytest.MonkeyPatch) 
     class Noted(base.Network):
         """Notes how many images a pass has."""
 
+        size = 224
+
         def features_of(self, colours: Tensor) -> tuple[Tensor, None]:
             """The mean colours."""
             passes.append(len(colours))
             return colours.float().mean((2, 3)), None
 
     usual = base.at_once
-    monkeypatch.setattr(base, "at_once", lambda device: usual(torch.device(kind)))
+    monkeypatch.setattr(base, "at_once", lambda device, size: usual(torch.device(kind), size))
     images = coarse_noise(1).expand(BATCH, -1, -1, -1) * torch.linspace(-1, 1, BATCH)[:, None, None, None]
     found, _ = Noted("digest")(images)
     torch.testing.assert_close(found, to_uint8(images).float().mean((1, 2)))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqvae2.data.images import open_images
 from vqvae2.data.pixels import to_float
-from vqvae2.evaluate import context, large_sets
+from vqvae2.evaluate import context, large_sets, metrics
 from vqvae2.evaluate.large_sets import LargeSet
 from vqvae2.evaluate.metrics import Moments, frechet_distance
 from vqvae2.evaluate.sets import NamedImages, drawn_samples, shuffled
@@ -97,8 +97,10 @@ def test_no_more_samples_are_drawn_than_are_asked_for(
 def test_features_of_a_large_set_are_in_memory_in_parts_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the moments are those of all of them."""
+    """And the moments are those of all of them, computed where the run is."""
     monkeypatch.setattr(context, "_PART", 10)
+    asked: set[Any] = set()
+    monkeypatch.setattr(metrics, "exact_device", lambda device: asked.add(device) or torch.device("cpu"))
     pixels = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     held: list[int] = []
 
@@ -108,10 +110,11 @@ def test_features_of_a_large_set_are_in_memory_in_parts_alone(
 
     images = NamedImages("samples, all 64", "k" * 64, 64, None, source)
     own: Any = SimpleNamespace(
-        network=Colours(), cache=tmp_path, group=Group(), reporter=Reporter(quiet=True)
+        network=Colours(), cache=tmp_path, group=Group(), reporter=Reporter(quiet=True), device="the card"
     )
     own.in_parts = partial(context.Context.in_parts, own)
     found = large_sets._moments(own, LargeSet(images))
+    assert asked == {"the card"}
     expected = Moments.of(Colours()(pixels)[0])
     assert held == [10] * 6 + [4]
     assert found.count == 64

@@ -104,8 +104,8 @@ def test_tiles_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is alive at once: two tiles of squares with their masks, and both sides in float64 twice."""
     sizes, plain = [], module._tiles
 
-    def watched(a: Tensor, b: Tensor, memory: int) -> Any:
-        for rows, columns, squares in plain(a, b, memory):
+    def watched(a: Tensor, b: Tensor, memory: int, device: Any) -> Any:
+        for rows, columns, squares in plain(a, b, memory, device):
             sizes.append(24 * squares.numel() + 16 * a.shape[1] * (squares.shape[0] + squares.shape[1]))
             yield rows, columns, squares
 

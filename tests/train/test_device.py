@@ -85,10 +85,47 @@ def test_a_card_gets_what_is_fast(card: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "usual", "words"),
+    [
+        ("fused_adamw", "fused AdamW", "AdamW in torch's default implementation"),
+        ("channels_last", "channels last", "channels first"),
+        ("cudnn_benchmark", "cuDNN's search for kernels", "no search for kernels"),
+        ("pin_memory", "sent batch by batch", "sent batch by batch when they are needed"),
+        ("tf32", "TF32 for float32 products", "no TF32"),
+    ],
+)
+def test_each_default_of_a_card_can_be_switched_off(setting: str, usual: str, words: str, card: Any) -> None:
+    """Alone, and the line at the start says so; without the fused kernel the step is not captured either."""
+    before = choose(Hardware(), TrainConfig(), card).line(0)
+    after = choose(Hardware(**{setting: False}), TrainConfig(), card).line(0)
+    if setting == "fused_adamw":
+        before = before.replace("step captured as a CUDA graph", "eager step (AdamW is not fused)")
+    assert usual in before
+    assert after == before.replace(usual, words)
+
+
+def test_the_optimiser_of_a_card_can_be_torchs_default(card: Any) -> None:
+    chosen = choose(Hardware(fused_adamw=False), TrainConfig(), card)
+    assert not chosen.static
+    (group,) = make_optimizer(nn.Linear(1, 1), TrainConfig(), chosen).param_groups
+    assert group["fused"] is None
+    assert isinstance(group["lr"], float)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_searches_where_it_may(wanted: bool, deterministic: bool) -> None:
+    with switches(Choices(torch.device("cuda"), deterministic=deterministic, cudnn_benchmark=wanted)):
+        assert torch.backends.cudnn.benchmark is (wanted and not deterministic)
+        assert torch.backends.cudnn.deterministic is deterministic
+
+
+@pytest.mark.parametrize(
     ("hardware", "training", "processes", "reason"),
     [
         ({"capture": False}, {}, 1, "asked for"),
         ({"deterministic": True}, {}, 1, "deterministic"),
+        ({"fused_adamw": False}, {}, 1, "AdamW is not fused"),
         ({}, {"accumulate": 2}, 1, "accumulate is above 1"),
         ({}, {}, 2, "several processes"),
         ({}, {"steps": 10}, 1, "fewer than 50 steps"),

@@ -54,6 +54,18 @@ def channels_last(module: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
+def channels_first(module: nn.Module) -> None:
+    """Compute all convolutions in `module`, whatever reaches them, in torch's default memory format."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            part.weight.data = part.weight.data.contiguous()
+            part.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous() for x in inputs)
+
+
 def sonnet_weights(module: nn.Module) -> None:
     """Sonnet's initial weights for every convolution in `module`.
 

@@ -95,8 +95,10 @@ def evaluate(
     from vqvae2.evaluate.networks.inception import Inception, other_weights
     from vqvae2.files.output import make_folder
     from vqvae2.processes import Group
+    from vqvae2.train.device import best_device
 
-    network = check_options(run, options)  # before the folder is made, and before images are read
+    device = run.device if run else best_device()
+    network = check_options(run, options, device)  # before the folder is made, and before images are read
     if run is not None and out.resolve() == run.paths.report.resolve():
         refuse_links(run.folder, run.config.autoencoder.levels)
     config = run.config.data if run else config_of_samples(options, out)
@@ -108,6 +110,7 @@ def evaluate(
     with group.main_first():
         images = open_real(run, data, config, cache, reporter.say)
     context = Context(run, images, config, options, cache, reporter, network, group)
+    context.device = device
     context.warnings += fitted_to(run, images) if run else []
     if options.network == Inception.name and options.weights is not None:
         context.warnings += filter(None, [other_weights(options.weights)])

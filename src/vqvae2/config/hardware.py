@@ -31,6 +31,25 @@ class Hardware(Settings):
         True,
         description="let a CUDA card compute float32 products of training in TF32 (never the search of the nearest code)",
     )
+    fused_adamw: bool = Field(
+        True,
+        description="update the weights by the fused kernel of AdamW on a CUDA card; without it the step is not captured",
+    )
+    channels_last: bool = Field(
+        True,
+        description="compute convolutions of training, and of the autoencoder afterwards, on tensors in the memory format channels "
+        "last",
+    )
+    cudnn_benchmark: bool = Field(
+        True,
+        description="let cuDNN try its kernels on a CUDA card at each new shape of training and keep the fastest one; "
+        "deterministic turns this off",
+    )
+    pin_memory: bool = Field(
+        True,
+        description="copy batches to a CUDA card from pinned memory while it computes; false = from ordinary memory, when they are "
+        "needed",
+    )
     resident_gb: float = Field(
         2.0,
         ge=0,

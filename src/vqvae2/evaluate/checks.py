@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from vqvae2.autoencoder.perceptual import PerceptualDistance
 from vqvae2.errors import UserError, suggested
 from vqvae2.evaluate.context import RESERVED_NAMES
@@ -17,8 +19,15 @@ from vqvae2.evaluate.trained_run import TrainedRun
 _DEFAULT = EvaluateOptions().network
 
 
-def check_options(run: TrainedRun | None, options: EvaluateOptions) -> FeatureNetwork | None:
+def check_options(
+    run: TrainedRun | None, options: EvaluateOptions, device: torch.device | str = "cpu"
+) -> FeatureNetwork | None:
     """Check everything that the options name, without reading an image.
+
+    Args:
+        run: the run, if there is one.
+        options: what is measured.
+        device: where the feature network goes.
 
     Returns:
         The feature network if it was asked for, so that it need not be read again.
@@ -49,7 +58,7 @@ def check_options(run: TrainedRun | None, options: EvaluateOptions) -> FeatureNe
         PerceptualDistance.read(options.perceptual)
     network = None
     if options.network != _DEFAULT or options.weights is not None:
-        network = feature_network(options.network, options.weights, run.device if run else "cpu")
+        network = feature_network(options.network, options.weights, device)
     if run is not None and (options.critic_fractions or "critic" in options.only):
         _check_critic(run, options, network)
     return network

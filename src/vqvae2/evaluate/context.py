@@ -33,7 +33,7 @@ from vqvae2.evaluate.features import FeatureNetwork, Features, cached, extract, 
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.options import EvaluateOptions
 from vqvae2.evaluate.own_samples import own_samples
-from vqvae2.evaluate.sets import BATCH, NamedImages, folder_images, real_images, shuffled
+from vqvae2.evaluate.sets import BATCH, NamedImages, batch_size, folder_images, real_images, shuffled
 from vqvae2.evaluate.sets import digest as digest_of
 from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files.parts import Parts, cut
@@ -74,7 +74,7 @@ class Context:
         measured: whose held-out images are measured; others than `images` may be put here before anything is.
         warnings: lines for the reader of the report.
         listed: sets that a part made for itself, for the protocol.
-        device: of the networks.
+        device: of the networks, where features are compared too; another one may be put here before anything is made.
     """
 
     def __init__(
@@ -135,10 +135,15 @@ class Context:
 
     # --- sets of images ------------------------------------------------------------------------------------------
 
+    @property
+    def batch(self) -> int:
+        """Images in one batch."""
+        return batch_size(self.data, self.device)
+
     def _real(self, name: str, images: ImageSet, indices: NDArray[np.int64]) -> NamedImages:
         order = shuffled(indices, self.options.seed)
         rows = None if self._rows is None or images is not self.images else self._rows[order]
-        return replace(real_images(name, images, order, self.data), rows=rows)
+        return replace(real_images(name, images, order, self.data, self.batch), rows=rows)
 
     @cached_property
     def training(self) -> NamedImages:
@@ -177,7 +182,7 @@ class Context:
     def _folder(self, name: str, path: Path) -> NamedImages:
         cache = self.cache / f"pictures-{name}"
         with self.group.main_first():
-            return folder_images(name, path, self.images.classes, self.data, cache)
+            return folder_images(name, path, self.images.classes, self.data, cache, self.batch)
 
     @cached_property
     def samples(self) -> NamedImages:
@@ -260,11 +265,8 @@ class Context:
                 def some(rows: range) -> dict[str, Tensor]:
                     made = extract(network, images.source(slice(rows.start, rows.stop)))
                     logits = {} if made.logits is None else {"logits": made.logits}
-                    return {
-                        "pooled": made.pooled,
-                        **logits,
-                        "seconds": torch.full((len(rows),), made.seconds / len(rows)),
-                    }
+                    seconds = torch.full((len(rows),), made.seconds / len(rows))
+                    return {"pooled": made.pooled, **logits, "seconds": seconds}
 
                 rows = self.together(
                     f"features of {images.name}", digest_of(network.digest, key), len(images), some

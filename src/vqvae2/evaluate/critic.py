@@ -215,7 +215,7 @@ def fit_critic(
     kind, group, reporter = kind or CriticKind(), group or Group(), reporter or Reporter(quiet=True)
     model = kind.model
     reporter.plan = _plan(kind, images)
-    read = ImageReader(folder, images, data, reporter, group)
+    read = ImageReader(folder, images, data, reporter, group, device)
     own: Probe | ResNet | None = None
     if model is not None:
         classifier, about = _read(model, device), {"name": model.name}

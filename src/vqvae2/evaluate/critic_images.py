@@ -14,22 +14,33 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
 from vqvae2.data.images import ImageSet
-from vqvae2.evaluate.sets import digest
+from vqvae2.evaluate.sets import batch_size, digest
 from vqvae2.files.parts import Parts, cut
 from vqvae2.files.progress import Reporter, Tracker
 from vqvae2.files.run_folder import RunFolder
 from vqvae2.processes import Group
 
 PART = 1024  # images of which one process computes the features at a time
-BATCH = 16  # images read at a time, after each of which the progress is told
+BATCH = 16  # images read at a time, more on a card, after each of which the progress is told
 
 
 class ImageReader:
-    """Reads images in order, with the labels of those that are really read: a broken one is replaced by another of the data set."""
+    """Reads images in order, with the labels of those that are really read: a broken one is replaced by another of the data set.
+
+    Args:
+        device: of the networks that are shown the images.
+    """
 
     def __init__(
-        self, folder: Path, images: ImageSet, data: DataConfig, reporter: Reporter, group: Group
+        self,
+        folder: Path,
+        images: ImageSet,
+        data: DataConfig,
+        reporter: Reporter,
+        group: Group,
+        device: torch.device | str = "cpu",
     ) -> None:
+        self.batch = batch_size(data, torch.device(device), BATCH)
         self.images, self.data, self.reporter, self.group = images, data, reporter, group
         self.folder = RunFolder(folder).critic.with_name("parts")
         self._tracker: Tracker | None = None
@@ -62,7 +73,7 @@ class ImageReader:
 
     def __call__(self, indices: NDArray[np.int64]) -> Iterator[Tensor]:
         self._labels = []
-        for pixels, labels in sequential(self.images, indices, self.data, batch=BATCH):
+        for pixels, labels in sequential(self.images, indices, self.data, batch=self.batch):
             self._labels.append(labels)
             yield pixels
             if self._tracker is not None:

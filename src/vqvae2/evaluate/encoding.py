@@ -23,7 +23,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.data.images import ImageSet
 from vqvae2.data.store import CodeStore
-from vqvae2.evaluate.sets import BATCH, NamedImages, digest
+from vqvae2.evaluate.sets import NamedImages, digest
 
 
 def stored_rows(store: CodeStore, images: ImageSet) -> NDArray[np.int64] | None:
@@ -64,8 +64,8 @@ class Encoder:
         wanted = wanted or slice(0, len(images))
         if self.store is not None and images.rows is not None:
             rows = images.rows[wanted]
-            for start in range(0, len(rows), BATCH):
-                yield self.store.codes(rows[start : start + BATCH]).to(self.device)
+            for start in range(0, len(rows), images.batch):
+                yield self.store.codes(rows[start : start + images.batch]).to(self.device)
             return
         for batch in images.source(wanted):
             yield self.autoencoder.encode(batch.to(self.device))

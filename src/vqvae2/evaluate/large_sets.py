@@ -88,8 +88,9 @@ def large_moments(context: Context) -> dict[str, Moments]:
 
 def _moments(context: Context, large: LargeSet) -> Moments:
     if (made := _made(context, large)) is not None:
-        return Moments.of(made.pooled[: len(large.images)])
-    return reduce(Moments.__add__, (Moments.of(part["pooled"]) for part in _parts(context, large.images)))
+        return Moments.of(made.pooled[: len(large.images)], device=context.device)
+    parts = _parts(context, large.images)
+    return reduce(Moments.__add__, (Moments.of(part["pooled"], device=context.device) for part in parts))
 
 
 def _made(context: Context, large: LargeSet) -> Features | None:

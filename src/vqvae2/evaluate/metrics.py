@@ -1,7 +1,8 @@
 """Pure measures of sets of feature vectors and of class probabilities: distances between distributions, scores, a test.
 
 The caller has to name the network of the features: a Frechet distance is an FID only in Inception's features. Everything is
-computed in float64. Sets are given in the order (real, samples); figures are Python floats, rows are tensors.
+computed in float64. Sets are given in the order (real, samples); figures are Python floats, rows are tensors. Where a `device` is
+given, some rows at a time go there, or stay on the CPU if it has no float64.
 
 Shapes: N real vectors, M samples, D dimensions, K classes.
 """
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor
 
 from vqvae2.errors import UserError
+from vqvae2.prior.draw import exact_device
+
+_PAIRS = 2**24  # of vectors whose kernel a card computes at a time: 400 MB
 
 
 class MetricError(UserError):
@@ -41,8 +45,8 @@ class Moments:
 
     Attributes:
         count: number of vectors.
-        mean: [D] float64.
-        scatter: [D, D] float64, the sum of outer products of differences from the mean.
+        mean: [D] float64, on the CPU.
+        scatter: [D, D] float64, the sum of outer products of differences from the mean; on the CPU.
     """
 
     count: int
@@ -50,18 +54,21 @@ class Moments:
     scatter: Tensor
 
     @classmethod
-    def of(cls, features: Tensor, batch: int = 1024) -> Moments:
+    def of(cls, features: Tensor, batch: int = 1024, device: torch.device | str = "cpu") -> Moments:
         """The moments of features [N, D], of which `batch` at a time are held in float64.
+
+        Args:
+            device: where they are computed.
 
         Raises:
             MetricError: no vector, another shape, or numbers that are not finite.
         """
         check(features)
-        batches = iter(features.split(batch))
+        batches = (vectors.to(exact_device(device)) for vectors in features.split(batch))
         total = cls._of(next(batches))
         for vectors in batches:
             total += cls._of(vectors)
-        return total
+        return cls(total.count, total.mean.cpu(), total.scatter.cpu())
 
     @classmethod
     def _of(cls, features: Tensor) -> Moments:
@@ -128,7 +135,12 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def kernel_distance(
-    real: Tensor, samples: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
+    real: Tensor,
+    samples: Tensor,
+    subsets: int = 100,
+    size: int = 1000,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Spread:
     """Squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, unbiased, so it may be below 0 for equal distributions.
 
@@ -141,6 +153,7 @@ def kernel_distance(
         size: 2 to the smaller of N and M. Near the upper limit all subsets are nearly alike, and the standard deviation
             between them says little.
         seed: seed of the draws.
+        device: where the kernel is computed.
 
     Raises:
         MetricError: fewer vectors than `size`, `size` below 2, other shapes, or numbers that are not finite.
@@ -154,9 +167,8 @@ def kernel_distance(
     generator = torch.Generator().manual_seed(seed)
 
     def draw(features: Tensor) -> Tensor:
-        return features[
-            torch.randperm(len(features), generator=generator)[:size].to(features.device)
-        ].double()
+        drawn = torch.randperm(len(features), generator=generator)[:size]
+        return features[drawn.to(features.device)].to(exact_device(device)).double()
 
     return _spread([_discrepancy(draw(real), draw(samples)) for _ in range(subsets)])
 
@@ -164,12 +176,16 @@ def kernel_distance(
 def _discrepancy(x: Tensor, y: Tensor) -> float:
     """The unbiased estimate for two sets of n vectors [n, D] in float64 (Gretton et al. 2012)."""
     count, dimension = x.shape
+    rows = count if x.device.type == "cpu" else max(1, _PAIRS // count)
+
+    def total(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([(part @ b.T / dimension + 1).pow(3).sum() for part in a.split(rows)]).sum()
 
     def within(z: Tensor) -> Tensor:
         diagonal = (z.square().sum(1) / dimension + 1).pow(3).sum()
-        return ((z @ z.T / dimension + 1).pow(3).sum() - diagonal) / (count * (count - 1))
+        return (total(z, z) - diagonal) / (count * (count - 1))
 
-    return float(within(x) + within(y) - 2 * (x @ y.T / dimension + 1).pow(3).mean())
+    return float(within(x) + within(y) - 2 * (total(x, y) / count**2))
 
 
 def class_score(probabilities: Tensor, splits: int = 10, seed: int = 0) -> Spread:

@@ -36,12 +36,15 @@ def nearest_images(
     batch = max(1, min(512, _VALUES // samples.shape[1:].numel()))
     searched = images.train if most is None else spread(images.train, most)
     for originals, _ in sequential(images, searched, config, batch=batch):
-        for candidates in (originals, originals.flip(3)) if config.flip else (originals,):
+        there = originals.to(device)
+        for mirrored in (False, True) if config.flip else (False,):
+            candidates = there.flip(3) if mirrored else there
             with tf32_is(False):
-                distance = torch.cdist(flat, candidates.flatten(1).to(device)) / flat.shape[1] ** 0.5
+                distance = torch.cdist(flat, candidates.flatten(1)) / flat.shape[1] ** 0.5
             value, index = distance.min(1)
             closer = value < best
             best = torch.where(closer, value, best)
             chosen = closer.cpu()
-            nearest[chosen] = candidates[index.cpu()[chosen]]
+            found = originals[index.cpu()[chosen]]  # which are on the host, where they are wanted
+            nearest[chosen] = found.flip(3) if mirrored else found
     return nearest, best.cpu()

@@ -20,7 +20,8 @@ from vqvae2.data.recorded import open_other
 from vqvae2.generate.sample_folder import holds_arrays, listed_classes, listed_samples, read_samples
 
 BATCH = 64
-"""Images in one batch."""
+"""Images in one batch on a CPU."""
+_PIXELS = 2**23  # of the images in one batch on a card
 
 Source = Callable[[slice], Iterator[Tensor]]
 """Reads or makes a slice of a set, in order, in batches: float32 [B, C, S, S] in [-1, 1], on the CPU."""
@@ -38,6 +39,7 @@ class NamedImages:
             the label is that of the other one.
         source: see `Source`.
         rows: int64 [n], the rows of the run's code store that hold the codes of these images; None if it does not hold them.
+        batch: images in one batch, where the files of the set do not say it.
     """
 
     name: str
@@ -46,6 +48,7 @@ class NamedImages:
     labels: Tensor | None
     source: Source
     rows: NDArray[np.int64] | None = None
+    batch: int = BATCH
 
     def __len__(self) -> int:
         return self.n
@@ -72,25 +75,32 @@ def digest(*values: object) -> str:
     return hashlib.sha256("\0".join(map(str, values)).encode()).hexdigest()
 
 
+def batch_size(config: DataConfig, device: torch.device, least: int = BATCH) -> int:
+    """Images in one batch: the least on a CPU, on a card at least as many as have 2^23 pixels."""
+    return least if device.type == "cpu" else max(least, _PIXELS // config.area)
+
+
 def shuffled(indices: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The indices in the random order of a seed."""
     return np.random.default_rng(seed).permutation(indices)
 
 
-def real_images(name: str, images: ImageSet, indices: NDArray[np.int64], config: DataConfig) -> NamedImages:
+def real_images(
+    name: str, images: ImageSet, indices: NDArray[np.int64], config: DataConfig, batch: int = BATCH
+) -> NamedImages:
     """Images of a data set with the centre crop and without augmentation."""
     labels = images.labels_of(indices) if images.classes else None
 
     def source(wanted: slice) -> Iterator[Tensor]:
         at = wanted.start
-        for batch, shown in sequential(images, indices[wanted], config, batch=BATCH):
+        for pixels, shown in sequential(images, indices[wanted], config, batch=batch):
             if labels is not None:
                 labels[at : at + len(shown)] = shown
             at += len(shown)
-            yield batch
+            yield pixels
 
     key = digest(images.fingerprint, hashlib.sha256(indices.tobytes()).hexdigest())
-    return NamedImages(name, key, len(indices), labels, source)
+    return NamedImages(name, key, len(indices), labels, source, batch=batch)
 
 
 def drawn_samples(name: str, folder: Path, most: int | None = None) -> NamedImages:
@@ -113,13 +123,14 @@ def drawn_samples(name: str, folder: Path, most: int | None = None) -> NamedImag
 
 
 def folder_images(
-    name: str, folder: Path, classes: Sequence[str], config: DataConfig, cache: Path
+    name: str, folder: Path, classes: Sequence[str], config: DataConfig, cache: Path, batch: int = BATCH
 ) -> NamedImages:
     """All images of a folder. Their classes are the names of its sub-folders, or those in its samples.json.
 
     Args:
         classes: names of the classes; the set has labels only if all its images are of these.
         cache: folder for the decoded images.
+        batch: images in one batch.
 
     Raises:
         DataError: the folder holds nothing usable.
@@ -145,7 +156,7 @@ def folder_images(
         images.classes, images.labels = (), None
     else:
         images.classes = tuple(classes)
-    return real_images(name, images, order, config)
+    return real_images(name, images, order, config, batch)
 
 
 def _numbers(named: Sequence[str], known: Mapping[str, int]) -> Tensor | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqvae2.prior.draw import draw, guided, probabilities
+from vqvae2.prior.draw import draw, exact_device, guided, probabilities
 
 UNKNOWN = -1
 """In codes that are passed to `HierarchicalPrior.sample`: this code is to be drawn."""
@@ -54,7 +54,7 @@ class Chooser:
 
     def __init__(self, uniforms: Tensor, known: Tensor, rule: Rule) -> None:
         device = known.device
-        exact = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        exact = exact_device(device)
         self.rule = rule
         self.uniforms = uniforms.T.contiguous().to(exact)
         self.known = known.T.contiguous()

@@ -37,7 +37,13 @@ def uniforms(seed: int, images: Sequence[int], level: int, positions: int) -> Te
 
 def exact(logits: Tensor) -> Tensor:
     """In float64; on the CPU if the device has none."""
-    return (logits.cpu() if logits.device.type == "mps" else logits).double()
+    return logits.to(exact_device(logits.device)).double()
+
+
+def exact_device(device: torch.device | str) -> torch.device:
+    """`device` if it has float64, which Apple's MPS has not; else the CPU."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:

@@ -102,6 +102,10 @@ class Choices:
         eager_because: why the step is not captured; "" where nobody would expect it.
         tf32: whether float32 products may be computed in TF32.
         deterministic: whether only deterministic kernels are used.
+        fused: whether AdamW's fused kernel updates the weights, on a CUDA card and in a static step.
+        channels_last: whether convolutions are computed in this memory format.
+        cudnn_benchmark: whether cuDNN searches for its fastest kernels, on a CUDA card.
+        pinned: whether batches go to a CUDA card from pinned memory, one ahead.
         resident_bytes: the most bytes of training data to keep on the device.
         rank: number of this process.
         sharded: whether the weights and the optimiser's state are cut up among the processes.
@@ -115,6 +119,10 @@ class Choices:
     eager_because: str = ""
     tf32: bool = False
     deterministic: bool = False
+    fused: bool = True
+    channels_last: bool = True
+    cudnn_benchmark: bool = True
+    pinned: bool = True
     resident_bytes: int = 0
     rank: int = 0
     sharded: bool = False
@@ -142,17 +150,18 @@ class Choices:
             if self.captured
             else f"eager step ({self.eager_because or 'asked for'})"
         )
+        search = "cuDNN's search for kernels" if self.cudnn_benchmark else "no search for kernels"
+        optimizer = "fused AdamW" if self.fused else "AdamW in torch's default implementation"
+        sent = "training data sent batch by batch" + " when they are needed" * (not self.pinned)
         words = [
             "bfloat16 autocast" if self.bf16 else "float32",
             "TF32 for float32 products" if self.tf32 else "no TF32",
-            "deterministic kernels" if self.deterministic else "cuDNN's search for kernels",
-            "cut up among the processes" if self.sharded else "fused AdamW",
-            "channels last",
+            "deterministic kernels" if self.deterministic else search,
+            "cut up among the processes" if self.sharded else optimizer,
+            "channels last" if self.channels_last else "channels first",
             step,
             *(["torch.compile"] if self.compiled else []),
-            f"training data on the card ({resident / 1e9:.2f} GB)"
-            if resident
-            else "training data sent batch by batch",
+            f"training data on the card ({resident / 1e9:.2f} GB)" if resident else sent,
         ]
         return f"{name}: " + ", ".join(words)
 
@@ -168,7 +177,8 @@ def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator) ->
     device, bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
     compiled = hardware.compile is True
     if device.type != "cuda":
-        return Choices(device, bf16, compiled, rank=accelerator.process_index)
+        layout = hardware.channels_last
+        return Choices(device, bf16, compiled, channels_last=layout, rank=accelerator.process_index)
     because = ""
     if accelerator.num_processes > 1:
         because = "several processes"
@@ -176,6 +186,8 @@ def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator) ->
         because = "accumulate is above 1"
     elif hardware.deterministic:
         because = "deterministic"
+    elif not hardware.fused_adamw:
+        because = "AdamW is not fused"
     elif hardware.capture == "auto" and config.steps < _CAPTURE_FROM:
         because = f"fewer than {_CAPTURE_FROM} steps"
     captured = not because and hardware.capture is not False
@@ -189,6 +201,10 @@ def choose(hardware: Hardware, config: TrainConfig, accelerator: Accelerator) ->
         eager_because=because,
         tf32=hardware.tf32,
         deterministic=hardware.deterministic,
+        fused=hardware.fused_adamw,
+        channels_last=hardware.channels_last,
+        cudnn_benchmark=hardware.cudnn_benchmark,
+        pinned=hardware.pin_memory,
         resident_bytes=min(int(hardware.resident_gb * 1e9), free // 2),
         rank=accelerator.process_index,
     )
@@ -209,7 +225,8 @@ def switches(choices: Choices) -> Iterator[None]:
     )
     try:
         if card:
-            cudnn.benchmark, cudnn.deterministic = not choices.deterministic, choices.deterministic
+            cudnn.benchmark = choices.cudnn_benchmark and not choices.deterministic
+            cudnn.deterministic = choices.deterministic
         if choices.deterministic:
             torch.use_deterministic_algorithms(True)
         with tf32_is(choices.tf32) if card else nullcontext():
@@ -228,14 +245,14 @@ def switches(choices: Choices) -> Iterator[None]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, choices: Choices) -> torch.optim.AdamW:
-    """AdamW over what is trained. On a CUDA card, and in a static step, it is fused and reads its rate from a tensor.
+    """AdamW over what is trained. If `choices` says so, on a CUDA card and in a static step it is fused and reads its rate from a tensor.
 
     A model may have a method `parameter_groups`; the learning rate of each group is multiplied by its `scale`.
     """
     own = getattr(model, "parameter_groups", None)
     weights = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = own() if own else [{"params": weights}]
-    if choices.device.type != "cuda" and not choices.static:
+    if not choices.fused or (choices.device.type != "cuda" and not choices.static):
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     for group in groups:  # a tensor for each, because groups that share one could not have different rates
         group["lr"] = torch.full((), config.lr, device=choices.device)

@@ -149,9 +149,8 @@ def _encode(
         if not own:
             continue  # a feed without batches would wait for one
         wanted = np.concatenate(chosen)
-        with Feed(
-            sequential_pixels(images, wanted, config.data, batch=size, copies_seed=seed), device
-        ) as feed:
+        batches = sequential_pixels(images, wanted, config.data, batch=size, copies_seed=seed)
+        with Feed(batches, device, config.pin_memory) as feed:
             for rows in own:
                 done = []
                 for _ in range(0, len(rows), size):

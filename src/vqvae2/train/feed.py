@@ -31,14 +31,15 @@ class Feed:
     Args:
         batches: batches in host memory. Only the background thread iterates over them.
         device: where they go. On a CPU they are handed on as they are.
+        pinned: whether they go to a CUDA card from pinned memory, one ahead; otherwise each goes when it is asked for.
 
     Raises:
         Exception: whatever making a batch raised, when that batch is asked for.
     """
 
-    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+    def __init__(self, batches: Iterator[Batch], device: torch.device, pinned: bool = True) -> None:
         self.batches, self.device = batches, device
-        self.pinned = device.type == "cuda"
+        self.pinned = pinned and device.type == "cuda"
         self.copying = torch.cuda.Stream(device) if self.pinned else None
         self.free = threading.Semaphore(_DEPTH)
         self.made: queue.SimpleQueue[tuple[Batch, BaseException | None]] = queue.SimpleQueue()

@@ -18,7 +18,9 @@ import yaml
 from accelerate import Accelerator
 from pydantic import Field
 
+from vqvae2.autoencoder.layers import channels_first
 from vqvae2.autoencoder.model import VQVAE
+from vqvae2.config.hardware import Hardware
 from vqvae2.config.models import Config, ConfigError, parse
 from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
@@ -38,7 +40,7 @@ from vqvae2.train.reference import check_device
 REDO = "--redo-prior"
 
 _FREE = re.compile(  # settings that may change at any time
-    r"data\.(workers|cache_gb|streaming|labels|image_root)|precision|compile|shard|capture|tf32|resident_gb|deterministic"
+    rf"data\.(workers|cache_gb|streaming|labels|image_root)|{'|'.join(Hardware.model_fields)}"
     r"|sampling"
     r"|train_prior\.\d+\.(checkpointing|accumulate)|(train_autoencoder|sharpen|train_prior\.\d+)\.save_minutes"
 )
@@ -344,6 +346,8 @@ def _stored_autoencoder(
 ) -> tuple[VQVAE, str, dict[str, Any]]:
     """The trained autoencoder in eval mode, the digest of its weights, and their metadata."""
     model, tensors, metadata = tensor_file.load_network(lambda: VQVAE(config.autoencoder), model_file(folder))
+    if not config.channels_last:
+        channels_first(model)
     return model.to(device).eval(), tensor_file.digest(tensors), metadata
 
 

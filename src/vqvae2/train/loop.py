@@ -178,7 +178,8 @@ class _Trainer:
                 + "; the next evaluation decides anew which weights are best"
                 * (outcome.best_step > 0 and outcome.best_score == np.inf)
             )
-        feed = Feed(self.objective.batches(outcome.step, rank, world), self.choices.device)
+        batches = self.objective.batches(outcome.step, rank, world)
+        feed = Feed(batches, self.choices.device, self.choices.pinned)
         with (
             feed,
             self.watch,

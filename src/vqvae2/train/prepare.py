@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vqvae2.autoencoder.layers import channels_first
 from vqvae2.config.training import TrainConfig
 from vqvae2.train.device import Choices, make_optimizer
 from vqvae2.train.sharded import make_sharded_optimizer, shard
@@ -20,7 +21,11 @@ def prepared(
         network = network.to(accelerator.device)
         shard(network, accelerator)
         return network, network, make_sharded_optimizer(network, config)
-    network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if choices.channels_last:
+        network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    else:
+        network = network.to(accelerator.device)
+        channels_first(network)
     optimizer = make_optimizer(network, config, choices)
     return network, _wrapped(network, accelerator, choices), optimizer
 

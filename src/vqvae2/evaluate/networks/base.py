@@ -19,7 +19,8 @@ from vqvae2.files.tensor_file import plain_names
 from vqvae2.files.torch_file import read_torch_file
 
 _AT_ONCE = 16  # images in one pass on a CPU, whatever the batch, which bounds the memory
-_ON_A_CARD = 64  # which has the memory, and stands idle with fewer
+_ON_A_CARD = 64  # which has the memory, and stands idle with fewer; more of small ones:
+_PIXELS = 2**22  # of the images in one pass on a card, as resized: 3 GB in vgg16, which takes most
 
 
 class Network(nn.Module):
@@ -43,7 +44,7 @@ class Network(nn.Module):
             raise FeatureError(f"expected images [B, 1 or 3 or 4, H, W], found {list(images.shape)}")
         pooled, logits = [], []
         with torch.inference_mode():
-            for few in images.split(at_once(self.anchor.device)):
+            for few in images.split(at_once(self.anchor.device, self.size)):
                 pixels = to_uint8(few).to(self.anchor.device).permute(0, 3, 1, 2)
                 colours = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
                 features, classes = self.features_of(colours)
@@ -58,9 +59,9 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-def at_once(device: torch.device) -> int:
-    """Images in one pass of a network."""
-    return _AT_ONCE if device.type == "cpu" else _ON_A_CARD
+def at_once(device: torch.device, size: int) -> int:
+    """Images in one pass of a network, which it sees at `size` px."""
+    return _AT_ONCE if device.type == "cpu" else max(_ON_A_CARD, _PIXELS // size**2)
 
 
 def resized(colours: Tensor, size: int) -> Tensor:

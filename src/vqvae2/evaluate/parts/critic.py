@@ -43,11 +43,13 @@ def critic_curves(
     network: FeatureNetwork,
     reference: Features,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> PartResult:
     """Distances, and precision against recall, as the critic keeps a smaller fraction.
 
     For each fraction the first wanted / fraction candidates are ranked. Of each class the best are kept, as many as the first
-    `wanted` candidates have of it, so that all rows have the same n and the same class counts.
+    `wanted` candidates have of it, so that all rows have the same n and the same class counts. Features are compared on the
+    device.
     """
     quota = torch.bincount(candidates.labels[:wanted], minlength=int(candidates.labels.max()) + 1)
     kept: dict[str, Features] = {}
@@ -65,8 +67,8 @@ def critic_curves(
             "kept": len(chosen),
             "least_score": float(candidates.scores[chosen].min()),
         }
-    far = distances(network, reference, kept, seed=seed)
-    near = precision_recall(reference, kept)
+    far = distances(network, reference, kept, seed=seed, device=device)
+    near = precision_recall(reference, kept, device=device)
     table = [{**row, **far.figures["sets"][name], **near.figures["sets"][name]} for name, row in rows.items()]
     result = PartResult({"network": network.name, "rows": table}, warnings=far.warnings)
     points = sorted(table, key=lambda row: row["rate"])
@@ -129,9 +131,8 @@ def measure(context: Context) -> PartResult:
         UserError: the critic's backbone is the network that measures.
     """
     candidates, reference = _candidates(context), context.features(context.reference)
-    return critic_curves(
-        candidates, _fractions(context), context.n, context.network, reference, context.options.seed
-    )
+    seed, device = context.options.seed, context.device
+    return critic_curves(candidates, _fractions(context), context.n, context.network, reference, seed, device)
 
 
 PART = Part(

@@ -30,6 +30,7 @@ def distances(
     again: Mapping[str, tuple[str, Features]] | None = None,
     large: Mapping[str, Moments] | None = None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> PartResult:
     """Compare each set with the reference in the features of one network.
 
@@ -39,6 +40,8 @@ def distances(
         again: further rows by name, each a set and what else it is compared with: reconstructed training images (the paper's
             FID*), or the originals of reconstructions (rFID).
         large: sets of an n of their own, which are compared with the reference.
+        seed: of what the kernel distance and the score draw.
+        device: where moments and kernels are computed.
     """
     size = min(1000, len(reference), *(len(features) for features in sets.values()))
     result = PartResult(
@@ -50,11 +53,11 @@ def distances(
             "kernel_subset_size": size,
         }
     )
-    base = Moments.of(reference.pooled)
-    moments = {name: Moments.of(features.pooled) for name, features in sets.items()}
+    base = Moments.of(reference.pooled, device=device)
+    moments = {name: Moments.of(features.pooled, device=device) for name, features in sets.items()}
     warned: dict[str, list[str]] = {}
     for name, features in sets.items():
-        kernel = kernel_distance(reference.pooled, features.pooled, size=size, seed=seed)
+        kernel = kernel_distance(reference.pooled, features.pooled, size=size, seed=seed, device=device)
         figures: dict[str, Any] = {
             "n": len(features),
             "frechet": frechet_distance(base, moments[name]),
@@ -72,7 +75,7 @@ def distances(
             warned.setdefault(warning, []).append(name)
     result.warnings += [f"{'; '.join(names)}: {warning}" for warning, names in warned.items()]
     for title, (name, other) in (again or {}).items():
-        distance = frechet_distance(Moments.of(other.pooled), moments[name])
+        distance = frechet_distance(Moments.of(other.pooled, device=device), moments[name])
         result.figures["sets"][title] = {"n": len(sets[name]), "frechet": distance}
     for name, own in large.items():
         result.figures["sets"][name] = {"n": own.count, "frechet": frechet_distance(base, own)}
@@ -98,6 +101,7 @@ def measure(context: Context) -> PartResult:
         again=_again(context, features),
         large=large,
         seed=context.options.seed,
+        device=context.device,
     )
     if large:
         result.warnings.append(

@@ -55,18 +55,22 @@ def in_pixels(
 
 
 def in_features(
-    samples: NamedImages, training: NamedImages, features: tuple[Features, Features, Features]
+    samples: NamedImages,
+    training: NamedImages,
+    features: tuple[Features, Features, Features],
+    device: torch.device | str = "cpu",
 ) -> PartResult:
     """Distances in features of samples and of as many held-out images from some training images.
 
     Args:
         training: those training images.
         features: of the samples, of the held-out images, of `training`.
+        device: where they are compared.
     """
     ours, theirs, reference = (each.pooled for each in features)
     n = min(len(ours), len(theirs))
-    near, index = nearest(ours[:n], reference)
-    far, _ = nearest(theirs[:n], reference)
+    near, index = nearest(ours[:n], reference, device=device)
+    far, _ = nearest(theirs[:n], reference, device=device)
     result = PartResult({"training_n": len(reference), **_compare(near[:, 0], far[:, 0], n)})
     order = near[:, 0].argsort()
     order = order[unlike(index[order, 0].tolist(), _COLUMNS)]
@@ -111,6 +115,7 @@ def measure(context: Context) -> PartResult:
         samples,
         reference,
         (context.features(samples), context.features(heldout), context.features(reference)),
+        context.device,
     )
     return PartResult(
         {"pixels": pixels.figures, "features": features.figures},

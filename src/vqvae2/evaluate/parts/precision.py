@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from vqvae2.evaluate.context import Context
@@ -14,17 +15,21 @@ from vqvae2.evaluate.parts.distances import AGAINST_RECONSTRUCTIONS
 
 
 def precision_recall(
-    reference: Features, sets: Mapping[str, Features], k: int = 3, k_coverage: int = 5
+    reference: Features,
+    sets: Mapping[str, Features],
+    k: int = 3,
+    k_coverage: int = 5,
+    device: torch.device | str = "cpu",
 ) -> PartResult:
-    """Compare each set with as many images of the reference."""
+    """Compare each set with as many images of the reference, on a device."""
     result = PartResult({"k": k, "k_coverage": k_coverage, "sets": {}})
     neighbours: dict[int, Tensor] = {}  # of the first n reference images among themselves, by n
     for name, features in sets.items():
         n = min(len(features), len(reference))
         real = reference.pooled[:n]
         if n not in neighbours:
-            neighbours[n] = nearest(real, real, max(k, k_coverage), itself=True)[0]
-        shares = manifolds(real, features.pooled[:n], k, k_coverage, neighbours[n])
+            neighbours[n] = nearest(real, real, max(k, k_coverage), itself=True, device=device)[0]
+        shares = manifolds(real, features.pooled[:n], k, k_coverage, neighbours[n], device=device)
         result.figures["sets"][name] = {"n": n, **shares._asdict()}
     return result
 
@@ -32,10 +37,11 @@ def precision_recall(
 def measure(context: Context) -> PartResult:
     """All compared sets; reconstructions and samples also against the reconstructed reference."""
     sets = {name: context.features(images) for name, images in context.compared.items()}
-    result = precision_recall(context.features(context.reference), sets)
+    result = precision_recall(context.features(context.reference), sets, device=context.device)
     if (reconstructed := context.reconstructed_reference) is not None:
         again = {title: sets[name] for name, title in AGAINST_RECONSTRUCTIONS.items()}
-        result.figures["sets"] |= precision_recall(reconstructed, again).figures["sets"]
+        further = precision_recall(reconstructed, again, device=context.device)
+        result.figures["sets"] |= further.figures["sets"]
     return result
 
 

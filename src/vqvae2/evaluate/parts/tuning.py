@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from vqvae2.config.sampling import Sampling
 from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.features import Features
@@ -105,11 +107,14 @@ def _changes(sampling: Sampling, name: str, level: int, levels: int) -> Iterator
             yield sampling.replace(**{name: (*current[:level], value, *current[level + 1 :])})
 
 
-def compare(sampling: Sampling, real: Features, samples: Features, seed: int) -> Trial:
-    """Samples of some settings against as many images."""
+def compare(
+    sampling: Sampling, real: Features, samples: Features, seed: int, device: torch.device | str = "cpu"
+) -> Trial:
+    """Samples of some settings against as many images, on a device."""
     n = min(len(real), len(samples))
-    shares = manifolds(real.pooled[:n], samples.pooled[:n])
-    kernel = kernel_distance(real.pooled[:n], samples.pooled[:n], subsets=1, size=n, seed=seed)
+    ours, theirs = real.pooled[:n], samples.pooled[:n]
+    shares = manifolds(ours, theirs, device=device)
+    kernel = kernel_distance(ours, theirs, subsets=1, size=n, seed=seed, device=device)
     return Trial(sampling, kernel.mean, shares.precision, shares.recall)
 
 
@@ -117,7 +122,9 @@ def _half(context: Context, number: int) -> NamedImages:
     """Every second held-out image in their shuffled order, as many as are compared."""
     order = shuffled(context.images.heldout, context.options.seed)[number::2]
     name = ("first", "other")[number]
-    return real_images(f"{name} half of the held-out images", context.images, order, context.data)
+    return real_images(
+        f"{name} half of the held-out images", context.images, order, context.data, context.batch
+    )
 
 
 def _hindered(context: Context) -> str | None:
@@ -147,9 +154,12 @@ def measure(context: Context) -> PartResult:
         context.forget(samples)  # their scores are enough; those of all trials take gigabytes
         return features
 
+    def compared(sampling: Sampling, number: int) -> Trial:
+        return compare(sampling, decoded[number], drawn(sampling, number), seeds[number], context.device)
+
     levels = run.config.autoencoder.levels
     trials = search(
-        lambda sampling: compare(sampling, decoded[0], drawn(sampling, 0), seeds[0]),
+        lambda sampling: compared(sampling, 0),
         levels,
         run.config.prior.classes > 0 and not run.config.prior.lacks_unlabelled(),
         run.sampling,
@@ -160,7 +170,7 @@ def measure(context: Context) -> PartResult:
     if reason is None:
         rows["the run's settings"] = run.sampling
     reported = {
-        f"other half: {name}": compare(sampling, decoded[1], drawn(sampling, 1), seeds[1]).row()
+        f"other half: {name}": compared(sampling, 1).row()
         for name, sampling in {**rows, "chosen": chosen.sampling}.items()
     }
     tried = {f"trial {number}": trial.row() for number, trial in enumerate(trials, 1)}
