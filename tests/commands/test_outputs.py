@@ -244,6 +244,73 @@ def test_images_of_others_are_not_overwritten(
     assert "exists, and would be overwritten" in said.err
 
 
+def test_a_file_of_others_is_not_replaced_by_a_result(
+    trained: Path, pictures: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """Where a command writes a single file or a list; the same command again replaces its own."""
+
+    def refused(taken: Path, *arguments: object, because: str = "exists, and would be overwritten") -> None:
+        before = taken.read_bytes()
+        said = command(arguments[0], trained, *arguments[1:])
+        assert (said.code, len(said.err.splitlines())) == (2, 1)
+        assert f"{taken} {because}" in said.err
+        assert taken.read_bytes() == before
+
+    image, mine = tmp_path / "image.png", tmp_path / "mine.json"
+    shutil.copy(picture, image)
+    for content in ("[1]", '{"label": 1}', "{"):
+        mine.write_text(content)
+        refused(mine, "score", picture, "--out", mine)
+    refused(image, "score", picture, "--out", image)
+    result = tmp_path / "result.json"
+    for _ in range(2):
+        assert command("score", trained, picture, "--out", result).code == 0
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    first = maps / f"{picture.stem}-bits-0.png"
+    shutil.copy(picture, first)
+    refused(first, "score", picture, "--bits-map", maps)
+    first.unlink()
+    for _ in range(2):
+        assert command("score", trained, picture, "--bits-map", maps).code == 0
+    for name, content in (("report.json", "{}"), ("report.html", "mine"), ("unfinished.json", "[]")):
+        page = tmp_path / name.replace(".", "-") / name
+        page.parent.mkdir()
+        page.write_text(content)
+        refused(page, "evaluate", "--only", "codes", "--out", page.parent)
+    for name in ("codes.parquet", "codes.npz", "codes.safetensors"):
+        (tmp_path / name).write_bytes(b"mine")
+        before = (tmp_path / name).read_bytes()
+        assert command("encode", trained, pictures, "--out", tmp_path / name).code == 2
+        assert (tmp_path / name).read_bytes() == before
+    files, images = tmp_path / "files", tmp_path / "images"
+    assert command("compress", trained, picture, "--out", files).code == 0
+    images.mkdir()
+    (images / "decompressed.json").write_text('{"mine": 1}')
+    because = "exists, and is no record of this command"
+    refused(images / "decompressed.json", "decompress", files, "--out", images, because=because)
+
+
+def test_a_name_that_is_no_utf8_blocks_no_other(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    name = os.fsdecode(b"bad\xff.png")
+    try:
+        shutil.copy(picture, folder / name)
+    except (OSError, ValueError):
+        pytest.skip("this file system takes no such name")
+    shutil.copy(picture, folder / "good.png")
+    out, maps = tmp_path / "out", tmp_path / "maps"
+    said = command("reconstruct", trained, folder, "--out", out)
+    assert (said.code, len(said.out.splitlines())) == (0, 2)
+    assert (out / name).read_bytes() == (out / "good.png").read_bytes()
+    said = command("score", trained, folder, "--bits-map", maps, "--out", tmp_path / "scores.json")
+    assert (said.code, len(said.out.splitlines())) == (0, 2)
+    assert len([*maps.glob("*.png")]) == 4
+
+
 def test_samples_of_bfloat16_weights_are_not_mixed_with_others(
     trained: Path, tmp_path: Path, command: Command
 ) -> None:
