@@ -255,7 +255,9 @@ def test_a_path_counts_more_than_a_file_name(tmp_path: Path) -> None:
         DataError, match=r"each name in a\.csv .* stands in rows that differ, such as 000\.png"
     ):
         opened((root / "train").rename(root / "other"), tmp_path / "2", labels=str(tmp_path / "a.csv"))
-    images = opened((root / "test").rename(root / "more"), tmp_path / "3", says, labels=str(tmp_path / "a.csv"))
+    images = opened(
+        (root / "test").rename(root / "more"), tmp_path / "3", says, labels=str(tmp_path / "a.csv")
+    )
     assert labels(images) == ["", "", "ape", "ape"]
     assert any("0 rows without an image and 4 that fit several images or contradict" in line for line in says)
     same = "\n".join(row.replace("dog", "cat") for row in rows)
