@@ -291,6 +291,40 @@ def test_a_file_of_others_is_not_replaced_by_a_result(
     refused(images / "decompressed.json", "decompress", files, "--out", images, because=because)
 
 
+def test_results_are_not_written_among_the_images_of_the_run(
+    run: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    """They would be training images the next time, and the run's images no longer those that it was trained on."""
+    own = shutil.copytree(pictures, tmp_path / "own")
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace(str(pictures), str(own)))
+    link = tmp_path / "link"
+    link.symlink_to(own)
+    image = sorted(own.rglob("*.png"))[0]
+    codes, files = tmp_path / "codes.npz", tmp_path / "files"
+    assert command("encode", run, own, "--out", codes).code == 0
+    assert command("compress", run, image, "--out", files).code == 0
+    before = sorted(own.rglob("*"))
+    for verb, arguments, option in (
+        ("sample", ("--n", 1), "--out"),
+        ("reconstruct", (image,), "--out"),
+        ("score", (image,), "--bits-map"),
+        ("complete", (image, "--keep-levels", 1, "--n", 1), "--out"),
+        ("decode", (codes,), "--out"),
+        ("decompress", (files,), "--out"),
+        ("encode", (own,), "--out"),
+        ("evaluate", ("--only", "codes"), "--out"),
+    ):
+        for out in (own, image.parent / "new", link / "new"):
+            said = command(verb, run, *arguments, option, out)
+            assert (said.code, said.err.count("\n")) == (2, 1), verb
+            assert f"{out} is in {own}, whose images {run} was trained on" in said.err
+            assert sorted(own.rglob("*")) == before, verb
+    assert command("sample", run, "--n", 1, "--out", own / ".hidden").code == 0, "it is no data"
+    inside = shutil.copytree(run, own / "run")
+    assert command("sample", inside, "--n", 1, "--out", inside / "out").code == 0, "nor is the run"
+
+
 def test_a_name_that_is_no_utf8_blocks_no_other(
     trained: Path, picture: Path, tmp_path: Path, command: Command
 ) -> None:

@@ -50,7 +50,8 @@ def decompress(
 
     Raises:
         LockError: another command writes into `out`.
-        UserError: a missing file, a folder that cannot be made, or one in which a file of others would be overwritten.
+        UserError: a missing file, a folder that cannot be made, one in which a file of others would be overwritten, or one among
+            the run's images.
         CodecError: a file that is named itself is damaged or of another model (the images of the files before it have been
             written), or no file of the folders can be decoded.
     """
@@ -58,6 +59,7 @@ def decompress(
     from vqvae2.commands.images import Skipped, image_files_of, save_image, say_skipped, side_by_side
     from vqvae2.files.output import claim_files, make_folder
 
+    run.check_out(out)
     files, model, reporter = _files(paths), run.decoder(decoder), reporter or Reporter()
     named, skipped = {path for path in paths if not path.is_dir()}, Skipped()
     stems = _stems(files, out)

@@ -85,7 +85,7 @@ def evaluate(
     Raises:
         LockError: another command writes into OUT.
         RunError: the sharpened decoder is asked for and not trained, or OUT is in the run and leads out of it.
-        UserError: OUT has a file of others with the name of a report; nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
+        UserError: OUT has a file of others with the name of a report, or is among the run's images; nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
     from vqvae2.commands.real_images import config_of_samples, fitted_to, measure_split, open_real
     from vqvae2.commands.run_facts import collect
@@ -100,6 +100,8 @@ def evaluate(
     if run is not None and out.resolve() == run.paths.report.resolve():
         refuse_links(run.folder, run.config.autoencoder.levels)
     else:
+        if run is not None:
+            run.check_out(out)
         _refuse_to_replace_others(out)
     config = run.config.data if run else config_of_samples(options, out)
     make_folder(out)

@@ -50,7 +50,7 @@ def score(
         files in `bits_map`. Without these they are in the given order.
 
     Raises:
-        UserError: a missing file, `out` is a folder or a file of something else, a map would replace a file of others, or no label
+        UserError: a missing file, `out` is a folder or a file of something else, a map would replace a file of others or be among the run's images, or no label
             for a prior that never learnt to do without.
         DataError: a file that cannot be used.
     """
@@ -64,6 +64,8 @@ def score(
         raise UserError(f"{out} is a folder: expected a file for the result")
     if out is not None:
         refuse_to_replace_others(out, ("label", "heldout", "pictures"))
+    if bits_map is not None:
+        run.check_out(bits_map)
     if label is None:
         run.config.prior.check_unlabelled()
     group, data = group or Group(), run.config.data
