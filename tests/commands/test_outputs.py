@@ -198,6 +198,18 @@ def test_compressed_files_have_one_writer_at_a_time(
         assert not (out / ".lock").exists()
 
 
+def test_without_priors_it_is_said_what_can_be_done(
+    half: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    said = command("compress", half, picture, "--out", out)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "the priors are not trained yet" in said.err
+    assert "--mode packed" in said.err
+    assert not out.exists() or not list(out.iterdir())
+    assert command("compress", half, picture, "--out", out, "--mode", "packed").code == 0
+
+
 def test_the_images_of_one_file_have_its_content(trained: Path, tmp_path: Path) -> None:
     from vqvae2.commands.compress import _origins
 
@@ -416,6 +428,10 @@ def test_options_that_would_be_ignored_are_refused(
         (
             ("compress", trained, picture, "--mode", "packed", "--label", "disc", "--out", tmp_path / "out"),
             "so --label has no effect",
+        ),
+        (
+            ("decompress", trained, picture, "--seed", 3, "--out", tmp_path / "out"),
+            "nothing is drawn without --fill, so --seed has no effect",
         ),
     ):
         said = command(*arguments)

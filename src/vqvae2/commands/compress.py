@@ -74,7 +74,8 @@ def compress(
     elif label is None:
         run.config.prior.check_unlabelled()
     number = None if label is None else class_number(label, run.classes)
-    run.codec.digest(mode.value)  # raises before the folder is made if the priors are not trained yet
+    if mode is Coding.prior:
+        run.codec.prior  # noqa: B018 - raises before the folder is made if the priors are not trained yet
     usable = _usable(run, paths, resize, reporter.say)
     files = [file for file, _ in usable]
     make_folder(out)

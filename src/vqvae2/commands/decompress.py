@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import DecoderOption, ImageFolder, Json, RunName, Seed, print_json
+from vqvae2.commands.options import DecoderOption, ImageFolder, Json, RunName, print_json, refuse_unused
 from vqvae2.errors import UserError
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
@@ -174,7 +174,9 @@ def command(
         bool,
         typer.Option(help="draw the levels that a file lacks, because it was cut off, from the run's priors"),
     ] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="seed of the random numbers of --fill [default: 0]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn compressed files into images, NAME.png. The run must be the one that compressed them.
@@ -183,8 +185,10 @@ def command(
     """
     from vqvae2.run import load
 
+    if not fill:
+        refuse_unused({"--seed": seed}, "nothing is drawn without --fill")
     loaded = load(run)
-    results = decompress(loaded, files, out, decoder.value if decoder else None, fill, seed)
+    results = decompress(loaded, files, out, decoder.value if decoder else None, fill, seed or 0)
     if as_json:
         print_json(results)
         return

@@ -120,10 +120,10 @@ def find_splits(names: Sequence[str], split: str) -> list[str]:
     return same or [name for name, word in folder_roles(list(names)).items() if word == split.lower()]
 
 
-def no_split(names: Iterable[str], split: str, data: str) -> DataError:
-    """The error that none of the names means the split that the user asked for."""
+def no_split(names: Iterable[str], split: str, data: str, what: str = "found") -> DataError:
+    """The error that none of the names means the split that the user asked for; `what` says what they are."""
     found = some_of(sorted(names))
-    return DataError(f"no split {split!r} in {data!r}{f': found {printable(found)}' if found else ''}")
+    return DataError(f"no split {split!r} in {data!r}{f': {what} {printable(found)}' if found else ''}")
 
 
 def held_of(values: Sequence[str | None], split: str | None, data: str) -> tuple[list[int | None], list[str]]:
