@@ -50,8 +50,7 @@ def decompress(
 
     Raises:
         LockError: another command writes into `out`.
-        UserError: a missing file, a folder that cannot be made, one in which a file of others would be overwritten, or one among
-            the run's images.
+        UserError: a missing file, or a folder that cannot be made, holds a file in the way, or is among the run's images.
         CodecError: a file that is named itself is damaged or of another model (the images of the files before it have been
             written), or no file of the folders can be decoded.
     """

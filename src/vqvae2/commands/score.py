@@ -55,15 +55,11 @@ def score(
         DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import shared_images
-    from vqvae2.errors import UserError
     from vqvae2.files.atomic import write_json
-    from vqvae2.files.output import refuse_to_replace_others
     from vqvae2.processes import Group
 
-    if out is not None and out.is_dir():  # said before hours of scoring
-        raise UserError(f"{out} is a folder: expected a file for the result")
     if out is not None:
-        refuse_to_replace_others(out, ("label", "heldout", "pictures"))
+        _check_result(out)  # before hours of scoring
     if bits_map is not None:
         run.check_out(bits_map)
     if label is None:
@@ -86,6 +82,16 @@ def score(
         write_json(out, result)
     kept.remove()
     return result
+
+
+def _check_result(out: Path) -> None:
+    """Raise `UserError` if OUT is a folder, or a file that is no earlier result."""
+    from vqvae2.errors import UserError
+    from vqvae2.files.output import refuse_to_replace_others
+
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: expected a file for the result")
+    refuse_to_replace_others(out, ("label", "heldout", "pictures"))
 
 
 def _scored(

@@ -234,6 +234,28 @@ def _starts(root: Path) -> list[PurePosixPath]:
     return [start for way in ways if (start := PurePosixPath(Path(way).as_posix())).name]
 
 
+def _said(by_rows: Sequence[_Rows]) -> tuple[dict[int, tuple[Any, str | None]], int, int]:
+    """What is said of each image, how many rows are of images that rows with a path name, and how many contradict others.
+
+    Args:
+        by_rows: the rows with a path, and those with a file name alone.
+    """
+    said: dict[int, tuple[Any, str | None]] = {}
+    named: set[int] = set()
+    passed_over = contradicting = 0
+    for several_rows in by_rows:
+        for images, several in several_rows.items():
+            rest = [index for index in images if index not in named]
+            if not rest:
+                passed_over += len(several)
+            elif any(other != several[0] for other in several):
+                contradicting += len(several)
+            else:
+                said.update(dict.fromkeys(rest, several[0]))
+        named = {index for images in several_rows for index in images}
+    return said, passed_over, contradicting
+
+
 def _matched(
     names: Sequence[str],
     tables: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -268,18 +290,8 @@ def _matched(
             value = row.get(column) if column else None
             here = (None if value == "" else value, _split_of(row))
             by_rows[whole not in by_path].setdefault(tuple(found), []).append(here)
-    said: dict[int, tuple[Any, str | None]] = {}
-    named: set[int] = set()
-    for several_rows in by_rows:
-        for images, several in several_rows.items():
-            rest = [index for index in images if index not in named]
-            if not rest:
-                unknown += len(several)
-            elif any(other != several[0] for other in several):
-                unclear += len(several)
-            else:
-                said.update(dict.fromkeys(rest, several[0]))
-        named = {index for images in several_rows for index in images}
+    said, passed_over, contradicting = _said(by_rows)
+    unknown, unclear = unknown + passed_over, unclear + contradicting
     if not said and unclear:
         raise LabelsError(
             f"each name in {printable(shown)} fits several images or stands in rows that differ, such as "

@@ -25,7 +25,7 @@ from vqvae2.data.folder_layout import summary, understand
 from vqvae2.data.formats import IMAGE_SUFFIXES, is_image, unread
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, resolve_labels
 from vqvae2.data.listing import Listing, Payload, different
-from vqvae2.data.split_names import file_splits, words_of
+from vqvae2.data.tar_splits import Chosen
 from vqvae2.errors import printable
 from vqvae2.files import atomic
 
@@ -112,35 +112,6 @@ class Members:
         self.labels |= other.labels
         self.columns |= other.columns
         self.skipped += other.skipped
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Which of several tars are read, by their names.
-
-    Attributes:
-        numbers: of those that are read.
-        held: of each of these 1 = held out, 0 = training; all 0 means that the names tell no split.
-        split: the split to look for among the folders in the tars.
-        notes: sentences for the user.
-    """
-
-    numbers: list[int]
-    held: list[int]
-    split: str | None
-    notes: list[str]
-
-    @classmethod
-    def of(cls, names: Sequence[str], split: str | None) -> Self:
-        """Choose by words for splits in the names (see `file_splits`), or by that of the one split to read."""
-        splits: list[int | None] = [0] * len(names)
-        notes: list[str] = []
-        if split is None:
-            splits, notes = file_splits(names)
-        elif any(named := [split.lower() in words_of(name) for name in names]):
-            splits, split = [0 if meant else None for meant in named], None
-        numbers = [number for number, held in enumerate(splits) if held is not None]
-        return cls(numbers, [splits[number] or 0 for number in numbers], split, notes)
 
 
 def list_members(data: str, tars: Tars, members: Members, chosen: Chosen, config: DataConfig) -> Listing:
