@@ -283,7 +283,7 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "score of no class": (lambda w: w.score(w.pictures, "--label", "dics"), r"no class 'dics'"),
     "score over a picture": (
         lambda w: [*w.score(w.some("a.png"))[:-1], w.folder / "some" / "a.png"],
-        r"a\.png would be overwritten",
+        r"a\.png exists, and would be overwritten",
     ),
     "score with codes of another autoencoder": (mixed, r"codes in .* were made by another autoencoder"),
 }  # fmt: skip

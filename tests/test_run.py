@@ -74,6 +74,19 @@ def test_images_that_are_not_finite_are_refused(trained: Path) -> None:
         refused(lambda images=images: run.compress(images[0]), "finite", kind=UserError)
 
 
+@pytest.mark.parametrize("wrong", ["a.png", None, Path("a.png"), 1.0, [["x"]]])
+def test_what_is_no_image_is_refused_in_one_line(wrong: Any, trained: Path) -> None:
+    run = load(trained, "cpu")
+    calls: list[Callable[[Any], Any]] = [
+        *(run.encode, run.reconstruct, run.log_prob, run.bits_map, run.compress),
+        lambda image: run.keep(image, levels=1),
+        lambda image: run.keep(torch.zeros(3, 16, 16), image),
+    ]
+    for call in calls[: 6 if wrong is None else 7]:  # no mask is another mistake
+        refused(lambda call=call: call(wrong), "expected", kind=UserError)
+    refused(lambda: run.reconstruct("a.png"), "images as a tensor or an array, found 'a.png'", kind=UserError)
+
+
 # --- where a model is found ---
 
 
@@ -223,6 +236,11 @@ def test_labels_that_do_not_exist(trained: Path) -> None:
     refused(lambda: run.sample(1, "disk"), "no class 'disk'", "0..2", "disc", kind=UserError)
     refused(lambda: run.sample(1, 3), "no class 3", "0..2", kind=UserError)
     refused(lambda: run.sample(1, []), "at least one label", kind=UserError)
+    images = torch.zeros(2, 3, 16, 16)
+    for label in (1.0, [1.0], torch.tensor(1.0), np.float64(1)):
+        refused(lambda label=label: run.sample(2, label), "no class", "0..2", kind=UserError)
+        refused(lambda label=label: run.log_prob(images[:1], label), "no class", "0..2", kind=UserError)
+    refused(lambda: run.compress(images[0], 1.0), "no class 1.0", kind=UserError)
     refused(lambda: run.sample(0), "n = 0", kind=UserError)
     refused(lambda: run.sample(1, seed=-1), "seed", "-1", kind=UserError)
 

@@ -16,7 +16,7 @@ from vqvae2.codec.container import Mode
 from vqvae2.codes import Codes
 from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling, sampling_of
-from vqvae2.data.pixels import finite
+from vqvae2.data.pixels import as_tensor, finite
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError
 from vqvae2.evaluate.code_likelihood import bits_in_batches, log_prob_in_batches
@@ -217,7 +217,7 @@ class Run(LoadedRun):
             ConfigError, DataError: no finite floating-point numbers, or images of another shape.
         """
         levels = None if levels is None else whole(levels, "the number of levels")
-        images = torch.as_tensor(images)
+        images = as_tensor(images)
         codes = self.encode(images)
         return self.decoder(decoder, levels).decode(codes, levels).to(images.device, images.dtype)
 
@@ -232,9 +232,9 @@ class Run(LoadedRun):
         Raises:
             UserError: both or neither; a mask of another size; levels out of range; an image as for `keep_outside`.
         """
-        image = torch.as_tensor(image).to(self.device)
+        image = as_tensor(image, "an image").to(self.device)
         if mask is not None and levels is None:
-            return keep_outside(self.autoencoder, image, torch.as_tensor(mask).to(self.device))
+            return keep_outside(self.autoencoder, image, as_tensor(mask, "a mask").to(self.device))
         if levels is not None and mask is None:
             return keep_coarse(self.autoencoder, image, levels)
         raise UserError("expected either a mask or a number of levels to keep")
@@ -320,6 +320,7 @@ class Run(LoadedRun):
     def _scored(self, images: Tensor, labels: Any) -> tuple[Codes, Tensor | None]:
         """The codes and the class numbers of images."""
         images = finite(images)
+        self.autoencoder.check_images(images)
         classes = image_labels(labels, len(images), self.classes)
         batches = images.split(self.sampling.batch)
         codes = Codes.cat([self.autoencoder.encode(batch.to(self.device)) for batch in batches])

@@ -198,6 +198,18 @@ def test_compressed_files_have_one_writer_at_a_time(
         assert not (out / ".lock").exists()
 
 
+def test_without_priors_it_is_said_what_can_be_done(
+    half: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    said = command("compress", half, picture, "--out", out)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "the priors are not trained yet" in said.err
+    assert "--mode packed" in said.err
+    assert not out.exists() or not list(out.iterdir())
+    assert command("compress", half, picture, "--out", out, "--mode", "packed").code == 0
+
+
 def test_the_images_of_one_file_have_its_content(trained: Path, tmp_path: Path) -> None:
     from vqvae2.commands.compress import _origins
 
@@ -242,6 +254,107 @@ def test_images_of_others_are_not_overwritten(
     said = command("sample", trained, "--out", out, "--n", 1, "--seed", 99)
     assert said.code == 2
     assert "exists, and would be overwritten" in said.err
+
+
+def test_a_file_of_others_is_not_replaced_by_a_result(
+    trained: Path, pictures: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    """Where a command writes a single file or a list; the same command again replaces its own."""
+
+    def refused(taken: Path, *arguments: object, because: str = "exists, and would be overwritten") -> None:
+        before = taken.read_bytes()
+        said = command(arguments[0], trained, *arguments[1:])
+        assert (said.code, len(said.err.splitlines())) == (2, 1)
+        assert f"{taken} {because}" in said.err
+        assert taken.read_bytes() == before
+
+    image, mine = tmp_path / "image.png", tmp_path / "mine.json"
+    shutil.copy(picture, image)
+    for content in ("[1]", '{"label": 1}', "{"):
+        mine.write_text(content)
+        refused(mine, "score", picture, "--out", mine)
+    refused(image, "score", picture, "--out", image)
+    result = tmp_path / "result.json"
+    for _ in range(2):
+        assert command("score", trained, picture, "--out", result).code == 0
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    first = maps / f"{picture.stem}-bits-0.png"
+    shutil.copy(picture, first)
+    refused(first, "score", picture, "--bits-map", maps)
+    first.unlink()
+    for _ in range(2):
+        assert command("score", trained, picture, "--bits-map", maps).code == 0
+    for name, content in (("report.json", "{}"), ("report.html", "mine"), ("unfinished.json", "[]")):
+        page = tmp_path / name.replace(".", "-") / name
+        page.parent.mkdir()
+        page.write_text(content)
+        refused(page, "evaluate", "--only", "codes", "--out", page.parent)
+    for name in ("codes.parquet", "codes.npz", "codes.safetensors"):
+        (tmp_path / name).write_bytes(b"mine")
+        before = (tmp_path / name).read_bytes()
+        assert command("encode", trained, pictures, "--out", tmp_path / name).code == 2
+        assert (tmp_path / name).read_bytes() == before
+    files, images = tmp_path / "files", tmp_path / "images"
+    assert command("compress", trained, picture, "--out", files).code == 0
+    images.mkdir()
+    (images / "decompressed.json").write_text('{"mine": 1}')
+    because = "exists, and is no record of this command"
+    refused(images / "decompressed.json", "decompress", files, "--out", images, because=because)
+
+
+def test_results_are_not_written_among_the_images_of_the_run(
+    run: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    """They would be training images the next time, and the run's images no longer those that it was trained on."""
+    own = shutil.copytree(pictures, tmp_path / "own")
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace(str(pictures), str(own)))
+    link = tmp_path / "link"
+    link.symlink_to(own)
+    image = sorted(own.rglob("*.png"))[0]
+    codes, files = tmp_path / "codes.npz", tmp_path / "files"
+    assert command("encode", run, own, "--out", codes).code == 0
+    assert command("compress", run, image, "--out", files).code == 0
+    before = sorted(own.rglob("*"))
+    for verb, arguments, option in (
+        ("sample", ("--n", 1), "--out"),
+        ("reconstruct", (image,), "--out"),
+        ("score", (image,), "--bits-map"),
+        ("complete", (image, "--keep-levels", 1, "--n", 1), "--out"),
+        ("decode", (codes,), "--out"),
+        ("decompress", (files,), "--out"),
+        ("encode", (own,), "--out"),
+        ("evaluate", ("--only", "codes"), "--out"),
+    ):
+        for out in (own, image.parent / "new", link / "new"):
+            said = command(verb, run, *arguments, option, out)
+            assert (said.code, said.err.count("\n")) == (2, 1), verb
+            assert f"{out} is in {own}, whose images {run} was trained on" in said.err
+            assert sorted(own.rglob("*")) == before, verb
+    assert command("sample", run, "--n", 1, "--out", own / ".hidden").code == 0, "it is no data"
+    inside = shutil.copytree(run, own / "run")
+    assert command("sample", inside, "--n", 1, "--out", inside / "out").code == 0, "nor is the run"
+
+
+def test_a_name_that_is_no_utf8_blocks_no_other(
+    trained: Path, picture: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    name = os.fsdecode(b"bad\xff.png")
+    try:
+        shutil.copy(picture, folder / name)
+    except (OSError, ValueError):
+        pytest.skip("this file system takes no such name")
+    shutil.copy(picture, folder / "good.png")
+    out, maps = tmp_path / "out", tmp_path / "maps"
+    said = command("reconstruct", trained, folder, "--out", out)
+    assert (said.code, len(said.out.splitlines())) == (0, 2)
+    assert (out / name).read_bytes() == (out / "good.png").read_bytes()
+    said = command("score", trained, folder, "--bits-map", maps, "--out", tmp_path / "scores.json")
+    assert (said.code, len(said.out.splitlines())) == (0, 2)
+    assert len([*maps.glob("*.png")]) == 4
 
 
 def test_samples_of_bfloat16_weights_are_not_mixed_with_others(
@@ -315,6 +428,10 @@ def test_options_that_would_be_ignored_are_refused(
         (
             ("compress", trained, picture, "--mode", "packed", "--label", "disc", "--out", tmp_path / "out"),
             "so --label has no effect",
+        ),
+        (
+            ("decompress", trained, picture, "--seed", 3, "--out", tmp_path / "out"),
+            "nothing is drawn without --fill, so --seed has no effect",
         ),
     ):
         said = command(*arguments)

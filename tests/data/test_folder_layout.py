@@ -138,6 +138,8 @@ def test_one_split_is_chosen() -> None:
     assert (found.held, found.classes) == (None, list("xxxyyy"))
     with pytest.raises(DataError, match="no split 'other' in 'DATA': found test, train"):
         layout(*both("train", "test"), split="other")
+    with pytest.raises(DataError, match="no split 'test' in 'DATA': its folders are cat, dog"):
+        layout(*both("cat", "dog"), split="test")
     found, paths = layout(*both("train2014", "train2017", "val2017"), split="train")
     assert {paths[index].split("/")[0] for index in found.keep} == {"train2014", "train2017"}
 

@@ -250,16 +250,52 @@ def test_a_path_counts_more_than_a_file_name(tmp_path: Path) -> None:
     assert any("1 rows without an image" in line for line in says)
     rows = [f"{split}/00{n}.png,{c}" for split, c in (("train", "cat"), ("test", "dog")) for n in range(2)]
     (tmp_path / "a.csv").write_text("\n".join(["file,label", *rows, "test/c.png,ape", "test/d.png,ape"]))
+    assert labels(opened(root / "train", tmp_path / "5", labels=str(tmp_path / "a.csv"))) == ["cat"] * 2
     with pytest.raises(
         DataError, match=r"each name in a\.csv .* stands in rows that differ, such as 000\.png"
     ):
-        opened(root / "train", tmp_path / "2", labels=str(tmp_path / "a.csv"))
-    images = opened(root / "test", tmp_path / "3", says, labels=str(tmp_path / "a.csv"))
+        opened((root / "train").rename(root / "other"), tmp_path / "2", labels=str(tmp_path / "a.csv"))
+    images = opened(
+        (root / "test").rename(root / "more"), tmp_path / "3", says, labels=str(tmp_path / "a.csv")
+    )
     assert labels(images) == ["", "", "ape", "ape"]
     assert any("0 rows without an image and 4 that fit several images or contradict" in line for line in says)
     same = "\n".join(row.replace("dog", "cat") for row in rows)
     (tmp_path / "a.csv").write_text("file,label\n" + same)
-    assert labels(opened(root / "train", tmp_path / "4", labels=str(tmp_path / "a.csv"))) == ["cat"] * 2
+    assert labels(opened(root / "other", tmp_path / "4", labels=str(tmp_path / "a.csv"))) == ["cat"] * 2
+
+
+@pytest.mark.parametrize("start", ["{root}/", "{link}/", "in/", "./in/", "{relative}/"])
+def test_paths_that_begin_with_the_folder(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file names alone would fit an image in each of two folders."""
+    monkeypatch.chdir(tmp_path)
+    root, link = tmp_path / "x" / "in", tmp_path / "link"
+    for name in ("a", "b"):
+        folder_of(root / name, 3)
+    link.symlink_to(root)
+    start = start.format(root=root, link=link, relative="x/in")
+    rows = "".join(f"{start}{name}/00{n}.png,{name}\n" for name in "ab" for n in range(3))
+    (tmp_path / "a.csv").write_text("file,label\n" + rows)
+    data = link if start.startswith(str(link)) else Path("x/in")
+    says: list[str] = []
+    images = opened(data, tmp_path / "run", says, labels=str(tmp_path / "a.csv"))
+    assert labels(images) == ["a", "a", "a", "b", "b", "b"]
+    assert any("6 of 6 images are in it" in line for line in says)
+    assert not any("warning" in line for line in says)
+
+
+def test_the_reason_why_a_path_names_no_image_is_given(tmp_path: Path) -> None:
+    root, says = tmp_path / "in", list[str]()
+    for name in ("a", "b"):
+        folder_of(root / name, 3)
+    rows = "".join(f"/elsewhere/{name}/00{n}.png,{name}\n" for name in "ab" for n in range(3))
+    (tmp_path / "a.csv").write_text(f"file,label\na/000.png,a\nb/000.png,b\n{rows}")
+    opened(root, tmp_path / "run", says, labels=str(tmp_path / "a.csv"))
+    (line,) = [line for line in says if line.startswith("warning")]
+    assert "0 rows without an image and 6 that fit several" in line
+    assert f"(paths are relative to {root}, where '/elsewhere/a/000.png' is none)" in line
 
 
 def test_rows_with_one_path_that_differ_say_nothing(tmp_path: Path) -> None:

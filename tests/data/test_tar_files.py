@@ -246,3 +246,54 @@ def test_the_headers_of_tars_are_read_once(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "data" / "table" / "tars.json").write_text("{")
     opened(tmp_path / "in", tmp_path, cache_gb=0)
     assert len(asked) == 9, "a damaged index is made anew"
+
+
+def many(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar of these members in order, of which several may have the same name."""
+    with tarfile.open(path, "w") as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("first", ["one/0", "scan.v2.0", "two.0"])
+def test_members_of_one_name_are_told(first: str, tmp_path: Path) -> None:
+    """One image was dropped without a word; the class came from the last member and the pixels from the first."""
+    others = [(f"{n}{end}", data) for n in range(1, 6) for end, data in ((".png", png(n)), (".cls", b"1"))]
+    own = [(f"{first}.png", png(0)), (f"{first}.cls", b"1"), (f"{first}.png", png(7))]
+    for again, told in ((b"1", "1"), (b"2", None)):
+        file = many(tmp_path / "a.tar", [*own, (f"{first}.cls", again), *others])
+        images = opened(file, tmp_path)
+        assert len(images) == 6
+        index = next(index for index in range(6) if shows(images, index, 0))
+        label = images.labels[index]
+        assert (None if label < 0 else images.classes[label]) == told
+        skipped = (tmp_path / "data" / "skipped.txt").read_text()
+        assert f"{first}.png\tanother image of the same name" in skipped
+        assert ("tell different classes" in skipped) == (told is None)
+
+
+def test_endings_that_differ_in_case_are_told(tmp_path: Path) -> None:
+    members = [(f"{n}.png", png(n)) for n in range(4)]
+    images = opened(many(tmp_path / "a.tar", [*members, ("2.PNG", png(9))]), tmp_path)
+    assert (len(images), images.skipped) == (4, 1)
+    assert "2.PNG\tanother image of the same name" in (tmp_path / "data" / "skipped.txt").read_text()
+
+
+def test_broken_json_beside_an_image_is_told(tmp_path: Path) -> None:
+    broken = {0: b'{"label":', 1: b"[3]", 2: b" " * (1 << 20) + b'{"label": 1}', 3: b"\xff"}
+    texts = {n: broken.get(n, b'{"label": 1}') for n in range(6)}
+    says: list[str] = []
+    file = tar(
+        tmp_path / "a.tar",
+        {f"{n}{end}": data for n in texts for end, data in ((".png", png(n)), (".json", texts[n]))},
+    )
+    images = opened(file, tmp_path, says)
+    assert len(images) == 6
+    assert sorted(images.labels.tolist()) == [-1, -1, -1, -1, 0, 0]
+    listed = (tmp_path / "data" / "skipped.txt").read_text()
+    assert [f"{n}.json" in listed for n in range(6)] == [True] * 4 + [False] * 2
+    assert "2.json\tmore than a MB of JSON" in listed
+    assert any("(0.json: damaged" in line for line in says)

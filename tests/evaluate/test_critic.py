@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vqvae2.config.overrides import read_yaml
@@ -19,6 +20,7 @@ from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier_file import save_classifier
 from vqvae2.evaluate.critic import CriticError, CriticKind, critic_file, fit_critic, load_critic
 from vqvae2.evaluate.features import Features
+from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.parts import critic as sweep
 from vqvae2.evaluate.parts.distances import distances
 from vqvae2.evaluate.probe import Probe, fit_probe
@@ -294,8 +296,42 @@ def test_images_that_moved_are_the_runs_own_and_others_are_not(
     first.unlink()
     said = command("critic", "fit", run, "--data", moved)
     assert said.code == 2
-    assert "expected the images that" in said.err
+    found = f"{run} was trained on the images in {pictures}, and found others in {moved}; use those"
+    assert found in said.err
+    assert "skipped" not in said.err
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_images_that_changed_are_said_to_have_changed(
+    run: Path, pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    """Not to be others in the same place; and no list is named that is removed when the command ends."""
+    own = shutil.copytree(pictures, tmp_path / "own")
+    text = (run / "config.yaml").read_text()
+    assert str(pictures) in text
+    (run / "config.yaml").write_text(text.replace(str(pictures), str(own)))
+    Image.new("RGB", (16, 16)).save(own / "more.png")
+    (own / "broken.png").write_bytes(b"broken")
+    for more in ((), ("--data", own)):
+        said = command("critic", "fit", run, *more)
+        assert said.code == 2
+        assert f"the images in {own} changed since the training of {run} began; restore them" in said.err
+        assert "skipped" not in said.err
+
+
+def test_a_network_that_cannot_be_used_is_refused_before_images_are_read(
+    run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqvae2.evaluate.critic.feature_network", feature_network)
+    monkeypatch.setattr("vqvae2.evaluate.critic.fit_critic", lambda *_: pytest.fail("read before"))
+    for arguments, reason in (
+        (("--features", "foo"), "no feature network 'foo'"),
+        (("--features", "vgg16"), "weights"),
+        (("--model", tmp_path / "missing.pt"), "missing.pt"),
+    ):
+        said = command("critic", "fit", run, *arguments)
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert reason in said.err
 
 
 def test_no_critic_yet(run: Path, tmp_path: Path, command: Command) -> None:

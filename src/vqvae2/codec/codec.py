@@ -29,7 +29,7 @@ from vqvae2.codec.packed import pack, packed_size, unpack
 from vqvae2.codec.prior_coding import LANES, Reader, Writer, code_level, known_labels
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config.sampling import Sampling
-from vqvae2.data.pixels import finite
+from vqvae2.data.pixels import as_tensor, finite
 from vqvae2.files.tensor_file import digest
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -90,7 +90,9 @@ class Codec:
             CodecError: there is none.
         """
         if self._prior is None:
-            raise CodecError("the priors are not trained yet: only the mode packed is possible")
+            raise CodecError(
+                "the priors are not trained yet: only the mode packed (--mode packed) is possible"
+            )
         exact = copy.deepcopy(self._prior).requires_grad_(False)
         if next(exact.parameters()).device.type == "mps":
             exact = exact.to("cpu")
@@ -124,9 +126,9 @@ class Codec:
 
         Raises:
             CodecError: other channels, or more than `MAX_PIXELS` pixels.
-            DataError: a value that is not finite, or clearly outside [-1, 1].
+            DataError: no tensors or arrays, or a value that is not finite, or clearly outside [-1, 1].
         """
-        channels, images = self.autoencoder.config.channels, [torch.as_tensor(image) for image in images]
+        channels, images = self.autoencoder.config.channels, [as_tensor(image) for image in images]
         for image in images:
             if image.ndim != 3 or image.shape[0] != channels or not image.numel():
                 raise CodecError(f"expected images [{channels}, H, W], found shape {tuple(image.shape)}")

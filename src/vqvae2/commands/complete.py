@@ -92,12 +92,13 @@ def complete(
         LockError: another command writes into `out`.
         RunError: not trained yet.
         UserError: neither or both of mask and keep_levels, an argument out of range, a mask without a white pixel, `image` or
-            the mask is one of the files to be written, or OUT holds results of something else; DataError: a file that
+            the mask is one of the files to be written, OUT holds results of something else, or is among the run's images; DataError: a file that
             cannot be used.
     """
     from vqvae2.files.output import make_folder, refuse_to_overwrite
     from vqvae2.generate.complete import Passes
 
+    run.check_out(out)
     refuse_to_overwrite([image, request.mask], _files(out, range(request.n), run))
     sampling = request.sampling or run.sampling
     sampling.level(0, run.config.autoencoder.levels)  # raises before anything is written

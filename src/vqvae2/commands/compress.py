@@ -69,12 +69,8 @@ def compress(
     from vqvae2.generate.sample import class_number
 
     reporter = reporter or Reporter()
-    if mode is Coding.packed:
-        refuse_unused({"--label": label}, "the mode packed needs no prior")
-    elif label is None:
-        run.config.prior.check_unlabelled()
+    _check_mode(run, mode, label)  # before the folder is made
     number = None if label is None else class_number(label, run.classes)
-    run.codec.digest(mode.value)  # raises before the folder is made if the priors are not trained yet
     usable = _usable(run, paths, resize, reporter.say)
     files = [file for file, _ in usable]
     make_folder(out)
@@ -91,6 +87,16 @@ def compress(
                 results.append(_listed(file, target, content, image.shape[1:]))
             tracker.update(len(results))
     return results
+
+
+def _check_mode(run: Run, mode: Coding, label: str | None) -> None:
+    """Raise `UserError` for a label without effect or one that is needed, `CodecError` for priors that are not trained yet."""
+    if mode is Coding.packed:
+        refuse_unused({"--label": label}, "the mode packed needs no prior")
+        return
+    if label is None:
+        run.config.prior.check_unlabelled()
+    run.codec.prior  # noqa: B018 - raises
 
 
 def _listed(file: Path, target: Path, content: bytes, size: Sequence[int]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def decode(
         `n`, the number of images; `new`, how many of them were not there; `decoder`, the name of the one that made them.
 
     Raises:
-        UserError: the codes are of another model, or `out` holds images of other codes, or others that would be overwritten;
+        UserError: the codes are of another model, or `out` holds images of other codes, or others that would be overwritten, or is
+            among the run's images;
             FileError: `path` is damaged.
         RunError: not trained yet, or no such decoder.
     """
@@ -47,6 +48,7 @@ def decode(
     from vqvae2.errors import UserError
     from vqvae2.files.output import claim, make_folder
 
+    run.check_out(out)
     codes, name = open_codes(path), run.decoder_name(decoder)
     if codes.about["digest"] != run.codes_digest:
         raise UserError(

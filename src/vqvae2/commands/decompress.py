@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqvae2.commands.options import DecoderOption, ImageFolder, Json, RunName, Seed, print_json
+from vqvae2.commands.options import DecoderOption, ImageFolder, Json, RunName, print_json, refuse_unused
 from vqvae2.errors import UserError
 from vqvae2.files.lock import locks
 from vqvae2.files.progress import Reporter
@@ -50,7 +50,7 @@ def decompress(
 
     Raises:
         LockError: another command writes into `out`.
-        UserError: a missing file, a folder that cannot be made, or one in which a file of others would be overwritten.
+        UserError: a missing file, or a folder that cannot be made, holds a file in the way, or is among the run's images.
         CodecError: a file that is named itself is damaged or of another model (the images of the files before it have been
             written), or no file of the folders can be decoded.
     """
@@ -58,6 +58,7 @@ def decompress(
     from vqvae2.commands.images import Skipped, image_files_of, save_image, say_skipped, side_by_side
     from vqvae2.files.output import claim_files, make_folder
 
+    run.check_out(out)
     files, model, reporter = _files(paths), run.decoder(decoder), reporter or Reporter()
     named, skipped = {path for path in paths if not path.is_dir()}, Skipped()
     stems = _stems(files, out)
@@ -172,7 +173,9 @@ def command(
         bool,
         typer.Option(help="draw the levels that a file lacks, because it was cut off, from the run's priors"),
     ] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="seed of the random numbers of --fill [default: 0]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn compressed files into images, NAME.png. The run must be the one that compressed them.
@@ -181,8 +184,10 @@ def command(
     """
     from vqvae2.run import load
 
+    if not fill:
+        refuse_unused({"--seed": seed}, "nothing is drawn without --fill")
     loaded = load(run)
-    results = decompress(loaded, files, out, decoder.value if decoder else None, fill, seed)
+    results = decompress(loaded, files, out, decoder.value if decoder else None, fill, seed or 0)
     if as_json:
         print_json(results)
         return

@@ -66,7 +66,7 @@ def encode(
 
     Raises:
         RunError: the autoencoder is not trained yet.
-        UserError: `out` holds other codes, or codes of other images, or cannot be written; DataError: no image can be used.
+        UserError: `out` holds other codes, or codes of other images, is among the run's images, or cannot be written; DataError: no image can be used.
     """
     from vqvae2.codec.code_file import form_of, open_codes, read_part, write_codes
     from vqvae2.processes import joined
@@ -76,6 +76,7 @@ def encode(
     group = joined()
     reporter = (reporter or Reporter()) if group.main else Reporter(quiet=True)
     form_of(out)  # raises before anything is written
+    run.check_out(out)
     work = out.parent / f"{out.name}.parts"
     about = {**_about(run), "data": data, "vectors": vectors.value}
     images = _claim(run, out, work, about, group, reporter)

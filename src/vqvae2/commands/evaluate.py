@@ -85,7 +85,7 @@ def evaluate(
     Raises:
         LockError: another command writes into OUT.
         RunError: the sharpened decoder is asked for and not trained, or OUT is in the run and leads out of it.
-        UserError: nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
+        UserError: OUT has a file of others with the name of a report, or is among the run's images; nothing can be measured, or a part that was asked for cannot; see also `check_options` and `open_images`.
     """
     from vqvae2.commands.real_images import config_of_samples, fitted_to, measure_split, open_real
     from vqvae2.commands.run_facts import collect
@@ -101,6 +101,10 @@ def evaluate(
     network = check_options(run, options, device)  # before the folder is made, and before images are read
     if run is not None and out.resolve() == run.paths.report.resolve():
         refuse_links(run.folder, run.config.autoencoder.levels)
+    else:
+        if run is not None:
+            run.check_out(out)
+        _refuse_to_replace_others(out)
     config = run.config.data if run else config_of_samples(options, out)
     make_folder(out)
     if run is not None and data is None:
@@ -119,6 +123,21 @@ def evaluate(
     on = f" on the split {options.split}" if options.split else ""
     title = f"Evaluation of {run.folder if run else options.samples}{on}"
     return write_report(context, title, out, collect(run) if run else None)
+
+
+def _refuse_to_replace_others(out: Path) -> None:
+    """Check that files of OUT with the names of a report, if there are any, are of an earlier report.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    from vqvae2.evaluate.full_report import UNFINISHED
+    from vqvae2.files.output import refuse_to_replace, refuse_to_replace_others
+
+    for name in ("report.json", UNFINISHED):
+        refuse_to_replace_others(out / name, ("protocol", "parts"))
+    if not (out / "report.json").exists():  # which is written before the page
+        refuse_to_replace([out / "report.html"])
 
 
 def keep_sampling(run: Run, report: dict[str, Any], reporter: Reporter) -> None:

@@ -58,8 +58,8 @@ def reconstruct(
 
     Raises:
         RunError: the sharpened decoder is asked for and not trained.
-        UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder, or
-            with a file that would be overwritten.
+        UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder, with
+            a file that would be overwritten, or among the run's images.
         DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import ENDINGS, image_files_of, shared_images
@@ -69,6 +69,7 @@ def reconstruct(
     from vqvae2.files.tensor_file import digest
     from vqvae2.processes import Group
 
+    run.check_out(out)
     group, name = group or Group(), run.decoder_name(decoder)
     shared = shared_images(run, paths, 1, group, report)
     make_folder(out)

@@ -141,13 +141,14 @@ def sample(
 
     Raises:
         RunError: not trained yet, no classes, no critic, or the run does not say how often each class is in its data.
-        UserError: an argument out of range, or `out` holds samples that were drawn differently.
+        UserError: an argument out of range, or `out` holds samples that were drawn differently or is among the run's images.
         LockError: another command writes into `out`.
     """
     from vqvae2.config.numbers import whole
     from vqvae2.prior.draw import check_seed
     from vqvae2.train.device import make_accelerator
 
+    run.check_out(out)
     accelerator = accelerator or make_accelerator()
     reporter = (reporter or Reporter()) if accelerator.is_main_process else Reporter(quiet=True)
     request = replace(

@@ -36,7 +36,7 @@ def score(
     Args:
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
-        out: a file for the result as JSON. Until it is written, `OUT.parts` keeps what is done, and a command that was killed
+        out: a file for the result as JSON; one that is there is replaced only if it is such a result. Until it is written, `OUT.parts` keeps what is done, and a command that was killed
             goes on from there.
         report: called with lines of text about files of folders that are skipped.
         group: the processes that share the images, all of which call this and get the result; None is this one alone.
@@ -50,24 +50,24 @@ def score(
         files in `bits_map`. Without these they are in the given order.
 
     Raises:
-        UserError: a missing file, `out` is one of the images or a folder, or no label for a prior that never learnt to do without.
+        UserError: a missing file, `out` is a folder or a file of something else, a map would replace a file of others or be among the run's images, or no label
+            for a prior that never learnt to do without.
         DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import shared_images
-    from vqvae2.errors import UserError
     from vqvae2.files.atomic import write_json
-    from vqvae2.files.output import refuse_to_overwrite
     from vqvae2.processes import Group
 
-    if out is not None and out.is_dir():  # said before hours of scoring
-        raise UserError(f"{out} is a folder: expected a file for the result")
+    if out is not None:
+        _check_result(out)  # before hours of scoring
+    if bits_map is not None:
+        run.check_out(bits_map)
     if label is None:
         run.config.prior.check_unlabelled()
     group, data = group or Group(), run.config.data
     shared = shared_images(run, paths, run.sampling.batch, group, report)
     files = shared.files
-    refuse_to_overwrite(files, [out] if out else [])
-    targets = [] if bits_map is None else _map_files(run, files, bits_map)
+    targets = [] if bits_map is None else _map_files(run, files, bits_map, group)
     log_prob, kept = _scored(run, shared, label, group, out, targets)
     dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
@@ -82,6 +82,16 @@ def score(
         write_json(out, result)
     kept.remove()
     return result
+
+
+def _check_result(out: Path) -> None:
+    """Raise `UserError` if OUT is a folder, or a file that is no earlier result."""
+    from vqvae2.errors import UserError
+    from vqvae2.files.output import refuse_to_replace_others
+
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: expected a file for the result")
+    refuse_to_replace_others(out, ("label", "heldout", "pictures"))
 
 
 def _scored(
@@ -141,17 +151,20 @@ def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, lab
     return len(typical)
 
 
-def _map_files(run: Run, files: Sequence[Path], folder: Path) -> list[list[Path]]:
-    """The files for the maps of each image, one per level; their folder is made."""
+def _map_files(run: Run, files: Sequence[Path], folder: Path, group: Group) -> list[list[Path]]:
+    """The files for the maps of each image, one per level; their folder is made, and lists in bits-maps.json which maps it gets."""
     from vqvae2.data.frames import plain_stem
     from vqvae2.files.names import free_name, names_in
-    from vqvae2.files.output import make_folder
+    from vqvae2.files.output import claim_files, make_folder
 
     make_folder(folder)
     endings = [f"-bits-{level}.png" for level in range(run.config.autoencoder.levels)]
     taken = names_in(folder, files)
     stems = [free_name(plain_stem(file), endings, taken) for file in files]
-    return [[folder / f"{stem}{ending}" for ending in endings] for stem in stems]
+    maps = [[folder / f"{stem}{ending}" for ending in endings] for stem in stems]
+    with group.main_first():
+        claim_files(folder / "bits-maps.json", (file for some in maps for file in some), "--bits-map")
+    return maps
 
 
 def _write_maps(run: Run, images: Tensor, label: str | None, targets: list[list[Path]]) -> None:

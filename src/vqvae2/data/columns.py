@@ -118,7 +118,9 @@ def _label_column(
     if label is None and isinstance(features.get("json"), dict):
         key = next(iter(_named(features["json"], LABEL_COLUMNS)), None)
         return ("json", key) if key else (None, None)
-    if label is not None and not re.match(r"ClassLabel|u?int|(large_)?string|bool", _kind(features[label])):
+    if label is not None and not re.match(
+        r"ClassLabel|u?int|float|(large_)?string|bool", _kind(features[label])
+    ):
         raise DataError(
             f"column {label!r} holds no names or numbers of classes: {existing}; "
             "name another with data.label_column, or none for no labels"

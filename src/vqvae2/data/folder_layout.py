@@ -113,7 +113,8 @@ def _find_splits(
             below = sorted({rest[index][1] for index in layout.keep if len(rest[index]) > 2})
             named = find_splits(below, split)
             if not named:
-                raise no_split(folders, split, data)
+                roles = folder_roles(folders)
+                raise no_split(roles or folders, split, data, "found" if roles else "its folders are")
             _keep_below(rest, layout, named)
     if not chosen:
         return

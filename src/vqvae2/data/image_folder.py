@@ -95,9 +95,9 @@ class ImageFolder:
     def _beside(self, names: Sequence[str], config: DataConfig) -> FileLabels:
         """Classes and splits from the file that the settings name, or from files of metadata in the folder."""
         if config.labels is not None:
-            return labels_of(Path(config.labels), names, config)
+            return labels_of(Path(config.labels), names, config, self.root)
         if self.metadata:
-            return metadata_of(self.metadata, names, config)
+            return metadata_of(self.metadata, names, config, self.root)
         if config.label_column not in (None, "none"):
             raise DataError(
                 f"data.label_column is {config.label_column!r}, but {self.root} has no file of labels: name one with --labels, "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -50,12 +51,13 @@ class FileLabels:
     notes: list[str] = field(default_factory=list)
 
 
-def labels_of(path: Path, names: Sequence[str], config: DataConfig) -> FileLabels:
+def labels_of(path: Path, names: Sequence[str], config: DataConfig, root: Path) -> FileLabels:
     """The classes of the images in a folder, from the file that `data.labels` names.
 
     Args:
         path: the file.
         names: of the images, below the folder.
+        root: the folder.
         config: `label_column` is used; with `none`, only the splits are read.
 
     Raises:
@@ -69,14 +71,17 @@ def labels_of(path: Path, names: Sequence[str], config: DataConfig) -> FileLabel
         raise DataError(
             f"which column of {printable(path.name)} holds the classes? It has {_columns(rows)}; name one with data.label_column"
         )
-    return _matched(names, {"": rows}, column, path.name)
+    return _matched(names, {"": rows}, column, path.name, root)
 
 
-def metadata_of(files: Sequence[tuple[str, Path]], names: Sequence[str], config: DataConfig) -> FileLabels:
+def metadata_of(
+    files: Sequence[tuple[str, Path]], names: Sequence[str], config: DataConfig, root: Path
+) -> FileLabels:
     """As `labels_of`, from the files of metadata inside the folder; without classes and splits only a note is made.
 
     Args:
         files: the path of each file below the folder, and the file.
+        root: the folder.
     """
     tables = {
         PurePosixPath(name).parent.as_posix().removeprefix("."): read_rows(path, config.label_column)
@@ -91,7 +96,7 @@ def metadata_of(files: Sequence[tuple[str, Path]], names: Sequence[str], config:
         return FileLabels(
             notes=[f"{shown} has {_columns(rows)}: none of them is read; data.label_column names the classes"]
         )
-    return _matched(names, tables, column, shown)
+    return _matched(names, tables, column, shown, root)
 
 
 def read_rows(path: Path, wanted: str | None = None) -> list[dict[str, Any]]:
@@ -217,10 +222,49 @@ def _spellings(
     return by_path, by_name
 
 
+def _below(path: PurePosixPath, starts: Sequence[PurePosixPath]) -> str:
+    """The path without the first of the starts that it has; "" if it has none."""
+    start = next((start for start in starts if path.is_relative_to(start)), None)
+    return "" if start is None else path.relative_to(start).as_posix()
+
+
+def _starts(root: Path) -> list[PurePosixPath]:
+    """What paths may begin with that are not relative to the folder: its own path, absolute or as it is written, or its name."""
+    ways = (os.path.realpath(root), root.absolute(), root, root.absolute().name)
+    return [start for way in ways if (start := PurePosixPath(Path(way).as_posix())).name]
+
+
+def _said(by_rows: Sequence[_Rows]) -> tuple[dict[int, tuple[Any, str | None]], int, int]:
+    """What is said of each image, how many rows are of images that rows with a path name, and how many contradict others.
+
+    Args:
+        by_rows: the rows with a path, and those with a file name alone.
+    """
+    said: dict[int, tuple[Any, str | None]] = {}
+    named: set[int] = set()
+    passed_over = contradicting = 0
+    for several_rows in by_rows:
+        for images, several in several_rows.items():
+            rest = [index for index in images if index not in named]
+            if not rest:
+                passed_over += len(several)
+            elif any(other != several[0] for other in several):
+                contradicting += len(several)
+            else:
+                said.update(dict.fromkeys(rest, several[0]))
+        named = {index for images in several_rows for index in images}
+    return said, passed_over, contradicting
+
+
 def _matched(
-    names: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, Any]]], column: str | None, shown: str
+    names: Sequence[str],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    column: str | None,
+    shown: str,
+    root: Path,
 ) -> FileLabels:
-    """The rows of the images. A row names an image, or a file of several, by its path, else by its file name alone; each also without the ending.
+    """The rows of the images. A row names an image, or a file of several, by its path, else by its file name alone; each also without the
+    ending. A path is relative to the folder (or to the file of metadata), else absolute or one that begins with the folder's name.
 
     Rows that say different things of an image tell nothing of it, and a file name alone tells nothing of an image that a path
     names or that shares the name.
@@ -230,35 +274,28 @@ def _matched(
     # of rows with a path, and of rows with a file name alone
     by_rows: tuple[_Rows, _Rows] = ({}, {})
     unknown = unclear = 0
+    starts, astray = _starts(root), ""
     for folder, rows in tables.items():
         for row in rows:
             column_of_names = _name_column(list(row))
             text = str(row.get(column_of_names) if column_of_names else "")
             path = PurePosixPath(text.replace("\\", "/").removeprefix("./"))
             whole = (PurePosixPath(folder) / path).as_posix() if folder else path.as_posix()
+            whole = whole if whole in by_path else _below(path, starts)
             found = by_path.get(whole) or by_name.get(path.name) or []
             if len({files[index] for index in found}) != 1:
                 unknown, unclear = unknown + (not found), unclear + bool(found)
+                astray = astray or (text if found and path.name != str(path) else "")
                 continue
             value = row.get(column) if column else None
             here = (None if value == "" else value, _split_of(row))
             by_rows[whole not in by_path].setdefault(tuple(found), []).append(here)
-    said: dict[int, tuple[Any, str | None]] = {}
-    named: set[int] = set()
-    for several_rows in by_rows:
-        for images, several in several_rows.items():
-            rest = [index for index in images if index not in named]
-            if not rest:
-                unknown += len(several)
-            elif any(other != several[0] for other in several):
-                unclear += len(several)
-            else:
-                said.update(dict.fromkeys(rest, several[0]))
-        named = {index for images in several_rows for index in images}
+    said, passed_over, contradicting = _said(by_rows)
+    unknown, unclear = unknown + passed_over, unclear + contradicting
     if not said and unclear:
         raise LabelsError(
             f"each name in {printable(shown)} fits several images or stands in rows that differ, such as "
-            f"{printable(names[0])}: give their paths below the folder"
+            f"{printable(names[0])}: give their paths below {printable(str(root))}"
         )
     if not said:
         raise LabelsError(
@@ -269,8 +306,9 @@ def _matched(
         f"{read} from the column {column or 'split'!r} of {shown}: {len(said)} of {len(names)} images are in it"
     ]
     if unknown or unclear:
+        why = f" (paths are relative to {root}, where {astray!r} is none)" if astray else ""
         notes.append(
-            f"warning: {shown} has {unknown} rows without an image and {unclear} that fit several images or contradict others"
+            f"warning: {shown} has {unknown} rows without an image and {unclear} that fit several images or contradict others{why}"
         )
     labels, splits = zip(*(said.get(index, (None, None)) for index in range(len(names))), strict=True)
     return FileLabels(as_numbers(labels) if column else None, list(splits) if any(splits) else None, notes)

@@ -26,7 +26,7 @@ def resolve_labels(
     """Class names and integer labels from the values in a column or the names of folders.
 
     Args:
-        raw: per image a number, a string, or None (unlabelled).
+        raw: per image a whole number, also as a float, a string, or None or NaN (unlabelled).
         names: class names of a numbered column; None = the sorted distinct values are the classes.
 
     Returns:
@@ -35,6 +35,7 @@ def resolve_labels(
     Raises:
         DataError: two classes have the same name, or a value is neither text nor a whole number.
     """
+    raw = [_whole(value) for value in raw]
     if names is not None:
         numbers = np.array([-1 if value is None else int(value) for value in raw], np.int64)
         numbers[(numbers < 0) | (numbers >= len(names))] = -1
@@ -53,6 +54,16 @@ def resolve_labels(
     check_classes(classes)
     numbers_of = {value: index for index, value in enumerate(order)}
     return classes, np.array([numbers_of.get(value, -1) for value in raw], np.int64)
+
+
+def _whole(value: Any) -> Any:
+    """A whole number that is stored as a float, which programs make of whole numbers with gaps, as an integer; NaN, which they fill
+    the gaps with, as None."""
+    if not isinstance(value, float | np.floating):
+        return value
+    if np.isnan(value):
+        return None
+    return int(value) if float(value).is_integer() else value
 
 
 def as_numbers(labels: Sequence[Any]) -> list[Any]:
@@ -109,10 +120,10 @@ def find_splits(names: Sequence[str], split: str) -> list[str]:
     return same or [name for name, word in folder_roles(list(names)).items() if word == split.lower()]
 
 
-def no_split(names: Iterable[str], split: str, data: str) -> DataError:
-    """The error that none of the names means the split that the user asked for."""
+def no_split(names: Iterable[str], split: str, data: str, what: str = "found") -> DataError:
+    """The error that none of the names means the split that the user asked for; `what` says what they are."""
     found = some_of(sorted(names))
-    return DataError(f"no split {split!r} in {data!r}{f': found {printable(found)}' if found else ''}")
+    return DataError(f"no split {split!r} in {data!r}{f': {what} {printable(found)}' if found else ''}")
 
 
 def held_of(values: Sequence[str | None], split: str | None, data: str) -> tuple[list[int | None], list[str]]:

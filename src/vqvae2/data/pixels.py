@@ -38,14 +38,30 @@ def to_uint8(images: Tensor) -> Tensor:
 _LARGEST = 1.5  # of a float image: a decoder's output is a little beyond 1, pixels in 0..255 are far beyond (our decision)
 
 
+def as_tensor(value: Any, what: str = "images") -> Tensor:
+    """A tensor of a tensor, an array or a list of numbers.
+
+    Args:
+        what: it is, for the message.
+
+    Raises:
+        DataError: it is none of them, such as the name of a file.
+    """
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        shown = " ".join(repr(value).split())[:80]
+        raise DataError(f"expected {what} as a tensor or an array, found {shown}") from None
+
+
 def finite(images: Tensor | NDArray[Any]) -> Tensor:
     """The images themselves, as a tensor.
 
     Raises:
-        DataError: a floating-point value is NaN, infinite or clearly outside [-1, 1]; the nearest code would make a
+        DataError: no tensor or array; or a floating-point value is NaN, infinite or clearly outside [-1, 1]; the nearest code would make a
             plausible image of it.
     """
-    images = torch.as_tensor(images)
+    images = as_tensor(images)
     if images.is_floating_point() and images.numel():
         largest = float(images.detach().abs().amax())  # NaN, if there is one
         if not math.isfinite(largest):

@@ -108,6 +108,7 @@ def open_source(
     elsewhere: Path,
     seed: int,
     say: Callable[[str], None],
+    check: Callable[[str], None] | None = None,
 ) -> ImageSet:
     """The images that a run was trained on: from where they are, else the decoded copies in the run folder.
 
@@ -117,7 +118,7 @@ def open_source(
         config: its options of the data.
         decoded, elsewhere: see `open_own`.
         seed: of the run.
-        say: see `open_images`.
+        say, check: see `open_images`.
 
     Raises:
         DataError: they are gone, or as `open_images`.
@@ -134,7 +135,7 @@ def open_source(
         raise DataError(
             f"the images that {run} was trained on are not in {record.get('source')} any more: name them with --data"
         )
-    return open_own(source, record, config, decoded, elsewhere, seed, say)
+    return open_own(source, record, config, decoded, elsewhere, seed, say, check)
 
 
 def open_other(

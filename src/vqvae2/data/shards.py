@@ -27,7 +27,8 @@ from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.listing import Listing, Payload
 from vqvae2.data.table_files import below_common, expand_braces
-from vqvae2.data.tar_members import Chosen, Member, indexed, list_members
+from vqvae2.data.tar_members import Member, indexed, list_members
+from vqvae2.data.tar_splits import Chosen
 from vqvae2.files import atomic
 
 _HEAD = 4096  # bytes of a shard that identify it together with its size

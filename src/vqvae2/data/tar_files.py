@@ -14,7 +14,8 @@ from typing import IO
 from vqvae2.config.models import DataConfig
 from vqvae2.data.errors import DataError
 from vqvae2.data.listing import Listing, Payload, Span
-from vqvae2.data.tar_members import Chosen, Member, indexed, list_members
+from vqvae2.data.tar_members import Member, indexed, list_members
+from vqvae2.data.tar_splits import Chosen
 from vqvae2.errors import printable
 from vqvae2.files import atomic
 from vqvae2.files.temporary import sweep

@@ -25,12 +25,13 @@ from vqvae2.data.folder_layout import summary, understand
 from vqvae2.data.formats import IMAGE_SUFFIXES, is_image, unread
 from vqvae2.data.labels import LABEL_COLUMNS, as_numbers, resolve_labels
 from vqvae2.data.listing import Listing, Payload, different
-from vqvae2.data.split_names import file_splits, words_of
+from vqvae2.data.tar_splits import Chosen
 from vqvae2.errors import printable
 from vqvae2.files import atomic
 
 _BESIDE = ("cls", "json", "txt")  # endings of members that may tell a class; the first that does counts
 _LARGEST_LABEL = 1 << 20  # bytes of such a member
+_TWICE = "another image of the same name comes before it"
 _HEAD = 512
 _READERS = 16  # tars whose headers are read at a time
 _INDEX = 2**32  # bytes of an index, at most; a million images take about 100 MB
@@ -111,35 +112,6 @@ class Members:
         self.labels |= other.labels
         self.columns |= other.columns
         self.skipped += other.skipped
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Which of several tars are read, by their names.
-
-    Attributes:
-        numbers: of those that are read.
-        held: of each of these 1 = held out, 0 = training; all 0 means that the names tell no split.
-        split: the split to look for among the folders in the tars.
-        notes: sentences for the user.
-    """
-
-    numbers: list[int]
-    held: list[int]
-    split: str | None
-    notes: list[str]
-
-    @classmethod
-    def of(cls, names: Sequence[str], split: str | None) -> Self:
-        """Choose by words for splits in the names (see `file_splits`), or by that of the one split to read."""
-        splits: list[int | None] = [0] * len(names)
-        notes: list[str] = []
-        if split is None:
-            splits, notes = file_splits(names)
-        elif any(named := [split.lower() in words_of(name) for name in names]):
-            splits, split = [0 if meant else None for meant in named], None
-        numbers = [number for number, held in enumerate(splits) if held is not None]
-        return cls(numbers, [splits[number] or 0 for number in numbers], split, notes)
 
 
 def list_members(data: str, tars: Tars, members: Members, chosen: Chosen, config: DataConfig) -> Listing:
@@ -232,9 +204,9 @@ def members_of(tars: Tars, shard: int, label_column: str | None) -> Members:
     members, name = Members(), tars.names[shard]
     try:
         with tars.open(shard) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-            size = tars.size(shard)
+            size, seen = tars.size(shard), set[str]()
             while (info := _next(tar)) is not None:
-                _add(members, info, shard, size, opened, label_column)
+                _add(members, info, shard, size, opened, label_column, seen)
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
             opened.seek(tar.offset)  # of the block that ended the loop
             end = opened.read(tarfile.BLOCKSIZE)
@@ -269,7 +241,9 @@ def _add(
     size: int,
     opened: IO[bytes],
     label_column: str | None,
+    seen: set[str],
 ) -> None:
+    """Take in one member; `seen` has the names of those before it, and gets its own."""
     name = info.name.removeprefix("./")
     if info.isdir() or any(part.startswith(".") for part in name.split("/")):
         return
@@ -279,17 +253,17 @@ def _add(
     member = Member(shard, name, info.offset_data, info.size)
     if member.offset + member.size > size:
         return  # cut off, which is said of the whole tar
+    again = name in seen
+    seen.add(name)
     stem, _, ending = name.rpartition(".")
     if ending.lower() in _BESIDE and stem:
         if label_column != "none":
             opened.seek(member.offset)
-            label = _label(
-                opened.read(min(member.size, _LARGEST_LABEL)), ending.lower(), label_column, members
-            )
-            rank = _BESIDE.index(ending.lower())
-            for key in {stem, _first_dot(name)[0]} if label is not None else ():
-                if rank <= members.labels.get((shard, key), (rank, None))[0]:
-                    members.labels[shard, key] = (rank, label)
+            data = opened.read(min(member.size, _LARGEST_LABEL))
+            _add_label(members, member, _label(data, name, label_column, members), again)
+        return
+    if again:
+        members.skipped.append((name, _TWICE))
         return
     if f".{ending.lower()}" in IMAGE_SUFFIXES:
         members.images.append(member)
@@ -300,6 +274,25 @@ def _add(
         members.images.append(member)
     else:
         members.skipped.append((name, unread(head)))
+
+
+def _add_label(members: Members, member: Member, label: Any, again: bool) -> None:
+    """Note what a member tells of the class of the images beside it.
+
+    Args:
+        label: None tells nothing.
+        again: whether a member of the same name came before it. If their classes differ, both tell nothing.
+    """
+    stem, _, ending = member.name.rpartition(".")
+    if label is None:
+        return
+    rank = _BESIDE.index(ending.lower())
+    if again and members.labels.get((member.shard, stem), (rank, label)) != (rank, label):
+        members.skipped.append((member.name, "members of this name tell different classes, so none is taken"))
+        label = None
+    for key in {stem, _first_dot(member.name)[0]}:
+        if rank <= members.labels.get((member.shard, key), (rank, None))[0]:
+            members.labels[member.shard, key] = (rank, label)
 
 
 def _first_dot(name: str) -> tuple[str, str]:
@@ -314,7 +307,7 @@ def _last_dot(name: str) -> str:
 
 
 def _one_per_sample(members: Members, config: DataConfig) -> tuple[list[Member], list[str], list[str]]:
-    """One image per sample, the samples' keys, and notes.
+    """One image per sample, the samples' keys, and notes; a further one with the same ending is noted as skipped.
 
     WebDataset cuts a name at its first dot, so that `1.jpg` and `1.mask.png` are two fields of sample 1. Names such as
     `scan.v2.001.jpg` have dots of another kind: then it is the last dot that counts, and each image is a sample.
@@ -334,6 +327,8 @@ def _one_per_sample(members: Members, config: DataConfig) -> tuple[list[Member],
     for index, (sample, (_, ending)) in enumerate(zip(samples, parts, strict=True)):
         if sample not in best or order.index(ending) < order.index(parts[best[sample]][1]):
             best[sample] = index
+        elif ending == parts[best[sample]][1]:
+            members.skipped.append((members.images[index].name, _TWICE))
     chosen = sorted(best.values())
     used = sorted({parts[index][1] for index in chosen})
     left = sorted(fields - set(used))
@@ -372,8 +367,9 @@ def _labels_beside(
     return as_numbers(labels)
 
 
-def _label(data: bytes, ending: str, wanted: str | None, members: Members) -> Any:
-    """The class that a member beside an image tells, or None; what else could be asked for is noted."""
+def _label(data: bytes, name: str, wanted: str | None, members: Members) -> Any:
+    """The class that a member beside an image tells, or None; what else could be asked for is noted, and JSON that is damaged."""
+    ending = name.rpartition(".")[2].lower()
     if ending != "json":
         members.columns.add(ending)
         chosen = ending == (wanted or "cls")
@@ -381,8 +377,11 @@ def _label(data: bytes, ending: str, wanted: str | None, members: Members) -> An
     try:
         facts = json.loads(data)
     except (ValueError, RecursionError):
-        return None
+        facts = None
     if not isinstance(facts, dict):
+        large = len(data) == _LARGEST_LABEL
+        reason = "more than a MB of JSON" if large else "damaged: expected a JSON object"
+        members.skipped.append((name, f"{reason}, so it tells no class"))
         return None
     members.columns |= {str(key) for key in facts}
     key = next((name for name in (LABEL_COLUMNS if wanted is None else (wanted,)) if name in facts), None)

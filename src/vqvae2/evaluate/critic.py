@@ -23,12 +23,11 @@ from pydantic import Field
 from torch import Tensor
 
 from vqvae2.config.models import DataConfig
-from vqvae2.data.images import ImageSet, open_images
-from vqvae2.data.recorded import open_source, same_source
+from vqvae2.data.images import ImageSet
 from vqvae2.errors import UserError, suggested
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
-from vqvae2.evaluate.critic_images import ImageReader
+from vqvae2.evaluate.critic_images import ImageReader, own_images
 from vqvae2.evaluate.features import extract
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe, fits
@@ -141,29 +140,19 @@ def fit_to_run(
             it.
         DataError, CriticError, FeatureError, ClassifierError, FileError: see `open_images` and `fit_critic`.
     """
-    source, config, group = run.record.get("source"), run.config, group or Group()
+    config, group = run.config, group or Group()
     if (public := public_name(run.folder)) is not None:
         raise RunError(
             f"nothing is written into {public}: copy its folder {run.folder.resolve()}, and fit the critic of the copy"
         )
     refuse_links(run.folder, config.autoencoder.levels)
+    kind = CriticKind(features, weights, model)
+    kind.check(run.device)  # before images are decoded, which may take long
     with ExitStack() as stack:
-        own = data is None or same_source(data, run.record, run.folder)
         elsewhere = Path(stack.enter_context(TemporaryDirectory())) / "data"
-        decoded = RunFolder(run.folder).data
         with group.main_first():
-            if own:
-                images = open_source(
-                    run.record, run.folder, config.data, decoded, elsewhere, config.seed, reporter.say
-                )
-            else:  # other images must not replace the run's decoded ones
-                images = open_images(str(data), config.data, elsewhere, seed=config.seed, say=reporter.say)
+            images = own_images(run, data, elsewhere, reporter.say)
         stack.callback(images.close)
-        if images.fingerprint != run.record.get("fingerprint", images.fingerprint):
-            raise RunError(
-                f"expected the images that {run.folder} was trained on ({source}), found others in {data or source}"
-            )
-        kind = CriticKind(features, weights, model)
         return fit_critic(run.folder, images, config.data, kind, run.device, reporter, group)
 
 
@@ -181,6 +170,17 @@ class CriticKind:
     features: str = "lite0"
     weights: Path | None = None
     model: Path | None = None
+
+    def check(self, device: torch.device | str) -> None:
+        """Raise if there is no such network or file, or if it cannot be read.
+
+        Raises:
+            CriticError, FeatureError, ClassifierError, FileError: see there.
+        """
+        if self.model is not None:
+            _read(self.model, device)
+        elif self.features != RESNET:
+            feature_network(self.features, self.weights, device)
 
 
 def fit_critic(

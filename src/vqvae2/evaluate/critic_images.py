@@ -13,15 +13,50 @@ from torch import Tensor
 
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential
-from vqvae2.data.images import ImageSet
+from vqvae2.data.images import ImageSet, open_images
+from vqvae2.data.recorded import open_source, same_source
 from vqvae2.evaluate.sets import batch_size, digest
+from vqvae2.evaluate.trained_run import TrainedRun
 from vqvae2.files.parts import Parts, cut
 from vqvae2.files.progress import Reporter, Tracker
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.run_folder import RunError, RunFolder
 from vqvae2.processes import Group
 
 PART = 1024  # images of which one process computes the features at a time
 BATCH = 16  # images read at a time, more on a card, after each of which the progress is told
+
+
+def own_images(run: TrainedRun, data: str | None, elsewhere: Path, say: Callable[[str], None]) -> ImageSet:
+    """The images that a run was trained on.
+
+    Args:
+        data: where they are now; None takes them from where they were.
+        elsewhere: a folder for decoded images of which nothing tells that they are the run's.
+        say: called with lines of text.
+
+    Raises:
+        RunError: these are others, which is noticed before they are decoded.
+        DataError: see `open_images`.
+    """
+    decoded, config, known = RunFolder(run.folder).data, run.config, run.record.get("fingerprint")
+    source, own = run.record.get("source"), data is None or same_source(data, run.record, run.folder)
+
+    def check(found: str) -> None:
+        if known in (None, found):
+            return
+        if own:
+            raise RunError(
+                f"the images in {source} changed since the training of {run.folder} began; restore them, or name a copy of "
+                "them as they were with --data"
+            )
+        raise RunError(
+            f"{run.folder} was trained on the images in {source}, and found others in {data}; use those"
+        )
+
+    if own:
+        return open_source(run.record, run.folder, config.data, decoded, elsewhere, config.seed, say, check)
+    place = elsewhere if known is None else decoded
+    return open_images(str(data), config.data, place, seed=config.seed, say=say, check=check)
 
 
 class ImageReader:

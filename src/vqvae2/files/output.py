@@ -28,22 +28,23 @@ def make_folder(path: Path) -> None:
     sweep(path)
 
 
-def claim_files(record: Path, files: Iterable[Path]) -> None:
+def claim_files(record: Path, files: Iterable[Path], option: str = "--out") -> None:
     """Note in a record of a folder that files in it are this verb's, so that it may replace them when it is called again.
 
     Args:
         record: the JSON file, a list of names; its folder exists.
         files: what will be written into the folder.
+        option: names the folder, for the message.
 
     Raises:
         UserError: one of the files exists and is not in the record.
-        FileError: the record cannot be read or written.
+        FileError: the record cannot be read or written, or is none.
     """
-    held = read_json(record) if record.exists() else []
-    own = {str(name) for name in held} if isinstance(held, list) else set()
-    wanted = list(files)
-    if taken := next((file for file in wanted if file.name not in own and file.exists()), None):
-        raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
+    held = read_json(record, _ORIGINS_LIMIT) if record.exists() else []
+    if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+        raise FileError(f"{record} exists, and is no record of this command; choose another {option}")
+    own, wanted = set(held), list(files)
+    refuse_to_replace((file for file in wanted if file.name not in own), option)
     write_json(record, sorted(own | {file.name for file in wanted}))
 
 
@@ -80,14 +81,36 @@ def refuse_to_overwrite(sources: Iterable[Path | None], written: Iterable[Path])
             raise UserError(f"{source} would be overwritten; choose another --out")
 
 
-def refuse_to_replace(written: Iterable[Path]) -> None:
+def refuse_to_replace(written: Iterable[Path], option: str = "--out") -> None:
     """Check that none of the files that will be written is there.
+
+    Args:
+        option: names where they are written, for the message.
 
     Raises:
         UserError: one of them is.
     """
     if taken := next((file for file in written if file.exists()), None):
-        raise UserError(f"{taken} exists, and would be overwritten; choose another --out")
+        raise UserError(f"{taken} exists, and would be overwritten; choose another {option}")
+
+
+def refuse_to_replace_others(result: Path, keys: Iterable[str]) -> None:
+    """Check that a JSON file that will be written is not there yet, or is an earlier result of the same command.
+
+    Args:
+        keys: of the object that the command writes.
+
+    Raises:
+        UserError: the file is there, and is something else.
+    """
+    if not result.exists():
+        return
+    try:
+        own = read_object(result, _ORIGINS_LIMIT).keys() >= set(keys)
+    except FileError:
+        own = False
+    if not own:
+        refuse_to_replace([result])
 
 
 def claim(

@@ -142,8 +142,11 @@ def stored_digest(path: str | Path) -> str:
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """sha256 of the names, dtypes, shapes and bytes of tensors, and of `text`; 64 hexadecimal digits."""
-    total = hashlib.sha256(text.encode())
+    """sha256 of the names, dtypes, shapes and bytes of tensors, and of `text`; 64 hexadecimal digits.
+
+    The text may have names of files that are no UTF-8, as Python spells them.
+    """
+    total = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

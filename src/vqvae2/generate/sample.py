@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +70,10 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
             return names.index(text)
         if text.isdecimal() and len(text.lstrip("0")) < 10 and int(text) < len(classes):
             return int(text)
-    elif 0 <= operator.index(label) < len(classes):
-        return operator.index(label)
+    elif hasattr(label, "__index__"):
+        with suppress(TypeError):  # a tensor or an array of another kind has it too
+            if 0 <= operator.index(label) < len(classes):
+                return operator.index(label)
     folded = {plain_name(name): name for name in classes}
     near = difflib.get_close_matches(plain_name(str(label)), list(folded), 3, 0.4)
     hint = listed([folded[name] for name in near] or classes[:12])
@@ -111,8 +114,9 @@ def class_numbers(labels: Sequence[str | int] | str | int, classes: Sequence[str
 
 
 def _single(labels: Any) -> bool:
-    """Whether this is one label and not several."""
-    return isinstance(labels, str) or (hasattr(labels, "__index__") and not getattr(labels, "ndim", 0))
+    """Whether this is one label and not several; so is what can be neither, such as a float."""
+    one = hasattr(labels, "__index__") and not getattr(labels, "ndim", 0)
+    return isinstance(labels, str) or one or not hasattr(labels, "__iter__")
 
 
 def image_labels(

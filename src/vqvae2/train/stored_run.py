@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from vqvae2.data.recorded import find_source
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError, suggested
 from vqvae2.files import tensor_file
@@ -55,6 +57,27 @@ class StoredRun:
             command = self._go_on("--set", "sharpen.steps=N", effect="sharpens it")
             raise RunError(f"the decoder of {self.folder} is not sharpened; {command}")
         return name or ("sharp" if done else "plain")
+
+    def check_out(self, out: Path) -> None:
+        """Check that images are not written among those that the run was trained on, which would then be others.
+
+        Args:
+            out: a folder. In the run folder, which is never data, and in one whose name begins with a dot it may be.
+
+        Raises:
+            UserError: it is in the folder of the run's images.
+        """
+        source = find_source(self.record, self.folder)
+        if source is None or not os.path.isabs(source) or not os.path.isdir(source):  # noqa: PTH112, PTH117 - for any text
+            return
+        there, root = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+        if not there.is_relative_to(root) or there.is_relative_to(os.path.realpath(self.folder)):
+            return
+        if not any(part.startswith(".") for part in there.relative_to(root).parts):
+            raise UserError(
+                f"{out} is in {source}, whose images {self.folder} was trained on: with others among them they would no "
+                "longer be the same; choose another folder"
+            )
 
     def done(self) -> dict[str, bool]:
         """Which stages are done, by name: "autoencoder", "codes", "prior level 0" ...
