@@ -99,12 +99,7 @@ def evaluate(
 
     device = run.device if run else best_device()
     network = check_options(run, options, device)  # before the folder is made, and before images are read
-    if run is not None and out.resolve() == run.paths.report.resolve():
-        refuse_links(run.folder, run.config.autoencoder.levels)
-    else:
-        if run is not None:
-            run.check_out(out)
-        _refuse_to_replace_others(out)
+    _check_out(run, out)
     config = run.config.data if run else config_of_samples(options, out)
     make_folder(out)
     if run is not None and data is None:
@@ -125,15 +120,21 @@ def evaluate(
     return write_report(context, title, out, collect(run) if run else None)
 
 
-def _refuse_to_replace_others(out: Path) -> None:
-    """Check that files of OUT with the names of a report, if there are any, are of an earlier report.
+def _check_out(run: Run | None, out: Path) -> None:
+    """Check that OUT is no folder of the run's images, and that files with the names of a report there are of an earlier report.
 
     Raises:
-        UserError: one of them is not.
+        RunError: OUT is in the run and leads out of it.
+        UserError: OUT is among the run's images, or has a file of others with the name of a report.
     """
     from vqvae2.evaluate.full_report import UNFINISHED
     from vqvae2.files.output import refuse_to_replace, refuse_to_replace_others
 
+    if run is not None and out.resolve() == run.paths.report.resolve():
+        refuse_links(run.folder, run.config.autoencoder.levels)
+        return
+    if run is not None:
+        run.check_out(out)
     for name in ("report.json", UNFINISHED):
         refuse_to_replace_others(out / name, ("protocol", "parts"))
     if not (out / "report.json").exists():  # which is written before the page
