@@ -334,6 +334,21 @@ def test_a_run_that_exists_keeps_its_own_preset(
     assert asked.pop()[2] == config.model_copy(update={"sampling": config.sampling.replace(top_p=0.5)})
 
 
+def test_a_run_that_exists_keeps_its_sharpening_with_a_preset(
+    half: Path, pictures: Path, asked: list[Any], command: Command
+) -> None:
+    """The presets of former versions had none; nothing is trained that was not asked for."""
+    own, ours = load(half, "cpu").config.sharpen, preset("small32").sharpen
+    assert own != ours
+    start = ["train", pictures, "--preset", "small32", "--run"]
+    command(*start, half)
+    assert asked.pop()[2].sharpen == own
+    command(*start, half, "--set", "sharpen.steps=7")
+    assert asked.pop()[2].sharpen == own.model_copy(update={"steps": 7})
+    command(*start, half.parent / "new")
+    assert asked.pop()[2].sharpen == ours
+
+
 def test_which_setting_counts(tmp_path: Path, pictures: Path, asked: list[Any], command: Command) -> None:
     """Preset, then --config, then --set in order; the autoencoder's channels follow the data's."""
     file = tmp_path / "own.yaml"

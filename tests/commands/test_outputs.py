@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -309,7 +310,9 @@ def test_results_are_not_written_among_the_images_of_the_run(
     """They would be training images the next time, and the run's images no longer those that it was trained on."""
     own = shutil.copytree(pictures, tmp_path / "own")
     settings = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(settings.replace(str(pictures), str(own)))
+    seen_from_run = f"source_from_run: {os.path.relpath(own, run)}"
+    settings = re.sub(r"source_from_run: .*", seen_from_run, settings.replace(str(pictures), str(own)))
+    (run / "config.yaml").write_text(settings)
     link = tmp_path / "link"
     link.symlink_to(own)
     image = sorted(own.rglob("*.png"))[0]
@@ -324,7 +327,6 @@ def test_results_are_not_written_among_the_images_of_the_run(
         ("complete", (image, "--keep-levels", 1, "--n", 1), "--out"),
         ("decode", (codes,), "--out"),
         ("decompress", (files,), "--out"),
-        ("encode", (own,), "--out"),
         ("evaluate", ("--only", "codes"), "--out"),
     ):
         for out in (own, image.parent / "new", link / "new"):
@@ -335,6 +337,12 @@ def test_results_are_not_written_among_the_images_of_the_run(
     assert command("sample", run, "--n", 1, "--out", own / ".hidden").code == 0, "it is no data"
     inside = shutil.copytree(run, own / "run")
     assert command("sample", inside, "--n", 1, "--out", inside / "out").code == 0, "nor is the run"
+    assert command("encode", run, own, "--out", own / "codes.parquet").code == 2
+    assert command("encode", run, own, "--out", own / "codes.npz").code == 0, "it is no image"
+    moved = shutil.copytree(run, tmp_path / "moved" / "run")
+    assert command("sample", moved, "--n", 1, "--out", own / "of-moved").code == 0, (
+        "who knows what is there now"
+    )
 
 
 def test_a_name_that_is_no_utf8_blocks_no_other(

@@ -170,7 +170,12 @@ def test_a_batch_on_a_card_depends_on_the_pixels() -> None:
     small, large, wide = DataConfig(size=64), DataConfig(size=1024), DataConfig(size=(128, 512))
     assert {batch_size(config, CPU) for config in (small, large, wide)} == {64}
     assert batch_size(small, CPU, 16) == 16
-    assert [batch_size(config, CARD) for config in (small, wide, large)] == [2048, 128, 64]
+    assert [batch_size(config, CARD) for config in (DataConfig(size=32), small, wide, large)] == [
+        1024,
+        1024,
+        128,
+        64,
+    ]
     assert [base.at_once(CARD, size) for size in (32, 224, 512)] == [4096, 83, 64]
     assert {base.at_once(CPU, size) for size in (32, 224, 512)} == {16}
 

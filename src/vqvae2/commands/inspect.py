@@ -120,7 +120,7 @@ def _memory(costs: Costs) -> dict[str, Any]:
 def _training(costs: Costs, config: Config) -> dict[str, Any]:
     from vqvae2.commands.costs import PROCESSES
 
-    captured = config.capture is not False and not config.deterministic
+    captured = config.capture is not False and not config.deterministic and config.fused_adamw
     rows = _assumed()
     for net in costs.networks:
         each, total = _with_unit(net.training, "FLOP"), _with_unit(net.total, "FLOP")

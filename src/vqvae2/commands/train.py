@@ -81,7 +81,8 @@ def choose_config(
     """The configuration of a training: a preset, changed by a file and by assignments.
 
     Without a preset, a run folder that exists keeps its own configuration; for a new one the preset is chosen by the
-    number of images and their size, and reported. A trained run keeps its way of drawing with a preset too (`own_sampling`).
+    number of images and their size, and reported. A trained run keeps its way of drawing with a preset too, and with one
+    of ours its sharpening (`own_sampling`).
 
     Args:
         data: see `open_images`.
@@ -108,12 +109,22 @@ def choose_config(
     elif preset is None:
         base = _fitting_preset(data, run, _data_given(changes, settings), reporter)
     else:
-        base = own_sampling(run, named(preset) if isinstance(preset, str) else preset)
+        base = (
+            own_sampling(run, named(preset), sharpen=True)
+            if isinstance(preset, str)
+            else own_sampling(run, preset)
+        )
     return resolve(base, changes, settings)
 
 
-def own_sampling(run: Path, base: Config) -> Config:
+def own_sampling(run: Path, base: Config, sharpen: bool = False) -> Config:
     """The settings to start from, with the way of drawing of a run whose training has begun: it may have been tuned since.
+
+    Args:
+        run: RUN.
+        base: the settings of a preset.
+        sharpen: keep the sharpening of the run too. The presets of former versions had none, and a run that was trained by them is
+            as it should be.
 
     Raises:
         ConfigError, RunError: the run's own settings are damaged or of a newer version.
@@ -123,7 +134,8 @@ def own_sampling(run: Path, base: Config) -> Config:
     paths = RunFolder(run)
     if not (paths.exists() and paths.autoencoder.begun()):
         return base
-    return base.model_copy(update={"sampling": read_run(run)[1].sampling})
+    own = read_run(run)[1]
+    return base.model_copy(update={"sampling": own.sampling} | ({"sharpen": own.sharpen} if sharpen else {}))
 
 
 def fine_tuning(start: str) -> Config:

@@ -49,9 +49,9 @@ def as_tensor(value: Any, what: str = "images") -> Tensor:
     """
     try:
         return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError) as error:
         shown = " ".join(repr(value).split())[:80]
-        raise DataError(f"expected {what} as a tensor or an array, found {shown}") from None
+        raise DataError(f"expected {what} as a tensor or an array, found {shown}: {error}") from None
 
 
 def finite(images: Tensor | NDArray[Any]) -> Tensor:

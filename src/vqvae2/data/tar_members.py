@@ -287,7 +287,8 @@ def _add_label(members: Members, member: Member, label: Any, again: bool) -> Non
     if label is None:
         return
     rank = _BESIDE.index(ending.lower())
-    if again and members.labels.get((member.shard, stem), (rank, label)) != (rank, label):
+    before = members.labels.get((member.shard, stem), (rank, label))
+    if again and before[0] == rank and before[1] != label:
         members.skipped.append((member.name, "members of this name tell different classes, so none is taken"))
         label = None
     for key in {stem, _first_dot(member.name)[0]}:
@@ -377,12 +378,11 @@ def _label(data: bytes, name: str, wanted: str | None, members: Members) -> Any:
     try:
         facts = json.loads(data)
     except (ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        large = len(data) == _LARGEST_LABEL
-        reason = "more than a MB of JSON" if large else "damaged: expected a JSON object"
-        members.skipped.append((name, f"{reason}, so it tells no class"))
+        if len(data) < _LARGEST_LABEL:  # of a larger one the end was not read
+            members.skipped.append((name, "damaged: it is no JSON, so it tells no class"))
         return None
+    if not isinstance(facts, dict):
+        return None  # captions or boxes, for example
     members.columns |= {str(key) for key in facts}
     key = next((name for name in (LABEL_COLUMNS if wanted is None else (wanted,)) if name in facts), None)
     return None if key is None else facts[key]

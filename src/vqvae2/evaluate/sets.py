@@ -22,6 +22,7 @@ from vqvae2.generate.sample_folder import holds_arrays, listed_classes, listed_s
 BATCH = 64
 """Images in one batch on a CPU."""
 _PIXELS = 2**23  # of the images in one batch on a card
+_MOST = 1024  # of the images in one batch on a card
 
 Source = Callable[[slice], Iterator[Tensor]]
 """Reads or makes a slice of a set, in order, in batches: float32 [B, C, S, S] in [-1, 1], on the CPU."""
@@ -76,8 +77,8 @@ def digest(*values: object) -> str:
 
 
 def batch_size(config: DataConfig, device: torch.device, least: int = BATCH) -> int:
-    """Images in one batch: the least on a CPU, on a card at least as many as have 2^23 pixels."""
-    return least if device.type == "cpu" else max(least, _PIXELS // config.area)
+    """Images in one batch: the least on a CPU, on a card as many as have 2^23 pixels, but at most 1,024 and not fewer than the least."""
+    return least if device.type == "cpu" else max(least, min(_MOST, _PIXELS // config.area))
 
 
 def shuffled(indices: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -61,6 +61,8 @@ class StoredRun:
     def check_out(self, out: Path) -> None:
         """Check that images are not written among those that the run was trained on, which would then be others.
 
+        Nothing is checked if the run was moved, or copied to another machine, where the same path may hold anything.
+
         Args:
             out: a folder. In the run folder, which is never data, and in one whose name begins with a dot it may be.
 
@@ -71,6 +73,9 @@ class StoredRun:
         if source is None or not os.path.isabs(source) or not os.path.isdir(source):  # noqa: PTH112, PTH117 - for any text
             return
         there, root = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+        places = [self.record["source"], self.folder / (self.record.get("source_from_run") or source)]
+        if any(Path(os.path.realpath(place)) != root for place in places):
+            return
         if not there.is_relative_to(root) or there.is_relative_to(os.path.realpath(self.folder)):
             return
         if not any(part.startswith(".") for part in there.relative_to(root).parts):
