@@ -25,7 +25,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config.models import AutoencoderConfig, Config, LevelPriorConfig, parse
 from vqvae2.config.presets import preset
-from vqvae2.config.training import TrainConfig
+from vqvae2.config.training import PriorTrainConfig, TrainConfig
 from vqvae2.data.images import open_images
 from vqvae2.data.store import open_store
 from vqvae2.data.store_writer import StoreWriter
@@ -93,6 +93,8 @@ def prior_case(
     stage = PriorObjective.__new__(PriorObjective)
     stage.config = SimpleNamespace(prior=SimpleNamespace(levels=[level] * (number + 1)))  # type: ignore[assignment]
     stage.level, stage.classes, stage.resident = number, classes, None
+    stage.settings = PriorTrainConfig()
+    stage.store = SimpleNamespace(geometry=geometry)  # type: ignore[assignment]
     labels = torch.randint(max(classes, 1), (batch,), device=DEVICE)
     return Synthetic(model, (codes, labels), stage.loss)
 

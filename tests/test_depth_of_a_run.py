@@ -209,6 +209,7 @@ def test_slices_of_volumes_are_images_everywhere(
     assert said.code == 0, said.err
     assert f"{scan}#3: " in said.out
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
+        "bits-maps.json",
         "scan-1-3-bits-0.png",
         "scan-1-3-bits-1.png",
     }

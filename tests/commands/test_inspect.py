@@ -357,7 +357,7 @@ def test_the_table_of_memory() -> None:
 def test_a_batch_is_cut_until_it_fits() -> None:
     """The fewest parts such that state and activations of one part fit into nine tenths of 80 GB."""
     small, paper = known(preset("small64")), known(preset("ffhq1024"))
-    assert [part.accumulate_on(1) for part in small.networks] == [1, 1, 1]
+    assert [part.accumulate_on(1) for part in small.networks] == [1, 1, 1, 1]
     for part in paper.networks:
         batch, count = part.settings.batch, part.accumulate_on(1)
         assert count

@@ -257,7 +257,7 @@ def test_a_label_of_a_file_is_that_of_its_images(tmp_path: Path) -> None:
         "file_name,label,split\nx/a.nii.gz,ill,train\nb,well,test\nc.nii#1,ill,test\n"
     )
     names = ["x/a.nii.gz#0", "x/a.nii.gz#1", "b.nii.gz#0", "b.nii.gz#1", "c.nii#0", "c.nii#1"]
-    found = labels_of(tmp_path / "labels.csv", names, config())
+    found = labels_of(tmp_path / "labels.csv", names, config(), tmp_path)
     assert found.labels == ["ill", "ill", "well", "well", None, "ill"]
     assert found.splits == ["train", "train", "test", "test", None, "test"]
 

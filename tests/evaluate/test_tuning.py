@@ -99,10 +99,10 @@ def test_the_command_chooses_reports_and_writes(
     monkeypatch.setattr(tuning, "VALUES", {name: values[:2] for name, values in VALUES.items()})
     held: list[weakref.ref[Tensor]] = []
 
-    def noted(sampling: Sampling, real: Features, samples: Features, seed: int) -> Trial:
+    def noted(sampling: Sampling, real: Features, samples: Features, *others: Any) -> Trial:
         assert not any(features() is not None for features in held), "of an earlier trial, in memory"
         held.append(weakref.ref(samples.pooled))
-        return compare(sampling, real, samples, seed)
+        return compare(sampling, real, samples, *others)
 
     monkeypatch.setattr(tuning, "compare", noted)
     run = train_tiny(tmp_path, pictures, "data.holdout=0.6")
@@ -140,7 +140,7 @@ def test_what_a_training_wrote_meanwhile_stays(run: Path) -> None:
 
 
 def test_too_few_held_out_images_are_said(trained: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
-    (tmp_path / "report.json").write_text("{}")  # a report that is there already
+    (tmp_path / "report.json").write_text('{"protocol": {}, "parts": {}}')  # a report that is there already
     said = command("evaluate", trained, "--tune-sampling", "--out", tmp_path)
     assert said.code == 2
     (line,) = said.err.splitlines()[-1:]

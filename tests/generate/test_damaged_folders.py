@@ -138,7 +138,7 @@ def test_too_many_candidates_are_refused_at_once() -> None:
 def test_a_label_may_be_a_number_of_any_library(label: Any, trained: Path) -> None:
     assert sample_labels(label, 3, ("a", "b")) == [1, 1, 1]
     assert sample_labels(torch.tensor([1, 0]), 3, ("a", "b")) == [1, 0, 1]  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
+    with pytest.raises(UserError, match=r"no class 1\.5"):
         sample_labels([1.5], 1, ("a", "b"))  # type: ignore[list-item]
     assert len(Run(trained, "cpu").sample(1, label)) == 1
 

@@ -207,6 +207,7 @@ def _config(path: str | Path, tensors: Mapping[str, Tensor], size: int) -> Confi
         -2:
     ]  # of a preset with three levels, the two with the same grids
     base["train_prior"] = base["train_prior"][-2:]
+    base["sharpen"] = {"steps": 0}  # nothing of the imported weights is trained unasked
     return parse(base)
 
 
