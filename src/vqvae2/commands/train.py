@@ -108,12 +108,10 @@ def choose_config(
         base = read_run(run)[1]
     elif preset is None:
         base = _fitting_preset(data, run, _data_given(changes, settings), reporter)
+    elif isinstance(preset, str):
+        base = own_sampling(run, named(preset), sharpen=True)
     else:
-        base = (
-            own_sampling(run, named(preset), sharpen=True)
-            if isinstance(preset, str)
-            else own_sampling(run, preset)
-        )
+        base = own_sampling(run, preset)
     return resolve(base, changes, settings)
 
 
@@ -123,8 +121,7 @@ def own_sampling(run: Path, base: Config, sharpen: bool = False) -> Config:
     Args:
         run: RUN.
         base: the settings of a preset.
-        sharpen: keep the sharpening of the run too. The presets of former versions had none, and a run that was trained by them is
-            as it should be.
+        sharpen: keep the sharpening of the run too, which a run by the presets of former versions has not.
 
     Raises:
         ConfigError, RunError: the run's own settings are damaged or of a newer version.
