@@ -46,10 +46,10 @@ def command(
     settings: Settings = None,
 ) -> None:
     """Run the whole pipeline on the embedded emoji: at most 10 minutes of training on two cores, then a report."""
-    from vqvae2.commands.train import own_sampling
+    from vqvae2.commands.train import own_settings
     from vqvae2.config.presets import preset
 
-    result = demo(out, resolve(own_sampling(out, preset("demo")), None, settings), command_line())
+    result = demo(out, resolve(own_settings(out, preset("demo")), None, settings), command_line())
     table = Table("figure", "value")
     for name, value in result.figures["table"]:
         table.add_row(name, value)

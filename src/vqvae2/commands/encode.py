@@ -75,9 +75,8 @@ def encode(
     make_accelerator()  # joins the processes
     group = joined()
     reporter = (reporter or Reporter()) if group.main else Reporter(quiet=True)
-    if (
-        form_of(out) == "parquet"
-    ):  # raises before anything is written; other files are no images to those who read the folder
+    form = form_of(out)  # raises before anything is written
+    if form == "parquet":  # the other forms are no images to those who read the folder
         run.check_out(out)
     work = out.parent / f"{out.name}.parts"
     about = {**_about(run), "data": data, "vectors": vectors.value}

@@ -82,7 +82,7 @@ def choose_config(
 
     Without a preset, a run folder that exists keeps its own configuration; for a new one the preset is chosen by the
     number of images and their size, and reported. A trained run keeps its way of drawing with a preset too, and with one
-    of ours its sharpening (`own_sampling`).
+    of ours its sharpening (`own_settings`).
 
     Args:
         data: see `open_images`.
@@ -109,14 +109,14 @@ def choose_config(
     elif preset is None:
         base = _fitting_preset(data, run, _data_given(changes, settings), reporter)
     elif isinstance(preset, str):
-        base = own_sampling(run, named(preset), sharpen=True)
+        base = own_settings(run, named(preset), sharpen=True)
     else:
-        base = own_sampling(run, preset)
+        base = own_settings(run, preset)
     return resolve(base, changes, settings)
 
 
-def own_sampling(run: Path, base: Config, sharpen: bool = False) -> Config:
-    """The settings to start from, with the way of drawing of a run whose training has begun: it may have been tuned since.
+def own_settings(run: Path, base: Config, sharpen: bool = False) -> Config:
+    """The settings to start from, with what a run whose training has begun keeps: its way of drawing, which may have been tuned since.
 
     Args:
         run: RUN.

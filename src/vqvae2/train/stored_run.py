@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from vqvae2.data.recorded import find_source
 from vqvae2.data.store import open_store
 from vqvae2.errors import UserError, suggested
 from vqvae2.files import tensor_file
@@ -69,12 +68,12 @@ class StoredRun:
         Raises:
             UserError: it is in the folder of the run's images.
         """
-        source = find_source(self.record, self.folder)
-        if source is None or not os.path.isabs(source) or not os.path.isdir(source):  # noqa: PTH112, PTH117 - for any text
+        source = self.record.get("source")
+        if not isinstance(source, str) or not os.path.isabs(source) or not os.path.isdir(source):  # noqa: PTH112, PTH117 - for any text
             return
         there, root = Path(os.path.realpath(out)), Path(os.path.realpath(source))
-        places = [self.record["source"], self.folder / (self.record.get("source_from_run") or source)]
-        if any(Path(os.path.realpath(place)) != root for place in places):
+        seen_from_run = self.folder / (self.record.get("source_from_run") or source)
+        if Path(os.path.realpath(seen_from_run)) != root:
             return
         if not there.is_relative_to(root) or there.is_relative_to(os.path.realpath(self.folder)):
             return
