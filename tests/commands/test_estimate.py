@@ -14,9 +14,10 @@ from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import merge, override
 from vqvae2.config.presets import preset
 from vqvae2.files.progress import Reporter
-from vqvae2.files.run_folder import RunFolder
+from vqvae2.files.run_folder import RunFolder, StageFolder
+from vqvae2.files.tensor_file import save_tensors
 from vqvae2.run import load
-from vqvae2.train.state import write_metrics
+from vqvae2.train.state import Outcome
 
 CPU = torch.device("cpu")
 
@@ -94,11 +95,28 @@ def test_what_is_trained_further_is_counted(run: Path, monkeypatch: pytest.Monke
         "prior level 0": 8,
         "prior level 1": 8,
     }
-    further = RunFolder(run).prior(1).longer
-    write_metrics(further.metrics, 500, {"loss": 1.0})
-    further.checkpoint.parent.mkdir()
-    further.checkpoint.touch()
+    interrupted(RunFolder(run).prior(1).longer, step=500, seconds=9.0)
     assert steps("train_prior.1.steps=1000") == {"prior level 1": 500}
+
+
+def interrupted(stage: StageFolder, step: int, seconds: float) -> None:
+    """Leave the state of a training that was interrupted there."""
+    state = {"outcome": vars(Outcome(step=step, seconds=seconds)), "summed": 0, "config": {}, "due": False}
+    stage.checkpoint.parent.mkdir(parents=True)
+    save_tensors(stage.checkpoint, {"x": torch.zeros(1)}, state)
+
+
+def test_the_minutes_that_were_used_are_not_left(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed training said the whole of its minutes again. A damaged state counts as none."""
+    monkeypatch.setattr(module, "_rate", lambda *arguments: 1.0)
+    config = parse(merge(config.model_dump(mode="json"), {"train_autoencoder": {"minutes": 1.0}}))
+    stage = RunFolder(tmp_path / "run").autoencoder
+    interrupted(stage, step=3, seconds=45.0)
+    assert estimate(config, tmp_path / "run", CPU)[0].seconds == 15.0
+    stage.checkpoint.write_bytes(b"damaged")
+    assert estimate(config, tmp_path / "run", CPU)[0].seconds == 60.0
 
 
 def test_what_is_said(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,18 @@ def test_a_job_that_ends_by_the_clock(clock: Clock, capsys: pytest.CaptureFixtur
     assert "1.0 min left (1.0 min for all)" in capsys.readouterr().err
 
 
+def test_a_job_that_ends_by_the_clock_and_is_resumed(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seconds of its earlier sittings count for its two minutes, and not for its rate."""
+    reporter = Reporter()
+    reporter.plan = Plan(lambda: {"t": (1.0, 120.0)})
+    tracker = reporter.track("t", 1000, done=10, earlier=60)
+    clock.now += 30
+    tracker.update(15)
+    assert "0.5 min left (0.5 min for all)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (100, "2 min"), (7200, "2.0 h")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch.nn import functional
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.commands.costs import Cost, measure
 from vqvae2.config.models import Config
+from vqvae2.files.atomic import FileError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.modes import seeded
@@ -27,7 +29,7 @@ from vqvae2.prior.hierarchy import make_level
 from vqvae2.train.beginning import trained_until
 from vqvae2.train.device import chosen_precision
 from vqvae2.train.longer import ended, wanted
-from vqvae2.train.state import read_metrics
+from vqvae2.train.state import Outcome, saved
 
 _WORK = 20e9  # FLOPs of the step that is timed on a CPU, at most, if one image takes no more
 _TOO_MUCH = 200e9  # FLOPs of one image from which a CPU is not timed; the last speed is taken instead
@@ -76,10 +78,11 @@ def estimate(config: Config, folder: Path, device: torch.device, until: str = "p
             timed = costs.autoencoder if cost is costs.sharpening else cost
             rate = _rate(config, timed, device) or rate
             _empty_cache(device)  # what was timed leaves its memory to the next one, and to the training
-        left = max(0, cost.settings.steps - (0 if anew else _done(stage)))
+        so_far = Outcome() if anew else _so_far(stage)
+        left = max(0, cost.settings.steps - so_far.step)
         seconds = None if rate is None else left * cost.settings.batch * cost.training / rate
         if cost.settings.minutes and seconds is not None:
-            seconds = min(seconds, 60 * cost.settings.minutes)
+            seconds = min(seconds, max(0.0, 60 * cost.settings.minutes - so_far.seconds))
         found.append(StageEstimate(cost.name, left, seconds, _memory(cost, config)))
     return found
 
@@ -162,12 +165,15 @@ def _empty_cache(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def _done(stage: StageFolder) -> int:
-    """Steps after which a stage that was interrupted, or is trained further, will go on, about."""
+def _so_far(stage: StageFolder) -> Outcome:
+    """How far a stage that was interrupted, or is trained further, has come; a state that is damaged counts as none."""
     if stage.done():
-        return _done(stage.longer) or ended(stage).step
-    lines = read_metrics(stage.metrics) if stage.checkpoint.exists() else []
-    return int(lines[-1]["step"]) if lines else 0
+        further = _so_far(stage.longer)
+        return further if further.step else ended(stage)
+    with suppress(FileError):
+        if stage.checkpoint.exists():
+            return Outcome(**saved(stage.checkpoint).outcome.model_dump())
+    return Outcome()
 
 
 def _memory(cost: Cost, config: Config) -> int:

@@ -41,7 +41,9 @@ class Plan:
         """By title: the work and the limit."""
         return self._measure()
 
-    def left(self, title: str, seconds: float, share: float, rest: float) -> tuple[float, float]:
+    def left(
+        self, title: str, seconds: float, share: float, rest: float, earlier: float = 0.0
+    ) -> tuple[float, float]:
         """Seconds until this job ends, and until all of the plan do.
 
         Args:
@@ -49,10 +51,11 @@ class Plan:
             seconds: since it was begun or resumed.
             share: of it that was done in these seconds.
             rest: share of it that is still to be done.
+            earlier: seconds that it had taken when it was resumed.
         """
         work, limit = self.jobs[title]
         self.spent[title] = seconds, share * work
-        own = min(seconds * rest / share if share else float("inf"), max(0.0, limit - seconds))
+        own = min(seconds * rest / share if share else float("inf"), max(0.0, limit - earlier - seconds))
         total, done = (sum(values) for values in zip(*self.spent.values(), strict=True))
         rate = total / done if done else float("inf")
         later = list(self.jobs.values())[list(self.jobs).index(title) + 1 :]
@@ -92,7 +95,9 @@ class Reporter:
         except OSError:
             self.quiet = self.console.quiet = True
 
-    def track(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Tracker:
+    def track(
+        self, title: str, total: int, done: int = 0, unit: str = "steps", earlier: float = 0.0
+    ) -> Tracker:
         """A context manager that shows the progress of a job.
 
         Args:
@@ -100,8 +105,9 @@ class Reporter:
             total: number of units of the whole job.
             done: units that were done before, when the job is resumed; they do not count for the rate.
             unit: name of a unit, in the plural.
+            earlier: seconds that these took, which count for the time after which the job ends in any case.
         """
-        return Tracker(self, title, total, done, unit)
+        return Tracker(self, title, total, done, unit, earlier)
 
 
 class Tracker:
@@ -112,8 +118,11 @@ class Tracker:
         done: units done so far.
     """
 
-    def __init__(self, reporter: Reporter, title: str, total: int, done: int, unit: str) -> None:
+    def __init__(
+        self, reporter: Reporter, title: str, total: int, done: int, unit: str, earlier: float
+    ) -> None:
         self.reporter, self.title, self.total, self.unit = reporter, title, total, unit
+        self.earlier = earlier
         self.begin, self.done = done, done
         self.started = self.ticked = time.monotonic()
         self.last_line = self.started - _LINE_SECONDS + _FIRST_SECONDS
@@ -174,7 +183,7 @@ class Tracker:
             and self.total
         ):
             share, rest = (done - self.begin) / self.total, max(0.0, 1 - done / self.total)
-            left, everything = plan.left(self.title, now - self.started, share, rest)
+            left, everything = plan.left(self.title, now - self.started, share, rest, self.earlier)
             whole = f"{everything / 60:.1f} min for all"
         if self.bar:
             shown_text = f"{text}  {whole}".strip()

@@ -183,7 +183,7 @@ class _Trainer:
         with (
             feed,
             self.watch,
-            self.reporter.track(self.objective.name, config.steps, outcome.step) as tracker,
+            self.reporter.track(self.objective.name, config.steps, outcome.step, earlier=before) as tracker,
         ):
             if self.state.due:
                 self._evaluate(stop)
