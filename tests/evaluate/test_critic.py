@@ -20,6 +20,7 @@ from vqvae2.evaluate import critic
 from vqvae2.evaluate.classifier_file import save_classifier
 from vqvae2.evaluate.critic import CriticError, CriticKind, critic_file, fit_critic, load_critic
 from vqvae2.evaluate.features import Features
+from vqvae2.evaluate.metrics import Moments, frechet_distance
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.parts import critic as sweep
 from vqvae2.evaluate.parts.distances import distances
@@ -236,7 +237,8 @@ def test_every_row_of_the_sweep_has_the_same_classes(seed: int, monkeypatch: pyt
     reference = Features(torch.randn(40, 4, generator=generator), None, 0.0)
     network = Colours()
     network.dimension = 4
-    rows = sweep.critic_curves(candidates, fractions, wanted, network, reference).figures["rows"]
+    result = sweep.critic_curves(candidates, fractions, wanted, network, reference)
+    rows = result.figures["rows"]
     assert [row["rate"] for row in rows] == list(fractions)
     assert [row["kept"] for row in rows] == [row["n"] for row in rows] == [wanted] * 4
     (sets,) = kept
@@ -245,6 +247,15 @@ def test_every_row_of_the_sweep_has_the_same_classes(seed: int, monkeypatch: pyt
         assert torch.equal(classes.bincount(minlength=4), labels[:wanted].bincount(minlength=4))
     scores = [row["least_score"] for row in rows]
     assert scores == sorted(scores)
+    decoded = Features(
+        reference.pooled + 1, None, 0.0
+    )  # the paper's FID*: from the reconstructed reference, beside FID
+    starred = sweep.critic_curves(candidates, fractions, wanted, network, reference, decoded)
+    for row, plain, chosen in zip(starred.figures["rows"], rows, sets.values(), strict=True):
+        apart = frechet_distance(Moments.of(decoded.pooled), Moments.of(chosen.pooled))
+        assert row == {**plain, "frechet_reconstructions": pytest.approx(apart)}
+    assert list(starred.plots[0].curves) == ["samples", "samples against reconstructions"]
+    assert list(result.plots[0].curves) == ["samples"]
 
 
 # --- Run and the command ---

@@ -353,6 +353,7 @@ def test_minutes_that_are_over_must_be_raised(
         ("train_autoencoder.steps: 6 -> 7", True),
         ("train_autoencoder.steps: 6 -> 5", False),
         ("sharpen.steps: 0 -> 5", False),  # this is a new stage
+        ("train_prior.1.steps: 0 -> 5", True),  # trained in a copy of the run
         ("train_prior.1.minutes: 2.0 -> 3.5", True),
         ("train_prior.1.minutes: 2.0 -> 0.0", True),
         ("train_prior.1.minutes: 0.0 -> 2.0", False),

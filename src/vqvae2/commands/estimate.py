@@ -72,7 +72,8 @@ def estimate(config: Config, folder: Path, device: torch.device, until: str = "p
         name = cost.stage
         stage = stages[name]
         anew = "autoencoder" in further and name != "autoencoder"  # because the codes change
-        if (stage.done() and name not in further and not anew) or not trained_until(name, until):
+        done = stage.done() and name not in further and not anew
+        if done or not cost.settings.steps or not trained_until(name, until):
             continue
         if cost is not costs.sharpening or rate is None:  # which is about as fast as the autoencoder
             timed = costs.autoencoder if cost is costs.sharpening else cost

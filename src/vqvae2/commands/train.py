@@ -40,6 +40,7 @@ class Stage(StrEnum):
     """The stages of training after which one can stop."""
 
     autoencoder = "autoencoder"
+    codes = "codes"
     sharpen = "sharpen"
     prior = "prior"
 

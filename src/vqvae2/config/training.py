@@ -159,6 +159,9 @@ class SharpenConfig(TrainConfig):
 class PriorTrainConfig(TrainConfig):
     """Stage 2's training of one level."""
 
+    steps: int = Field(
+        20_000, ge=0, le=10**9, description="optimiser steps; 0 = the prior of this level is not trained"
+    )
     start: str = Field(
         "",
         description="run folder, model of the package or Hub id whose prior of this level is the starting point; "

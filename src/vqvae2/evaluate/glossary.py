@@ -142,6 +142,11 @@ FIGURES: dict[str, Figure] = {
     "rate": Figure("fraction kept", "Share of the candidates that the critic keeps; 1 keeps all."),
     "candidates": Figure("candidates", "How many samples the critic chose among."),
     "kept": Figure("images kept", "How many of them it kept."),
+    "frechet_reconstructions": Figure(
+        "Frechet distance from reconstructions",
+        "Of the images kept, from the reconstructed reference; what the decoder does to all images does not count (the paper's FID*).",
+        "lower",
+    ),
     "least_score": Figure("least score kept", "Smallest probability that the critic gives to an image that it kept."),
 }  # fmt: skip
 

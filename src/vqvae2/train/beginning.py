@@ -23,7 +23,7 @@ from vqvae2.train.longer import settings_of
 _LABELS = "label.weight"  # of a prior: an embedding for each class, then one for "no label"
 
 
-Until = Literal["autoencoder", "sharpen", "prior"]  # the stage after which a training stops
+Until = Literal["autoencoder", "codes", "sharpen", "prior"]  # the stage after which a training stops
 
 
 def trained_until(name: str, until: str) -> bool:

@@ -36,7 +36,8 @@ def may_change(line: str) -> bool:
 
     Args:
         line: `key: old -> new`. Steps and minutes may be raised (0 minutes are without limit), patience, the intervals of
-            evaluations and log lines, and the images of an evaluation may change at will.
+            evaluations and log lines, and the images of an evaluation may change at will. A prior of 0 steps that has begun was
+            trained in a copy of the run, with more.
     """
     match = _LINE.fullmatch(line)
     if match is None:
@@ -44,7 +45,9 @@ def may_change(line: str) -> bool:
     old, new = float(match["old"]), float(match["new"])
     if match["name"] == "minutes":
         return old != 0 and (new == 0 or new > old)
-    return match["name"] != "steps" or (0 < old < new)
+    if match["name"] == "steps":
+        return old < new and (old > 0 or match["stage"] != "sharpen")
+    return True
 
 
 def may_tune(line: str, folder: Path, config: Config) -> bool:
@@ -90,7 +93,7 @@ def record_ends(folder: Path, old: Config, changed: list[str], write: bool) -> N
     stages = RunFolder(folder).networks(old.autoencoder.levels)
     for name, (key, training) in settings_of(old).items():
         lines = [line for line in changed if line.startswith(f"{key}.") and may_change(line)]
-        if not lines or not stages[name].done():
+        if not lines or not stages[name].done() or not training.steps:  # 0 steps: it was trained in a copy
             continue
         if write and not stages[name].record.exists():
             meta = tensor_file.load_tensors(stages[name].model)[1]

@@ -90,7 +90,8 @@ def train(
         config: every setting.
         command: what the user typed; it is written to config.yaml.
         reporter: where progress and messages are shown.
-        until: "autoencoder" stops after stage 1, "sharpen" after the decoder is sharpened too; a later call without it continues.
+        until: "autoencoder" stops after stage 1, "codes" when its codes are stored too, "sharpen" after the decoder is sharpened too;
+            a later call without it continues.
         redo: levels whose priors are replaced if their settings changed; the old ones are moved aside.
         begins: called once before images are read, if the settings are accepted and something is left to train.
 
@@ -299,11 +300,13 @@ def _priors(
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
-    """Stage 2 of every level that is due, and samples of the levels so far after each."""
+    """Stage 2 of every level that is due, and after each samples of the levels so far, if all of them are trained."""
+    whole = True
     for level in range(config.autoencoder.levels):
         if (begins := stages.get(f"prior level {level}")) is not None:
             _stage2(folder, config, store, autoencoder, level, begins, accelerator, reporter)
-        if accelerator.is_main_process and not samples_file(folder, level).exists():
+        whole = whole and RunFolder(folder).prior(level).done()
+        if accelerator.is_main_process and whole and not samples_file(folder, level).exists():
             more = any(
                 f"prior level {later}" in stages for later in range(level + 1, config.autoencoder.levels)
             )

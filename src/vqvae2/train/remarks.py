@@ -17,12 +17,15 @@ _WORSE = (
     1.0  # bits per code by which a prior may be worse than guessing; with few steps some are a little worse
 )
 _COLLAPSED = 0.10  # a level that uses a smaller share of its codes is reported before stage 2
+_FEW = (
+    0.02  # so is one whose perplexity is below this share of K: nearly all positions hold the same few codes
+)
 
 
 def say_usage(store: CodeStore, reporter: Reporter) -> None:
-    """Warn of a level that uses few of its codes before stage 2 starts, and say what may help."""
+    """Warn of a level that uses few of its codes, or nearly always the same few, before stage 2 starts, and say what may help."""
     for level, usage in enumerate(stored_usage(store)):
-        if usage.used < _COLLAPSED:
+        if usage.used < _COLLAPSED or usage.perplexity < max(2.0, _FEW * len(usage.counts)):
             reporter.say(
                 f"warning: level {level} is collapsed: it uses {usage.used:.1%} of its codes "
                 f"(perplexity {usage.perplexity:.1f}). Its prior will have little to learn and samples will be poor. "

@@ -14,7 +14,7 @@ from vqvae2.evaluate.context import Context
 from vqvae2.evaluate.critic import load_critic
 from vqvae2.evaluate.features import FeatureNetwork, Features
 from vqvae2.evaluate.parts.base import Part, PartResult, Plot
-from vqvae2.evaluate.parts.distances import distances
+from vqvae2.evaluate.parts.distances import AGAINST_RECONSTRUCTIONS, distances
 from vqvae2.evaluate.parts.precision import precision_recall
 from vqvae2.evaluate.sets import digest
 from vqvae2.generate.reject import best_of_each
@@ -42,6 +42,7 @@ def critic_curves(
     wanted: int,
     network: FeatureNetwork,
     reference: Features,
+    reconstructed: Features | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> PartResult:
@@ -49,7 +50,7 @@ def critic_curves(
 
     For each fraction the first wanted / fraction candidates are ranked. Of each class the best are kept, as many as the first
     `wanted` candidates have of it, so that all rows have the same n and the same class counts. Features are compared on the
-    device.
+    device, with those of the reference and, if there are any, with those of its reconstructions (the paper's FID*).
     """
     quota = torch.bincount(candidates.labels[:wanted], minlength=int(candidates.labels.max()) + 1)
     kept: dict[str, Features] = {}
@@ -67,17 +68,23 @@ def critic_curves(
             "kept": len(chosen),
             "least_score": float(candidates.scores[chosen].min()),
         }
-    far = distances(network, reference, kept, seed=seed, device=device)
+    again = {} if reconstructed is None else {f"{name}*": (name, reconstructed) for name in kept}
+    far = distances(network, reference, kept, again=again, seed=seed, device=device)
     near = precision_recall(reference, kept, device=device)
+    for name in again:
+        rows[name.removesuffix("*")]["frechet_reconstructions"] = far.figures["sets"][name]["frechet"]
     table = [{**row, **far.figures["sets"][name], **near.figures["sets"][name]} for name, row in rows.items()]
     result = PartResult({"network": network.name, "rows": table}, warnings=far.warnings)
     points = sorted(table, key=lambda row: row["rate"])
     plotted = {"Frechet distance": ("rate", "frechet"), str(network.score_name): ("rate", "score")}
     for label, (x, y) in plotted.items():
         if y in table[0]:
-            curve = [(row[x], row[y]) for row in points]
+            curves = {"samples": [(row[x], row[y]) for row in points]}
+            if y == "frechet" and again:
+                starred = [(row[x], row["frechet_reconstructions"]) for row in points]
+                curves[AGAINST_RECONSTRUCTIONS["samples"]] = starred
             caption = f"{label} against the fraction that the critic keeps"
-            result.plots.append(Plot(caption, {"samples": curve}, "fraction kept", label))
+            result.plots.append(Plot(caption, curves, "fraction kept", label))
     curve = [(row["recall"], row["precision"]) for row in points]
     caption = "precision against recall, one point for each fraction"
     result.plots.append(Plot(caption, {"samples": curve}, "recall", "precision"))
@@ -119,9 +126,10 @@ def _fractions(context: Context) -> Sequence[float]:
 
 
 def prepare(context: Context) -> None:
-    """The candidates, and the features of the reference."""
+    """The candidates, and the features of the reference and of its reconstructions."""
     _candidates(context)
     context.features(context.reference)
+    context.reconstructed_reference  # noqa: B018 - makes it
 
 
 def measure(context: Context) -> PartResult:
@@ -132,7 +140,10 @@ def measure(context: Context) -> PartResult:
     """
     candidates, reference = _candidates(context), context.features(context.reference)
     seed, device = context.options.seed, context.device
-    return critic_curves(candidates, _fractions(context), context.n, context.network, reference, seed, device)
+    starred = context.reconstructed_reference
+    return critic_curves(
+        candidates, _fractions(context), context.n, context.network, reference, starred, seed, device
+    )
 
 
 PART = Part(
