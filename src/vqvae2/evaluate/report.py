@@ -19,8 +19,6 @@ from vqvae2.evaluate.plot import Curve, svg
 from vqvae2.evaluate.style import ENLARGE, STYLE
 from vqvae2.files.atomic import write_text
 
-__all__ = ["Cell", "Page", "svg"]
-
 _NUMBER = re.compile(r"-?[\d,.]+(e[-+]?\d+)?%?( \+- [\d.,e-]+)?")
 _BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better"}
 
