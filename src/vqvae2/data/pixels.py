@@ -89,6 +89,11 @@ def viewable(images: Tensor) -> Tensor:
     return images if channels in (1, 3, 4) else images[:, : 1 if channels == 2 else 3]
 
 
+def as_rgb(images: Tensor) -> Tensor:
+    """[B, 1, 3 or 4, H, W] to [B, 3, H, W]: grey is repeated, alpha dropped."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+
+
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Float [B, C, H, W] in [-1, 1] to Pillow images: grey, RGB or RGBA for C = 1, 3 or 4.
 
