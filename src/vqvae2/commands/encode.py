@@ -169,9 +169,7 @@ def _parts(work: Path, count: int, run: Run, vectors: Vectors) -> dict[range, Pa
     positions = sum(run.config.geometry.positions)
     row = positions * (2 + 4 * run.config.autoencoder.code_dim * kinds)
     size = min(_PART_IMAGES, max(1, _PART_BYTES // row))
-    return {
-        numbers: work / f"part-{numbers.start:08d}-{numbers.stop - 1:08d}.npz" for numbers in cut(count, size)
-    }
+    return {part: work / f"part-{part.start:08d}-{part.stop - 1:08d}.npz" for part in cut(count, size)}
 
 
 def _fill(
