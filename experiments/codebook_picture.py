@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.nearest import nearest_code
 from vqvae2.autoencoder.quantizer import VectorQuantizer
-from vqvae2.evaluate.report import svg
+from vqvae2.evaluate.plot import svg
 
 ROOT = Path(__file__).parents[1]
 CODES, BATCH, SEEDS, EVERY, N = 16, 64, (0, 1, 2), 25, 4096

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -29,7 +30,8 @@ import yaml
 from safetensors.torch import load_file
 
 from vqvae2.config.sampling import Sampling
-from vqvae2.evaluate.plot import standalone, svg
+from vqvae2.evaluate.plot import svg
+from vqvae2.evaluate.style import STYLE
 from vqvae2.run import load
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,15 @@ def figures(run: Path) -> dict[str, Any]:
             "seconds": round(outcome["seconds"]),
         }
     return stages
+
+
+def standalone(drawing: str) -> str:
+    """A drawing of `svg` as a file of its own, in the light colours of a report's style, which viewers need not understand."""
+    colours = dict(re.findall(r"--(\w+):(#\w+)", STYLE.partition("@media")[0]))
+    rules = "".join(line for line in STYLE.splitlines() if line.startswith("svg "))
+    head, _, rest = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).partition(">")
+    text = f'{head} font-family="sans-serif"><style>{rules}</style><rect width="100%" height="100%" fill="var(--page)"/>{rest}'
+    return re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], text)
 
 
 def draw(name: str, metrics: list[str], folders: dict[str, Path], after: int) -> None:

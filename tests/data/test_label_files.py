@@ -108,6 +108,17 @@ def test_a_file_of_labels_in_the_folder_is_not_skipped(root: Path, tmp_path: Pat
     assert not any("labels.csv: not an image" in line for line in says)
 
 
+def test_a_file_of_labels_in_a_folder_whose_name_begins_like_the_home_of_nobody(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("~nosuchuser", "labels.csv")
+    file.parent.mkdir()
+    file.write_text("".join(f"{n}.png,{c}\n" for n, c in ROWS))
+    (root / "notes.txt").touch()
+    assert opened(root, tmp_path / "run", labels=str(file)).skipped == 1
+
+
 def test_missing_binary_and_tables(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*gone\.csv: No such file"):
         opened(root, tmp_path / "run", labels=str(tmp_path / "gone.csv"))

@@ -68,6 +68,18 @@ def test_only_some_images_are_opened_and_they_are_spread(
     assert [path.name for path in seen] == [f"{number:02d}.png" for number in range(0, 40, 5)]
 
 
+def test_the_last_images_count_where_not_all_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are fewer than twice as many images as are opened."""
+    root = tmp_path / "in"
+    root.mkdir()
+    for number in range(15):
+        plain(number, "L", (3, 3) if number < 5 else (5, 5)).save(root / f"{number:02d}.png")
+    monkeypatch.setattr(module, "_SAMPLE", 8)
+    assert peek(str(root), config(), tmp_path / "run")[:2] == (15, 5)
+
+
 def test_missing_data_and_no_file_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vqvae2.evaluate.glossary import FIGURES
-from vqvae2.evaluate.plot import linear_axis, log_axis, standalone
-from vqvae2.evaluate.report import Cell, Page, svg
+from vqvae2.evaluate.plot import linear_axis, log_axis, svg
+from vqvae2.evaluate.report import Cell, Page
 from vqvae2.evaluate.style import STYLE
 from vqvae2.evaluate.tables import tables, text
 
@@ -177,17 +177,6 @@ def test_nine_curves_have_nine_colours() -> None:
         colours = dict(re.findall(r"(--c\d):(#[0-9a-f]{6})", style))
         assert colours.keys() == names
         assert len({*colours.values()}) == 9
-
-
-def test_a_drawing_in_a_file_of_its_own_has_its_colours() -> None:
-    """No page defines them there; the tenth curve has the colour of the first one, and dashes."""
-    drawing = svg({f"curve {number}": [(0.0, number), (1.0, number)] for number in range(10)})
-    found = ElementTree.fromstring(standalone(drawing)).iter("{http://www.w3.org/2000/svg}polyline")
-    strokes = [(line.get("stroke"), line.get("stroke-dasharray")) for line in found]
-    assert len({*strokes}) == 10
-    assert strokes[0][0] == strokes[9][0]
-    assert all(re.fullmatch(r"#[0-9a-f]{6}", colour or "") for colour, _ in strokes)
-    assert "var(" not in standalone(drawing)
 
 
 def test_what_is_not_finite_or_not_positive_is_left_out() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import yaml
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import complete, merge, override, read_yaml
 from vqvae2.config.presets import preset
+from vqvae2.evaluate.plot import svg
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
 from vqvae2.train.state import read_metrics
@@ -207,3 +209,14 @@ def test_an_experiment_that_fails_leaves_the_figures_of_the_arms_that_ended(
     written = json.loads((tmp_path / "results" / "some.json").read_text())
     assert "prior/level-1" in written["arms"]["first-0"]
     assert "second-0" not in written["arms"]
+
+
+def test_a_drawing_in_a_file_of_its_own_has_its_colours() -> None:
+    """No page defines them there; the tenth curve has the colour of the first one, and dashes."""
+    drawing = svg({f"curve {number}": [(0.0, number), (1.0, number)] for number in range(10)})
+    found = ElementTree.fromstring(compare.standalone(drawing)).iter("{http://www.w3.org/2000/svg}polyline")
+    strokes = [(line.get("stroke"), line.get("stroke-dasharray")) for line in found]
+    assert len({*strokes}) == 10
+    assert strokes[0][0] == strokes[9][0]
+    assert all(re.fullmatch(r"#[0-9a-f]{6}", colour or "") for colour, _ in strokes)
+    assert "var(" not in compare.standalone(drawing)

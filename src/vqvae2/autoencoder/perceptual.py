@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vqvae2.config.training import LEAST_COMPARED
+from vqvae2.data.pixels import as_rgb
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import reason
 from vqvae2.files.locate import HTTP_ERROR, names_hub
@@ -158,8 +159,7 @@ class PerceptualDistance(nn.Module):
         Args:
             images: [B, C, H, W] in [-1, 1]; grey is taken as RGB, and RGBA without its alpha.
         """
-        x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-        x = (x.to(self.mean.device) - self.mean) / self.std
+        x = (as_rgb(images).to(self.mean.device) - self.mean) / self.std
         stages = []
         for index, layer in enumerate(self.features):
             x = layer(x)

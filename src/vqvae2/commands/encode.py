@@ -163,12 +163,13 @@ def _open(run: Run, data: str, work: Path, reporter: Reporter, check: Callable[[
 
 def _parts(work: Path, count: int, run: Run, vectors: Vectors) -> dict[range, Path]:
     """The numbers of the images of each part, and its file, in order."""
+    from vqvae2.files.parts import cut
+
     kinds = {Vectors.none: 0, Vectors.both: 2}.get(vectors, 1)
     positions = sum(run.config.geometry.positions)
     row = positions * (2 + 4 * run.config.autoencoder.code_dim * kinds)
     size = min(_PART_IMAGES, max(1, _PART_BYTES // row))
-    ranges = (range(begin, min(begin + size, count)) for begin in range(0, count, size))
-    return {numbers: work / f"part-{numbers.start:08d}-{numbers.stop - 1:08d}.npz" for numbers in ranges}
+    return {part: work / f"part-{part.start:08d}-{part.stop - 1:08d}.npz" for part in cut(count, size)}
 
 
 def _fill(

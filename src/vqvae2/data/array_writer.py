@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.files import arrays
+from vqvae2.files.atomic import publish
 from vqvae2.files.temporary import temporary_name
 
 _AT_ONCE = 2**24  # bytes that are read at a time
@@ -83,7 +83,7 @@ class ArrayWriter:
 
     def publish(self) -> None:
         """Rename the finished file to its final name."""
-        arrays.publish(self.temporary, self.path)
+        publish(self.temporary, self.path)
 
     def abandon(self, remove: bool = True) -> None:
         """Close the temporary file, and remove it if it still exists."""

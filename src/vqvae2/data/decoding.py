@@ -40,6 +40,7 @@ from vqvae2.data.medical import NIFTI_SUFFIXES, frame_size, read_frame
 from vqvae2.data.orientation import upright, upright_size
 from vqvae2.data.pixels import Pixels
 from vqvae2.errors import printable
+from vqvae2.files.atomic import reason
 
 _ARRAY = "an array of values, which is read with data.range set"
 _DARK = 31  # of 255
@@ -245,15 +246,15 @@ def _blaming(data: bytes, max_memory: int) -> Iterator[None]:
     except DataError:
         raise
     except UnidentifiedImageError:
-        reason = unread(data[:512])
-        raise ImageError(f"{reason} ({READ})" if reason == "not an image" else reason) from None
+        found = unread(data[:512])
+        raise ImageError(f"{found} ({READ})" if found == "not an image" else found) from None
     except MemoryError as error:
         _blame_memory(max_memory)
         raise ImageError("broken: it asks for more memory than its size needs") from error
     except Exception as error:  # Pillow and others may raise any exception for a damaged file
         if isinstance(error, OSError) and error.errno is not None:
             raise reading_failed(error) from error
-        raise ImageError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"broken: {reason(error)}") from error
 
 
 def _head(path: Path) -> bytes:

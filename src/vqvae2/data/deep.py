@@ -22,7 +22,7 @@ from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.formats import check_pixels, optional
 from vqvae2.data.medical import is_dicom, is_nifti, read_frame
 from vqvae2.data.orientation import upright
-from vqvae2.files.atomic import write_bytes
+from vqvae2.files.atomic import reason, write_bytes
 
 CLIPPED = "values outside data.range clipped to it"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -117,7 +117,7 @@ def _numpy(data: bytes, most_pixels: int) -> NDArray[Any]:
     except ImageError:
         raise
     except Exception as error:  # the parser of NumPy raises many kinds of exceptions for a damaged file
-        raise ImageError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"broken: {reason(error)}") from error
     return values.reshape(shape, order="F" if fortran else "C")
 
 

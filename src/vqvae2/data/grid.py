@@ -51,6 +51,11 @@ def save_grid(images: Tensor, path: Path, columns: int, zoom: int = 1) -> None:
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a Pillow image as a PNG, atomically."""
+    write_bytes(path, png_bytes(picture))
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The PNG of a Pillow image."""
     buffer = BytesIO()
     picture.save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -80,7 +80,7 @@ class ImageFolder:
         """`skipped` without the file of labels, which may be in the folder."""
         if config.labels is None:
             return list(self.skipped)
-        labels = os.path.realpath(Path(config.labels).expanduser())
+        labels = os.path.realpath(config.labels)
         own = Path(os.path.relpath(labels, os.path.realpath(self.root))).as_posix()
         return [item for item in self.skipped if item[0] != own]
 

@@ -208,7 +208,7 @@ def open_images(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise DataError(f"cannot write {folder}: {atomic.reason(error)}") from error
     try:
         listed = list_images(source, config, folder / "table", seed)
         index = ImageIndex.new(source.identity, config, seed, listed.revision)

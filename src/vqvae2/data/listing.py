@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.data.errors import DataError
+from vqvae2.files.atomic import reason
 
 
 class Span(NamedTuple):
@@ -53,7 +54,7 @@ def contents(payloads: Sequence[Payload | None]) -> list[Content | None]:
                     opened.seek(span.offset)
                     found.append(opened.read(span.size))
         except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+            raise DataError(f"cannot read {file}: {reason(error)}") from error
     return found
 
 

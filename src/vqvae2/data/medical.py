@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.formats import check_pixels, optional
+from vqvae2.files.atomic import reason
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _GZIP = b"\x1f\x8b"
@@ -152,7 +153,7 @@ def _read_dicom(source: bytes | Path, number: int | None, most_pixels: int) -> N
     except Exception as error:  # pydicom and its decoders raise many kinds of exceptions for a damaged file
         if getattr(error, "errno", None) is not None:
             raise
-        raise ImageError(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"broken: {reason(error)}") from error
     if file.get("PhotometricInterpretation") == "MONOCHROME1":  # the lowest value is white
         values = values.max() + values.min() - values
     return values
@@ -303,4 +304,4 @@ def _read_volume(stream: BinaryIO, most_megabytes: int) -> _Volume | str:
     except Exception as error:  # nibabel and zlib raise many kinds of exceptions for a damaged file
         if getattr(error, "errno", None) is not None:
             raise
-        return f"broken: {' '.join(str(error).split()) or type(error).__name__}"
+        return f"broken: {reason(error)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vqvae2.config.models import DataConfig
+from vqvae2.data.batches import spread
 from vqvae2.data.decoding import image_size
 from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.listing import Content, Listing, contents
@@ -52,8 +52,7 @@ def peek(data: str, config: DataConfig, run: Path) -> Preview:
         listed = list_images(locate(data, run), config, Path(scratch) / "table", 0)
         if not isinstance(listed, Listing):
             return Preview(1_000_000, 256)
-        step = max(1, len(listed) // _SAMPLE)
-        indices = list(itertools.islice(range(0, len(listed), step), _SAMPLE))
+        indices = spread(np.arange(len(listed)), _SAMPLE).tolist()
         sizes, reasons = [], []
         for index, payload in zip(indices, contents(listed.payloads(indices)), strict=True):
             try:

@@ -19,6 +19,8 @@ from vqvae2.data.errors import DataError
 
 Pixels = NDArray[Any]
 """Stored pixels: 8 bits, or 16 bits from -32768 to 32767 where `data.range` is set."""
+LEAST_SQUARE = 1e-10
+"""What a mean square in [-1, 1] counts as at least, because it divides: a smaller error is a perfect reconstruction."""
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -77,16 +79,26 @@ def psnr(images: Tensor, originals: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, [B].
 
     Both are [B, C, H, W]. The range is [-1, 1], so the peak is 2; `images` are clipped to it first. Equal images have
-    about 106 dB, because the squared error counts as at least 1e-10.
+    about 106 dB, because the squared error counts as at least `LEAST_SQUARE`.
     """
     error = (images.double().clamp(-1, 1) - originals.double()).square().mean((1, 2, 3))
-    return 10 * torch.log10(4 / error.clamp_min(1e-10))
+    return 10 * torch.log10(4 / error.clamp_min(LEAST_SQUARE))
+
+
+def decibels(mse: float) -> float:
+    """The peak signal-to-noise ratio in dB of a mean squared error, as `psnr`."""
+    return 10 * math.log10(4 / max(mse, LEAST_SQUARE))
 
 
 def viewable(images: Tensor) -> Tensor:
     """Images [B, C, H, W] with channels that can be shown: of 2 channels the first, of more than 4 the first three."""
     channels = images.shape[1]
     return images if channels in (1, 3, 4) else images[:, : 1 if channels == 2 else 3]
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """[B, 1, 3 or 4, H, W] to [B, 3, H, W]: grey is repeated, alpha dropped."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

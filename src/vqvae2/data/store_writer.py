@@ -213,5 +213,5 @@ class StoreWriter:
 
     def _failed(self, error: OSError) -> StoreError:
         return StoreError(
-            f"cannot write codes to {self.folder}: {error.strerror or error}; an older store is kept"
+            f"cannot write codes to {self.folder}: {atomic.reason(error)}; an older store is kept"
         )

@@ -23,6 +23,7 @@ from vqvae2.data.listing import Listing
 from vqvae2.data.split_names import file_splits, words_of
 from vqvae2.data.tables import OpenedTable, Tables, list_rows, reading
 from vqvae2.data.tar_files import TarFiles
+from vqvae2.files.atomic import reason
 
 
 @dataclass(frozen=True)
@@ -206,5 +207,5 @@ def _identity(kind: str, files: Sequence[Path]) -> str:
         try:
             total.update(f"{name}\0".encode("utf-8", "replace") + sampled_digest(file))
         except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+            raise DataError(f"cannot read {file}: {reason(error)}") from error
     return total.hexdigest()

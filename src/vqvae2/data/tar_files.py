@@ -112,4 +112,4 @@ def _unpack(file: Path, target: Path) -> None:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"cannot read {printable(str(file))}: {error}") from error
     except OSError as error:
-        raise DataError(f"cannot unpack {printable(str(file))}: {error.strerror or error}") from error
+        raise DataError(f"cannot unpack {printable(str(file))}: {atomic.reason(error)}") from error

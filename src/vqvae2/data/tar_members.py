@@ -211,12 +211,8 @@ def members_of(tars: Tars, shard: int, label_column: str | None) -> Members:
             opened.seek(tar.offset)  # of the block that ended the loop
             end = opened.read(tarfile.BLOCKSIZE)
             behind = opened.read(_BEHIND)
-    except tarfile.TarError as error:
-        raise DataError(
-            f"cannot read {printable(tars.place(shard))}: {' '.join(str(error).split())}"
-        ) from error
-    except OSError as error:
-        raise DataError(f"cannot read {printable(tars.place(shard))}: {error.strerror or error}") from error
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"cannot read {printable(tars.place(shard))}: {atomic.reason(error)}") from error
     if len(end) < tarfile.BLOCKSIZE:
         members.skipped.insert(0, (name, "cut off: the images at its end are missing"))
     elif any(end):

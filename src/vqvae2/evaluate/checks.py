@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from vqvae2.autoencoder.perceptual import PerceptualDistance
-from vqvae2.errors import UserError, suggested
+from vqvae2.errors import UserError
 from vqvae2.evaluate.context import RESERVED_NAMES
 from vqvae2.evaluate.critic import critic_file, read_record
 from vqvae2.evaluate.features import FeatureNetwork
 from vqvae2.evaluate.networks.by_name import feature_network
 from vqvae2.evaluate.options import EvaluateOptions
+from vqvae2.evaluate.parts.critic import same_backbone
 from vqvae2.evaluate.parts.registry import PARTS, asked_parts, check_names
 from vqvae2.evaluate.trained_run import TrainedRun
 
@@ -113,7 +114,4 @@ def _check_critic(run: TrainedRun, options: EvaluateOptions, network: FeatureNet
         record.network.name == options.network if network is None else record.network.digest == network.digest
     )
     if same:
-        raise UserError(
-            f"the critic's backbone is {options.network}, which measures here; measure with another --network, "
-            f"or fit the critic on another: {suggested('critic', 'fit', run.folder, '--features', 'resnet')}"
-        )
+        raise same_backbone(options.network, run.folder)

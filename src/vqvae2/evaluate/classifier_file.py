@@ -73,8 +73,8 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> Probe | R
     else:
         make = _resnet(_ResNetRecord.of(header.metadata, path), path)
     with torch.device("meta"):
-        expected = {_stored(name): tuple(value.shape) for name, value in make().state_dict().items()}
-    tensor_file.compare_shapes(expected, header.shapes, path)  # before either takes memory
+        own = {_stored(name): value for name, value in make().state_dict().items()}
+    tensor_file.compare_shapes(tensor_file.shapes_of(own), header.shapes, path)  # before either takes memory
     tensors, _ = tensor_file.load_tensors(path)
     with loading():
         classifier = make()

@@ -8,7 +8,7 @@ from torch import Tensor
 from vqvae2.config.models import DataConfig
 from vqvae2.data.batches import sequential, spread
 from vqvae2.data.images import ImageSet
-from vqvae2.tf32 import tf32_is
+from vqvae2.tf32 import without_tf32
 
 _VALUES = 2**27  # values of the training images that are compared at a time: half a GiB
 
@@ -39,7 +39,7 @@ def nearest_images(
         there = originals.to(device)
         for mirrored in (False, True) if config.flip else (False,):
             candidates = there.flip(3) if mirrored else there
-            with tf32_is(False):
+            with without_tf32(flat.device):
                 distance = torch.cdist(flat, candidates.flatten(1)) / flat.shape[1] ** 0.5
             value, index = distance.min(1)
             closer = value < best

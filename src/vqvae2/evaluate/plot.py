@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from vqvae2.evaluate.style import STYLE
 
 Curve = Sequence[tuple[float, float]]
 
@@ -133,15 +130,6 @@ def svg(
         ),
     ]
     return "".join(parts) + "</svg>"
-
-
-def standalone(drawing: str) -> str:
-    """A drawing of `svg` as a file of its own, in the light colours of the page's style, which viewers need not understand."""
-    colours = dict(re.findall(r"--(\w+):(#\w+)", STYLE.partition("@media")[0]))
-    rules = "".join(line for line in STYLE.splitlines() if line.startswith("svg "))
-    head, _, rest = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).partition(">")
-    text = f'{head} font-family="sans-serif"><style>{rules}</style><rect width="100%" height="100%" fill="var(--page)"/>{rest}'
-    return re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], text)
 
 
 def _colour(index: int) -> str:

@@ -10,16 +10,14 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
+from vqvae2.data.grid import png_bytes
 from vqvae2.evaluate.plot import Curve, svg
 from vqvae2.evaluate.style import ENLARGE, STYLE
 from vqvae2.files.atomic import write_text
-
-__all__ = ["Cell", "Page", "svg"]
 
 _NUMBER = re.compile(r"-?[\d,.]+(e[-+]?\d+)?%?( \+- [\d.,e-]+)?")
 _BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better"}
@@ -124,12 +122,7 @@ class Page:
             caption: below it.
             rows: names of its rows of images, from the top, all equally high; they stand to the left.
         """
-        if isinstance(picture, Path):
-            data = picture.read_bytes()
-        else:
-            buffer = BytesIO()
-            picture.save(buffer, "PNG")
-            data = buffer.getvalue()
+        data = picture.read_bytes() if isinstance(picture, Path) else png_bytes(picture)
         source = base64.b64encode(data).decode()
         words = html.escape(caption)
         image = (

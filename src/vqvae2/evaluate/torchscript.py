@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vqvae2.data.pixels import as_rgb
 from vqvae2.evaluate.classifier import ClassifierError
 from vqvae2.files.atomic import reason
 
@@ -36,7 +37,7 @@ class TorchScriptClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images [B, C, H, W] in [-1, 1]."""
-        colours = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+        colours = as_rgb(images)
         if colours.shape[2:] != (self.size, self.size):
             sides = (self.size, self.size)
             colours = functional.interpolate(colours, sides, mode="bilinear", antialias=True)

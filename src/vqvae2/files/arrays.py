@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.files.atomic import FileError, flush_folder, open_regular, reason
+from vqvae2.files.atomic import FileError, open_regular, reason
 
 _HEADER = 10_000  # characters of a header, at most; those that are written here have fewer than 200
 
@@ -145,12 +145,6 @@ def write_members(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays to an .npz file, without compression; not atomically."""
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Rename a finished and flushed file to its final name, and flush the folder."""
-    temporary.replace(path)
-    flush_folder(path.parent)
 
 
 def _rows(opened: IO[bytes], shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:

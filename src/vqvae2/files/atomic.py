@@ -41,7 +41,7 @@ class WriteError(FileError):
     """A file that cannot be written; the disk may be full."""
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it to `path`.
 
     A link at `path` is replaced and not followed.
@@ -68,8 +68,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-        flush_folder(path.parent)
+        publish(temporary, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -78,6 +77,12 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished and flushed file to its final name, and flush the folder."""
+    temporary.replace(path)
+    flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
@@ -92,7 +97,7 @@ def flush_folder(folder: Path) -> None:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file atomically."""
-    write_atomic(path, lambda temporary: _plain_write(temporary, data))
+    write_atomic(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -205,10 +210,6 @@ def parse_json(text: str, source: str | Path) -> Any:
         raise FileError(f"cannot read {source}: its JSON is nested too deeply") from None
     except ValueError as error:
         raise FileError(f"cannot read {source}: {reason(error)}") from error
-
-
-def _plain_write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def _without_waiting(path: str, flags: int) -> int:

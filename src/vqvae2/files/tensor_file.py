@@ -176,8 +176,7 @@ def load_network(
     header = read_header(path)
     with torch.device("meta"):
         expected = make()
-    shapes = {name: tuple(value.shape) for name, value in expected.state_dict().items()}
-    compare_shapes(shapes, header.shapes, path)
+    compare_shapes(shapes_of(expected.state_dict()), header.shapes, path)
     tensors, metadata = load_tensors(path)
     network = make()
     load_weights(network, tensors, path)
@@ -197,11 +196,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | 
             first one. The model is left as it was.
     """
     own = model.state_dict()
-    compare_shapes(
-        {name: tuple(value.shape) for name, value in own.items()},
-        {name: tuple(value.shape) for name, value in tensors.items()},
-        source,
-    )
+    compare_shapes(shapes_of(own), shapes_of(tensors), source)
     for name, value in own.items():
         if value.is_floating_point() != tensors[name].is_floating_point() or tensors[name].is_complex():
             raise OtherFileError(
@@ -226,6 +221,11 @@ def compare_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], so
             )
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """The shapes of tensors, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def stored_figures(file: Path) -> dict[str, float]:
     """The held-out figures that a file of weights names.
 
@@ -247,6 +247,11 @@ def plain_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
     while prefix := next((p for p in _PREFIXES if result and all(n.startswith(p) for n in result)), None):
         result = {name.removeprefix(prefix): value for name, value in result.items()}
     return result
+
+
+def below(tensors: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    """The entries whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ from vqvae2.codes import Codes
 from vqvae2.config.numbers import real
 from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
-from vqvae2.generate.sample import Drawn, batches, draw_samples
+from vqvae2.files.parts import cut
+from vqvae2.generate.sample import Drawn, draw_samples
 from vqvae2.prior.hierarchy import HierarchicalPrior
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -287,7 +288,7 @@ def draw_best(
     candidates = candidate_labels(labels, fraction)
     for part in draw_candidates(autoencoder, prior, candidates, seed, sampling, scorer):
         pool.add(part)
-    yield from choose(autoencoder, pool, labels, fraction, batches([range(len(labels))], sampling.batch))
+    yield from choose(autoencoder, pool, labels, fraction, cut(len(labels), sampling.batch))
 
 
 def _exact(fraction: float) -> Fraction:

@@ -24,6 +24,7 @@ from vqvae2.config.numbers import whole
 from vqvae2.config.sampling import Sampling
 from vqvae2.data.labels import plain_name
 from vqvae2.errors import UserError, listed
+from vqvae2.files.parts import cut
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.prior.draw import check_seed
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -168,7 +169,7 @@ def proportional_labels(counts: Sequence[int], n: int) -> list[int]:
 
 def batches(numbers: Iterable[range], size: int) -> list[range]:
     """Cut ranges of numbers into ranges of at most `size` numbers."""
-    return [part[start : start + size] for part in numbers for start in range(0, len(part), size)]
+    return [part for each in numbers for part in cut(len(each), size, each.start)]
 
 
 @torch.no_grad()
@@ -198,7 +199,7 @@ def draw_samples(
     seed = check_seed(seed)
     graphs = StepGraphs(sampling.dtype)  # so that a GPU records each level once and not once for each batch
     device = next(autoencoder.parameters()).device
-    for numbers in batches([range(n)], sampling.batch) if ranges is None else ranges:
+    for numbers in cut(n, sampling.batch) if ranges is None else ranges:
         if len(numbers) and not 0 <= min(numbers) <= max(numbers) < n:
             raise UserError(f"expected samples of 0..{n - 1}, found the range {numbers[0]}..{numbers[-1]}")
         classes = None if labels is None else torch.tensor([labels[i] for i in numbers], device=device)

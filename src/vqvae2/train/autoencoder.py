@@ -23,13 +23,12 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import rows_of_eight, sequential, sequential_pixels
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
+from vqvae2.data.pixels import LEAST_SQUARE, decibels
 from vqvae2.modes import seeded
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
 from vqvae2.train.judging import HeldOut
 from vqvae2.train.resident import TrainingImages, scaled
-
-_LEAST = 1e-10  # mean squared error below which a reconstruction counts as perfect
 
 
 class AutoencoderObjective:
@@ -114,20 +113,20 @@ class AutoencoderObjective:
             out = model(images)
             again = out.images.float().clamp(-1, 1)
             error = (again - images).square().mean((1, 2, 3))
-            psnr = 10 * torch.log10(4 / error.clamp_min(_LEAST))
+            psnr = 10 * torch.log10(4 / error.clamp_min(LEAST_SQUARE))
             distance = self._distance(again, images) if self.distance else torch.zeros_like(error)
             measured.append(torch.stack([error, psnr, detail(again), detail(images), distance]))
             for count, level in zip(use, out.codes.levels, strict=True):
                 codes = level.flatten()
                 count.index_add_(0, codes, torch.ones_like(codes))
-        mse, decibels, energy, aim, looks = (
+        mse, mean_psnr, energy, aim, looks = (
             total / len(chosen) for total in host_total(measured, 5, accelerator)
         )
         figures = {
             "heldout_mse": mse,
-            "heldout_psnr": 10 * math.log10(4 / max(mse, _LEAST)),
-            "heldout_psnr_per_picture": decibels,
-            "heldout_sharpness": energy / max(aim, _LEAST),
+            "heldout_psnr": decibels(mse),
+            "heldout_psnr_per_picture": mean_psnr,
+            "heldout_sharpness": energy / max(aim, LEAST_SQUARE),
         }
         if self.distance:
             figures["heldout_perceptual"] = looks

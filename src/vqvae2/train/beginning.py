@@ -115,10 +115,7 @@ def _check_prior(config: Config, level: int, name: str) -> None:
         own = make_level(
             config.prior.levels[level], config.geometry, level, theirs.prior.classes
         ).state_dict()
-    expected, found = (
-        {weight: tuple(value.shape) for weight, value in own.items()},
-        tensor_file.read_header(stage.model).shapes,
-    )
+    expected, found = tensor_file.shapes_of(own), tensor_file.read_header(stage.model).shapes
     old, new = _network(theirs, level), _network(config, level)
     if _unseen(old) != _unseen(new) or (expected != found and old != new):
         raise RunError(

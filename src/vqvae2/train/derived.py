@@ -112,8 +112,7 @@ def check_shapes(folder: Path, config: Config) -> None:
         with torch.device("meta"):
             own = VQVAE(config.autoencoder).state_dict()
         shapes = tensor_file.read_header(stages.autoencoder.model).shapes
-        expected = {name: tuple(value.shape) for name, value in own.items()}
-        tensor_file.compare_shapes(expected, shapes, stages.autoencoder.model)
+        tensor_file.compare_shapes(tensor_file.shapes_of(own), shapes, stages.autoencoder.model)
     levels = range(config.autoencoder.levels)
     compare_priors(folder, config, [level for level in levels if stages.prior(level).done()])
 
@@ -124,7 +123,7 @@ def compare_priors(folder: Path, config: Config, levels: Iterable[int]) -> None:
         prior = prior_of(config, max(wanted) + 1) if wanted else None
     for level in wanted:
         assert prior is not None
-        own = {name: tuple(value.shape) for name, value in prior.level(level).state_dict().items()}
+        own = tensor_file.shapes_of(prior.level(level).state_dict())
         file = RunFolder(folder).prior(level).model
         tensor_file.compare_shapes(own, tensor_file.read_header(file).shapes, file)
 

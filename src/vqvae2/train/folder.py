@@ -366,7 +366,7 @@ def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) 
     # the device was checked with the plain decoder
     model, digest, _ = _stored_autoencoder(folder, config, device)
     check_origin(file, digest, required=True)
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    own = tensor_file.shapes_of(model.state_dict())
     tensor_file.compare_shapes(own, own | tensor_file.read_header(file).shapes, file)
     tensors, _ = tensor_file.load_tensors(file)
     tensor_file.load_weights(model, {**model.state_dict(), **tensors}, file)

@@ -10,8 +10,8 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.config.models import Config
 from vqvae2.data.grid import save_grid
+from vqvae2.files.parts import cut
 from vqvae2.files.run_folder import RunFolder
-from vqvae2.generate.sample import batches
 from vqvae2.prior.captured import StepGraphs
 from vqvae2.train.device import TrainingError
 from vqvae2.train.folder import load_prior, samples_file, sharp_autoencoder
@@ -40,7 +40,7 @@ def draw_level(folder: Path, config: Config, autoencoder: VQVAE, digest: str, le
     labels = torch.arange(count) % classes if classes else None
     sampling, finer = config.sampling.coarsest(level + 1), config.geometry.grids[level + 1 :]
     pictures, graphs = [], StepGraphs(sampling.dtype)
-    for numbers in batches([range(count)], sampling.batch):
+    for numbers in cut(count, sampling.batch):
         own = None if labels is None else labels[numbers.start : numbers.stop]
         drawn = prior.sample(numbers, own, sampling, seed=config.seed, graphs=graphs)
         rest = (torch.zeros(len(numbers), *grid, dtype=torch.int64, device=device) for grid in finer)

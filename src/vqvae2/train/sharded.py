@@ -25,6 +25,7 @@ from vqvae2.config.training import TrainConfig
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
 from vqvae2.files.seen import await_seen
+from vqvae2.files.tensor_file import below
 from vqvae2.processes import Group, joined
 
 if TYPE_CHECKING:  # importing it takes seconds, which every command would pay
@@ -245,12 +246,8 @@ def restore(step: Restorable, tensors: Mapping[str, Tensor], steps: int) -> dict
     Returns:
         The rows of the best weights; {} if there are none yet.
     """
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    put(step.network, part("model."))
-    moments = {moment: part(f"{moment}.") for moment in _MOMENTS}
+    put(step.network, below(tensors, "model."))
+    moments = {moment: below(tensors, f"{moment}.") for moment in _MOMENTS}
     for name, weight in step.network.named_parameters():
         if name not in moments["exp_avg"]:
             continue
@@ -260,8 +257,8 @@ def restore(step: Restorable, tensors: Mapping[str, Tensor], steps: int) -> dict
             state[moment] = torch.zeros_like(weight, requires_grad=False)
             own(state[moment]).copy_(rows[name])
         step.optimizer.state[weight] = state
-    averaged = part("average.")
+    averaged = below(tensors, "average.")
     if step.average is not None and averaged:
         for name, rows in step.average.weights().items():
             rows.copy_(averaged[name])
-    return part("best.")
+    return below(tensors, "best.")

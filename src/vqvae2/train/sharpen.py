@@ -18,7 +18,6 @@ Shapes: B batch, C image channels, S image size, D code dimension, h w the grid 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import rows_of_eight, sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
+from vqvae2.data.pixels import LEAST_SQUARE, decibels
 from vqvae2.modes import seeded
 from vqvae2.noise import world
 from vqvae2.train.autoencoder import detail
@@ -229,10 +229,10 @@ class SharpenObjective:
         )
         figures = {
             "heldout_mse": mse,
-            "heldout_psnr": 10 * math.log10(4 / max(mse, 1e-10)),
-            "heldout_psnr_plain": 10 * math.log10(4 / max(plain_mse, 1e-10)),
-            "heldout_sharpness": detail_sharp / max(detail_real, 1e-10),
-            "heldout_sharpness_plain": detail_plain / max(detail_real, 1e-10),
+            "heldout_psnr": decibels(mse),
+            "heldout_psnr_plain": decibels(plain_mse),
+            "heldout_sharpness": detail_sharp / max(detail_real, LEAST_SQUARE),
+            "heldout_sharpness_plain": detail_plain / max(detail_real, LEAST_SQUARE),
             "heldout_real": real,
             "heldout_fake": fake,
         }

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from vqvae2.files import atomic, tensor_file
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import StageFolder
 from vqvae2.files.temporary import temporary_name
+from vqvae2.files.tensor_file import below
 from vqvae2.processes import joined
 from vqvae2.train.step import TrainingStep, WeightAverage
 
@@ -160,18 +162,14 @@ class State:
 
     def _check_shapes(self, header: tensor_file.TensorHeader, file: Path) -> None:
         """Compare the shapes in the file with those of the networks, before tensors are read."""
-        own = {name: tuple(value.shape) for name, value in self.step.network.state_dict().items()}
+        own = tensor_file.shapes_of(self.step.network.state_dict())
         for prefix in ("model.", "best.", "average.module."):
-            found = {k.removeprefix(prefix): v for k, v in header.shapes.items() if k.startswith(prefix)}
+            found = below(header.shapes, prefix)
             if found or prefix == "model.":
                 tensor_file.compare_shapes(own, found, file)
 
     def _load(self, file: Path, tensors: dict[str, Tensor], record: Saved, main: bool) -> None:
-        step = self.step
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
+        step, part = self.step, partial(below, tensors)
         # what is kept is copied: a tensor of the file maps it into memory, so its place on the disk would not become free
         tensor_file.load_weights(step.network, part("model."), file)
         try:

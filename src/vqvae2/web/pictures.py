@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vqvae2.data.grid import png_bytes
 from vqvae2.data.pixels import to_pil, viewable
 
 _BITS = np.array(  # from few bits to many: dark blue, violet, orange, light yellow
@@ -22,9 +23,7 @@ _BITS = np.array(  # from few bits to many: dark blue, violet, orange, light yel
 
 def data_url(picture: Image.Image) -> str:
     """A Pillow image as a PNG in a data URL."""
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(picture)).decode('ascii')}"
 
 
 def image_urls(images: Tensor) -> list[str]:

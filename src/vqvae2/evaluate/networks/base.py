@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqvae2.data.pixels import to_uint8
+from vqvae2.data.pixels import as_rgb, to_uint8
 from vqvae2.evaluate.features import FeatureError
 from vqvae2.files.atomic import reason
 from vqvae2.files.tensor_file import plain_names
@@ -46,8 +46,7 @@ class Network(nn.Module):
         with torch.inference_mode():
             for few in images.split(at_once(self.anchor.device, self.size)):
                 pixels = to_uint8(few).to(self.anchor.device).permute(0, 3, 1, 2)
-                colours = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
-                features, classes = self.features_of(colours)
+                features, classes = self.features_of(as_rgb(pixels))
                 pooled.append(features)
                 if classes is not None:
                     logits.append(classes)

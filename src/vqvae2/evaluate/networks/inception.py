@@ -73,7 +73,7 @@ def other_weights(path: Path) -> str | None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise FeatureError(f"cannot read {path}: {error.strerror or error}") from None
+        raise FeatureError(f"cannot read {path}: {reason(error)}") from None
     if found.startswith(BEGINNING):
         return None
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +92,14 @@ def critic_curves(
     return result
 
 
+def same_backbone(network: str, run: Path) -> UserError:
+    """The error where the network that measures, of this name, is the backbone of the run's critic."""
+    return UserError(
+        f"the critic's backbone is {network}, which measures here; measure with another --network, "
+        f"or fit the critic on another: {suggested('critic', 'fit', run, '--features', 'resnet')}"
+    )
+
+
 def _candidates(context: Context) -> Candidates:
     """Enough samples that n are kept at the smallest fraction, by all processes.
 
@@ -101,10 +110,7 @@ def _candidates(context: Context) -> Candidates:
     critic = load_critic(context.run.folder, context.device)
     network = context.network
     if critic.backbone_digest == network.digest:
-        raise UserError(
-            f"the critic's backbone is {network.name}, which measures here; measure with another --network, "
-            f"or fit the critic on another: {suggested('critic', 'fit', context.run.folder, '--features', 'resnet')}"
-        )
+        raise same_backbone(network.name, context.run.folder)
     drawn = replace(context.draw(round(context.n / min(_fractions(context)))), name="candidates")
     labels = drawn.labels
     assert labels is not None
