@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from vqvae2.codes import Geometry, prime_factors
+from vqvae2.codes import Geometry
 from vqvae2.config.base import ConfigError as ConfigError
 from vqvae2.config.base import Settings, one_line
 from vqvae2.config.data import DataConfig as DataConfig
 from vqvae2.config.hardware import Hardware
+from vqvae2.config.numbers import prime_factors
 from vqvae2.config.sampling import Sampling
 from vqvae2.config.training import LEAST_COMPARED, AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
 
@@ -345,10 +345,6 @@ class Config(Hardware):
     def geometry(self) -> Geometry:
         """The grids of one image of `data.size`."""
         return self.autoencoder.geometry(*self.data.shape)
-
-    def to_yaml(self) -> str:
-        """The whole configuration as YAML; `parse` of it gives an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def parse(value: dict[str, Any]) -> Config:
