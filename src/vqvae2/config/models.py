@@ -294,7 +294,7 @@ class Config(Hardware):
     """The whole pipeline."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of everything random")
-    data: DataConfig = Field(default_factory=DataConfig, description="pictures")
+    data: DataConfig = Field(default_factory=DataConfig, description="images")
     autoencoder: AutoencoderConfig = Field(default_factory=AutoencoderConfig, description="stage 1 model")
     train_autoencoder: AutoencoderTrainConfig = Field(
         default_factory=AutoencoderTrainConfig, description="stage 1 training"
@@ -333,11 +333,11 @@ class Config(Hardware):
         )
         if perceptual and min(self.data.shape) < LEAST_COMPARED:
             raise ValueError(
-                f"a perceptual distance needs pictures of at least {LEAST_COMPARED} px, found {self.data.shape_text}"
+                f"a perceptual distance needs images of at least {LEAST_COMPARED} px, found {self.data.shape_text}"
             )
         if perceptual and self.data.channels not in (1, 3, 4):
             raise ValueError(
-                f"a perceptual distance needs pictures of 1, 3 or 4 channels, found {self.data.channels}"
+                f"a perceptual distance needs images of 1, 3 or 4 channels, found {self.data.channels}"
             )
         return self
 
