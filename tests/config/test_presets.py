@@ -98,7 +98,7 @@ def test_an_unknown_preset_lists_the_others(name: str) -> None:
     assert all(known in str(caught.value) for known in presets())
 
 
-@pytest.mark.parametrize(("pictures", "pixels", "name"), [
+@pytest.mark.parametrize(("images", "pixels", "name"), [
     (1, 0, "small32"),
     (100, 31, "small32"),
     (100, 32, "small32"),
