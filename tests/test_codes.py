@@ -16,7 +16,7 @@ from comparing import same_codes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqvae2.codes import Codes, CodesError, Geometry, prime_factors
+from vqvae2.codes import Codes, CodesError, Geometry
 
 GEOMETRIES = st.lists(
     st.tuples(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.integers(1, 70_000)), min_size=1, max_size=4
@@ -218,14 +218,3 @@ def test_codes_as_files_hold_them(dtype: torch.dtype) -> None:
     assert codes.levels[0].dtype == torch.int64
     Geometry(((1, 2),), (largest + 1,)).check(codes)
     assert not (codes.levels[0] == -1).any()
-
-
-@given(st.integers(1, 5000))
-def test_prime_factors(factor: int) -> None:
-    primes = prime_factors(factor)
-    product = 1
-    for prime in primes:
-        assert all(prime % d for d in range(2, int(prime**0.5) + 1))
-        product *= prime
-    assert product == factor
-    assert primes == sorted(primes)

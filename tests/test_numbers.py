@@ -1,4 +1,4 @@
-"""Numbers and tensors of any kind at the doors of the Python interface: the right answer, or one clear line."""
+"""Numbers and tensors of any kind at the doors of the Python interface: the right answer, or one clear line; prime factors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import vqvae2
@@ -16,7 +18,7 @@ from vqvae2 import Run, Sampling
 from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
 from vqvae2.codes import CodesError
 from vqvae2.config.models import AutoencoderConfig, ConfigError
-from vqvae2.config.numbers import plain, real, whole
+from vqvae2.config.numbers import plain, prime_factors, real, whole
 from vqvae2.config.training import TrainConfig
 from vqvae2.errors import UserError
 
@@ -162,3 +164,14 @@ def test_codes_that_do_not_fit_are_still_refused(opened: Run) -> None:
         opened.autoencoder.decode(
             vqvae2.Codes((torch.full((1, 2, 2), 16), torch.zeros(1, 4, 4, dtype=torch.int64)))
         )
+
+
+@given(st.integers(1, 5000))
+def test_prime_factors(factor: int) -> None:
+    primes = prime_factors(factor)
+    product = 1
+    for prime in primes:
+        assert all(prime % d for d in range(2, int(prime**0.5) + 1))
+        product *= prime
+    assert product == factor
+    assert primes == sorted(primes)

@@ -55,7 +55,7 @@ from vqvae2.evaluate.resnet import ClassifierConfig, ResNet
 from vqvae2.evaluate.sets import folder_images
 from vqvae2.files import atomic
 from vqvae2.files.progress import Reporter
-from vqvae2.generate.sample_folder import SampleFolder, listed_classes
+from vqvae2.generate.sample_folder import SampleFolder, listed_samples
 from vqvae2.train import pipeline
 from vqvae2.train.device import TrainingError
 from vqvae2.train.state import read_metrics
@@ -209,7 +209,7 @@ def _samples(run: Path) -> None:
     if not folder.exists():
         return
     opened = Run(run, "cpu")
-    listed_classes(folder)
+    listed_samples(folder)
     named = folder_images(
         "samples", folder, opened.classes, opened.config.data, run / "report" / "cache" / "x"
     )

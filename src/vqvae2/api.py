@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vqvae2.commands.evaluate import evaluate, report_folder
-from vqvae2.commands.train import Stage, choose_config, finish, tell_estimate, work_of
+from vqvae2.commands.train import Stage, choose_config, finish, say_estimate, work_of
 from vqvae2.config.models import Config
 from vqvae2.config.numbers import plain
 from vqvae2.errors import UserError
@@ -82,7 +82,7 @@ def fit(
         command="vqvae2.fit",
         reporter=reporter,
         until=until,
-        begins=lambda config: tell_estimate(config, folder, Stage(until), reporter),
+        begins=lambda config: say_estimate(config, folder, Stage(until), reporter),
     )
     finish(folder, reporter, trained, as_json=False)
     return load(folder)

@@ -170,14 +170,3 @@ class Codes:
 
 
 torch.serialization.add_safe_globals([Codes, Geometry])  # `torch.load` builds only what it knows
-
-
-def prime_factors(factor: int) -> list[int]:
-    """The prime factors of `factor` (at least 1), smallest first; 1 has none."""
-    primes, divisor = [], 2
-    while factor > 1:
-        while factor % divisor == 0:
-            primes.append(divisor)
-            factor //= divisor
-        divisor += 1
-    return primes

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from torch.nn import functional
+
+from vqvae2.processes import world
 
 _generators: dict[
     torch.device, tuple[int, torch.Generator]
@@ -66,18 +67,6 @@ def replaced(codes: Tensor, share: float, vocabulary: int) -> Tensor:
     chosen = uniform(codes.numel(), codes.device).view_as(codes) < share
     drawn = integers(0, vocabulary, codes.numel(), codes.device).view_as(codes)
     return torch.where(chosen, drawn, codes)
-
-
-def shared() -> bool:
-    """Whether several processes train together."""
-    return world()[1] > 1
-
-
-def world() -> tuple[int, int]:
-    """The rank of this process and the number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def _generator(device: torch.device) -> torch.Generator | None:

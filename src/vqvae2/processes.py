@@ -92,9 +92,16 @@ class Group:
 
 def joined() -> Group:
     """The process group that this process has joined, or this process alone."""
-    from vqvae2.noise import world  # it loads torch
-
     return Group(*world())
+
+
+def world() -> tuple[int, int]:
+    """The rank of this process and the number of processes that have joined."""
+    from torch import distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def launched() -> tuple[int, int]:

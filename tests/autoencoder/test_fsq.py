@@ -61,7 +61,7 @@ def test_every_point_is_reached_and_looked_up(size: int, seed: int) -> None:
     out = q(z)
     assert len(out.encoding_indices.unique()) == size
     assert torch.allclose(out.quantize, q.lookup(out.encoding_indices), atol=1e-6)
-    assert torch.allclose(q.embeddings[out.encoding_indices], out.quantize, atol=1e-6)
+    assert torch.allclose(q.codebook()[out.encoding_indices], out.quantize, atol=1e-6)
     assert out.loss == 0
 
 
@@ -81,7 +81,7 @@ def test_the_gradient_is_that_of_the_bounded_values() -> None:
 def test_eval_counts_nothing_and_the_mean_code_follows_use() -> None:
     torch.manual_seed(0)
     q = FiniteScalarQuantizer(64, 5)
-    assert torch.allclose(q.mean_code(), q.embeddings.mean(0), atol=1e-6)
+    assert torch.allclose(q.mean_code(), q.codebook().mean(0), atol=1e-6)
     q.eval()(torch.randn(9, 5))
     assert q.usage.sum() == 0
     out = q.train()(torch.randn(40, 5))

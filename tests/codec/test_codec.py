@@ -28,7 +28,7 @@ from vqvae2.codec.layout import Layout
 from vqvae2.codes import Codes, Geometry
 from vqvae2.commands.compress import Coding, compress
 from vqvae2.commands.decompress import decompress
-from vqvae2.commands.images import load_images, side_by_side
+from vqvae2.commands.images import batches_of, load_images
 from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -416,10 +416,10 @@ def test_large_images_are_not_in_memory_together(
     loaded: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The verbs take fewer of them at a time, and so does the autoencoder; the files and the images are the same."""
-    assert [*side_by_side([3, 3, 2**25, 2**26, *[1] * 65])] == [
+    assert [*batches_of([3, 3, 2**25, 2**26, *[1] * 65])] == [
         slice(begin, end) for begin, end in itertools.pairwise([0, 2, 3, 4, 68, 69])
     ]
-    assert not [*side_by_side([])]
+    assert not [*batches_of([])]
     whole = compress(loaded, [pictures / "disc"], tmp_path / "whole")
     decompress(loaded, [tmp_path / "whole"], tmp_path / "images")
     seen: list[int] = []

@@ -9,7 +9,7 @@ import torch
 
 from vqvae2.commands import estimate as module
 from vqvae2.commands.costs import Cost, measure
-from vqvae2.commands.estimate import duration, estimate, free_memory, say_estimate
+from vqvae2.commands.estimate import estimate, free_memory, say_estimate
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import merge, override
 from vqvae2.config.presets import preset
@@ -195,21 +195,6 @@ def test_a_network_too_large_to_try_has_memory_and_no_time(
     more = {"train_autoencoder": {"steps": 1000}}
     say_estimate(parse(merge(preset("tiny").model_dump(mode="json"), more)), tmp_path / "run", CPU, said)
     assert "about unknown and" in said.lines[0]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (40, "40 s"),
-        (150, "2.5 min"),
-        (720, "12 min"),
-        (12600, "3.5 h"),
-        (4 * 86400, "4 days"),
-        (1500 * 86400, "4 years"),
-    ],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 def test_free_memory_is_told_by_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

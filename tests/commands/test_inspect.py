@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.autoencoder.model import VQVAE
 from vqvae2.commands.costs import Cost, Costs, kept_bytes, measure, seconds_of
-from vqvae2.commands.estimate import duration
 from vqvae2.commands.inspect import describe
 from vqvae2.commands.options import read_changes, resolve
 from vqvae2.commands.train import choose_config
@@ -27,7 +26,7 @@ from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import override
 from vqvae2.config.presets import preset, presets
 from vqvae2.data.store import open_store
-from vqvae2.files.progress import Reporter
+from vqvae2.files.progress import Reporter, duration
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import load
 from vqvae2.train.sharpen import Sharpening

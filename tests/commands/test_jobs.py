@@ -27,7 +27,7 @@ from vqvae2.config.sampling import Sampling
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunError
-from vqvae2.generate.sample_folder import holds_arrays, listed_classes, read_samples
+from vqvae2.generate.sample_folder import holds_arrays, listed_samples, read_samples
 from vqvae2.processes import Group
 from vqvae2.run import Run, load
 
@@ -158,9 +158,9 @@ def test_stored_samples_are_read_from_number_0_on(run: Run, tmp_path: Path) -> N
 
 
 def test_the_classes_of_listed_files(run: Run, tmp_path: Path) -> None:
-    assert listed_classes(tmp_path) == {}
+    assert listed_samples(tmp_path) == []
     sample(run, tmp_path, SampleRequest(2, "disc"), QUIET)
-    assert listed_classes(tmp_path) == {"00000.png": "disc", "00001.png": "disc"}
+    assert listed_samples(tmp_path) == [("00000.png", "disc"), ("00001.png", "disc")]
     assert not holds_arrays(tmp_path)
 
 

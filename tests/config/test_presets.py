@@ -98,7 +98,7 @@ def test_an_unknown_preset_lists_the_others(name: str) -> None:
     assert all(known in str(caught.value) for known in presets())
 
 
-@pytest.mark.parametrize(("pictures", "pixels", "name"), [
+@pytest.mark.parametrize(("images", "pixels", "name"), [
     (1, 0, "small32"),
     (100, 31, "small32"),
     (100, 32, "small32"),
@@ -113,8 +113,8 @@ def test_an_unknown_preset_lists_the_others(name: str) -> None:
     (FEW, 64, "large64"),
     (10**7, 5000, "large256"),
 ])  # fmt: skip
-def test_the_preset_that_is_chosen(pictures: int, pixels: int, name: str) -> None:
-    assert choose(pictures, pixels) == name
+def test_the_preset_that_is_chosen(images: int, pixels: int, name: str) -> None:
+    assert choose(images, pixels) == name
 
 
 @pytest.mark.parametrize(
@@ -350,11 +350,11 @@ def test_the_papers_priors_in_millions_of_weights(name: str, millions: list[floa
     assert [round(weights(config, level) / 1e6, 1) for level in range(len(millions))] == millions
 
 
-@given(pictures=st.integers(0, 10**8), pixels=st.integers(0, 10**5))
-def test_the_chosen_preset_exists_and_never_enlarges_more_than_it_must(pictures: int, pixels: int) -> None:
-    name = choose(pictures, pixels)
+@given(images=st.integers(0, 10**8), pixels=st.integers(0, 10**5))
+def test_the_chosen_preset_exists_and_never_enlarges_more_than_it_must(images: int, pixels: int) -> None:
+    name = choose(images, pixels)
     assert name in presets()
-    assert chosen_for(name).startswith("fewer than" if pictures < FEW else f"{FEW:,} images or more")
+    assert chosen_for(name).startswith("fewer than" if images < FEW else f"{FEW:,} images or more")
     sides = [int(text) for text in re.findall(r"\d+", chosen_for(name).partition("images")[2])]
     assert sides[0] <= pixels <= sides[-1] or len(sides) == 1
     size = preset(name).data.size

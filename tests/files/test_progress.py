@@ -204,9 +204,19 @@ def test_a_job_that_ends_by_the_clock_and_is_resumed(
     assert "0.5 min left (0.5 min for all)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (100, "2 min"), (7200, "2.0 h")])
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (40, "40 s"),
+        (150, "2.5 min"),
+        (720, "12 min"),
+        (12600, "3.5 h"),
+        (4 * 86400, "4 days"),
+        (1500 * 86400, "4 years"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
 
 
 # --- a terminal ---

@@ -457,8 +457,8 @@ def test_the_results_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert 0 < kept() <= 1000
     assert [job.state for job in jobs[:-1]] == ["done"] * 3
     with pytest.raises(UserError, match="no longer kept; start it again"):
-        queue.told(names[0], 0)
-    assert queue.told(names[0], 3)["results"] == [], "who has them all is not told of a fault"
+        queue.answer(names[0], 0)
+    assert queue.answer(names[0], 3)["results"] == [], "who has them all is not told of a fault"
 
 
 def test_the_newest_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from vqvae2.config.numbers import real, whole
 from vqvae2.errors import UserError
 from vqvae2.modes import without_autocast as without_autocast
-from vqvae2.noise import world
+from vqvae2.processes import world
 
 
 @dataclass(frozen=True)

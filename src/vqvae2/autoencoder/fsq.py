@@ -92,11 +92,6 @@ class FiniteScalarQuantizer(Quantizer):
         """The quantiser of a level with `size` codes, as the configuration of the autoencoder describes it."""
         return cls(size, config.code_dim, config.decay)
 
-    @property
-    def embeddings(self) -> Tensor:
-        """The codes [K, D] as the decoder sees them."""
-        return self.lookup(torch.arange(self.num_embeddings, device=self.sides.device))
-
     def forward(self, z: Tensor) -> Quantized:
         """Quantise the last axis of `z` [..., D]; the loss is 0.
 

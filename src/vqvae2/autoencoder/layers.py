@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqvae2.codes import prime_factors
+from vqvae2.config.numbers import prime_factors
 
 
 class ResidualBlock(nn.Module):

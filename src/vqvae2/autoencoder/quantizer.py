@@ -38,7 +38,7 @@ from vqvae2.autoencoder.revival import draw_by_error, hashed_uniform, spread_row
 from vqvae2.config.models import AutoencoderConfig
 from vqvae2.config.numbers import real
 from vqvae2.errors import UserError
-from vqvae2.noise import world
+from vqvae2.processes import world
 
 _PENALTY_RAMP = (
     1000  # updates over which the entropy penalty rises: with all of it at once, few codes stay in use

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from vqvae2.autoencoder.base import summed
-from vqvae2.noise import world
+from vqvae2.processes import world
 
 # odd 64-bit numbers, written as int64: those of SplitMix64 (Steele, Lea and Flood 2014) and one more
 _ROW, _STEP, _MIX = -0x61C8864680B583EB, -0x24B0F46E8A51DE9B, -0x40A7B892E31B1A47

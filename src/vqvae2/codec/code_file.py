@@ -65,7 +65,7 @@ def form_of(path: Path) -> Form:
     return forms[suffix]
 
 
-def complete(path: Path) -> bool:
+def holds_codes(path: Path) -> bool:
     """Whether codes are there."""
     return (path / _ABOUT).is_file() if form_of(path) == "folder" else path.is_file()
 
@@ -125,7 +125,7 @@ def open_codes(path: Path) -> CodeFile:
         UserError: a suffix of another kind of file.
     """
     form = form_of(path)
-    if not complete(path):
+    if not holds_codes(path):
         raise FileError(f"no codes at {path}")
     with _reading(path):
         text = _DESCRIPTIONS[form](path)

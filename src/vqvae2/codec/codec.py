@@ -151,11 +151,11 @@ class Codec:
         labels: Sequence[int | None] | None = None,
         mode: Mode = "prior",
     ) -> list[bytes]:
-        """Compress images, many side by side, and decode the files as a check.
+        """Compress images, many in one batch, and decode the files as a check.
 
         Args:
             images: each [C, H, W] in [-1, 1], of any size.
-            labels: the class number of each, which the prior is told and the file holds; None, or the number of classes, is
+            labels: the class number of each, on which the prior is conditioned and which the file holds; None, or the number of classes, is
                 "no label". Without a prior, and without classes, they are not used.
             mode: "prior", or "packed", which needs none.
 
@@ -245,7 +245,7 @@ class Codec:
     # --- bytes to images -----------------------------------------------------------------------------------------
 
     def decompress(self, files: Sequence[bytes], max_pixels: int = MAX_PIXELS) -> list[Decompressed]:
-        """The codes of compressed images, many side by side; of a file that is cut off, those of the levels that it holds.
+        """The codes of compressed images, many in one batch; of a file that is cut off, those of the levels that it holds.
 
         Raises:
             CodecError: a file that is no compressed image, damaged, of another model, or larger than `max_pixels`.

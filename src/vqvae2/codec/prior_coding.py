@@ -1,4 +1,4 @@
-"""Codes to bytes and back under a prior, many tiles of many images side by side, by the same raster loop that samples.
+"""Codes to bytes and back under a prior, many tiles of many images in one batch, by the same raster loop that samples.
 
     encoding: scan asks for the code of a position -> the known one is encoded and returned
     decoding: scan asks for the code of a position -> the range decoder is asked
@@ -28,7 +28,7 @@ from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.prior.scan import scan
 
 LANES = 64
-"""Tiles that are coded side by side, at most; the order of the codes in a stream of a larger image depends on it."""
+"""Tiles that are coded in one batch, at most; the order of the codes in a stream of a larger image depends on it."""
 
 
 class Side(Protocol):

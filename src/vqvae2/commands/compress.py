@@ -63,7 +63,7 @@ def compress(
         DataError: a file that is named itself is no image, or no file of the folders can be used.
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """
-    from vqvae2.commands.images import side_by_side
+    from vqvae2.commands.images import batches_of
     from vqvae2.files.atomic import write_bytes
     from vqvae2.files.output import claim_origins, make_folder
     from vqvae2.generate.sample import class_number
@@ -78,7 +78,7 @@ def compress(
     claim_origins(out / _RECORD, dict(zip(targets, _origins(run, files), strict=True)))
     results: list[dict[str, Any]] = []
     with reporter.track("compress", len(files), unit="images") as tracker:
-        for together in side_by_side([pixels for _, pixels in usable]):
+        for together in batches_of([pixels for _, pixels in usable]):
             some = files[together]
             images = [_load(run, file, resize) for file in some]
             contents = run.codec.compress(images, [number] * len(images), mode.value)
@@ -196,7 +196,8 @@ def command(
         ),
     ] = Coding.prior,
     label: Annotated[
-        str | None, typer.Option(help="class of all of them, by name or number, which the prior is told")
+        str | None,
+        typer.Option(help="class of all of them, by name or number, on which the prior is conditioned"),
     ] = None,
     resize: Annotated[
         bool,

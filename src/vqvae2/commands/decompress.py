@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vqvae2.files.run_folder import DecoderName
     from vqvae2.run import Run
 
-_BATCH = 64  # files that are read side by side
+_BATCH = 64  # files that are read in one batch
 _RECORD = "decompressed.json"
 
 
@@ -55,7 +55,7 @@ def decompress(
             written), or no file of the folders can be decoded.
     """
     from vqvae2.codec.errors import CodecError
-    from vqvae2.commands.images import Skipped, image_files_of, save_image, say_skipped, side_by_side
+    from vqvae2.commands.images import Skipped, batches_of, image_files_of, save_image, say_skipped
     from vqvae2.files.output import claim_files, make_folder
 
     run.check_out(out)
@@ -70,7 +70,7 @@ def decompress(
             if read and not results:
                 make_folder(out)  # only now, so that a refused command leaves nothing
                 claim_files(out / _RECORD, (file for stem in stems for file in image_files_of(stem, run)))
-            for together in side_by_side([one.layout.pixels for _, one in read]):
+            for together in batches_of([one.layout.pixels for _, one in read]):
                 found = [one for _, one in read[together]]
                 whole = [run.codec.fill(one, seed, run.sampling) for one in found] if fill else found
                 images = run.codec.decode(whole, model)

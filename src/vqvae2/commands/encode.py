@@ -116,11 +116,11 @@ def _claim(
     Raises:
         UserError: `out` or its parts are of other codes or of other images, or `out` has arrays of the user.
     """
-    from vqvae2.codec.code_file import complete, form_of, open_codes
+    from vqvae2.codec.code_file import form_of, holds_codes, open_codes
     from vqvae2.config.overrides import differences
     from vqvae2.files.output import claim, make_folder
 
-    stored = open_codes(out).about if complete(out) else None
+    stored = open_codes(out).about if holds_codes(out) else None
     arrays = sorted(out.glob("*.npy")) if form_of(out) == "folder" and stored is None else []
     if arrays and not (work / "parts.json").exists():
         raise UserError(f"{arrays[0]} exists, and could be overwritten; choose another --out")

@@ -22,7 +22,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.commands.costs import Cost, measure
 from vqvae2.config.models import Config
 from vqvae2.files.atomic import FileError
-from vqvae2.files.progress import Reporter
+from vqvae2.files.progress import Reporter, duration
 from vqvae2.files.run_folder import RunFolder, StageFolder
 from vqvae2.modes import seeded
 from vqvae2.prior.hierarchy import make_level
@@ -131,18 +131,6 @@ def say_estimate(
             f"warning: {amount(free)} are free, and the training data may take up to {amount(data)} of them; "
             "`--set resident_gb=0` keeps them off the card"
         )
-
-
-def duration(seconds: float) -> str:
-    """Words for a time: 40 s, 2.5 min, 12 min, 3.5 h, 4 days, 3 years."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.{0 if seconds >= 600 else 1}f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    days = seconds / 86400
-    return f"{days:.0f} days" if days < 1000 else f"{days / 365:,.0f} years"
 
 
 def amount(size: int) -> str:

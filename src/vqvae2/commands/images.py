@@ -155,7 +155,7 @@ def reason_alone(file: Path, error: UserError) -> str:
     return str(error).removeprefix(f"{printable(str(file))}: ")
 
 
-def side_by_side(pixels: Sequence[int]) -> Iterator[slice]:
+def batches_of(pixels: Sequence[int]) -> Iterator[slice]:
     """Which images are worked on together, in order: at most 64, and at most `MAX_PIXELS` pixels or one image.
 
     Args:

@@ -165,7 +165,7 @@ def _micro_batches(net: Cost, cards: int) -> str:
 
 def _times(name: str, nets: Sequence[Cost], captured: bool) -> dict[str, str]:
     from vqvae2.commands.costs import GPUS
-    from vqvae2.commands.estimate import duration
+    from vqvae2.files.progress import duration
 
     one, many = (duration(sum(net.seconds(cards, captured) for net in nets)) for cards in (1, GPUS))
     if any(net.settings.batch % GPUS for net in nets):

@@ -132,12 +132,12 @@ def _usage(run: Run, level: int, plain: dict[str, Any]) -> tuple[float | None, f
 
 def _training(run: Run) -> int | None:
     from vqvae2.data.store import StoreError, open_store
+    from vqvae2.train.prior import copies
 
     if not run.paths.manifest.exists():
         return None
     try:
-        copies = max(settings.copies for settings in run.config.train_prior)
-        return len(open_store(run.paths.codes).train) // copies
+        return len(open_store(run.paths.codes).train) // copies(run.config)
     except StoreError:
         return None
 
@@ -154,12 +154,11 @@ def curve(lines: list[dict[str, Any]], key: str) -> Curve:
 
 
 def _ended_by_minutes(run: Run) -> Iterator[str]:
-    from vqvae2.train.longer import ended
+    from vqvae2.train.longer import ended, settings_of
 
-    config = run.config
-    settings: list[Any] = [config.train_autoencoder, config.sharpen, *config.train_prior]
-    stages = run.paths.networks(config.autoencoder.levels)
-    for (name, stage), training in zip(stages.items(), settings, strict=True):
+    stages = run.paths.networks(run.config.autoencoder.levels)
+    for name, (_, training) in settings_of(run.config).items():
+        stage = stages[name]
         if not training.minutes or not stage.done():
             continue
         outcome = ended(stage)

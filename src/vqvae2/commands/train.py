@@ -363,18 +363,18 @@ def command(
             reporter=reporter,
             until=until.value,
             redo=redo_prior or (),
-            begins=lambda config: tell_estimate(config, run, until, reporter),
+            begins=lambda config: say_estimate(config, run, until, reporter),
         )
     finish(run, reporter, trained, as_json)
 
 
-def tell_estimate(config: Config, run: Path, until: Stage, reporter: Reporter) -> None:
+def say_estimate(config: Config, run: Path, until: Stage, reporter: Reporter) -> None:
     """Say how long it will take, unless everything is done or several processes share the work."""
-    from vqvae2.commands.estimate import say_estimate
+    from vqvae2.commands import estimate
     from vqvae2.train.device import best_device
 
     if launched()[1] == 1:
-        say_estimate(config, run, best_device(), reporter, until.value)
+        estimate.say_estimate(config, run, best_device(), reporter, until.value)
 
 
 def finish(run: Path, reporter: Reporter, trained: bool, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vqvae2.files.progress import duration
 from vqvae2.train.follow import Follower
-from vqvae2.train.longer import wanted
+from vqvae2.train.longer import settings_of, wanted
 from vqvae2.train.stored_run import StoredRun
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -65,8 +65,7 @@ def _done(stored: StoredRun) -> dict[str, bool]:
 
 def _picture(stored: StoredRun, lines: dict[str, list[dict[str, Any]]], width: int, idle: float) -> Group:
     """All stages, one below the other."""
-    steps = {"autoencoder": stored.config.train_autoencoder.steps, "sharpen": stored.config.sharpen.steps}
-    steps |= {f"prior level {i}": level.steps for i, level in enumerate(stored.config.train_prior)}
+    steps = {name: training.steps for name, (_, training) in settings_of(stored.config).items()}
     done, parts = _done(stored), []
     for name, known in lines.items():
         table = Table.grid(padding=(0, 2))

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from vqvae2.codes import Geometry, prime_factors
+from vqvae2.codes import Geometry
 from vqvae2.config.base import ConfigError as ConfigError
 from vqvae2.config.base import Settings, one_line
 from vqvae2.config.data import DataConfig as DataConfig
 from vqvae2.config.hardware import Hardware
+from vqvae2.config.numbers import prime_factors
 from vqvae2.config.sampling import Sampling
 from vqvae2.config.training import LEAST_COMPARED, AutoencoderTrainConfig, PriorTrainConfig, SharpenConfig
 
@@ -294,7 +294,7 @@ class Config(Hardware):
     """The whole pipeline."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of everything random")
-    data: DataConfig = Field(default_factory=DataConfig, description="pictures")
+    data: DataConfig = Field(default_factory=DataConfig, description="images")
     autoencoder: AutoencoderConfig = Field(default_factory=AutoencoderConfig, description="stage 1 model")
     train_autoencoder: AutoencoderTrainConfig = Field(
         default_factory=AutoencoderTrainConfig, description="stage 1 training"
@@ -333,11 +333,11 @@ class Config(Hardware):
         )
         if perceptual and min(self.data.shape) < LEAST_COMPARED:
             raise ValueError(
-                f"a perceptual distance needs pictures of at least {LEAST_COMPARED} px, found {self.data.shape_text}"
+                f"a perceptual distance needs images of at least {LEAST_COMPARED} px, found {self.data.shape_text}"
             )
         if perceptual and self.data.channels not in (1, 3, 4):
             raise ValueError(
-                f"a perceptual distance needs pictures of 1, 3 or 4 channels, found {self.data.channels}"
+                f"a perceptual distance needs images of 1, 3 or 4 channels, found {self.data.channels}"
             )
         return self
 
@@ -345,10 +345,6 @@ class Config(Hardware):
     def geometry(self) -> Geometry:
         """The grids of one image of `data.size`."""
         return self.autoencoder.geometry(*self.data.shape)
-
-    def to_yaml(self) -> str:
-        """The whole configuration as YAML; `parse` of it gives an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def parse(value: dict[str, Any]) -> Config:

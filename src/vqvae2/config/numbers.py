@@ -1,4 +1,4 @@
-"""Numbers of any library: a NumPy or PyTorch scalar is accepted wherever a Python number is."""
+"""Numbers of any library, because a NumPy or PyTorch scalar is accepted wherever a Python number is; prime factors."""
 
 from __future__ import annotations
 
@@ -52,6 +52,17 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist") and getattr(value, "ndim", None) in (0, 1):  # arrays and tensors have it
         return plain(value.tolist())
     return value
+
+
+def prime_factors(factor: int) -> list[int]:
+    """The prime factors of `factor` (at least 1), smallest first; 1 has none."""
+    primes, divisor = [], 2
+    while factor > 1:
+        while factor % divisor == 0:
+            primes.append(divisor)
+            factor //= divisor
+        divisor += 1
+    return primes
 
 
 def _shown(value: Any) -> str:

@@ -31,15 +31,15 @@ def preset(name: str) -> Config:
     return parse(_PRESETS[name])
 
 
-def choose(pictures: int, pixels: int) -> str:
+def choose(images: int, pixels: int) -> str:
     """The name of the preset for a data set.
 
     Args:
-        pictures: number of images.
+        images: how many there are.
         pixels: the typical length of an image's short side.
     """
     size = max((side for side in _SIDES if side <= pixels), default=_SIDES[0])
-    return f"{'small' if pictures < _SMALL else 'large'}{size}"
+    return f"{'small' if images < _SMALL else 'large'}{size}"
 
 
 def chosen_for(name: str) -> str:

@@ -1,10 +1,11 @@
 """Images to batches: shuffled and endless for training, in order and once for everything else.
 
-    ImageSet --TrainingOrder, augmented--> pixel_batches;  ImageSet --in order--> sequential_pixels;  both uint8
+    ImageSet --TrainingOrder, augmented--> pixel_batches;  ImageSet --in order--> sequential_pixels
+    both uint8, or int16 where `data.range` is set
     sequential: the same as sequential_pixels, as float32 in [-1, 1]
 
-Every batch is a pure function of (seed, step): nothing here keeps a random state. Training ships uint8 to the device
-and scales there, because that is a quarter of the bytes.
+Every batch is a pure function of (seed, step): nothing here keeps a random state. Training ships these integers to the
+device and scales there, because they take a quarter of the bytes, or half.
 
 Shapes: B batch, b the part of a batch that one process takes, C channels, H W the configured shape.
 """
@@ -29,16 +30,16 @@ from vqvae2.data.pixels import Pixels, to_float
 
 
 class Shuffle:
-    """The endless sequence of seeded permutations of some indices, by place."""
+    """The endless sequence of seeded permutations of some indices, by position."""
 
     def __init__(self, indices: NDArray[np.int64], seed: int) -> None:
         self.indices, self.seed = indices, seed
         self.epochs: dict[int, NDArray[np.int64]] = {}
 
-    def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The indices that stand at these places of the sequence."""
-        epochs, within = np.divmod(places, len(self.indices))
-        chosen = np.empty(len(places), np.int64)
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The indices that stand at these positions of the sequence."""
+        epochs, within = np.divmod(positions, len(self.indices))
+        chosen = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs).tolist():
             chosen[epochs == epoch] = self._epoch(epoch)[within[epochs == epoch]]
         return chosen
@@ -85,28 +86,28 @@ class TrainingOrder:
         self.low, self.high = rank * batch // world, (rank + 1) * batch // world
         self.shuffle = NearbyShuffle(chosen, seed, batch, buffer) if buffer else Shuffle(chosen, seed)
 
-    def places(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.int64]]:
-        """For the steps from `start` to `stop` - 1 (None: without end), places [b] in the sequence of all epochs."""
+    def positions(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.int64]]:
+        """For the steps from `start` to `stop` - 1 (None: without end), positions [b] in the sequence of all epochs."""
         for step in itertools.count(start) if stop is None else range(start, stop):
             yield np.arange(step * self.batch + self.low, step * self.batch + self.high)
 
     def steps(
         self, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Places [b] as in `places`, which are the keys of the augmentation, and the indices [b] that stand there."""
-        for places in self.places(start, stop):
-            yield places, self.shuffle(places)
+        """Positions [b] as in `positions`, which are the keys of the augmentation, and the indices [b] that stand there."""
+        for positions in self.positions(start, stop):
+            yield positions, self.shuffle(positions)
 
 
 def stored_batches(
     images: ImageSet, order: TrainingOrder, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[NDArray[np.int64], Pixels, NDArray[np.int64]]]:
-    """For the steps from `start` to `stop` - 1 (None: without end): places [b] as of `TrainingOrder.steps`, the stored pixels
+    """For the steps from `start` to `stop` - 1 (None: without end): positions [b] as of `TrainingOrder.steps`, the stored pixels
     [b, PH, PW, C] of the images there, and the indices [b] of the images that they show, as of `ImageSet.raw`.
     """
     raws = images.raw(indices for _, indices in order.steps(start, stop))
-    for places, (raw, actual) in zip(order.places(start, stop), raws, strict=False):
-        yield places, raw, actual
+    for positions, (raw, actual) in zip(order.positions(start, stop), raws, strict=False):
+        yield positions, raw, actual
 
 
 def pixel_batches(
@@ -127,10 +128,10 @@ def pixel_batches(
         augment: flip, shift and random crop as `config` says; otherwise the centre crop.
 
     Yields:
-        uint8 [b, H, W, C] and int64 labels [b] (zeros without classes).
+        uint8, or int16 where `data.range` is set, [b, H, W, C] and int64 labels [b] (zeros without classes).
     """
-    for places, raw, actual in stored_batches(images, order, start, stop):
-        pixels = augmented(raw, places, order.seed, config) if augment else centre(raw, config.shape)
+    for positions, raw, actual in stored_batches(images, order, start, stop):
+        pixels = augmented(raw, positions, order.seed, config) if augment else centre(raw, config.shape)
         yield torch.from_numpy(pixels), images.labels_of(actual)
 
 

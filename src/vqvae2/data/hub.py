@@ -11,7 +11,7 @@ from vqvae2.data.errors import DataError
 from vqvae2.data.labels import assign_splits
 from vqvae2.data.listing import Listing, Stream
 from vqvae2.data.split_names import TRAIN
-from vqvae2.data.tables import OpenedTable, Tables, first_line, list_rows, reading, stream_rows
+from vqvae2.data.tables import OpenedTable, Tables, list_rows, reading, stream_rows, type_and_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -73,7 +73,7 @@ class HubDataset:
         except Exception as error:
             raise DataError(
                 f"no folder or file {self.name!r}, and the Hub data set of this name cannot be reached "
-                f"({first_line(error)}); HF_HUB_OFFLINE=1 uses a copy downloaded before"
+                f"({type_and_line(error)}); HF_HUB_OFFLINE=1 uses a copy downloaded before"
             ) from error
 
 

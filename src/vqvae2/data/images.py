@@ -1,6 +1,6 @@
 """Random access to the images of a data set: decoded once and kept, or decoded when they are requested.
 
-    data --sources--> encoded images --cache or decoding--> uint8 --> ImageSet
+    data --sources--> encoded images --cache or decoding--> uint8 or int16 --> ImageSet
 
 Shapes: B batch, C channels, H W the configured shape, PH PW = that times scale, rounded, n images.
 """
@@ -76,7 +76,7 @@ class ImageSet:
         return isinstance(self._stored, np.ndarray)
 
     def pixels(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
-        """The centre crops of some images without augmentation, as evaluation uses them: uint8 [B, H, W, C]."""
+        """The centre crops of some images without augmentation, as evaluation uses them: [B, H, W, C] of the stored type."""
         raw, _ = next(self.raw([np.asarray(indices, np.int64).reshape(-1)]))
         return torch.from_numpy(centre(raw, self._shape))
 
@@ -87,9 +87,9 @@ class ImageSet:
             batches: the indices [B] of each batch.
 
         Yields:
-            For each batch the pixels, uint8 [B, PH, PW, C], and the indices of the images that they show. These
-            differ from the requested indices only where an image turns out to be broken when it is decoded:
-            the next usable image of the same split is used instead.
+            For each batch the pixels, uint8 or, where `data.range` is set, int16 [B, PH, PW, C], and the indices of the images
+            that they show. These differ from the requested indices only where an image turns out to be broken when it is
+            decoded: the next usable image of the same split is used instead.
         """
         if isinstance(self._stored, np.ndarray):
             for chosen in batches:

@@ -42,22 +42,22 @@ class NearbyShuffle:
         self.block = max(1, buffer // _BLOCKS)
         self._kept: OrderedDict[tuple[int, ...], NDArray[np.int64]] = OrderedDict()
 
-    def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The indices that stand at these places of the sequence."""
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The indices that stand at these positions of the sequence."""
         each = self.batch // self.lanes
-        step, slot = np.divmod(places, self.batch)
+        step, slot = np.divmod(positions, self.batch)
         lane = slot // each
         epoch, within = np.divmod(step * each + slot % each, self.length)
         window = within // self.buffer
-        chosen = np.empty(len(places), np.int64)
+        chosen = np.empty(len(positions), np.int64)
         keys = np.stack([epoch, lane, window], 1)
         for key in np.unique(keys, axis=0):
             here = (keys == key).all(1)
             e, own_lane, own_window = key.tolist()
             start = own_window * self.buffer
             order = self._permutation(min(self.buffer, self.length - start), 1, e, own_lane, own_window)
-            positions = own_lane * self.length + start + order[within[here] - start]
-            chosen[here] = self.indices[self._stored(e, positions)]
+            mixed = own_lane * self.length + start + order[within[here] - start]
+            chosen[here] = self.indices[self._stored(e, mixed)]
         return chosen
 
     def _stored(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -74,10 +74,10 @@ def reading(data: str) -> Iterator[None]:
     except MemoryError as error:
         raise DataError(f"too little memory to read {data!r}") from error
     except Exception as error:  # its many layers raise many kinds of exceptions
-        raise DataError(f"cannot read {data!r}: {first_line(error)}") from error
+        raise DataError(f"cannot read {data!r}: {type_and_line(error)}") from error
 
 
-def first_line(error: BaseException) -> str:
+def type_and_line(error: BaseException) -> str:
     """The type of an exception and the first line of its message."""
     cause = error.__cause__ or error  # `datasets` wraps what happened in a general error
     if type(cause).__name__ == "CastError" or "Failed to parse string" in str(cause):
@@ -213,7 +213,7 @@ def _rows(opened: Tables, columns: Columns, config: DataConfig) -> Iterator[Row]
                 yield columns.row(number, values, held)
                 number, read[held] = number + 1, read[held] + 1
         except Exception as error:
-            raise DataError(f"the stream broke after {number} images: {first_line(error)}") from error
+            raise DataError(f"the stream broke after {number} images: {type_and_line(error)}") from error
 
 
 def _rows_of_split(config: DataConfig, held: int | None) -> int | None:

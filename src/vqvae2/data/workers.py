@@ -20,6 +20,7 @@ from vqvae2.data.listing import Payload
 from vqvae2.data.pixels import Pixels
 from vqvae2.files.progress import Reporter
 from vqvae2.processes import launched
+from vqvae2.stopping import SIGNALS
 
 _RESTARTS = 3  # times that workers which died are replaced
 
@@ -178,9 +179,8 @@ def _cores() -> int:
 
 def _start_worker() -> None:
     """Leave to the parent what signals the whole group, as Ctrl-C, the end of the terminal and `torchrun` do; end when it does."""
-    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()

@@ -330,7 +330,7 @@ class Context:
             parts.compute(some, tracker.update)
         return parts
 
-    def compare(self) -> None:
+    def make_features(self) -> None:
         """Make the features of all compared sets and of the reference, with and without reconstruction."""
         for images in (self.reference, *self.compared.values()):
             self.features(images)

@@ -103,8 +103,8 @@ def _standardising(features: Tensor, classes: int, backbone_digest: str) -> Prob
     """A probe with zero weights that brings these features to mean 0 and standard deviation 1."""
     probe = Probe(features.shape[1], classes, backbone_digest, 0.0).to(features.device)
     probe.mean.copy_(features.mean(0))
-    deviation = features.std(0, correction=0)
-    probe.standard_deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
+    std = features.std(0, correction=0)
+    probe.standard_deviation.copy_(torch.where(std > 1e-6, std, 1.0))
     return probe
 
 

@@ -17,7 +17,7 @@ from vqvae2.data.batches import sequential
 from vqvae2.data.errors import DataError
 from vqvae2.data.images import ImageSet
 from vqvae2.data.recorded import open_other
-from vqvae2.generate.sample_folder import holds_arrays, listed_classes, listed_samples, read_samples
+from vqvae2.generate.sample_folder import holds_arrays, listed_samples, read_samples
 
 BATCH = 64
 """Images in one batch on a CPU."""
@@ -145,7 +145,7 @@ def folder_images(
         named = [label for _, label in listed_samples(folder)][: drawn.n]
         return replace(drawn, labels=_numbers(named, known) if len(named) == drawn.n else None)
     images = open_other(str(folder), config, cache, seed=0, say=lambda text: None, both=False)
-    listed = listed_classes(folder)
+    listed = dict(listed_samples(folder))
     order = np.sort(np.concatenate([images.train, images.heldout]))
     if listed:  # the folder also holds sheets, which are no samples
         order = np.array([index for index in order if Path(images.names[index]).name in listed], np.int64)

@@ -201,7 +201,12 @@ class Tracker:
 
 
 def duration(seconds: float) -> str:
-    """ "45 s", "12 min" or "3.5 h"."""
+    """Words for a time: 40 s, 2.5 min, 12 min, 3.5 h, 4 days, 3 years."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.{0 if seconds >= 600 else 1}f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.0f} days" if days < 1000 else f"{days / 365:,.0f} years"

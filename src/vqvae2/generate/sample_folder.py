@@ -193,8 +193,7 @@ class SampleFolder:
         for number in range(n):
             codes = files[number]
             file = self._files(number, present)[-1] if self.form == "png" else codes
-            entry: dict[str, Any] = {"file": file, "number": number}
-            entry |= {"codes": codes}
+            entry: dict[str, Any] = {"file": file, "number": number, "codes": codes}
             if labels is not None:
                 entry |= {"label": labels[number], "class": classes[labels[number]]}
             entries.append(entry)
@@ -360,15 +359,6 @@ def holds_arrays(folder: Path) -> bool:
     """Whether the images of a folder are in the arrays of its batches rather than in PNG files."""
     single = (file for file in folder.glob("*.png") if _WRITTEN.fullmatch(file.name) and file.name != _GRID)
     return any(folder.glob(_PATTERN)) and not any(single)
-
-
-def listed_classes(folder: Path) -> dict[str, str]:
-    """The class name of each file that samples.json lists ("" without classes); {} if there is no such file.
-
-    Raises:
-        FileError: samples.json is damaged.
-    """
-    return dict(listed_samples(folder))
 
 
 def listed_samples(folder: Path) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
 from vqvae2.noise import dropout as dropped
-from vqvae2.noise import shared
 from vqvae2.prior.layers import ChannelNorm, Pointwise
 from vqvae2.prior.recompute import recomputed
+from vqvae2.processes import world
 
 _PART = 128  # queries whose scores are held at once where no fused kernel drops them out
 
@@ -38,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         return result
     n = q.shape[2]
     if not in_parts(q, dropout):
-        if dropout and shared() and q.device.type == "cpu":
+        if dropout and world()[1] > 1 and q.device.type == "cpu":
             return _attend_last(q, k, v, dropout)
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     parts = []
@@ -60,7 +60,7 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """`attend` of the last queries [B, heads, M, D] among N keys."""
     m, n = q.shape[2], k.shape[2]
     seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
-    if not shared():
+    if world()[1] == 1:
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)  # the same, with the noise of the global batch
     return dropped(scores.masked_fill(~seen, -torch.inf).softmax(3), dropout, True) @ v

@@ -47,6 +47,7 @@ class ConditionStack(nn.Module):
 
     The coarsest of them is embedded, up-sampled to the next and added to that one's embedding, and so on; the residual
     blocks stand at the next coarser grid, where they are cheap, before the last up-sampling (our decision).
+    `places` holds its positional embeddings (named as in the files of earlier versions).
 
     Args:
         geometry: of all levels.

@@ -118,6 +118,11 @@ def check_shapes(folder: Path, config: Config) -> None:
 
 
 def compare_priors(folder: Path, config: Config, levels: Iterable[int]) -> None:
+    """Compare the settings with the shapes in the files of these levels' priors.
+
+    Raises:
+        FileError: a file is damaged or does not fit.
+    """
     wanted = list(levels)
     with torch.device("meta"):
         prior = prior_of(config, max(wanted) + 1) if wanted else None

@@ -117,7 +117,7 @@ def fits(place: Path, config: Config, images: ImageSet, digest: str, main: bool)
     )
 
 
-def opened(place: Path, digest: str) -> CodeStore:
+def open_for_all(place: Path, digest: str) -> CodeStore:
     """The code store that the main process has made or checked; a collective.
 
     Raises:

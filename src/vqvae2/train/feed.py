@@ -2,7 +2,7 @@
 
     batches (host) --thread, pinned memory--> queue --copy stream--> device
 
-Batches keep their order and their values: this only moves them. Pixels travel as uint8 and codes as 16 bits; the
+Batches keep their order and their values: this only moves them. Pixels travel as uint8 or int16 and codes as 16 bits; the
 objective scales or widens them on the device.
 """
 

@@ -103,7 +103,7 @@ def fit(
     hardware = hardware or Hardware()
     choices = choose(hardware, config, accelerator)
     if hardware.shard and accelerator.num_processes > 1 and objective.name.startswith("prior"):
-        choices = replace(choices, sharded=True)
+        choices = replace(choices, sharded=True, fused=False)
     cards = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cards), stop_requests(reporter.say) as stop, switches(choices):
         try:

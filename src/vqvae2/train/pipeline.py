@@ -41,7 +41,7 @@ from vqvae2.train.beginning import (
 )
 from vqvae2.train.derived import check_derived
 from vqvae2.train.device import make_accelerator
-from vqvae2.train.extract import extract, fits, opened, parts_folder
+from vqvae2.train.extract import extract, fits, open_for_all, parts_folder
 from vqvae2.train.folder import (
     Claim,
     Redo,
@@ -288,7 +288,7 @@ def _codes(
         extract(model, images, config, place, digest, accelerator, reporter)
     elif accelerator.is_main_process:
         remove([parts_folder(place)])  # of an extraction that was killed at its very end
-    return opened(place, digest)
+    return open_for_all(place, digest)
 
 
 def _priors(

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vqvae2.autoencoder.layers import channels_first
 from vqvae2.config.training import TrainConfig
 from vqvae2.train.device import Choices, make_optimizer
-from vqvae2.train.sharded import make_sharded_optimizer, shard
+from vqvae2.train.sharded import shard
 
 
 def prepared(
@@ -20,7 +20,7 @@ def prepared(
     if choices.sharded:
         network = network.to(accelerator.device)
         shard(network, accelerator)
-        return network, network, make_sharded_optimizer(network, config)
+        return network, network, make_optimizer(network, config, choices)
     if choices.channels_last:
         network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:

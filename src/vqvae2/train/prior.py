@@ -25,8 +25,9 @@ from vqvae2.data.batches import TrainingOrder, spread
 from vqvae2.data.grid import save_grid
 from vqvae2.data.store import CodeStore
 from vqvae2.modes import seeded
-from vqvae2.noise import replaced, world
+from vqvae2.noise import replaced
 from vqvae2.prior.hierarchy import make_level
+from vqvae2.processes import world
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
 from vqvae2.train.judging import HeldOut

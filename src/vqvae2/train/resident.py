@@ -36,7 +36,7 @@ class ResidentImages:
     """The training images of a set, on a device.
 
     Attributes:
-        pixels: uint8 [n, PH, PW, C], as stored, on the device.
+        pixels: uint8, or int16 where `data.range` is set, [n, PH, PW, C], as stored, on the device.
         indices: int64 [n], sorted: which images they are.
         config: says which augmentations there are.
     """
@@ -59,7 +59,7 @@ class ResidentImages:
             pixels[chunk] = torch.from_numpy(np.ascontiguousarray(raw)).to(device)
         return cls(pixels, indices, config)
 
-    def places(self, order: TrainingOrder, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def windows_at(self, order: TrainingOrder, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each step from `start` on: positions [b] among the resident images, rows [b, H], columns [b, W]; int64."""
         stored = (self.pixels.shape[1], self.pixels.shape[2])
         for keys, indices in order.steps(start):
@@ -68,7 +68,7 @@ class ResidentImages:
             yield torch.from_numpy(positions), torch.from_numpy(rows.copy()), torch.from_numpy(columns)
 
     def pixels_at(self, positions: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """The batch that `places` describes, uint8 [b, H, W, C]."""
+        """The batch that `windows_at` describes, [b, H, W, C] of the stored type."""
         return cut(self.pixels, positions, rows, columns)
 
 
@@ -105,13 +105,13 @@ class TrainingImages:
         """This process's batches from step `start` on, in host memory; `scaled` makes images of them.
 
         They are pixels [b, H, W, C] and labels [b]; or, where the device cuts, stored pixels [b, PH, PW, C], rows [b, H] and
-        columns [b, W]; or, where the images are on the device, what `ResidentImages.places` yields.
+        columns [b, W]; or, where the images are on the device, what `ResidentImages.windows_at` yields.
         """
         order = TrainingOrder(
             self.images.train, self.batch, self.seed, rank, world, self.config.shuffle_buffer
         )
         if self.resident is not None:
-            return self.resident.places(order, start)
+            return self.resident.windows_at(order, start)
         if self.cuts_there:
             return self._uncut(order, start)
         return pixel_batches(self.images, order, self.config, start=start)

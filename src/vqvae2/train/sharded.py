@@ -21,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqvae2.config.training import TrainConfig
 from vqvae2.files import tensor_file
 from vqvae2.files.atomic import FileError, reason
 from vqvae2.files.seen import await_seen
@@ -151,11 +150,6 @@ def pieces(rows: int, count: int) -> list[range]:
     """The rows that each of `count` processes has of a weight of so many rows, as `fully_shard` cuts; some may have none."""
     size = -(-rows // count)
     return [range(min(at * size, rows), min((at + 1) * size, rows)) for at in range(count)]
-
-
-def make_sharded_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the rows of this process."""
-    return torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
 def rows_of_state(

@@ -41,7 +41,7 @@ from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
 from vqvae2.data.pixels import LEAST_SQUARE, decibels
 from vqvae2.modes import seeded
-from vqvae2.noise import world
+from vqvae2.processes import world
 from vqvae2.train.autoencoder import detail
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch

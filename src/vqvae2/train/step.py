@@ -110,7 +110,7 @@ class TrainingStep:
     Args:
         objective: its loss.
         model: what the loss is computed with: the network, perhaps compiled and wrapped for several processes.
-        network: the network itself. It may have a method `before_step`, which is told the number of each step, from 0.
+        network: the network itself. It may have a method `before_step`, which is called with the number of each step, from 0.
         optimizer: of the network's weights, as `make_optimizer` makes it.
         config: of the training.
         choices: how it is computed.
@@ -149,13 +149,13 @@ class TrainingStep:
         self.inputs: Batch = ()
         self.refused = ""
         self.side = torch.cuda.Stream(choices.device) if choices.captured else None
-        self.tell: Callable[[int], None] = getattr(network, "before_step", lambda number: None)
+        self.before_step: Callable[[int], None] = getattr(network, "before_step", lambda number: None)
 
     def __call__(self, batch: Batch, number: int, rate: float, seed: int) -> None:
         """Do step `number` (from 0) on a batch on the device, with this learning rate and this seed."""
         self._seed(seed)
         self.number.fill_(number)
-        self.tell(number)
+        self.before_step(number)
         if isinstance(self.average, WeightAverage):
             self.average.before_step()
         for group in self.optimizer.param_groups:

@@ -119,7 +119,7 @@ class _Handlers:
         text = request.query_params.get("from", "0")
         if not (text.isdecimal() and len(text) < 10):
             raise UserError("from: expected a whole number that is not negative")
-        return JSONResponse(self.jobs.told(request.path_params["name"], int(text)))
+        return JSONResponse(self.jobs.answer(request.path_params["name"], int(text)))
 
     async def stop(self, request: HttpRequest) -> Response:
         self.jobs.find(request.path_params["name"]).stop = True

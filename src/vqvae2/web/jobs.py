@@ -133,7 +133,7 @@ class Jobs:
             raise UserError("no such job; it may be long gone")
         return job
 
-    def told(self, name: str, first: int) -> dict[str, Any]:
+    def answer(self, name: str, first: int) -> dict[str, Any]:
         """As `Job.to_json`, of a job by its name."""
         with self._own:
             return self.find(name).to_json(first)

@@ -129,7 +129,7 @@ def _again(context: Context, features: Mapping[str, Features]) -> dict[str, tupl
 
 def prepare(context: Context) -> None:
     """The features of all these sets, by all processes."""
-    context.compare()
+    context.make_features()
     prepare_large(context)
 
 

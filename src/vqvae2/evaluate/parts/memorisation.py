@@ -130,5 +130,5 @@ PART = Part(
     "Nearest training images",
     measure,
     needs=("samples", "sets", "network"),
-    prepare=Context.compare,
+    prepare=Context.make_features,
 )

@@ -50,5 +50,5 @@ PART = Part(
     "Precision and recall, density and coverage",
     measure,
     needs=("sets", "network"),
-    prepare=Context.compare,
+    prepare=Context.make_features,
 )
