@@ -55,7 +55,7 @@ def test_a_config_a_file_a_size_and_settings(tmp_path: Path, pictures: Path) -> 
         ({"settings": {"train_autoencoder.steps": object()}}, "expected a number, a text or a list"),
         ({"settings": {"train_autoencoder.steps": "many"}}, "train_autoencoder.steps"),
         ({"size": 15}, "15"),
-        ({"until": "codes"}, "expected until to be one of autoencoder, sharpen, prior"),
+        ({"until": "priors"}, "expected until to be one of autoencoder, codes, sharpen, prior"),
         ({"data": "nowhere"}, "no such folder or file"),
         ({"config": "none.yaml"}, "cannot read the configuration none.yaml"),
     ],

@@ -54,8 +54,7 @@ def fit(
         size: of the images in pixels, one number or (height, width); None keeps that of the preset.
         settings: further settings by their dotted keys, which replace those before: {"train_autoencoder.steps": 2000}. In a key
             `*` stands for all levels. `vqvae2 train --help-config` lists all.
-        until: "autoencoder" stops after the first stage, "codes" when its codes are stored too, "sharpen" after the decoder is sharpened too;
-            a later call without it continues.
+        until: stop after "autoencoder", "codes" (which are stored) or "sharpen"; a later call without it continues.
         reporter: where progress and messages are shown; None is standard error. `Reporter(quiet=True)` shows nothing.
 
     Returns:

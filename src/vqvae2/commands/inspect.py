@@ -83,7 +83,11 @@ def _geometry(config: Config) -> dict[str, Any]:
 def _parameters(costs: Costs) -> dict[str, Any]:
     rows = {
         "autoencoder": costs.autoencoder.parameters,
-        **({"sharpening (decoder and discriminator)": costs.sharpening.parameters} if costs.sharpening else {}),
+        **(
+            {"sharpening (decoder and discriminator)": costs.sharpening.parameters}
+            if costs.sharpening
+            else {}
+        ),
         "codebooks (not counted above)": costs.codebooks,
     }
     return rows | {prior.name: prior.parameters for prior in costs.priors}

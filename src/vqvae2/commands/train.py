@@ -61,12 +61,8 @@ def work_of(config: Config, until: str) -> dict[str, tuple[float, float]]:
     from vqvae2.train.beginning import trained_until
 
     with torch.random.fork_rng(devices=[]):  # it may be called in the midst of a training
-        costs = measure(config).networks
-    return {
-        cost.stage: (float(cost.total), 60.0 * cost.settings.minutes or float("inf"))
-        for cost in costs
-        if trained_until(cost.stage, until)
-    }
+        costs = [cost for cost in measure(config).networks if trained_until(cost.stage, until)]
+    return {cost.stage: (float(cost.total), 60.0 * cost.settings.minutes or float("inf")) for cost in costs}
 
 
 def choose_config(
@@ -338,9 +334,9 @@ def command(
     from vqvae2.train import pipeline
 
     base: str | Config | None = preset
+    if start is not None and preset is not None:
+        raise UserError("expected --preset or --from, found both: --from brings its own settings")
     if start is not None:
-        if preset is not None:
-            raise UserError("expected --preset or --from, found both: --from brings its own settings")
         base = fine_tuning(start)
         reporter.say(f"begins with the settings and the weights of {start}")
     assignments = assigned(settings, size)

@@ -251,14 +251,13 @@ def samples_file(folder: Path, level: int) -> Path:
 def finished(folder: Path, config: Config) -> bool:
     """Whether every stage of the pipeline is done whose steps are not 0."""
     priors = [level for level, training in enumerate(config.train_prior) if training.steps]
-    drawn = [level for place, level in enumerate(priors) if place == level]  # no coarser one is left out
     parts = [
         model_file(folder),
         RunFolder(folder).manifest,
         *([RunFolder(folder).sharpen.model] if config.sharpen.steps else []),
         *(model_file(folder, level) for level in priors),
-        *(samples_file(folder, level) for level in drawn),
     ]
+    parts += [samples_file(folder, level) for place, level in enumerate(priors) if place == level]
     return all(part.exists() for part in parts)
 
 

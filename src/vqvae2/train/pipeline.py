@@ -90,8 +90,7 @@ def train(
         config: every setting.
         command: what the user typed; it is written to config.yaml.
         reporter: where progress and messages are shown.
-        until: "autoencoder" stops after stage 1, "codes" when its codes are stored too, "sharpen" after the decoder is sharpened too;
-            a later call without it continues.
+        until: stop after "autoencoder", "codes" (which are stored) or "sharpen"; a later call without it continues.
         redo: levels whose priors are replaced if their settings changed; the old ones are moved aside.
         begins: called once before images are read, if the settings are accepted and something is left to train.
 
