@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import vqvae2
 from vqvae2.files.atomic import read_json
+from vqvae2.train.loop import Interrupted
 
 QUIET = vqvae2.Reporter(quiet=True)
 Command = Callable[..., Any]
@@ -57,6 +59,8 @@ def test_a_config_a_file_a_size_and_settings(tmp_path: Path, pictures: Path) -> 
         ({"size": 15}, "15"),
         ({"until": "priors"}, "expected until to be one of autoencoder, codes, sharpen, prior"),
         ({"data": "nowhere"}, "no such folder or file"),
+        ({"data": torch.zeros(2, 3, 16, 16)}, "expected data to be the path .* found Tensor"),
+        ({"data": ["a", "b"]}, "found list"),
         ({"config": "none.yaml"}, "cannot read the configuration none.yaml"),
     ],
 )
@@ -68,6 +72,43 @@ def test_mistakes_in_training(
         vqvae2.fit(**arguments)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_mapping_changes_the_settings_that_it_names(pictures: Path, tmp_path: Path) -> None:
+    """The others of its section stay those of the preset; they became the defaults of the class."""
+    settings = {
+        "train_autoencoder": {"steps": 1, "batch": 2},
+        "autoencoder": {"rate": 0.5},
+        "data": {"workers": 0},
+    }
+    run = vqvae2.fit(
+        pictures, tmp_path / "run", preset="tiny", settings=settings, until="autoencoder", reporter=QUIET
+    )
+    tiny = vqvae2.preset("tiny")
+    changed = {"steps": 1, "batch": 2}
+    assert run.config.train_autoencoder == tiny.train_autoencoder.model_copy(update=changed)
+    assert run.config.autoencoder == tiny.autoencoder.model_copy(update={"entropy_penalty": 0.5})
+
+
+def test_an_interrupted_training_is_no_error_to_be_caught(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`except Exception` in a loop over trainings let Ctrl-C end one of them only."""
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Interrupted("autoencoder: saved at step 3 of 9")
+
+    monkeypatch.setattr("vqvae2.train.pipeline.train", stopped)
+    with pytest.raises(KeyboardInterrupt, match="saved at step 3"):
+        vqvae2.fit(pictures, tmp_path / "run", preset="tiny", reporter=QUIET)
+
+
+def test_figures_of_no_stage(trained: Path) -> None:
+    run = vqvae2.load(trained)
+    assert run.figures(0)
+    for name in (5, "autoencoder", "sharpn"):
+        with pytest.raises(vqvae2.UserError, match=r"expected one of None, 'sharpen', 0, 1, found"):
+            run.figures(name)  # type: ignore[arg-type]
 
 
 def test_the_figures_are_those_of_the_command(

@@ -6,7 +6,8 @@ A run as an object, which draws and reconstructs images, is `vqvae2.Run`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,19 @@ from vqvae2.run import Run, load
 from vqvae2.train import pipeline
 from vqvae2.train.beginning import Until
 from vqvae2.train.device import make_accelerator
+from vqvae2.train.loop import Interrupted
 
 
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """A training that was asked to stop ends the block with KeyboardInterrupt, which a loop over trainings does not catch as an error."""
+    try:
+        yield
+    except Interrupted as error:
+        raise KeyboardInterrupt(str(error)) from error
+
+
+@_interrupts()
 def fit(
     data: str | Path,
     run: str | Path,
@@ -62,20 +74,20 @@ def fit(
 
     Raises:
         UserError: the images cannot be read, a setting is unknown or cannot work, `run` was trained with other settings, or the
-            training cannot go on. Its message is one line. All errors of `train.pipeline.train` are of this class but the next.
-        train.loop.Interrupted: Ctrl-C was pressed; the state is saved.
+            training cannot go on. Its message is one line.
+        KeyboardInterrupt: Ctrl-C was pressed, or another signal asked to stop; the state is saved.
     """
     if until not in (choices := [stage.value for stage in Stage]):
         raise UserError(f"expected until to be one of {', '.join(choices)}, found {until!r}")
-    folder, reporter = Path(run), reporter or Reporter.of_process(not launched()[0])
+    source, folder, reporter = _source(data), Path(run), reporter or Reporter.of_process(not launched()[0])
     changes = {**(settings or {}), **({} if size is None else {"data.size": size})}
     file = None if config is None else Path(config)
     chosen = choose_config(
-        str(data), folder, preset, file, list(map(_assignment, changes.items())), None, False, reporter
+        source, folder, preset, file, list(map(_assignment, changes.items())), None, False, reporter
     )
     reporter.plan = Plan(lambda: work_of(chosen, until))
     trained = pipeline.train(
-        str(data),
+        source,
         folder,
         chosen,
         command="vqvae2.fit",
@@ -126,7 +138,7 @@ def measure(
     if launched()[1] > 1:
         make_accelerator()  # joins the others, and gives this process its device, which `load` takes
     opened = run if run is None or isinstance(run, Run) else load(run)
-    images = None if data is None else str(data)
+    images = None if data is None else _source(data)
     folder = report_folder(opened, images, None if out is None else Path(out), split)
     group = joined()
     result = evaluate(
@@ -141,6 +153,20 @@ def measure(
     )
     content: dict[str, Any] = json.loads(json.dumps(result or {}))  # lists where there are tuples
     return content
+
+
+def _source(data: object) -> str:
+    """The path or name of the images.
+
+    Raises:
+        UserError: something else, such as a tensor.
+    """
+    if isinstance(data, (str, Path)):
+        return str(data)
+    raise UserError(
+        f"expected data to be the path of a folder or file, or the name of a data set, found {type(data).__name__}; "
+        "write images of your own as files, for example with Pillow"
+    )
 
 
 def _assignment(item: tuple[str, Any]) -> str:

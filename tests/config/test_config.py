@@ -109,7 +109,7 @@ def test_every_listed_setting_can_be_set() -> None:
     ("train_autoencoder.perceptual=-1", ("train_autoencoder.perceptual", "found -1")),
     ("train_autoencoder.perceptual=0.1", ("train_autoencoder", "needs perceptual_weights")),
     ("autoencoder.entropy_penalty=-2", ("autoencoder.entropy_penalty", "found -2")),
-    ("train_prior.1.steps=0", ("train_prior.1.steps", "found 0")),
+    ("train_prior.1.steps=-1", ("train_prior.1.steps", "found -1")),
     ("prior.levels.0.kernel=4", ("prior.levels.0", "odd kernel", "found 4")),
     ("sharpen={steps: 3, depth: 6}", ("sharpen.depth 6", "at least 128 px", "found 64")),
     ("sampling.top_p=0", ("sampling", "0 < top_p <= 1", "found top_p 0")),

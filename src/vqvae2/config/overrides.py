@@ -42,8 +42,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """A copy of nested dictionaries with `KEY=VALUE` assignments applied, the last of which counts.
 
-    Keys are dotted, an item of a list is named by its number, and `*` stands for all items. Values are YAML. Example:
-    `override(value, ["train_prior.*.steps=10", "data.size=32"])`.
+    Keys are dotted, an item of a list is named by its number, and `*` stands for all items. Values are YAML; a mapping assigns
+    to the settings that it names. Example: `override(value, ["train_prior.*.steps=10", "data.size=32"])`.
 
     Raises:
         ConfigError: an assignment without `=`, a value that is not YAML, or a key that does not exist.
@@ -142,6 +142,8 @@ def _assign(node: Any, keys: list[str], value: Any, full: str) -> None:
     for item in chosen:
         if rest:
             _assign(node[item], rest, value, full)
+        elif isinstance(node[item], dict) and isinstance(value, dict):
+            node[item] = merge(node[item], renamed({item: value})[item])  # what is not named stays
         else:
             node[item] = value
 

@@ -120,8 +120,11 @@ class StoredRun:
             level: None for the autoencoder, "sharpen" for the sharpened decoder, else the level of a prior.
 
         Raises:
+            RunError: no such level.
             FileError: the weights are damaged.
         """
+        if level not in (levels := [None, "sharpen", *range(self.config.autoencoder.levels)]):
+            raise RunError(f"expected one of {', '.join(map(repr, levels))}, found {level!r}")
         stage = self.paths.stage(level)
         return tensor_file.stored_figures(stage.model) if stage.done() else {}
 
