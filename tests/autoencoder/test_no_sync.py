@@ -8,6 +8,7 @@ import pytest
 import torch
 from dispatch_modes import NoFloat64, NoSynchronisation
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from vqvae2.autoencoder import base, revival
 from vqvae2.autoencoder.fsq import FiniteScalarQuantizer
@@ -130,6 +131,25 @@ def test_the_noise_belongs_to_the_row_of_the_global_batch() -> None:
     step = torch.tensor(7)
     whole = revival.hashed_uniform(step, 0, 100)
     assert torch.equal(torch.cat([revival.hashed_uniform(step, 50 * rank, 50) for rank in (0, 1)]), whole)
+
+
+def test_the_noise_is_the_hash_and_no_index_overflows_in_its_graph() -> None:
+    """Compiled code turns a product with `arange` into an index; one beyond 63 bits is undefined in C++, and a loop over it never ended."""
+    step, start, wrap = 3, 2**30, 2**64
+    found = revival.hashed_uniform(torch.tensor(step), start, 100)
+
+    def signed(number: int) -> int:
+        return (number + 2**63) % wrap - 2**63
+
+    for row in range(100):
+        mixed = signed((start + row) * revival._ROW + step * revival._STEP)
+        mixed = signed((mixed ^ (mixed >> 32)) * revival._MIX)
+        assert found[row] == torch.tensor((mixed >> 33) & 0x7FFFFFFF).float().add(0.5) * 2.0**-31
+    graph = make_fx(lambda step: revival.hashed_uniform(step, start, 100))(torch.tensor(step)).graph
+    rows = {node for node in graph.nodes if "arange" in str(node.target)}
+    factors = [node.args[1] for node in graph.nodes if "mul" in str(node.target) and node.args[0] in rows]
+    assert len(factors) == 2
+    assert all(isinstance(factor, int) and abs(factor) < 2**32 for factor in factors)
 
 
 @pytest.mark.parametrize("first", [0, 1000])

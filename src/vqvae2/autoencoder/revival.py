@@ -18,6 +18,7 @@ from vqvae2.processes import world
 
 # odd 64-bit numbers, written as int64: those of SplitMix64 (Steele, Lea and Flood 2014) and one more
 _ROW, _STEP, _MIX = -0x61C8864680B583EB, -0x24B0F46E8A51DE9B, -0x40A7B892E31B1A47
+_HALF = 0xFFFFFFFF
 
 
 def hashed_uniform(step: Tensor, start: int, count: int) -> Tensor:
@@ -25,7 +26,11 @@ def hashed_uniform(step: Tensor, start: int, count: int) -> Tensor:
 
     A multiplicative hash of 64 bits with one round of mixing, of which the upper 31 bits are used.
     """
-    mixed = torch.arange(start, start + count, device=step.device) * _ROW + step * _STEP
+    rows = torch.arange(start, start + count, device=step.device)
+    # rows x _ROW modulo 2^64, from halves whose products stay below 2^63. Compilers turn a product with `arange` into an index, and
+    # one that overflows there is undefined in C++: with _ROW itself, a loop over it never ended
+    product = ((rows * (_ROW >> 32) & _HALF) << 32) + rows * (_ROW & _HALF)
+    mixed = product + step * _STEP
     mixed = (mixed ^ (mixed >> 32)) * _MIX
     return (((mixed >> 33) & 0x7FFFFFFF).to(torch.float32) + 0.5) * 2.0**-31
 
