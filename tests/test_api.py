@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 import vqvae2
 from vqvae2.files.atomic import read_json
@@ -101,6 +103,36 @@ def test_an_interrupted_training_is_no_error_to_be_caught(
     monkeypatch.setattr("vqvae2.train.pipeline.train", stopped)
     with pytest.raises(KeyboardInterrupt, match="saved at step 3"):
         vqvae2.fit(pictures, tmp_path / "run", preset="tiny", reporter=QUIET)
+
+
+def test_an_own_accelerator_after_a_training(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its precision may be another one than that of the training."""
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # as in a new process
+    settings = {"train_autoencoder.steps": 1, "data.workers": 0}
+    vqvae2.fit(
+        pictures, tmp_path / "run", preset="tiny", settings=settings, until="autoencoder", reporter=QUIET
+    )
+    assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+
+
+def test_a_run_that_was_trained_further_since_it_was_loaded(half: Path, pictures: Path) -> None:
+    """Its weights and what the folder says of them do not go together, so it has to be loaded again; the compressor notices new priors."""
+    old = vqvae2.load(half)
+    image = torch.zeros(old.config.data.channels, *old.config.data.shape)
+    with pytest.raises(vqvae2.UserError, match="not trained"):
+        old.compress(image)
+    changes: dict[str, Any] = {"train_prior.1.steps": 3, "data.workers": 0}
+    vqvae2.fit(pictures, half, settings=changes, reporter=QUIET)
+    assert torch.equal(old.decompress(old.compress(image)), old.reconstruct(image[None])[0])
+    digests = old.digests()
+    vqvae2.fit(pictures, half, settings=changes | {"train_prior.1.steps": 5}, reporter=QUIET)
+    with pytest.raises(
+        vqvae2.UserError, match=r"prior level 1 of .* since its weights were loaded; load the run again"
+    ):
+        old.digests()
+    assert vqvae2.load(half).digests() != digests
 
 
 def test_figures_of_no_stage(trained: Path) -> None:

@@ -189,6 +189,12 @@ def test_codes_and_geometries_survive_torch_load(tmp_path: Path) -> None:
     assert loaded == {"codes": codes, "geometry": geometry}
 
 
+@pytest.mark.parametrize("levels", [torch.zeros(2, 4, 4, dtype=torch.int64), ([[1]],)])
+def test_codes_that_are_no_tuple_of_tensors(levels: Any) -> None:
+    with pytest.raises(CodesError, match=r"expected a tuple of one tensor|found list"):
+        Codes(levels)
+
+
 def test_a_geometry_of_lists() -> None:
     grids: Any = [[1, 2], (2, 4)]
     geometry = Geometry(grids, [7, 8])  # type: ignore[arg-type]

@@ -193,8 +193,9 @@ def test_memory_without_values_does_no_harm(name: str, page: dict[str, Any]) -> 
     assert torch.equal(other.decode(codes), model.decode(codes))
 
 
-def test_the_training_loop_of_the_page() -> None:
-    """It runs as it stands; what it draws for the bright class is brighter than for the dark one."""
+def test_the_training_loop_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs as it stands; what it draws for the bright class is brighter than for the dark one, also with the weights that were kept."""
+    monkeypatch.chdir(tmp_path)
     section = PAGE.read_text(encoding="utf-8").split("## In your own training loop")[1].split("\n## ")[0]
     names: dict[str, Any] = {}
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState
+
 from vqvae2.commands.evaluate import evaluate, report_folder
 from vqvae2.commands.train import Stage, choose_config, finish, say_estimate, work_of
 from vqvae2.config.models import Config
@@ -28,15 +30,22 @@ from vqvae2.train.loop import Interrupted
 
 
 @contextmanager
-def _interrupts() -> Iterator[None]:
-    """A training that was asked to stop ends the block with KeyboardInterrupt, which a loop over trainings does not catch as an error."""
+def _as_a_guest() -> Iterator[None]:
+    """What a training in somebody else's process owes to it.
+
+    If it was asked to stop, it ends with KeyboardInterrupt, which a loop over trainings does not catch as an error. Afterwards, the caller
+    may make an Accelerator of other settings.
+    """
+    state = AcceleratorState._shared_state
     try:
         yield
     except Interrupted as error:
         raise KeyboardInterrupt(str(error)) from error
+    finally:
+        AcceleratorState._shared_state = state
 
 
-@_interrupts()
+@_as_a_guest()
 def fit(
     data: str | Path,
     run: str | Path,
@@ -65,7 +74,7 @@ def fit(
         config: a YAML file with settings that replace the preset's.
         size: of the images in pixels, one number or (height, width); None keeps that of the preset.
         settings: further settings by their dotted keys, which replace those before: {"train_autoencoder.steps": 2000}. In a key
-            `*` stands for all levels. `vqvae2 train --help-config` lists all.
+            `*` stands for all levels; a list replaces the whole list. `vqvae2 train --help-config` lists all.
         until: stop after "autoencoder", "codes" (which are stored) or "sharpen"; a later call without it continues.
         reporter: where progress and messages are shown; None is standard error. `Reporter(quiet=True)` shows nothing.
 
@@ -117,8 +126,8 @@ def measure(
         run: a run, or what `load` opens; None measures the folder `samples` alone.
         data: the real images, as for `fit`; None takes those that the run was trained on.
         out: folder for the report; None is RUN/report, and an error with `split`, or without a run.
-        only: names of parts, such as "reconstruction" or ["nll", "distances"]; none for all that can be measured. The page
-            Reports lists them.
+        only: names of parts, such as "reconstruction" or ["nll", "distances"]; none for all that can be measured. The error that names
+            an unknown one lists them.
         split: a split of the data, such as "test", all of whose images are measured in place of the run's held-out images.
         reporter: as in `fit`.
         options: the other fields of `evaluate.options.EvaluateOptions`, by name, with their defaults: n (10,000 images of each

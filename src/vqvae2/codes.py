@@ -113,9 +113,13 @@ class Codes:
     levels: tuple[Tensor, ...]
 
     def __post_init__(self) -> None:
-        if not self.levels:
-            raise CodesError("codes need at least one level")
+        if isinstance(self.levels, Tensor) or not self.levels:
+            raise CodesError("expected a tuple of one tensor [B, H, W] per level, with at least one level")
         for number, level in enumerate(self.levels):
+            if not isinstance(level, Tensor):
+                raise CodesError(
+                    f"level {number}: expected an integer tensor [B, H, W], found {type(level).__name__}"
+                )
             if level.ndim != 3 or level.dtype not in _INTEGERS:
                 raise CodesError(
                     f"level {number}: expected an integer tensor [B, H, W], "

@@ -265,22 +265,29 @@ class Run(LoadedRun):
         how = sampling_of(sampling, settings, self.sampling)
         return complete(self.decoder(decoder), self.prior, kept, n, classes, seed, how, passes)
 
-    @cached_property
+    @property
     def codec(self) -> Codec:
         """What compresses images with this run; with priors that are not trained yet, it can only pack codes."""
         trained = all(done for name, done in self.done().items() if name.startswith("prior"))
-        return Codec(self.autoencoder, self.config.data.shape, self.prior if trained else None)
+        return self._codec if trained else Codec(self.autoencoder, self.config.data.shape, None)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return Codec(self.autoencoder, self.config.data.shape, self.prior)
 
     def compress(self, image: Tensor, label: str | int | None = None, mode: Mode = "prior") -> bytes:
         """An image [C, H, W] in [-1, 1], of any size, as the content of a file; `codec.compress` takes several at once.
 
         Args:
-            label: its class, which saves some bytes; only with the mode "prior".
+            label: its class, which saves some bytes; with the mode "packed" there is none.
             mode: "prior": about -log2 p bits for each code; "packed": log2 K, without the priors, and much faster.
 
         Raises:
-            CodecError: an image that cannot be compressed, or the priors are not trained yet; UserError: no such class.
+            CodecError: an image that cannot be compressed, or the priors are not trained yet; UserError: no such class, or a label with
+                the mode "packed".
         """
+        if label is not None and mode == "packed":
+            raise UserError('a label needs the mode "prior": packed codes do not depend on the class')
         return self.codec.compress(
             [image], [None if label is None else class_number(label, self.classes)], mode
         )[0]

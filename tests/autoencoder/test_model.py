@@ -240,6 +240,16 @@ def test_the_codes_of_an_image_do_not_depend_on_autocast() -> None:
     assert same_codes(net.encode(images), expected)
 
 
+def test_decoded_images_have_the_dtype_of_the_weights() -> None:
+    """Under autocast they had a narrower one, which NumPy does not know."""
+    net = model().eval()
+    codes = net.encode(noise(2, 3, 32, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        images = net.decode(codes)
+    assert images.dtype == torch.float32
+    assert torch.allclose(images, net.decode(codes), atol=0.05)
+
+
 def test_encode_restores_the_mode_after_an_error() -> None:
     net = model().train()
     with pytest.raises(ConfigError):

@@ -61,9 +61,15 @@ def test_images_come_back_as_their_reconstructions(loaded: Run, images: Tensor, 
     assert torch.equal(
         torch.stack(loaded.codec.decode(loaded.codec.decompress(files))), loaded.reconstruct(images)
     )
-    one = loaded.compress(images[4], labels[4], mode)
+    one = loaded.compress(images[4], labels[4] if mode == "prior" else None, mode)
     assert one == files[4]  # whatever the batch
     assert torch.equal(loaded.decompress(one), loaded.reconstruct(images[4:5])[0])
+
+
+def test_packed_codes_have_no_label(loaded: Run, images: Tensor) -> None:
+    """The label was dropped without a word; the command refuses it."""
+    with pytest.raises(UserError, match='a label needs the mode "prior"'):
+        loaded.compress(images[0], 1, "packed")
 
 
 def test_a_file_is_as_small_as_the_prior_says(loaded: Run, images: Tensor) -> None:

@@ -164,7 +164,8 @@ class VQVAE(nn.Module):
     def encode(self, images: Tensor) -> Codes:
         """The codes of images [B, C, H, W], float in [-1, 1]; the codebooks do not change, whatever the mode.
 
-        They are computed without TF32 and without autocast, so that they are the same wherever this is called.
+        They are computed without TF32 and without autocast, so that they are the same wherever this is called. A model in training
+        mode is put into eval mode meanwhile, so no other thread may train or encode with it at the same time.
 
         Raises:
             ConfigError: the strides do not divide the size, the channels differ, or the numbers are no floating-point ones.
@@ -176,7 +177,7 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Codes, levels: int | None = None) -> Tensor:
-        """The images [B, C, H, W] of codes, clipped to [-1, 1].
+        """The images [B, C, H, W] of codes, clipped to [-1, 1], in the dtype of the weights and without gradients.
 
         Args:
             codes: every level's codes.
@@ -204,7 +205,8 @@ class VQVAE(nn.Module):
             for quantizer, level in zip(self.quantizers, codes.levels, strict=True)
         ]
         used = None if use == count else torch.full((len(codes),), use, device=finest.device)
-        return self._decode(looked_up, used).clamp(-1, 1)
+        images = self._decode(looked_up, used).clamp(-1, 1)
+        return images.to(self._levels()[0].projection.weight.dtype)  # under autocast it is a narrower one
 
     def _levels(self) -> list[_Level]:
         return [level for level in self.levels if isinstance(level, _Level)]

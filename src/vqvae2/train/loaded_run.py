@@ -12,6 +12,7 @@ from vqvae2.autoencoder.model import VQVAE
 from vqvae2.codes import Codes
 from vqvae2.data.pixels import finite
 from vqvae2.files.run_folder import DecoderName, RunError
+from vqvae2.files.tensor_file import stored_digest
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.train.device import best_device
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
@@ -35,6 +36,7 @@ class LoadedRun(StoredRun):
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
         super().__init__(folder)
         self.device = torch.device(device) if device is not None else best_device()
+        self._loaded: dict[str, str] = {}  # by stage, the digest of the weights that were loaded
 
     def __repr__(self) -> str:
         """Its folder, what is drawn, and what is trained."""
@@ -62,6 +64,7 @@ class LoadedRun(StoredRun):
     def _autoencoder(self) -> tuple[VQVAE, str]:
         if not self.paths.autoencoder.done():
             raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
+        self._check_loaded("autoencoder")
         return load_autoencoder(self.folder, self.config, self.device)
 
     @property
@@ -86,6 +89,7 @@ class LoadedRun(StoredRun):
 
     @cached_property
     def _sharp(self) -> VQVAE:
+        self._check_loaded("sharpen")
         return sharp_autoencoder(self.folder, self.config, self.device)
 
     @cached_property
@@ -100,8 +104,34 @@ class LoadedRun(StoredRun):
                 raise RunError(
                     f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
                 )
+        self._check_loaded(*(f"prior level {level}" for level in range(self.config.autoencoder.levels)))
         digest = self._autoencoder[1] if self.paths.autoencoder.done() else None
         return load_prior(self.folder, self.config, self.device, autoencoder=digest)
+
+    def digests(self) -> dict[str, str]:
+        """As `StoredRun.digests`.
+
+        Raises:
+            RunError: weights that were loaded here are no longer those in the folder.
+        """
+        self._check_loaded()
+        return super().digests()
+
+    def _check_loaded(self, *names: str) -> None:
+        """Check that what was loaded is still in the folder, and remember the stages that are loaded now.
+
+        Raises:
+            RunError: a stage was trained further, or made anew.
+            FileError: weights are missing or damaged.
+        """
+        stages = self.paths.networks(self.config.autoencoder.levels)
+        now = {name: stored_digest(stages[name].model) for name in (*self._loaded, *names)}
+        changed = [name for name, known in self._loaded.items() if now[name] != known]
+        if changed:
+            raise RunError(
+                f"the {changed[0]} of {self.folder} was trained further, or anew, since its weights were loaded; load the run again"
+            )
+        self._loaded = now
 
     def encode(self, images: Tensor) -> Codes:
         """The codes of images, on the run's device; all at once, so that B is limited by memory.
