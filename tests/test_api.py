@@ -132,6 +132,8 @@ def test_a_run_that_was_trained_further_since_it_was_loaded(half: Path, pictures
         vqvae2.UserError, match=r"prior level 1 of .* since its weights were loaded; load the run again"
     ):
         old.digests()
+    with pytest.raises(vqvae2.UserError, match="load the run again"):
+        old.figures(1)
     assert vqvae2.load(half).digests() != digests
 
 

@@ -15,16 +15,20 @@ from accelerate.tracking import GeneralTracker
 from rich.console import Console
 
 from vqvae2.commands.train import work_of
-from vqvae2.commands.watch import sparkline, watch
+from vqvae2.commands.watch import _done, sparkline, watch
+from vqvae2.config.models import parse
+from vqvae2.config.overrides import override
 from vqvae2.config.presets import preset
 from vqvae2.errors import UserError
 from vqvae2.files.progress import Reporter
 from vqvae2.files.run_folder import RunFolder
 from vqvae2.run import load
 from vqvae2.train import trackers
+from vqvae2.train.folder import read_run, write_config
 from vqvae2.train.follow import Follower
 from vqvae2.train.longer import publish
 from vqvae2.train.state import cut_metrics, read_metrics, write_metrics
+from vqvae2.train.stored_run import StoredRun
 from vqvae2.train.trackers import check_tracker, flat, tracked
 
 
@@ -290,6 +294,17 @@ def test_watching_goes_on_until_the_training_is_done(run: Path) -> None:
     shown = " ".join(out.getvalue().split())
     assert "step 8 of 8, 100%" in shown
     assert "to do: prior level 1; nothing new for" in shown
+
+
+def test_watching_does_not_wait_for_a_prior_of_no_steps(run: Path) -> None:
+    """One of the jobs of priors that are trained side by side."""
+    shutil.rmtree(RunFolder(run).prior(1).path)
+    assert _done(StoredRun(run))["prior level 1"] is False
+    record, config = read_run(run)
+    write_config(run, record, parse(override(config.model_dump(mode="json"), ["train_prior.1.steps=0"])))
+    assert _done(StoredRun(run)) == {"autoencoder": True, "codes": True, "prior level 0": True}
+    with pytest.raises(UserError, match=r"--set train_prior\.1\.steps=N"):
+        _ = load(run, "cpu").prior
 
 
 def test_watching_follows_a_finished_stage_that_is_trained_further(run: Path) -> None:

@@ -1077,8 +1077,10 @@ def test_a_level_that_nearly_always_holds_the_same_codes_is_reported(monkeypatch
     """More than a tenth of 512 codes occur, but one of them in 98 % of the positions. Unevenness that large white areas cause is no collapse."""
     counts = torch.ones(512, dtype=torch.int64)
     counts[300:] = 0
-    for common, warned in ((15_000, True), (600, False)):
-        usage = codebook_usage(torch.cat([torch.tensor([common]), counts[1:]]))
+    even = [torch.tensor([10, 12]), torch.tensor([9, 10, 11])]  # codebooks of two and three codes
+    skewed = [torch.cat([torch.tensor([common]), counts[1:]]) for common in (15_000, 600)]
+    for found, warned in zip([*skewed, *even], (True, False, False, False), strict=True):
+        usage = codebook_usage(found)
         assert usage.used > 0.5
         monkeypatch.setattr(remarks, "stored_usage", lambda store, usage=usage: [usage])
         reporter = Spoken()

@@ -58,9 +58,11 @@ def watch(
 
 
 def _done(stored: StoredRun) -> dict[str, bool]:
-    """Which stages are done and are not to be trained further."""
+    """Which stages are done and are not to be trained further; a prior of 0 steps, which is not to be trained, is left out."""
     further = wanted(stored.folder, stored.config)
-    return {name: done and name not in further for name, done in stored.done().items()}
+    steps = {name: training.steps for name, (_, training) in settings_of(stored.config).items()}
+    done = {name: done and name not in further for name, done in stored.done().items()}
+    return {name: is_done for name, is_done in done.items() if is_done or steps.get(name, 1)}
 
 
 def _picture(stored: StoredRun, lines: dict[str, list[dict[str, Any]]], width: int, idle: float) -> Group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -101,8 +102,11 @@ class LoadedRun(StoredRun):
         """
         for level in range(self.config.autoencoder.levels):
             if not self.paths.prior(level).done():
+                more = (
+                    () if self.config.train_prior[level].steps else ("--set", f"train_prior.{level}.steps=N")
+                )
                 raise RunError(
-                    f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on()}"
+                    f"the prior of level {level} of {self.folder} is not trained yet; {self._go_on(*more)}"
                 )
         self._check_loaded(*(f"prior level {level}" for level in range(self.config.autoencoder.levels)))
         digest = self._autoencoder[1] if self.paths.autoencoder.done() else None
@@ -116,6 +120,16 @@ class LoadedRun(StoredRun):
         """
         self._check_loaded()
         return super().digests()
+
+    def figures(self, level: int | Literal["sharpen"] | None = None) -> dict[str, Any]:
+        """As `StoredRun.figures`.
+
+        Raises:
+            RunError: no such level, or as `digests`.
+            FileError: the weights are damaged.
+        """
+        self._check_loaded()
+        return super().figures(level)
 
     def _check_loaded(self, *names: str) -> None:
         """Check that what was loaded is still in the folder, and remember the stages that are loaded now.

@@ -25,7 +25,8 @@ _FEW = (
 def say_usage(store: CodeStore, reporter: Reporter) -> None:
     """Warn of a level that uses few of its codes, or nearly always the same few, before stage 2 starts, and say what may help."""
     for level, usage in enumerate(stored_usage(store)):
-        if usage.used < _COLLAPSED or usage.perplexity < max(2.0, _FEW * len(usage.counts)):
+        size = len(usage.counts)
+        if usage.used < _COLLAPSED or usage.perplexity < max(min(2.0, size / 2), _FEW * size):
             reporter.say(
                 f"warning: level {level} is collapsed: it uses {usage.used:.1%} of its codes "
                 f"(perplexity {usage.perplexity:.1f}). Its prior will have little to learn and samples will be poor. "
