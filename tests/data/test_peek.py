@@ -48,14 +48,19 @@ def test_a_table(tmp_path: Path) -> None:
     assert peek("emoji64", config(limit=10), tmp_path / "run")[:2] == (10, 64)
 
 
+def of_two_sizes(root: Path, small: int, count: int) -> Path:
+    """A folder of images of 5 px, of which the first ones have 3 px."""
+    root.mkdir()
+    for number in range(count):
+        plain(number, "L", (3, 3) if number < small else (5, 5)).save(root / f"{number:02d}.png")
+    return root
+
+
 def test_only_some_images_are_opened_and_they_are_spread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many images only a few are opened, and these are spread over the whole data set."""
-    root = tmp_path / "in"
-    root.mkdir()
-    for number in range(40):
-        plain(number, "L", (3, 3) if number < 10 else (5, 5)).save(root / f"{number:02d}.png")
+    root = of_two_sizes(tmp_path / "in", small=10, count=40)
     seen: list[Path] = []
 
     def count(source: Any, **options: Any) -> Any:
@@ -72,10 +77,7 @@ def test_the_last_images_count_where_not_all_are_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where there are fewer than twice as many images as are opened."""
-    root = tmp_path / "in"
-    root.mkdir()
-    for number in range(15):
-        plain(number, "L", (3, 3) if number < 5 else (5, 5)).save(root / f"{number:02d}.png")
+    root = of_two_sizes(tmp_path / "in", small=5, count=15)
     monkeypatch.setattr(module, "_SAMPLE", 8)
     assert peek(str(root), config(), tmp_path / "run")[:2] == (15, 5)
 

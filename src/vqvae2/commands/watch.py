@@ -59,16 +59,22 @@ def watch(
 
 def _done(stored: StoredRun) -> dict[str, bool]:
     """Which stages are done and are not to be trained further; a prior of 0 steps, which is not to be trained, is left out."""
-    further = wanted(stored.folder, stored.config)
-    steps = {name: training.steps for name, (_, training) in settings_of(stored.config).items()}
-    done = {name: done and name not in further for name, done in stored.done().items()}
-    return {name: is_done for name, is_done in done.items() if is_done or steps.get(name, 1)}
+    further, steps = wanted(stored.folder, stored.config), _steps(stored)
+    return {
+        name: done and name not in further
+        for name, done in stored.done().items()
+        if done or steps.get(name, 1)  # the codes have no steps
+    }
+
+
+def _steps(stored: StoredRun) -> dict[str, int]:
+    """The steps of each stage that is trained."""
+    return {name: training.steps for name, (_, training) in settings_of(stored.config).items()}
 
 
 def _picture(stored: StoredRun, lines: dict[str, list[dict[str, Any]]], width: int, idle: float) -> Group:
     """All stages, one below the other."""
-    steps = {name: training.steps for name, (_, training) in settings_of(stored.config).items()}
-    done, parts = _done(stored), []
+    steps, done, parts = _steps(stored), _done(stored), []
     for name, known in lines.items():
         table = Table.grid(padding=(0, 2))
         for figure in _FIGURES:

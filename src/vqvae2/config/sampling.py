@@ -156,11 +156,11 @@ def sampling_of(
     """
     if unknown := settings.keys() - {*_PER_LEVEL}:
         raise TypeError(f"unexpected keyword {min(unknown)!r}: expected some of {', '.join(_PER_LEVEL)}")
-    if sampling is not None and not isinstance(sampling, Sampling):
-        raise TypeError(
-            f"expected a vqvae2.Sampling, found {type(sampling).__name__}; or give its settings as keywords"
-        )
     if sampling is not None:
+        if not isinstance(sampling, Sampling):
+            raise TypeError(
+                f"expected a vqvae2.Sampling, found {type(sampling).__name__}; or give its settings as keywords"
+            )
         if settings:
             raise TypeError(f"expected either sampling or {', '.join(settings)}, found both")
         return sampling

@@ -300,12 +300,12 @@ def _priors(
     reporter: Reporter,
 ) -> None:
     """Stage 2 of every level that is due, and after each samples of the levels so far, if all of them are trained."""
-    whole = True
+    trained = True  # this level and all coarser ones
     for level in range(config.autoencoder.levels):
         if (begins := stages.get(f"prior level {level}")) is not None:
             _stage2(folder, config, store, autoencoder, level, begins, accelerator, reporter)
-        whole = whole and RunFolder(folder).prior(level).done()
-        if accelerator.is_main_process and whole and not samples_file(folder, level).exists():
+        trained = trained and RunFolder(folder).prior(level).done()
+        if accelerator.is_main_process and trained and not samples_file(folder, level).exists():
             more = any(
                 f"prior level {later}" in stages for later in range(level + 1, config.autoencoder.levels)
             )

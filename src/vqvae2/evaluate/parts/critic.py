@@ -72,8 +72,8 @@ def critic_curves(
     again = {} if reconstructed is None else {f"{name}*": (name, reconstructed) for name in kept}
     far = distances(network, reference, kept, again=again, seed=seed, device=device)
     near = precision_recall(reference, kept, device=device)
-    for name in again:
-        rows[name.removesuffix("*")]["frechet_reconstructions"] = far.figures["sets"][name]["frechet"]
+    for title, (name, _) in again.items():
+        rows[name]["frechet_reconstructions"] = far.figures["sets"][title]["frechet"]
     table = [{**row, **far.figures["sets"][name], **near.figures["sets"][name]} for name, row in rows.items()]
     result = PartResult({"network": network.name, "rows": table}, warnings=far.warnings)
     points = sorted(table, key=lambda row: row["rate"])
