@@ -1,5 +1,5 @@
 # `make` alone lists what can be made. Needs Python 3.11 or newer, git and make; the rest goes into .venv (and, of
-# test-inception and test-baselines, into .venv-inception and .venv-baselines).
+# test-inception, test-baselines, test-lowest and test-newest, into .venv-inception and so on).
 
 # The first of these that is new enough and can make an environment; `make setup PYTHON=...` names another.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -12,7 +12,7 @@ BASELINES := .venv-baselines
 NAME ?= autoencoder codec decoding evaluating quantizer sampling shards
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo soak test coverage test-triton test-inception test-web test-baselines check bench experiments docs dist clean
+.PHONY: help setup demo soak test coverage test-lowest test-newest test-triton test-inception test-web test-baselines check bench experiments docs dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -35,13 +35,30 @@ demo: $(READY) ## run the whole pipeline on the embedded pictures, into runs/dem
 	$(BIN)/vqvae2 demo --out runs/demo
 
 # One process per core. Each takes whole files, because fixtures belong to a file, in the order of tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+pytest_of = OMP_NUM_THREADS=1 $(1)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(call pytest_of,.venv)
 
 test: $(READY) ## run the tests, one process per core
 	@$(PYTEST)
 
 coverage: $(READY) ## run the tests and measure their coverage (90 % at least), which takes longer
 	@$(PYTEST) --cov --cov-fail-under=90
+
+test-lowest: .venv-lowest/.ready ## run the tests with the lowest versions that pyproject.toml allows (some GB)
+	@$(call pytest_of,.venv-lowest)
+
+test-newest: .venv-newest/.ready ## run the tests with the newest versions that pyproject.toml allows (some GB)
+	@$(call pytest_of,.venv-newest)
+
+# pip cannot choose the lowest versions; uv can.
+RESOLUTION_lowest := lowest-direct
+RESOLUTION_newest := highest
+
+.venv-%/.ready: pyproject.toml
+	$(call environment,.venv-$*,test-$*)
+	@.venv-$*/bin/python -m pip install --disable-pip-version-check --quiet uv
+	@.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION_$*) -e '.[dev]'
+	@touch $@
 
 # Triton is installed into a folder of its own, so that nothing else here finds it.
 test-triton: $(READY) ## run the tests of the fused kernels without a GPU, in Triton's interpreter (some minutes)

@@ -1,4 +1,4 @@
-"""The rooms of docs/architecture.md: who may import whom, how long files and functions may be, what importing does."""
+"""The layers of docs/architecture.md: who may import whom, how long files and functions may be, what importing does."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = "vqvae2"
 
-# A room is a sub-package or a file of the package; a file may import its own room and the rooms of lower floors.
-# The files of the ground floor are one room, and acyclic.
-FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
+# A module is a sub-package or a file of the package; a file may import its own module and the modules of lower layers.
+# The files of the lowest layer are one module, and acyclic.
+LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         (
             "errors",
@@ -43,8 +43,8 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("commands",),),
     (("cli", "__main__"), ("api",)),
 )
-FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for room in rooms for name in room}
-ROOM = {name: room for rooms in FLOORS for room in rooms for name in room}
+LAYER = {name: layer for layer, modules in enumerate(LAYERS) for module in modules for name in module}
+MODULE = {name: module for modules in LAYERS for module in modules for name in module}
 FACADE = {"__version__"}  # what files of the package may take from the root `__init__`
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS, CLI_LINES = 400, 60, 8, 150
@@ -146,23 +146,23 @@ def breach(importer: str, imported: str) -> str | None:
     """Why a module may not import another, both dotted below the package; None if it may."""
     if imported.startswith(PACKAGE + "."):
         name = imported.removeprefix(PACKAGE + ".")
-        return None if name in FACADE else f"takes {name} from the facade instead of from its room"
+        return None if name in FACADE else f"takes {name} from the facade instead of from its module"
     upper, lower = importer.split(".")[0], imported.split(".")[0]
-    if ROOM[upper] == ROOM[lower]:
+    if MODULE[upper] == MODULE[lower]:
         return None
-    if FLOOR[lower] < FLOOR[upper]:
+    if LAYER[lower] < LAYER[upper]:
         return None
-    return f"floor {FLOOR[upper]} imports {imported} of floor {FLOOR[lower]}"
+    return f"layer {LAYER[upper]} imports {imported} of layer {LAYER[lower]}"
 
 
-def test_every_file_has_a_floor() -> None:
-    rooms = {module_of(path).split(".")[0] for path in sources()} - {""}
-    assert rooms <= FLOOR.keys(), (
-        f"{sorted(rooms - FLOOR.keys())}: give them a floor in FLOORS and in docs/architecture.md"
+def test_every_file_has_a_layer() -> None:
+    modules = {module_of(path).split(".")[0] for path in sources()} - {""}
+    assert modules <= LAYER.keys(), (
+        f"{sorted(modules - LAYER.keys())}: give them a layer in LAYERS and in docs/architecture.md"
     )
 
 
-def test_a_file_imports_only_its_own_room_and_lower_floors() -> None:
+def test_a_file_imports_only_its_own_module_and_lower_layers() -> None:
     breaches = [
         f"{path.relative_to(ROOT)}:{line}: {reason}"
         for path in sources()
@@ -228,9 +228,9 @@ def test_only_the_facade_imports_by_name() -> None:
     for path in sources():
         if module_of(path):
             text = path.read_text(encoding="utf-8")
-            assert "__import__" not in text, f"{path}: an import that the floors cannot see"
-            assert f'import_module(f"{PACKAGE}' not in text, f"{path}: an import that the floors cannot see"
-            assert f'import_module("{PACKAGE}' not in text, f"{path}: an import that the floors cannot see"
+            assert "__import__" not in text, f"{path}: an import that the layers cannot see"
+            assert f'import_module(f"{PACKAGE}' not in text, f"{path}: an import that the layers cannot see"
+            assert f'import_module("{PACKAGE}' not in text, f"{path}: an import that the layers cannot see"
 
 
 def test_files_are_short() -> None:

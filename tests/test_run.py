@@ -113,6 +113,24 @@ def test_by_the_name_of_a_model_of_the_package(shipped: Path) -> None:
     assert run.sample(2).shape == (2, 3, 16, 16)
 
 
+def test_the_networks_are_found_from_another_working_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.parent)
+    run = load(trained.name)
+    monkeypatch.chdir(tmp_path)
+    assert run.sample(1).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [("cuda:99", "no device cuda:99 on this machine"), ("gpu", "expected a device such as")],
+)
+def test_a_device_that_is_not_there(trained: Path, device: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load(trained, device)
+
+
 def test_a_folder_goes_before_a_model_of_the_package(
     shipped: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""A prior whose label_dropout is 0 never learnt "no label": whatever needs it is refused, and everything else works."""
+"""A prior whose label_dropout is 0 never learned "no label": whatever needs it is refused, and everything else works."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_without_classes_there_is_nothing_to_hide() -> None:
 
 def test_every_preset_learns_it() -> None:
     for name in presets():
-        learnt = preset(name).prior.model_copy(update={"classes": 10})
-        assert learnt.lacks_unlabelled() is None, name
+        learned = preset(name).prior.model_copy(update={"classes": 10})
+        assert learned.lacks_unlabelled() is None, name
 
 
 # --- the commands ---
@@ -148,7 +148,7 @@ def test_guidance_is_refused_and_drawing_is_not(
     assert not (tmp_path / "out").exists()
     assert (
         command("sample", without, *out, "--guidance", 2, "--guidance", 1).code == 0
-    )  # of the level that learnt it
+    )  # of the level that learned it
     assert command("sample", without, "--n", 2, "--out", tmp_path / "other").code == 0
 
 

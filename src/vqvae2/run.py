@@ -44,8 +44,9 @@ def load(name: str | Path, device: torch.device | str | None = None) -> Run:
 
     Raises:
         RunError: nothing of that name, or made by a newer version.
+        UserError: no such device on this machine.
     """
-    return Run(find_run(name), device)
+    return Run.from_pretrained(name, device)
 
 
 class Run(LoadedRun):
@@ -60,6 +61,7 @@ class Run(LoadedRun):
 
     Raises:
         RunError: `folder` is no run folder, or was made by a newer version.
+        UserError: no such device on this machine.
     """
 
     @classmethod
@@ -69,7 +71,9 @@ class Run(LoadedRun):
         Args:
             hub: revision, token, cache_dir, local_files_only and the like, for `huggingface_hub.snapshot_download`.
         """
-        return cls(find_run(name, **hub), device)
+        return cls(
+            find_run(name, **hub).absolute(), device
+        )  # networks are loaded later, perhaps from another working folder
 
     def push_to_hub(self, repository: str, license: str, data: str = "", **how: Any) -> str:
         """Upload weights, settings and a model card to the Hub; see `sharing.push`.

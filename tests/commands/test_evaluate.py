@@ -344,7 +344,7 @@ def test_the_classifier_learns_from_so_many_pictures_at_most(
     )
     assert said.code == 0, said.err
     assert {row["n"] for row in report(tmp_path / "out")["parts"]["classification"]["rows"]} == {8}
-    assert any("learnt from 8 of the" in line for line in report(tmp_path / "out")["warnings"])
+    assert any("learned from 8 of the" in line for line in report(tmp_path / "out")["warnings"])
     drawn = drawn_samples("samples", next((tmp_path / "out" / "cache").glob("samples-*")))
     assert len(drawn) == 8
 

@@ -137,7 +137,7 @@ def test_a_probe_classifies_images_of_its_own_network_only() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> ResNet:
-    """A small network that has learnt to classify the stripes."""
+    """A small network that has learned to classify the stripes."""
     return train_classifier(*stripes(), 2, SMALL)
 
 
@@ -177,7 +177,7 @@ def test_predictions_do_not_depend_on_batches_or_form(trained: ResNet) -> None:
 
 
 def test_a_flip_in_training_makes_mirror_images_alike() -> None:
-    """Classes that are mirror images of each other can be learnt without the flip only."""
+    """Classes that are mirror images of each other can be learned without the flip only."""
     images = torch.zeros(32, 8, 8, 1, dtype=torch.uint8)
     images[0::2, :, :4] = 255
     images[1::2, :, 4:] = 255

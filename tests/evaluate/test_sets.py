@@ -59,18 +59,18 @@ def test_a_critic_learns_the_labels_of_the_images_that_were_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ClassifierConfig(width=8, stages=1, steps=10, batch=8, flip=False, shift=0)
-    learnt: list[tuple[list[int], list[int]]] = []
+    learned: list[tuple[list[int], list[int]]] = []
 
     def noted(images: Any, labels: Tensor, *more: Any) -> ResNet:
         pixels = torch.cat([*images])
         made = train_classifier(pixels, labels, *more)
-        learnt.append((light(pixels), labels.tolist()))
+        learned.append((light(pixels), labels.tolist()))
         return made
 
     monkeypatch.setattr(critic, "classifier_config", lambda n: config)
     monkeypatch.setattr(critic, "train_classifier", noted)
     images = open_images(str(folder), CONFIG, tmp_path / "cache", say=lambda _: None)
     critic.fit_critic(tmp_path / "run", images, CONFIG, critic.CriticKind("resnet"))
-    ((shown, labels),) = learnt
+    ((shown, labels),) = learned
     assert labels == shown
     assert images.labels_of(images.train).tolist() != shown, "some were replaced by images of the other class"

@@ -57,7 +57,7 @@ def test_a_sound_model_needs_no_advice() -> None:
         ("prior overfits", level(heldout_bits=6.5, train_bits=5.5), level(heldout_bits=6.0, train_bits=5.41)),
         ("prior was best early", level(best_step=200), level(best_step=300)),
         ("prior still improves", level(curve=[(1, 7), (2, 6), (3, 5.2), (4, 5.0)]), level(curve=[(1, 7), (2, 6), (3, 5.02), (4, 5.0)])),
-        ("prior has learnt little", level(heldout_bits=8.7, train_bits=8.6), level(heldout_bits=8.0, train_bits=7.9)),
+        ("prior has learned little", level(heldout_bits=8.7, train_bits=8.6), level(heldout_bits=8.0, train_bits=7.9)),
     ],
 )  # fmt: skip
 def test_each_rule_at_its_threshold(rule: str, bad: dict[str, Any], good: dict[str, Any]) -> None:

@@ -566,9 +566,9 @@ def test_the_sharpened_decoder_decodes_the_same_codes(whole: Path, data: Path, c
     codes = plain.encode(pixels)
     assert all(map(torch.equal, codes.levels, sharp.encode(pixels).levels))
     assert not torch.equal(plain.decode(codes), sharp.decode(codes))
-    learnt = {k for k, v in plain.state_dict().items() if not torch.equal(v, sharp.state_dict()[k])}
-    assert learnt
-    assert all(name.startswith("decoder.") or ".to_finest." in name for name in learnt)
+    learned = {k for k, v in plain.state_dict().items() if not torch.equal(v, sharp.state_dict()[k])}
+    assert learned
+    assert all(name.startswith("decoder.") or ".to_finest." in name for name in learned)
     assert not sharp.training
 
 

@@ -208,20 +208,20 @@ def test_the_first_weights_are_forgotten(steps: int, tmp_path: Path, monkeypatch
     assert 0 < share.max() <= 10 / steps
 
 
-@pytest.mark.parametrize(("steps", "learnt"), [(2, False), (3, True)])
-def test_a_sharpening_without_the_adversarial_loss_is_told(steps: int, learnt: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("steps", "learned"), [(2, False), (3, True)])
+def test_a_sharpening_without_the_adversarial_loss_is_told(steps: int, learned: bool, tmp_path: Path) -> None:
     """The loss begins after two steps."""
     objective = sharpening(tmp_path, settings(steps=steps, begin=2, log_every=1))
     outcome = run(objective, objective.config.sharpen, tmp_path / "sharpen")
     lines = read_metrics(tmp_path / "sharpen" / "metrics.jsonl")
-    assert any(line.get("weight", 0) > 0 for line in lines) == learnt
+    assert any(line.get("weight", 0) > 0 for line in lines) == learned
     about = {"figures": outcome.figures, "step": outcome.best_step}
     save_tensors(RunFolder(tmp_path).sharpen.model, objective.weights(), about)
     spoken = Spoken()
     say_sharpened(tmp_path, 2, spoken)
     (line,) = spoken.lines
-    assert ("the decoder is sharpened" in line) == learnt
-    assert ("learnt nothing adversarial" in line) != learnt
+    assert ("the decoder is sharpened" in line) == learned
+    assert ("learned nothing adversarial" in line) != learned
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])

@@ -4,7 +4,7 @@ It is the patch discriminator of pix2pix (Isola et al. 2017, arXiv 1611.07004) a
 2012.09841, section 3.2): strided convolutions, each of whose outputs judges one patch of the image. Two things differ:
 
 - It is also shown, enlarged, what a blur of three pixels takes from the image: there real images and good reconstructions
-  differ, and without it the discriminator learnt nothing in hundreds of steps on emoji.
+  differ, and without it the discriminator learned nothing in hundreds of steps on emoji.
 - There is no batch normalisation, so that the judgement of an image does not depend on the rest of the batch. The gradient
   penalty keeps the training stable instead.
 

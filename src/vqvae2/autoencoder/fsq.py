@@ -1,4 +1,4 @@
-"""Finite scalar quantization: a fixed lattice instead of a learnt codebook.
+"""Finite scalar quantization: a fixed lattice instead of a learned codebook.
 
     z [..., D] --linear--> [..., d] --bound, round--> lattice point --linear--> q [..., D]
 

@@ -335,7 +335,7 @@ class VectorQuantizer(Quantizer):
         if world()[1] > 1:
             together = summed(torch.cat([count[:, None], total, distance.expand(size, 1)], 1))
             count, total, distance = together[:, 0], together[:, 1:-1], together[0, -1]
-        learnt, weight = self._count(count)
+        learned, weight = self._count(count)
         self.ema_sum.lerp_(total, weight)
         self.distortion.lerp_(distance / count.sum().clamp_min(1), weight)
         debias = self._debias()
@@ -343,9 +343,9 @@ class VectorQuantizer(Quantizer):
         mass = n.sum()
         if self.init == "sonnet":
             smooth = (n + self.epsilon) / (mass + size * self.epsilon) * mass
-            self.embeddings.copy_(torch.where(learnt, m / smooth[:, None], self.embeddings))
+            self.embeddings.copy_(torch.where(learned, m / smooth[:, None], self.embeddings))
         else:
-            used = learnt & (
+            used = learned & (
                 n > mass / size * 1e-4
             )  # an idle code stays where it is instead of drifting to the origin
             self.embeddings.copy_(
@@ -358,14 +358,14 @@ class VectorQuantizer(Quantizer):
         """Count this step, in which all processes together used the codes `count` [K] times.
 
         Returns:
-            Whether anything is learnt from it (scalar bool): nothing is if every vector of the batch is left out. And its
+            Whether anything is learned from it (scalar bool): nothing is if every vector of the batch is left out. And its
             weight in the moving averages (scalar).
         """
-        learnt = count.sum() > 0
-        weight = learnt.to(count.dtype) * (1 - self.decay)
-        self.counter += learnt
+        learned = count.sum() > 0
+        weight = learned.to(count.dtype) * (1 - self.decay)
+        self.counter += learned
         self.ema_count.lerp_(count, weight)
-        return learnt, weight
+        return learned, weight
 
     def _revive(self, flat: Tensor, squares: Tensor, n: Tensor, debias: Tensor) -> None:
         """Move dead codes onto inputs drawn in proportion to their squared error, as many as could be drawn."""

@@ -180,7 +180,7 @@ class Codec:
 
         Raises:
             CodecError: no prior; another mode; not as many labels as images.
-            ConfigError: no label for a prior that never learnt to do without; such files of former versions are still read.
+            ConfigError: no label for a prior that never learned to do without; such files of former versions are still read.
         """
         if mode not in get_args(Mode):
             raise CodecError(f"expected the mode {' or '.join(get_args(Mode))}, found {mode!r}")
@@ -359,7 +359,7 @@ class Codec:
     def decode(self, found: Sequence[Decompressed], decoder: VQVAE | None = None) -> list[Tensor]:
         """The images [C, H, W] in [-1, 1] of codes, on the CPU.
 
-        Levels that are missing are replaced by their mean code, which is what the plain decoder has learnt.
+        Levels that are missing are replaced by their mean code, which is what the plain decoder has learned.
 
         Args:
             decoder: decodes images with all levels; None is the autoencoder itself.

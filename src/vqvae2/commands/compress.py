@@ -59,7 +59,7 @@ def compress(
     Raises:
         LockError: another command writes into `out`.
         UserError: a missing file, a folder that cannot be made, a label in the mode packed, no label for a prior that never
-            learnt to do without, or a file of another image, of another model or of others that would be overwritten.
+            learned to do without, or a file of another image, of another model or of others that would be overwritten.
         DataError: a file that is named itself is no image, or no file of the folders can be used.
         RunError, CodecError: not trained yet, or an image that is named itself is too large.
     """

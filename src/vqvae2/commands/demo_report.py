@@ -51,7 +51,7 @@ def write_report(folder: Path, command: str, reporter: Reporter) -> DemoResult:
     report = TrainingReport(run, "The demo of vqvae2")
     report.page.text(
         f"A two-stage model of {len(images.train):,} emoji at {run.config.data.shape_text} px, made by `{command}` on this machine. "
-        f"Stage 1 turned each image into grids of integers (codes); stage 2 learnt the distribution of these grids. The samples "
+        f"Stage 1 turned each image into grids of integers (codes); stage 2 learned the distribution of these grids. The samples "
         f"below are new images drawn from it."
     )
     samples, labels, seconds = _draw(run, _SAMPLES // max(1, len(run.classes)) * max(1, len(run.classes)))

@@ -112,7 +112,7 @@ def changed_sampling(
 
 
 def check_guidance(run: Run, guidance: Sequence[float] | None) -> None:
-    """Refuse guidance that would have no effect, or that compares with what a prior never learnt.
+    """Refuse guidance that would have no effect, or that compares with what a prior never learned.
 
     Raises:
         UserError: the run has no classes, or `PriorConfig.check_guidance` refuses it.

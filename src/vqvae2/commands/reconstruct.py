@@ -135,7 +135,7 @@ def command(
 ) -> None:
     """Encode images and decode them: NAME.png, and NAME-levels.png (original, coarsest level alone, ... all levels).
 
-    The sharpened decoder has only learnt to decode all levels, so the plain one shows the coarsest ones alone.
+    The sharpened decoder has only learned to decode all levels, so the plain one shows the coarsest ones alone.
     `torchrun --nproc-per-node P -m -- vqvae2 reconstruct ...` shares the images between P processes.
     """
     from vqvae2.processes import joined

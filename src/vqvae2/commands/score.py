@@ -51,7 +51,7 @@ def score(
 
     Raises:
         UserError: a missing file, `out` is a folder or a file of something else, a map would replace a file of others or be among the run's images, or no label
-            for a prior that never learnt to do without.
+            for a prior that never learned to do without.
         DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import shared_images

@@ -70,7 +70,7 @@ def chosen_device(name: str) -> dict[str, str]:
         raise UserError(f"under torchrun each process takes a card of its own: leave --device {name} out")
     if kind == "cpu":
         return {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    import torch
+    from vqvae2.train.device import devices_of
 
     position = int(number or 0)
     changes = {} if "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": name}
@@ -79,9 +79,8 @@ def chosen_device(name: str) -> dict[str, str]:
         cards = [str(position)] if visible is None else visible.split(",")[position : position + 1]
         changes = {"ACCELERATE_TORCH_DEVICE": "cuda:0", "CUDA_VISIBLE_DEVICES": "".join(cards)}
         position = 0
-    module = getattr(torch, kind)
     with environment(changes):  # before the first question, because CUDA reads the variable only once
-        count = int(module.device_count()) if module.is_available() else 0
+        count = devices_of(kind)
     if position >= count:
         raise UserError(f"no device {name} on this machine")
     return changes

@@ -10,7 +10,7 @@ from vqvae2.config.base import Settings
 
 
 class Hardware(Settings):
-    """How the machine is used. None of it changes what is learnt, but for rounding; each may be changed at any time."""
+    """How the machine is used. None of it changes what is learned, but for rounding; each may be changed at any time."""
 
     precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto",

@@ -73,7 +73,7 @@ class AutoencoderConfig(Settings):
     ema: bool = Field(True, description="codebooks by moving averages (paper) rather than by gradient")
     quantizer: str = Field(
         "vq",
-        description="vq: a learnt codebook (paper); fsq: finite scalar quantization, a fixed lattice of as many codes; "
+        description="vq: a learned codebook (paper); fsq: finite scalar quantization, a fixed lattice of as many codes; "
         "or the name of a quantiser that was registered",
     )
     stem_relu: bool = Field(
@@ -264,7 +264,7 @@ class PriorConfig(Settings):
         """
         for level in range(len(self.levels)) if levels is None else levels:
             if self.classes and not self.levels[level].label_dropout:
-                return f'prior.levels.{level}.label_dropout is 0, so this prior never learnt "no label"'
+                return f'prior.levels.{level}.label_dropout is 0, so this prior never learned "no label"'
         return None
 
     def check_unlabelled(self, levels: Iterable[int] | None = None) -> None:

@@ -119,7 +119,7 @@ def _decode_all(
         if writer.count * pixels[:1].nbytes > config.cache_gb * 1e9:
             raise DataError(
                 f"the stream does not fit in cache_gb = {config.cache_gb:g}: raise it, set limit, or copy the data set into tar "
-                "shards, which are read where they are; see 'Parquet files as tar shards' on the page On several cards and machines"
+                "shards, which are read where they are; see 'Parquet files as tar shards' on the page On several GPUs and machines"
             )
         if len(outcome) >= WORKERS_FROM and config.workers:
             left = math.inf if total is None else total - len(outcome)

@@ -156,7 +156,7 @@ def _refusal(data: str) -> str:
     if data.endswith(".parquet"):
         return (
             f"cannot read {data!r}: a row of a parquet file cannot be read without the rows around it, so only tar shards are "
-            "read from such places; see 'Parquet files as tar shards' on the page On several cards and machines"
+            "read from such places; see 'Parquet files as tar shards' on the page On several GPUs and machines"
         )
     if data.endswith((".tar.gz", ".tgz")):
         return f"cannot read {data!r}: a compressed tar has no random access; store it as .tar, images are compressed anyway"

@@ -167,7 +167,7 @@ def empty(facts: Facts) -> Advice | None:
         "samples are empty",
         f"{facts.empty:.0%} of the samples have hardly any contrast; of held-out images it is {facts.empty_real or 0:.0%}.",
         first
-        + "Empty images are likely where many training images have an even background and the coarsest prior has learnt "
+        + "Empty images are likely where many training images have an even background and the coarsest prior has learned "
         "little else: train it longer (`--set train_prior.0.steps=...`), give it the classes, or crop the images closer. "
         "Raise `sampling.top_p` if it is below 0.9.",
     )
@@ -278,9 +278,9 @@ def overfits(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
         "prior overfits",
         f"The prior of level {level} needs {own.heldout_bits:.2f} bits per code on held-out and {own.train_bits:.2f} on training "
         f"images, {own.excess:.0%} more (from {OVERFITS:.0%} on it overfits).",
-        f"{few}Train this level anew with more augmented copies (`train_prior.{level}.copies`, now {own.copies}), more dropout "
-        f"(`prior.levels.{level}.dropout`, now {own.dropout:g}) or fewer layers: `--redo-prior {level}` with these settings "
-        "replaces this prior alone.",
+        f"{few}Train this level anew with more dropout (`prior.levels.{level}.dropout`, now {own.dropout:g}) or fewer layers: "
+        f"`--redo-prior {level}` with these settings replaces this prior alone. More augmented copies (`train_prior.*.copies`, "
+        f"now {own.copies}) help too; they need `--redo-prior` of every level, because all levels share the copies.",
     )
 
 
@@ -320,7 +320,7 @@ def learnt_little(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
     if own.excess is not None and own.excess >= OVERFITS:
         return None  # that rule says more
     return Advice(
-        "prior has learnt little",
+        "prior has learned little",
         f"The prior of level {level} needs {own.heldout_bits:.2f} of {own.uniform_bits:.2f} bits per code.",
         f"Train it longer (`--set train_prior.{level}.steps=...`), or with more layers and attention "
         f"(`prior.levels.{level}.layers`, `prior.levels.{level}.attention_every=2`).",
@@ -339,7 +339,7 @@ LEVEL_RULES: tuple[Callable[[int, LevelFacts, Facts], Advice | None], ...] = (
 def unknown(facts: Facts) -> Iterator[str]:
     """What was not measured, and which command measures it."""
     if not facts.frechet:
-        yield "how far samples are from real images, and whether the autoencoder or the priors limit them: `vqvae2 evaluate RUN`"
+        yield "how far samples are from real images, and whether the autoencoder or the priors limit them: `vqvae2 evaluate RUN`, of a model of the package with `--out DIR`"
     if facts.sharpness is None:
         yield "the sharpness of reconstructions: this run is older than this figure"
     if not facts.psnr_curve:

@@ -98,7 +98,7 @@ FIGURES: dict[str, Figure] = {
     "k": Figure("neighbours, precision and recall", "Rank of the neighbour that sets the radius of a neighbourhood."),
     "k_coverage": Figure("neighbours, density and coverage", "The same for density and coverage."),
     # classification
-    "trained_on": Figure("trained on", "The images from which the classifier learnt."),
+    "trained_on": Figure("trained on", "The images from which the classifier learned."),
     "tested_on": Figure("tested on", "The images on which it was tested."),
     "test_n": Figure("test images", "How many images it was tested on."),
     "top_1": Figure("accuracy, top 1", "Share of test images whose likeliest class is right.", "higher", share=True),
@@ -151,7 +151,7 @@ FIGURES: dict[str, Figure] = {
 }  # fmt: skip
 
 SETS: dict[str, str] = {
-    "training": "the images that the run learnt from",
+    "training": "the images that the run learned from",
     "reference": "training images with which all sets are compared",
     "held out": "real images that were not trained on; no sample can be expected to score better",
     "reconstructions": "held-out images through the codes and back; what the autoencoder loses shows here",

@@ -1,6 +1,6 @@
 """What the evaluation uses of a run.
 
-`vqvae2.Run` lives on a higher floor, which this room may not import; it has these attributes and methods.
+`vqvae2.Run` is in a higher layer, which this package may not import; it has these attributes and methods.
 """
 
 from __future__ import annotations

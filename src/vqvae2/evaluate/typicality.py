@@ -1,4 +1,4 @@
-"""How typical images are of the data that a prior has learnt, by the log-probability of their codes.
+"""How typical images are of the data that a prior has learned, by the log-probability of their codes.
 
 Samples of a distribution lie in its typical set, not at its mode (Nalisnick et al. 2019, arXiv 1906.02994). An image with an
 unusually high log-probability, such as a plain surface, is therefore as untypical as one with an unusually low one.

@@ -13,7 +13,7 @@ BLURRED = 0.5
 OVERFITS = 0.15
 """Excess of held-out over training bits from which a prior is said to overfit."""
 LEARNT_LITTLE = 0.05
-"""Share of the bits that a prior saves; below, it is said to have learnt little."""
+"""Share of the bits that a prior saves; below, it is said to have learned little."""
 MOSTLY = 2 / 3
 """Share of the distance from which one stage is named as the limit; between 1/3 and 2/3 both are."""
 COPIES = 0.05
@@ -74,7 +74,7 @@ def _weak_priors(facts: Facts) -> list[tuple[int, str]]:
             and level.uniform_bits
             and level.heldout_bits > (1 - LEARNT_LITTLE) * level.uniform_bits
         ):
-            found.append((number, "has learnt little"))
+            found.append((number, "has learned little"))
     return found
 
 

@@ -56,7 +56,7 @@ class Decoder(nn.Module):
 class Context(nn.Module):
     """Coarser codes [B, h, w] and, with classes, labels [B] -> [B, C, H or 1, W or 1].
 
-    Labels are 0 .. classes, the last for "no label"; the module lacks the last one if the prior never learnt it.
+    Labels are 0 .. classes, the last for "no label"; the module lacks the last one if the prior never learned it.
 
     Args:
         prior: of a level that has coarser levels or classes.
@@ -67,8 +67,8 @@ class Context(nn.Module):
         if prior.label is not None and no_label(prior) is None:
             prior = copy.deepcopy(prior)
             assert prior.label is not None
-            learnt = prior.label.weight[: prior.classes].detach()
-            prior.label = nn.Embedding(len(learnt), learnt.shape[1], _weight=learnt)
+            learned = prior.label.weight[: prior.classes].detach()
+            prior.label = nn.Embedding(len(learned), learned.shape[1], _weight=learned)
         self.prior = prior
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def has_context(prior: LevelPrior) -> bool:
 
 
 def no_label(prior: LevelPrior) -> int | None:
-    """The number that stands for "no label"; None without classes, or if the prior never learnt it (`PriorConfig.lacks_unlabelled`)."""
+    """The number that stands for "no label"; None without classes, or if the prior never learned it (`PriorConfig.lacks_unlabelled`)."""
     return prior.classes if prior.classes and prior.config.label_dropout else None
 
 

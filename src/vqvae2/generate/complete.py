@@ -172,7 +172,7 @@ def complete(
 
     Raises:
         UserError: n, passes or seed out of range; several passes at temperature 0; no label, or guidance, if a prior never
-            learnt "no label" (`PriorConfig.lacks_unlabelled`).
+            learned "no label" (`PriorConfig.lacks_unlabelled`).
     """
     seed = check_seed(seed)
     if labels is None:

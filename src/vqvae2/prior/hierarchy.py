@@ -100,7 +100,7 @@ class HierarchicalPrior(nn.Module):
         Raises:
             CodesError: codes that do not fit the geometry.
             ValueError: labels out of range.
-            ConfigError: "no label", which a prior never learnt (`PriorConfig.lacks_unlabelled`).
+            ConfigError: "no label", which a prior never learned (`PriorConfig.lacks_unlabelled`).
         """
         return torch.stack([level.sum((1, 2)) for level in self.log_prob_map(codes, labels)], 1)
 
@@ -150,7 +150,7 @@ class HierarchicalPrior(nn.Module):
         Raises:
             ValueError: an argument out of range.
             CodesError: `given` does not fit the geometry or the number of images.
-            ConfigError: "no label" or guidance, if a prior never learnt "no label" (`PriorConfig.lacks_unlabelled`).
+            ConfigError: "no label" or guidance, if a prior never learned "no label" (`PriorConfig.lacks_unlabelled`).
         """
         single = not getattr(n, "ndim", 0) and not isinstance(n, Sequence)
         images = list(range(whole(n, "n"))) if single else [whole(i, "an image") for i in n]  # type: ignore[union-attr]
@@ -239,7 +239,7 @@ class HierarchicalPrior(nn.Module):
     def _learnt_labels(
         self, labels: Tensor | None, batch: int, levels: Sequence[int] | None = None
     ) -> Tensor | None:
-        """As `check_labels`; "no label" is refused where the prior of one of these levels, by default of any, never learnt it."""
+        """As `check_labels`; "no label" is refused where the prior of one of these levels, by default of any, never learned it."""
         known = self.check_labels(labels, batch)
         if torch.compiler.is_compiling():  # the check reads values
             return known

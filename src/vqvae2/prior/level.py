@@ -126,7 +126,7 @@ class LevelPrior(nn.Module, ABC):
         """Before training: let codes with similar codebook vectors start with similar embeddings.
 
         Half of each embedding's variance comes from the codebook vector, projected at random to C dimensions (our
-        decision: with few images, most of what is learnt about one code then holds for its neighbours too).
+        decision: with few images, most of what is learned about one code then holds for its neighbours too).
 
         Args:
             codebooks: [K, D] of this level and all coarser ones, coarsest first.

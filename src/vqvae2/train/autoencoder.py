@@ -36,7 +36,7 @@ class AutoencoderObjective:
 
     Args:
         config: the whole configuration.
-        images: `images.train` are learnt from, `images.heldout` judged on.
+        images: `images.train` are learned from, `images.heldout` judged on.
         distance: measured on the held-out images, and part of the loss with weight `train_autoencoder.perceptual`.
     """
 

@@ -291,3 +291,26 @@ def best_device() -> torch.device:
         return torch.device(named)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
+
+
+def devices_of(kind: str) -> int:
+    """How many devices of a kind, such as "cuda" or "mps", this machine has."""
+    module = torch.get_device_module(kind)
+    return int(module.device_count()) if module.is_available() else 0
+
+
+def present_device(device: torch.device | str) -> torch.device:
+    """A device that this machine has.
+
+    Raises:
+        UserError: it has none of that name.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UserError(
+            f"expected a device such as cpu, cuda, cuda:1, mps or xpu, found {device!r}"
+        ) from None
+    if found.type in ("cuda", "mps", "xpu") and (found.index or 0) >= devices_of(found.type):
+        raise UserError(f"no device {found} on this machine")
+    return found

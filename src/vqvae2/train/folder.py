@@ -355,7 +355,7 @@ def _stored_autoencoder(
 def sharp_autoencoder(folder: Path, config: Config, device: torch.device | str) -> VQVAE:
     """The trained autoencoder of a run in eval mode, decoding with its sharpened decoder; it encodes as the plain one.
 
-    The sharpened decoder has learnt to decode all levels together. For images of the coarsest levels alone, use
+    The sharpened decoder has learned to decode all levels together. For images of the coarsest levels alone, use
     the plain one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Samples that are drawn when the prior of a level is trained: what the levels so far have learnt."""
+"""Samples that are drawn when the prior of a level is trained: what the levels so far have learned."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from vqvae2.data.pixels import finite
 from vqvae2.files.run_folder import DecoderName, RunError
 from vqvae2.files.tensor_file import stored_digest
 from vqvae2.prior.hierarchy import HierarchicalPrior
-from vqvae2.train.device import best_device
+from vqvae2.train.device import best_device, present_device
 from vqvae2.train.folder import load_autoencoder, load_prior, sharp_autoencoder
 from vqvae2.train.stored_run import StoredRun
 
@@ -32,11 +32,12 @@ class LoadedRun(StoredRun):
 
     Raises:
         RunError: `folder` is no run folder, or was made by a newer version.
+        UserError: no such device on this machine.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str | None = None) -> None:
         super().__init__(folder)
-        self.device = torch.device(device) if device is not None else best_device()
+        self.device = best_device() if device is None else present_device(device)
         self._loaded: dict[str, str] = {}  # by stage, the digest of the weights that were loaded
 
     def __repr__(self) -> str:
@@ -78,7 +79,7 @@ class LoadedRun(StoredRun):
 
         Args:
             name: see `decoder_name`.
-            levels: how many levels it will decode, from the coarsest; None is all. The sharpened decoder has only learnt
+            levels: how many levels it will decode, from the coarsest; None is all. The sharpened decoder has only learned
                 to decode all of them, so for fewer this is the plain one, whatever the name.
 
         Raises:

@@ -92,7 +92,7 @@ class PriorObjective:
             yield (torch.from_numpy(indices),) if self.resident is not None else self._fetch(indices)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy in nats per code; some labels are hidden so that "no label" is learnt too.
+        """Mean cross-entropy in nats per code; some labels are hidden so that "no label" is learned too.
 
         The network sees some random codes in place of true ones, as many as `code_dropout` says, and is asked for the true
         ones. This is word dropout (Bowman et al. 2016), with a random code in place of a mask, which would need an embedding

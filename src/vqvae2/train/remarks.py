@@ -1,4 +1,4 @@
-"""What is said of trained stages: of collapsed levels, of the sharpened decoder, of a prior that has learnt nothing."""
+"""What is said of trained stages: of collapsed levels, of the sharpened decoder, of a prior that has learned nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def say_sharpened(folder: Path, begin: int, reporter: Reporter) -> None:
 
     Args:
         folder: RUN.
-        begin: `sharpen.begin`; a sharpening of at most so many steps has learnt nothing adversarial.
+        begin: `sharpen.begin`; a sharpening of at most so many steps has learned nothing adversarial.
         reporter: is told in one line.
     """
     if not RunFolder(folder).sharpen.model.exists():
@@ -49,7 +49,7 @@ def say_sharpened(folder: Path, begin: int, reporter: Reporter) -> None:
     verdict = "the decoder is sharpened"
     if type(step) is int and step <= begin:
         verdict = (
-            f"warning: the sharpening has learnt nothing adversarial, because it ended at step {step:,} and that loss begins after "
+            f"warning: the sharpening has learned nothing adversarial, because it ended at step {step:,} and that loss begins after "
             f"step {begin:,} (sharpen.begin); raise sharpen.steps, and the same command goes on"
         )
     psnr, sharpness = (
@@ -72,5 +72,5 @@ def check_learnt(name: str, figures: dict[str, Any], part: StageFolder) -> None:
     if bits > uniform + _WORSE:
         raise TrainingError(
             f"{name}: it ended at {bits:.4g} bits per code of held-out images, and guessing all codes alike takes {uniform:.4g}, "
-            f"so it has learnt nothing that holds; delete {part.path}, and train with a smaller learning rate or more warm-up"
+            f"so it has learned nothing that holds; delete {part.path}, and train with a smaller learning rate or more warm-up"
         )

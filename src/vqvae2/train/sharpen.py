@@ -150,7 +150,7 @@ class SharpenObjective:
 
     Args:
         config: the whole configuration.
-        images: `images.train` are learnt from; figures and drawings are of `images.heldout`.
+        images: `images.train` are learned from; figures and drawings are of `images.heldout`.
         plain: the trained autoencoder; its encoder makes the codes, also of augmented images. It is not changed.
         distance: a perceptual distance, measured on the held-out images, and part of the loss with weight `sharpen.perceptual`.
     """

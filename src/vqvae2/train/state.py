@@ -52,7 +52,7 @@ class Saved(Record):
     averaged: Annotated[int, Field(ge=0)] = 0  # weights in the average of such a state
     prepared: bool = False  # copied by `longer.prepare`, and not trained further yet
     autoencoder: str | None = (
-        None  # digest of the autoencoder whose codes are learnt, or whose decoder is sharpened
+        None  # digest of the autoencoder whose codes are learned, or whose decoder is sharpened
     )
 
 

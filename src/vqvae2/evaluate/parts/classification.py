@@ -70,7 +70,7 @@ def measure(context: Context) -> PartResult:
     result = classification(_trials(context), len(context.images.classes), config, context.device)
     if context.options.classifier_n is None and len(context.training) > _LEARNT:
         result.warnings.append(
-            f"the classifiers of the accuracy score learnt from {_LEARNT:,} of the {len(context.training):,} training images, and "
+            f"the classifiers of the accuracy score learned from {_LEARNT:,} of the {len(context.training):,} training images, and "
             "from no more samples; --classifier-n says how many"
         )
     if context.run is None and config != asked:

@@ -337,7 +337,7 @@ def _curve(settings: list[list[tuple[float, float]]], most: float) -> Curve:
 
 
 def _hindered(context: Context) -> str | None:
-    """The images have no classes, and a prior never learnt "no label"."""
+    """The images have no classes, and a prior never learned "no label"."""
     assert context.run is not None
     labelled = context.options.compress is None and context.heldout.labels is not None
     return None if labelled else context.run.config.prior.lacks_unlabelled()

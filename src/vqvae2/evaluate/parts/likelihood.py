@@ -43,7 +43,7 @@ def _sets(context: Context) -> list[NamedImages]:
 
 
 def _hindered(context: Context) -> str | None:
-    """The held-out images have no classes, and a prior never learnt "no label"."""
+    """The held-out images have no classes, and a prior never learned "no label"."""
     assert context.run is not None
     return None if context.heldout.labels is not None else context.run.config.prior.lacks_unlabelled()
 

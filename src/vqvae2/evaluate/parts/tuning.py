@@ -82,7 +82,7 @@ def search(
 
     Args:
         measure: draws with some settings and compares.
-        conditional: whether guidance is searched; without classes it has no effect, and a prior that never learnt "no label"
+        conditional: whether guidance is searched; without classes it has no effect, and a prior that never learned "no label"
             has none.
         start: whose other settings (the batch) are kept.
 
