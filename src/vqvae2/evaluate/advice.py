@@ -309,7 +309,7 @@ def still_falling(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
     )
 
 
-def learnt_little(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
+def learned_little(level: int, own: LevelFacts, facts: Facts) -> Advice | None:
     """A code costs nearly as much as without a prior."""
     if (
         not own.heldout_bits
@@ -332,7 +332,7 @@ RULES: tuple[Callable[[Facts], Advice | None], ...] = (
     lost_variety, copies,
 )  # fmt: skip
 LEVEL_RULES: tuple[Callable[[int, LevelFacts, Facts], Advice | None], ...] = (
-    unused_codes, uneven_codes, overfits, past_its_best, still_falling, learnt_little,
+    unused_codes, uneven_codes, overfits, past_its_best, still_falling, learned_little,
 )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ from vqvae2.train.objective import Objective
 from vqvae2.train.place import tidy
 from vqvae2.train.prior import PriorObjective, copies
 from vqvae2.train.reference import reference_metadata
-from vqvae2.train.remarks import check_learnt, say_sharpened, say_usage
+from vqvae2.train.remarks import check_learned, say_sharpened, say_usage
 from vqvae2.train.sharded import whole
 from vqvae2.train.sharded_state import remove_previous
 from vqvae2.train.sharpen import SharpenObjective
@@ -369,7 +369,7 @@ def _fit(
         prepare(part, objective.name)
     joined().wait()
     outcome = fit(objective, settings, folder.path, accelerator, reporter, seed, config)
-    check_learnt(objective.name, outcome.figures, part)
+    check_learned(objective.name, outcome.figures, part)
     figures = {key: value for key, value in outcome.figures.items() if key != "score"}
     kept = f"step {outcome.best_step} is the best of {outcome.step}"
     if objective.name == "sharpen":

@@ -62,7 +62,7 @@ def say_sharpened(folder: Path, begin: int, reporter: Reporter) -> None:
     )
 
 
-def check_learnt(name: str, figures: dict[str, Any], part: StageFolder) -> None:
+def check_learned(name: str, figures: dict[str, Any], part: StageFolder) -> None:
     """Refuse a prior that is worse than no prior; nothing of it is kept as a result.
 
     Raises:
