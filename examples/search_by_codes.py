@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 import vqvae2
-from vqvae2.commands.images import image_files, load_images
+from vqvae2.commands.images import image_files
 from vqvae2.data.grid import save_grid
 
 
@@ -33,9 +33,9 @@ run = vqvae2.load(name, "cpu")
 files = image_files([folder])
 with torch.no_grad():
     blocks = [files[begin : begin + 256] for begin in range(0, len(files), 256)]
-    embedded = torch.cat([embed(run.autoencoder, load_images(run, block)) for block in blocks])
-    similarity = embedded @ embed(run.autoencoder, load_images(run, [query]))[0]
+    embedded = torch.cat([embed(run.autoencoder, run.load_images(block)) for block in blocks])
+    similarity = embedded @ embed(run.autoencoder, run.load_images([query]))[0]
 best = similarity.argsort(descending=True, stable=True)[:wanted].tolist()
 for number in best:
     print(f"{similarity[number]:.3f}  {files[number]}")
-save_grid(load_images(run, [query, *(files[number] for number in best)]), Path("found.png"), wanted + 1)
+save_grid(run.load_images([query, *(files[number] for number in best)]), Path("found.png"), wanted + 1)

@@ -171,6 +171,10 @@ MISTAKES: dict[str, tuple[Callable[[World], list[object]], str]] = {
     "other data": (lambda w: ["train", w.some("a.png"), "--run", w.run], r"and found others in "),
     "other preset": (lambda w: w.train(run=w.run), r"trained with other settings.*another --run"),
     "no config.yaml": (bare, r"no run folder: it has no config\.yaml"),
+    "a model of the package": (
+        lambda w: ["critic", "fit", "emoji64"],
+        r"no run folder: .*; copy the model of the package, .*emoji64, to",
+    ),
     "no such run": (lambda w: ["inspect", w.folder / "runn"], r"no run .*runn: expected"),
     "half trained": (half, r"prior of level 1 .* is not trained yet; `vqvae2 train .*` continues"),
     "cut weights": (cut, r"autoencoder/model\.safetensors is damaged"),

@@ -26,7 +26,6 @@ from PIL import Image
 from vqvae2.cli import app, main
 from vqvae2.codes import Codes
 from vqvae2.commands import demo_report
-from vqvae2.commands.images import load_images
 from vqvae2.config.models import Config, parse
 from vqvae2.config.overrides import override, read_yaml, settings
 from vqvae2.config.presets import preset, presets
@@ -980,7 +979,7 @@ def test_complete_without_pasting(
     completions(command, trained, source, *request, "--out", tmp_path / "b")
     assert not close(tmp_path / "a" / "000.png", tmp_path / "b" / "000.png")
     run = load(trained, "cpu")
-    (image,) = load_images(run, [source])
+    (image,) = run.load_images([source])
     kept = run.keep(image, torch.zeros(16, 16, dtype=torch.bool))
     (part,) = run.complete(kept, 1)
     assert torch.allclose(part.decoded, run.reconstruct(image[None]).to(part.decoded), atol=1e-5)

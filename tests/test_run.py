@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 
 import vqvae2
@@ -120,6 +121,29 @@ def test_the_networks_are_found_from_another_working_folder(
     run = load(trained.name)
     monkeypatch.chdir(tmp_path)
     assert run.sample(1).shape[0] == 1
+
+
+def test_images_are_loaded_from_files_as_in_training(trained: Path, tmp_path: Path) -> None:
+    run = load(trained, "cpu")
+    value = np.zeros((24, 16, 3), np.uint8)  # higher than wide: the middle is taken
+    value[4:20, :, 0] = 255
+    Image.fromarray(value).save(tmp_path / "a.png")
+    expected = torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, 16, 16)
+    for files in ([str(tmp_path / "a.png")], [(tmp_path / "a.png").read_bytes()], tmp_path / "a.png"):
+        assert torch.equal(run.load_images(files), expected[None])
+    assert run.load_images([tmp_path / "a.png"] * 3).shape == (3, 3, 16, 16)
+    with pytest.raises(UserError, match="expected at least one image file"):
+        run.load_images([])
+    with pytest.raises(UserError, match="no-such"):
+        run.load_images(["no-such.png"])
+
+
+def test_codes_of_other_kinds_are_refused_in_one_line(trained: Path) -> None:
+    run = load(trained, "cpu")
+    codes = run.encode(run.sample(1))
+    with pytest.raises(UserError, match=r"expected Codes, such as Codes\(\(coarse, fine\)\), found tuple"):
+        run.decode(codes.levels)  # type: ignore[arg-type]
+    assert torch.equal(run.decode(Codes(codes.levels)), run.decode(codes))
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def model_card(run: StoredRun, card: Card, repository: str) -> str:
         (
             f'```python\nimport vqvae2\n\nrun = vqvae2.load("{repository}")\n'
             "images = run.sample(16, seed=0)  # [16, C, H, W] in [-1, 1]\n"
-            "codes = run.autoencoder.encode(images)\n```\n"
+            'codes = run.encode(images)  # of files: run.encode(run.load_images(["a.png"]))\n```\n'
         ),
         f"On the command line: `vqvae2 sample {repository} --n 16 --out samples`.\n",
         f"## Data\n\n{_data(run)}{classes}{f' {card.data}' if card.data else ''}\n",

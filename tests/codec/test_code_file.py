@@ -30,7 +30,6 @@ from vqvae2.codec.vectors import encode_vectors
 from vqvae2.commands import encode as verb
 from vqvae2.commands.decode import decode
 from vqvae2.commands.encode import Vectors, encode
-from vqvae2.commands.images import load_images
 from vqvae2.data.pixels import to_uint8
 from vqvae2.errors import UserError
 from vqvae2.files.atomic import FileError
@@ -50,7 +49,7 @@ def run(trained: Path) -> Run:
 def originals(run: Run, pictures: Path) -> tuple[list[str], torch.Tensor]:
     """Names and images of the data set, in its order."""
     files = sorted(file for file in pictures.rglob("*.png"))
-    return [file.relative_to(pictures).as_posix() for file in files], load_images(run, files)
+    return [file.relative_to(pictures).as_posix() for file in files], run.load_images(files)
 
 
 @pytest.fixture(params=FORMS)

@@ -28,7 +28,7 @@ from vqvae2.codec.layout import Layout
 from vqvae2.codes import Codes, Geometry
 from vqvae2.commands.compress import Coding, compress
 from vqvae2.commands.decompress import decompress
-from vqvae2.commands.images import batches_of, load_images
+from vqvae2.commands.images import batches_of
 from vqvae2.config.models import AutoencoderConfig, LevelPriorConfig, PriorConfig
 from vqvae2.errors import UserError
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -44,7 +44,7 @@ def loaded(trained: Path) -> Run:
 @pytest.fixture(scope="module")
 def images(loaded: Run, pictures: Path) -> Tensor:
     """24 images as the run sees them."""
-    return load_images(loaded, sorted(pictures.rglob("*.png")))
+    return loaded.load_images(sorted(pictures.rglob("*.png")))
 
 
 def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> Tensor:
@@ -351,7 +351,7 @@ def test_the_verbs(loaded: Run, pictures: Path, tmp_path: Path, command: Callabl
     assert [item["width"] for item in items] == [16] * 8
     back = decompress(loaded, [Path(item["file"]) for item in items], images)
     first = _pixels(Path(back[0]["file"]))
-    expected = loaded.reconstruct(load_images(loaded, [Path(items[0]["source"])]))
+    expected = loaded.reconstruct(loaded.load_images([Path(items[0]["source"])]))
     assert np.abs(first - (expected[0].permute(1, 2, 0).numpy() + 1) * 127.5).max() <= 0.51
     broken = files / "broken.vq"
     broken.write_bytes(b"VQ")

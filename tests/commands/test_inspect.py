@@ -542,7 +542,8 @@ def test_a_run_that_has_only_been_begun(half: Path) -> None:
     run = load(half, "cpu")
     tables = describe(run.config, run)
     assert set(tables["done"].values()) == {"no"}
-    assert set(tables) == {"geometry", "parameters", FLOPS, MEMORY, COST, "done"}
+    assert set(tables) == {"geometry", "parameters", FLOPS, MEMORY, COST, "classes", "done"}
+    assert list(tables["classes"].values()) == list(run.classes)
 
 
 # --- a preset with settings of one's own ---

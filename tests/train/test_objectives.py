@@ -38,7 +38,7 @@ from vqvae2.data.grid import grid
 from vqvae2.data.pixels import to_float
 from vqvae2.files.tensor_file import load_tensors
 from vqvae2.prior.level import LevelPrior
-from vqvae2.train.autoencoder import AutoencoderObjective, detail, usage_figures
+from vqvae2.train.autoencoder import AutoencoderObjective, detail, sharpness, usage_figures
 from vqvae2.train.device import make_accelerator
 from vqvae2.train.judging import HeldOut
 from vqvae2.train.prior import PriorObjective, copies
@@ -229,6 +229,8 @@ def test_sharpness_is_the_share_of_the_details_energy() -> None:
     assert (detail(functional.avg_pool2d(x, 3, 1, 1)) < energy / 4).all()
     ramp = torch.arange(9.0).expand(1, 1, 9, 9) + 5
     assert detail(ramp).tolist() == [0]
+    assert sharpness(3.0, 4.0) == 0.75
+    assert sharpness(2e-3, 0.0) == sharpness(0.0, 1e-12) == 1.0  # originals without any detail
 
 
 def test_a_perfect_reconstruction_has_a_finite_psnr(tmp_path: Path) -> None:

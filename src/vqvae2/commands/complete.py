@@ -177,11 +177,10 @@ def keep(run: Run, image: Path, mask: Path | None, levels: int | None) -> Kept:
     import numpy as np
     import torch
 
-    from vqvae2.commands.images import load_images
     from vqvae2.data.augmentation import centre
     from vqvae2.data.decoding import load_mask
 
-    (pixels,) = load_images(run, [image])
+    (pixels,) = run.load_images([image])
     data = run.config.data
     if mask is None:
         return run.keep(pixels, None, levels)

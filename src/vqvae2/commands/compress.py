@@ -176,12 +176,11 @@ def _load(run: Run, file: Path, resize: bool) -> Tensor:
     """An image as float [C, H, W] in [-1, 1]."""
     import torch
 
-    from vqvae2.commands.images import load_images
     from vqvae2.data.decoding import load_whole
     from vqvae2.data.pixels import to_float
 
     if resize:
-        return load_images(run, [file])[0]
+        return run.load_images([file])[0]
     return to_float(torch.from_numpy(load_whole(file, run.config.data)[None]))[0]
 
 

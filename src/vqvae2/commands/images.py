@@ -19,7 +19,7 @@ from vqvae2.data.errors import DataError, ImageError
 from vqvae2.data.folder_files import list_folder
 from vqvae2.data.frames import frames_of, split_frame
 from vqvae2.data.grid import save_picture
-from vqvae2.data.pixels import Pixels, to_float, to_pil, viewable
+from vqvae2.data.pixels import Pixels, to_pil, viewable
 from vqvae2.data.skipped import listed_line
 from vqvae2.errors import UserError, printable
 from vqvae2.files.parts import cut
@@ -64,18 +64,6 @@ def image_files(paths: Sequence[Path], skipped: Skipped | None = None) -> list[P
     if not files:
         raise UserError("expected at least one image")
     return files
-
-
-def load_images(run: Run, files: Sequence[Path | bytes]) -> Tensor:
-    """Image files, or what is in them, as the run sees them, resized and cut to the centre: [B, C, H, W] in [-1, 1].
-
-    Raises:
-        DataError: a file that cannot be used.
-    """
-    data = run.config.data
-    return to_float(
-        torch.from_numpy(centre(np.stack([load_image(file, data) for file in files]), data.shape))
-    )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vqvae2.config.models import Config
     from vqvae2.run import Run
 
+_ROWS = 60  # of a table, at most
 _WORTH_SHARDING = (
     1e9  # bytes of weights, gradients and AdamW; of less, what a card of many would hold is not shown
 )
@@ -57,6 +58,8 @@ def describe(config: Config, run: Run | None = None) -> dict[str, dict[str, Any]
         "cost of training": _training(costs, config),
     }
     if run is not None:
+        if run.classes:
+            tables["classes"] = {str(number): name for number, name in enumerate(run.classes)}
         tables["done"] = {name: "yes" if done else "no" for name, done in run.done().items()}
         try:
             check_derived(run.folder, config)
@@ -243,7 +246,7 @@ def command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Geometry, parameters, FLOPs, codebook usage, losses, what is done and what is not."""
+    """Geometry, parameters, FLOPs, classes, codebook usage, losses, what is done and what is not."""
     from vqvae2.config.presets import preset as named
     from vqvae2.run import load
 
@@ -272,8 +275,10 @@ def command(
     console = Console(soft_wrap=True, markup=False, emoji=False)
     for title, rows in value.items():
         table = Table(printable(title), "", title_justify="left")
-        for key, item in rows.items():
+        for key, item in list(rows.items())[:_ROWS]:
             table.add_row(printable(key), printable(_text(item)))
+        if len(rows) > _ROWS:
+            table.add_row("...", f"{len(rows) - _ROWS:,} more; --json prints all")
         console.print(table)
 
 

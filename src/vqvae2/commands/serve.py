@@ -30,9 +30,8 @@ def command(
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is not installed: pip install 'vqvae2[web]'")
-    from vqvae2.commands.images import load_images
     from vqvae2.run import load
     from vqvae2.web.app import serve
 
     loaded = load(run)
-    serve(loaded, lambda data: load_images(loaded, [data])[0], host, port, Reporter().say)
+    serve(loaded, lambda data: loaded.load_images([data])[0], host, port, Reporter().say)

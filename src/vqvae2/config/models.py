@@ -130,7 +130,8 @@ class AutoencoderConfig(Settings):
     def _levels_agree(self) -> AutoencoderConfig:
         if not 1 <= len(self.strides) <= 4 or len(self.strides) != len(self.codes):
             raise ValueError(
-                f"expected 1 to 4 levels with one stride and one codebook each, found strides {self.strides} and codes {self.codes}"
+                f"expected 1 to 4 levels with one stride and one codebook each, found strides {self.strides} "
+                f"and codes {self.codes}; another number of levels needs both, and prior.levels and train_prior too"
             )
         if any(s < 1 or s > 64 for s in self.strides) or any(s < 2 for s in self.strides[1:]):
             raise ValueError(f"expected strides of 1 to 64 (2 to 64 between levels), found {self.strides}")

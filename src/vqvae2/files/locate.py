@@ -48,6 +48,21 @@ def public_name(folder: Path) -> str | None:
     return None
 
 
+def _of_package(name: str) -> Path:
+    return Path(str(resources.files("vqvae2") / "zoo" / name))
+
+
+def no_run(folder: Path) -> RunError:
+    """The error about a folder that is no run folder, where a command takes nothing else."""
+    name = str(folder)
+    hint = (
+        f"; copy the model of the package, {_of_package(name)}, to a folder of your own"
+        if name in zoo()
+        else ""
+    )
+    return RunError(f"{name} is no run folder: it has no config.yaml{hint}")
+
+
 def find_run(name: str | Path, **hub: Any) -> Path:
     """The folder of a run; one on the Hub is downloaded first, into the Hub's cache.
 
@@ -63,9 +78,9 @@ def find_run(name: str | Path, **hub: Any) -> Path:
         return path
     text = str(name)
     if text in zoo():
-        return Path(str(resources.files("vqvae2") / "zoo" / text))
+        return _of_package(text)
     if path.exists():
-        raise RunError(f"{path} is no run folder: it has no config.yaml")
+        raise no_run(path)
     if names_hub(text):
         try:
             downloaded = Path(snapshot_download(text, allow_patterns=HUB_FILES, **hub))

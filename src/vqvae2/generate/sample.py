@@ -76,7 +76,7 @@ def class_number(label: str | int, classes: Sequence[str]) -> int:
             if 0 <= operator.index(label) < len(classes):
                 return operator.index(label)
     folded = {plain_name(name): name for name in classes}
-    near = difflib.get_close_matches(plain_name(str(label)), list(folded), 3, 0.4)
+    near = difflib.get_close_matches(plain_name(str(label)), list(folded), 3)
     hint = listed([folded[name] for name in near] or classes[:12])
     raise UserError(f"no class {label!r}: expected a number 0..{len(classes) - 1} or a name such as {hint}")
 

@@ -126,7 +126,7 @@ class AutoencoderObjective:
             "heldout_mse": mse,
             "heldout_psnr": decibels(mse),
             "heldout_psnr_per_picture": mean_psnr,
-            "heldout_sharpness": energy / max(aim, LEAST_SQUARE),
+            "heldout_sharpness": sharpness(energy, aim),
         }
         if self.distance:
             figures["heldout_perceptual"] = looks
@@ -151,6 +151,11 @@ def detail(images: Tensor) -> Tensor:
     inner = images[..., 1:-1, 1:-1]
     around = images[..., :-2, 1:-1] + images[..., 2:, 1:-1] + images[..., 1:-1, :-2] + images[..., 1:-1, 2:]
     return (around - 4 * inner).square().sum((1, 2, 3))
+
+
+def sharpness(decoded: float, real: float) -> float:
+    """The `detail` of decoded images over that of their originals; 1 if these have none, such as white images."""
+    return decoded / real if real > 1e-6 else 1.0
 
 
 def usage_figures(counts: list[Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from vqvae2.config.overrides import differences, read_yaml
 from vqvae2.data.images import ImageSet
 from vqvae2.data.recorded import same_source, source_record
 from vqvae2.files import atomic, tensor_file
+from vqvae2.files.locate import no_run
 from vqvae2.files.records import Record
 from vqvae2.files.run_folder import RunError, RunFolder, refuse_links
 from vqvae2.files.seen import await_seen
@@ -214,9 +215,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config]:
         RunError: not a run folder, or one of a newer version.
         ConfigError: damaged.
     """
-    file = RunFolder(folder).config
-    if not file.is_file():
-        raise RunError(f"{folder} is no run folder: it has no config.yaml")
+    if not (file := RunFolder(folder).config).is_file():
+        raise no_run(folder)
     value = read_yaml(file)
     record = value.pop("run", {})
     if not isinstance(record, dict):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vqvae2.autoencoder.model import VQVAE
-from vqvae2.codes import Codes
-from vqvae2.data.pixels import finite
+from vqvae2.codes import Codes, CodesError
+from vqvae2.data.augmentation import centre
+from vqvae2.data.decoding import load_image
+from vqvae2.data.errors import DataError
+from vqvae2.data.pixels import finite, to_float
 from vqvae2.files.run_folder import DecoderName, RunError
 from vqvae2.files.tensor_file import stored_digest
 from vqvae2.prior.hierarchy import HierarchicalPrior
@@ -148,11 +153,28 @@ class LoadedRun(StoredRun):
             )
         self._loaded = now
 
+    def load_images(self, files: Sequence[str | Path | bytes]) -> Tensor:
+        """Image files as the run sees them, resized and cut to the centre: [B, C, H, W] in [-1, 1], on the CPU.
+
+        Args:
+            files: paths, or the encoded bytes of files.
+
+        Raises:
+            DataError: a file that cannot be used; no file.
+        """
+        if isinstance(files, (str, bytes, Path)):
+            files = [files]
+        if not files:
+            raise DataError("expected at least one image file")
+        data = self.config.data
+        pixels = np.stack([load_image(file, data) for file in files])
+        return to_float(torch.from_numpy(centre(pixels, data.shape)))
+
     def encode(self, images: Tensor) -> Codes:
         """The codes of images, on the run's device; all at once, so that B is limited by memory.
 
         Args:
-            images: [B, C, H, W] in [-1, 1], of any size that the strides divide, on any device.
+            images: [B, C, H, W] in [-1, 1], of any size that the strides divide, on any device (of files, `load_images`).
 
         Raises:
             RunError: not trained yet.
@@ -170,6 +192,8 @@ class LoadedRun(StoredRun):
 
         Raises:
             RunError: not trained yet.
-            CodesError, UserError: codes of other levels or out of range; `levels` out of range; no such decoder.
+            CodesError, UserError: no `Codes`, or of other levels or out of range; `levels` out of range; no such decoder.
         """
+        if not isinstance(codes, Codes):
+            raise CodesError(f"expected Codes, such as Codes((coarse, fine)), found {type(codes).__name__}")
         return self.decoder(decoder, levels).decode(codes, levels)

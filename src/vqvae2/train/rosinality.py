@@ -114,7 +114,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
                 return plain_tensors(names, path)
     except FileError as error:
         raise RosinalityError(str(error)) from None
-    raise RosinalityError(f"{path} is no {_WHAT}: it has no tensor {_FIRST}")
+    raise RosinalityError(f"{path} is no {_WHAT}: it has no tensor {_FIRST} (its priors cannot be imported)")
 
 
 def convert(path: str | Path, tensors: Mapping[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:

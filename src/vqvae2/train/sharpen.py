@@ -39,10 +39,10 @@ from vqvae2.config.models import Config
 from vqvae2.data.batches import rows_of_eight, sequential
 from vqvae2.data.grid import save_grid
 from vqvae2.data.images import ImageSet
-from vqvae2.data.pixels import LEAST_SQUARE, decibels
+from vqvae2.data.pixels import decibels
 from vqvae2.modes import seeded
 from vqvae2.processes import world
-from vqvae2.train.autoencoder import detail
+from vqvae2.train.autoencoder import detail, sharpness
 from vqvae2.train.device import host_total
 from vqvae2.train.feed import Batch
 from vqvae2.train.judging import HeldOut
@@ -231,8 +231,8 @@ class SharpenObjective:
             "heldout_mse": mse,
             "heldout_psnr": decibels(mse),
             "heldout_psnr_plain": decibels(plain_mse),
-            "heldout_sharpness": detail_sharp / max(detail_real, LEAST_SQUARE),
-            "heldout_sharpness_plain": detail_plain / max(detail_real, LEAST_SQUARE),
+            "heldout_sharpness": sharpness(detail_sharp, detail_real),
+            "heldout_sharpness_plain": sharpness(detail_plain, detail_real),
             "heldout_real": real,
             "heldout_fake": fake,
         }

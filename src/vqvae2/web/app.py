@@ -147,7 +147,7 @@ def serve(run: Run, read: Read, host: str, port: int, say: Callable[[str], None]
     except OSError as error:
         listening.close()
         raise UserError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port"
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port or --host"
         ) from None
     local = host in ("127.0.0.1", "::1", "localhost")
     app = make_app(run, read, LOCAL if local else ["*"])
