@@ -22,7 +22,6 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae2.cli import main
-from vqvae2.commands.images import load_images
 from vqvae2.commands.inspect import describe
 from vqvae2.config.overrides import read_yaml
 from vqvae2.config.sampling import Sampling
@@ -56,7 +55,7 @@ def both(sharpened: Path) -> Run:
 def images(both: Run, pictures: Path) -> Tensor:
     """Four images as the run sees them."""
     files = sorted(pictures.rglob("*.png"))[:4]
-    return load_images(both, files)
+    return both.load_images(files)
 
 
 def pixels(file: Path) -> Any:
@@ -300,7 +299,7 @@ def test_reconstruct_says_both_figures(
         assert found[name]["decoder"] == name
     assert found["plain"]["psnr"] == found["sharp"]["psnr"]
     assert "psnr_sharp" not in found["plain"]
-    original = load_images(both, [source])
+    original = both.load_images([source])
     for name, figure in (("plain", found["plain"]["psnr"][-1]), ("sharp", found["sharp"]["psnr_sharp"])):
         again = both.reconstruct(original, decoder=name)
         assert figure == pytest.approx(float(psnr(again, original)[0]), abs=1e-4)

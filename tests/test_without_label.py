@@ -307,13 +307,12 @@ def test_an_evaluation_leaves_out_what_needs_it(without: Path, run: Path) -> Non
 
 def test_the_page_shows_no_bits_and_packs_and_says_why(without: Path, pictures: Path) -> None:
     pytest.importorskip("starlette")
-    from vqvae2.commands.images import load_images
     from vqvae2.web.jobs import Jobs
     from vqvae2.web.requests import Request, Vary
     from vqvae2.web.studio import Studio
 
     run, jobs = load(without, "cpu"), Jobs()
-    studio = Studio(run, lambda data: load_images(run, [data])[0], jobs)
+    studio = Studio(run, lambda data: run.load_images([data])[0], jobs)
     found = studio.upload(sorted(pictures.rglob("*.png"))[0].read_bytes())
     assert "prior.levels.1.label_dropout is 0" in found["note"]
     assert not any("bits" in level for level in found["levels"])

@@ -8,6 +8,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
+AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+"""The kinds of devices that have autocast. (Torch 2.6 cannot compile the question.)"""
+
 
 @contextmanager
 def eval_mode(*nets: nn.Module) -> Iterator[None]:
@@ -29,7 +32,7 @@ def without_autocast(device: torch.device, always: bool = True) -> AbstractConte
         device: where is computed.
         always: False leaves autocast as it is where gradients are recorded, that is in training.
     """
-    if torch.amp.is_autocast_available(device.type) and (always or not torch.is_grad_enabled()):
+    if device.type in AUTOCAST and (always or not torch.is_grad_enabled()):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2.commands.images import load_images
 from vqvae2.commands.score import score
 from vqvae2.data.pixels import to_pil
 from vqvae2.run import Run, load
@@ -47,7 +46,7 @@ def test_the_maps_add_up_to_the_bits(emoji: Run, tmp_path: Path) -> None:
         image.save(tmp_path / f"{number}.png")
     files = [tmp_path / f"{number}.png" for number in range(3)]
     items = score(emoji, files, bits_map=tmp_path / "maps")["pictures"]
-    maps = emoji.bits_map(load_images(emoji, files))
+    maps = emoji.bits_map(emoji.load_images(files))
     for number, item in enumerate(items):
         assert item["bits"] == pytest.approx([float(level[number].sum()) for level in maps], rel=1e-5)
         for level, (name, bits) in enumerate(zip(item["maps"], maps, strict=True)):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from colours_network import Colours
 
-from vqvae2.commands.images import image_files, load_images
+from vqvae2.commands.images import image_files
 from vqvae2.commands.run_facts import collect
 from vqvae2.evaluate import context, full_report
 from vqvae2.evaluate.advice import Advice, advise
@@ -66,7 +66,7 @@ def test_the_figures_are_those_of_exactly_the_split(
     own, other = figures(tmp_path / "own"), figures(tmp_path / "out")
     run = load(trained_on_split)
     files = image_files([split_pictures / "test"])
-    images = load_images(run, files)
+    images = run.load_images(files)
     error = (run.reconstruct(images) - images).square().mean()
     bits = -run.log_prob(images, [file.parent.name for file in files]).mean(0)
     found = other["parts"]
@@ -190,6 +190,6 @@ def test_a_split_without_classes(
     assert said.code == 0, said.err
     found, run = figures(tmp_path / "out"), load(trained_on_split)
     assert "have no classes" in " ".join(found["warnings"])
-    images = load_images(run, image_files([data / "train"]))
+    images = run.load_images(image_files([data / "train"]))
     nats = -run.log_prob(images).mean(0) / torch.tensor(run.config.geometry.positions)
     assert found["parts"]["nll"]["training"]["nats_per_code"] == pytest.approx(nats.tolist(), rel=1e-4)

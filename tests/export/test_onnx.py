@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 from torch.export import Dim
+from torch_versions import needs_torch
 
 from vqvae2.codes import Codes, Geometry
 from vqvae2.config.models import LevelPriorConfig, PriorConfig
@@ -24,6 +25,8 @@ from vqvae2.export.modules import Decoder, Encoder, step_module
 from vqvae2.export.onnx_files import Part, _prior_parts, export_onnx, parts
 from vqvae2.prior.hierarchy import HierarchicalPrior
 from vqvae2.run import Run, load
+
+pytestmark = needs_torch(2, 7)
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "onnx_sampling.py"
 

@@ -26,6 +26,7 @@ from prior_helpers import (
 )
 from torch import Tensor
 from torch import distributed as dist
+from torch_versions import needs_torch
 
 from vqvae2.codes import Codes, CodesError
 from vqvae2.config.models import PriorConfig
@@ -166,6 +167,7 @@ def test_scores_and_samples_do_not_depend_on_autocast() -> None:
         assert not torch.equal(prior.log_prob(codes), expected)  # with gradients, as in training
 
 
+@needs_torch(2, 7)
 def test_scoring_compiles_to_one_graph() -> None:
     prior, codes = prior_of()
     labels = random_labels(2)

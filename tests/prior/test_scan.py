@@ -194,6 +194,8 @@ def test_the_module_holds_no_state(kind: dict[str, Any], monkeypatch: pytest.Mon
     gc.collect()
     assert len(caches) > prior.positions
     assert [ref() for ref in caches if ref() is not None] == []
+    for method in ("start", "step"):  # what monkeypatch put back, with some versions of torch
+        vars(prior).pop(method, None)
     assert {name: set(vars(module)) for name, module in prior.named_modules()} == attributes
     assert weights.keys() == prior.state_dict().keys()
     assert all(torch.equal(weights[name], value) for name, value in prior.state_dict().items())

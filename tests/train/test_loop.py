@@ -48,7 +48,7 @@ from vqvae2.train.state import read_metrics
 WAYS: dict[str, dict[str, Any]] = {  # how a stage is trained
     "plain": {},
     "averaged, in parts, decayed": {"average": 0.7, "accumulate": 3, "weight_decay": 0.1, "batch": 5},
-    "best kept, constant": {"schedule": "constant", "lr": 0.1, "clip": 0.0, "evaluate_every": 1},
+    "best kept, constant": {"schedule": "constant", "lr": 0.3, "clip": 0.0, "evaluate_every": 1},
 }
 LONG = {"steps": 7, "log_every": 3, "evaluate_every": 4}
 

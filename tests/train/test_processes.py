@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch_versions import needs_torch
 from train_helpers import Spoken, changed, exactly, pictures, sharded, tiny
 
 from vqvae2.config.models import Config
@@ -26,6 +27,7 @@ from vqvae2.train.sharded import bytes_per_process
 from vqvae2.train.state import read_metrics
 
 PARTS = ("autoencoder", "prior/level-0", "prior/level-1")
+pytestmark = needs_torch(2, 8)  # `shard` needs it
 
 # Eight jobs: a whole run; one with sharded priors; one with a damaged code; one that rank 1 is asked to stop; one whose loss
 # spoils on rank 1 alone; an uneven batch; other images on rank 1; float64.

@@ -286,10 +286,12 @@ def test_going_on_with_their_averages(tmp_path: Path, file: Path, theirs: Theirs
     torch.testing.assert_close(quantizer.embeddings, (total / smooth).T, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu])
-def test_eight_bits(tmp_path: Path, theirs: Theirs, kind: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"])
+def test_eight_bits(tmp_path: Path, theirs: Theirs, kind: str) -> None:
     """They are read as the numbers that they are."""
-    stored = {name: tensor.to(kind) for name, tensor in theirs.state.items()}
+    if not hasattr(torch, kind):
+        pytest.skip("needs torch 2.7")
+    stored = {name: tensor.to(getattr(torch, kind)) for name, tensor in theirs.state.items()}
     torch.save(stored, tmp_path / "x.pt")
     if not all(tensor.float().isfinite().all() for tensor in stored.values()):
         with pytest.raises(RosinalityError, match="not finite"):
@@ -464,7 +466,7 @@ def test_code_is_never_run(tmp_path: Path, theirs: Theirs, command: Command, new
 ], ids=["eval", "arguments", "module"])  # fmt: skip
 def test_what_is_no_tensor_is_named(tmp_path: Path, theirs: Theirs, value: Any, name: str) -> None:
     torch.save({"model": theirs.state, "x": value}, tmp_path / "x.pt")
-    with pytest.raises(RosinalityError, match=rf"more than tensors \({re.escape(name)}\)"):
+    with pytest.raises(RosinalityError, match=rf"more than tensors \((builtins\.)?{re.escape(name)}\)"):
         import_rosinality(tmp_path / "x.pt", tmp_path / "run")
 
 

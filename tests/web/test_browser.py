@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from vqvae2.commands.images import load_images
 from vqvae2.run import load
 from vqvae2.web.jobs import Jobs, Step
 
@@ -47,7 +46,7 @@ def application(sharpened: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     (run / "report").mkdir(exist_ok=True)
     (run / "report" / "report.html").write_text("<h1>Report</h1>")
     loaded = load(run, "cpu")
-    return server.make_app(loaded, lambda data: load_images(loaded, [data])[0], ["127.0.0.1"])
+    return server.make_app(loaded, lambda data: loaded.load_images([data])[0], ["127.0.0.1"])
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 
 from vqvae2.codec.container import read_header
-from vqvae2.commands.images import load_images
 from vqvae2.data.pixels import to_pil
 from vqvae2.errors import UserError
 from vqvae2.run import Run, load
@@ -46,7 +45,7 @@ def model(trained: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def client(model: Run) -> Iterator[TestClient]:
-    with TestClient(server.make_app(model, lambda data: load_images(model, [data])[0], HOSTS)) as opened:
+    with TestClient(server.make_app(model, lambda data: model.load_images([data])[0], HOSTS)) as opened:
         yield opened
 
 
@@ -121,7 +120,7 @@ def test_samples_are_those_of_the_run(client: TestClient, model: Run) -> None:
 
 
 def test_an_image_is_taken_apart(uploaded: dict[str, Any], model: Run) -> None:
-    image = load_images(model, [uploaded["file"].read_bytes()])[0]
+    image = model.load_images([uploaded["file"].read_bytes()])[0]
     codes = model.autoencoder.encode(image[None])
     assert np.array_equal(pixels(uploaded["image"]), np.asarray(to_pil(image[None])[0]))
     bits = -model.log_prob(image[None])[0].double() / np.log(2)
@@ -143,7 +142,7 @@ def test_a_part_is_filled_in_and_the_rest_stays(
     job = finished(client, client.post("/api/fill", json=asked))
     hole = torch.zeros(16, 16, dtype=torch.bool)
     hole[area] = True
-    kept = model.keep(load_images(model, [uploaded["file"].read_bytes()])[0], hole)
+    kept = model.keep(model.load_images([uploaded["file"].read_bytes()])[0], hole)
     ours = [image for part in model.complete(kept, 3, "stripes", 1, 2) for image in to_pil(part.images)]
     for result, image in zip(job["results"], ours, strict=True):
         assert np.array_equal(pixels(result["image"]), np.asarray(image))
@@ -164,7 +163,7 @@ def test_a_variation_keeps_the_coarser_levels(
     client: TestClient, uploaded: dict[str, Any], model: Run
 ) -> None:
     job = finished(client, client.post("/api/vary", json={"image": uploaded["id"], "level": 1, "n": 2}))
-    kept = model.keep(load_images(model, [uploaded["file"].read_bytes()])[0], levels=1)
+    kept = model.keep(model.load_images([uploaded["file"].read_bytes()])[0], levels=1)
     ours = [image for part in model.complete(kept, 2) for image in to_pil(part.images)]
     for result, image in zip(job["results"], ours, strict=True):
         assert np.array_equal(pixels(result["image"]), np.asarray(image))
@@ -261,7 +260,7 @@ def test_the_report_is_served(run: Path) -> None:
     (run / "report").mkdir(exist_ok=True)
     (run / "report" / "report.html").write_text("<p>figures</p>")
     loaded = load(run, "cpu")
-    with TestClient(server.make_app(loaded, lambda data: load_images(loaded, [data])[0], HOSTS)) as client:
+    with TestClient(server.make_app(loaded, lambda data: loaded.load_images([data])[0], HOSTS)) as client:
         assert client.get("/api/run").json()["reports"]["Evaluation"] == "report.html"
         assert client.get("/report/report.html").text == "<p>figures</p>"
         assert client.get("/report/..%2fconfig.yaml").status_code == 404
@@ -269,7 +268,7 @@ def test_the_report_is_served(run: Path) -> None:
 
 def test_a_run_without_priors_can_still_be_looked_into(half: Path, pictures: Path) -> None:
     loaded = load(half, "cpu")
-    with TestClient(server.make_app(loaded, lambda data: load_images(loaded, [data])[0], HOSTS)) as client:
+    with TestClient(server.make_app(loaded, lambda data: loaded.load_images([data])[0], HOSTS)) as client:
         assert not client.get("/api/run").json()["draws"]
         found = client.post("/api/images", content=sorted(pictures.rglob("*.png"))[0].read_bytes()).json()
         assert [sorted(level) for level in found["levels"]] == [["codes", "different", "image", "psnr"]] * 2
@@ -281,7 +280,7 @@ def test_a_run_without_priors_can_still_be_looked_into(half: Path, pictures: Pat
 def test_compression(client: TestClient, model: Run, uploaded: dict[str, Any]) -> None:
     name = client.post("/api/images", content=uploaded["file"].read_bytes()).json()["id"]
     answer = client.get(f"/api/images/{name}/compressed")
-    image = load_images(model, [uploaded["file"].read_bytes()])[0]
+    image = model.load_images([uploaded["file"].read_bytes()])[0]
     assert answer.content == model.compress(image)
     assert "attachment" in answer.headers["content-disposition"]
     found = client.post("/api/decompress", content=answer.content).json()
@@ -343,7 +342,7 @@ def test_too_many_waiting_jobs_are_refused() -> None:
 def test_a_step_that_runs_keeps_no_request_waiting(model: Run, pictures: Path) -> None:
     """A click waited for a whole step, and requests piled up instead of being refused."""
     jobs = Jobs()
-    studio = Studio(model, lambda data: load_images(model, [data])[0], jobs)
+    studio = Studio(model, lambda data: model.load_images([data])[0], jobs)
     image = studio.upload(sorted(pictures.rglob("*.png"))[0].read_bytes())["id"]
     asked: list[Callable[[], str]] = [
         *[lambda: studio.sample(Request(n=1))] * 3,
@@ -477,7 +476,7 @@ def test_a_server_on_ipv6_is_reached_with_an_older_starlette(model: Run) -> None
         hosts = [read(f"{host}:7860").removesuffix(":7860") for host in ("[::1]", "127.0.0.1", "localhost")]
         assert set(hosts) <= set(server.LOCAL)
     with TestClient(
-        server.make_app(model, lambda data: load_images(model, [data])[0], server.LOCAL)
+        server.make_app(model, lambda data: model.load_images([data])[0], server.LOCAL)
     ) as client:
         assert client.get("/api/run", headers={"Host": "[::1]:7860"}).status_code == 200
         assert client.get("/api/run", headers={"Host": "elsewhere.example"}).status_code == 400

@@ -107,7 +107,9 @@ def changed_sampling(
     """
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     changes: dict[str, Any] = {name: tuple(values) for name, values in asked.items() if values}
-    changes |= {name: value for name, value in {"batch": batch, "dtype": dtype}.items() if value}
+    changes |= {
+        name: value for name, value in {"batch": batch, "dtype": dtype and str(dtype)}.items() if value
+    }
     return own.replace(**changes)
 
 

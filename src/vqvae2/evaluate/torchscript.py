@@ -79,11 +79,13 @@ def _check_archive(path: Path) -> None:
         raise ClassifierError(f"no classifier at {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = {name.partition("/")[2] for name in archive.namelist()}
+            names = archive.namelist()
     except (OSError, zipfile.BadZipFile):
         raise ClassifierError(f"{path} is no TorchScript file") from None
+    inside = {name.partition("/")[2] for name in names}
     if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
-        kind = "torch.export's" if "archive_format" in inside else "a pickle or another archive"
+        exported = "archive_format" in inside or "serialized_exported_program.json" in names  # of torch 2.6
+        kind = "torch.export's" if exported else "a pickle or another archive"
         raise ClassifierError(
             f"{path} is no TorchScript file but {kind}, which could run code: save the model with torch.jit.save"
         )

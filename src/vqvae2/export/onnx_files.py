@@ -67,12 +67,16 @@ def export_onnx(run: Run, out: Path, reporter: Reporter | None = None) -> dict[s
 
     Raises:
         RunError: the autoencoder is not trained yet.
-        UserError: `onnx` or `onnxscript` is not installed, `out` is not empty, or a kind of prior cannot be exported;
+        UserError: `onnx` or `onnxscript` is not installed, or torch is older than 2.7; `out` is not empty, or a kind of prior cannot be exported;
             `out` cannot be written.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is not installed: pip install 'vqvae2[onnx]'")
+    if not hasattr(
+        torch.compiler, "is_exporting"
+    ):  # the search for the nearest code could not become plain operators
+        raise UserError(f"ONNX needs torch 2.7 or newer, and this is {torch.__version__}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not empty; name a new folder")
     found = list(parts(run))

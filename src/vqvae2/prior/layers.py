@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vqvae2.modes import AUTOCAST
 from vqvae2.noise import dropout
 
 EPSILON = 1e-6
@@ -51,7 +52,7 @@ def _rms_norm(x: Tensor, gain: Tensor) -> Tensor:
 def stream_type(weight: Tensor) -> torch.dtype:
     """Type of the residual streams that start from `weight`: that of autocast where it is on, so that none is cast later."""
     device = weight.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in AUTOCAST and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return weight.dtype
 
