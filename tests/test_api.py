@@ -55,6 +55,7 @@ def test_a_config_a_file_a_size_and_settings(tmp_path: Path, pictures: Path) -> 
     ("changes", "message"),
     [
         ({"preset": "huge"}, "huge"),
+        ({"preset": 3}, "expected preset as a name or a Config, found int"),
         ({"settings": {"train_autoencoder.step": 3}}, "no such setting 'train_autoencoder.step'"),
         ({"settings": {"train_autoencoder.steps": object()}}, "expected a number, a text or a list"),
         ({"settings": {"train_autoencoder.steps": "many"}}, "train_autoencoder.steps"),
@@ -74,6 +75,15 @@ def test_mistakes_in_training(
         vqvae2.fit(**arguments)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
+
+
+def test_texts_of_any_alphabet_are_settings(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        vqvae2.UserError, match="data.label_column is 'émo😀'"
+    ):  # which this folder does not have
+        vqvae2.fit(
+            pictures, tmp_path / "run", preset="tiny", settings={"data.label_column": "émo😀"}, reporter=QUIET
+        )
 
 
 def test_a_mapping_changes_the_settings_that_it_names(pictures: Path, tmp_path: Path) -> None:
@@ -170,11 +180,19 @@ def test_a_folder_alone(pictures: Path, tmp_path: Path) -> None:
     [
         ({"seeds": 3}, "no option seeds: expected some of against, classifier"),
         ({"only": "fid"}, "no part fid"),
-        ({"n": 1}, "expected n of at least 2, found 1"),
+        ({"n": 1}, "expected n as a whole number of at least 2, found 1"),
+        ({"n": 5.5}, "n: Input should be a valid integer"),
+        ({"seed": -1}, "expected seed as a whole number of at least 0, found -1"),
+        ({"weights": 1}, "weights: "),
+        ({"against": "folder"}, "against: Input should be a valid dictionary"),
+        ({"critic_fractions": 0.5}, "critic_fractions: "),
+        ({"sampling": {"temperature": -1}}, "temperature"),
+        ({"size": 32}, "size has no effect with a run"),
         ({"split": "extra"}, "no split 'extra'"),
         ({"against": {"other": "nowhere"}}, "other: expected a folder of images"),
         ({"run": "nowhere/at/all"}, "nowhere"),
         ({"run": None}, "expected --data DATA, the real images"),
+        ({"run": None, "out": None}, "expected a RUN, or --samples FOLDER"),
         ({"run": None, "data": "pictures"}, "expected --out DIR for the report"),
         ({"split": "test", "out": None}, "expected --out DIR for the report on a split"),
     ],

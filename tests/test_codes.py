@@ -68,6 +68,9 @@ def test_bits_count_the_possible_codes(geometry: Geometry) -> None:
         (((0, 2),), (5,), "at least 1"),
         (((2, -1),), (5,), "at least 1"),
         (((2, 2), (4, 4)), (5, 0), "at least 1"),
+        (((2.5, 2),), (5,), "expected grids as pairs of integers"),
+        (((2, 2, 2),), (5,), "expected grids as pairs of integers"),
+        (((2, 2),), (5.5,), "vocabularies as integers"),
     ],
 )
 def test_no_such_geometry(
@@ -200,6 +203,21 @@ def test_a_geometry_of_lists() -> None:
     geometry = Geometry(grids, [7, 8])  # type: ignore[arg-type]
     assert geometry == Geometry(((1, 2), (2, 4)), (7, 8))
     geometry.check(drawn(geometry, 2))
+
+
+def test_levels_may_be_any_sequence() -> None:
+    levels = drawn(Geometry(((1, 2), (2, 4)), (7, 8)), 3).levels
+    for value in (list(levels), (level for level in levels)):
+        codes = Codes(value)  # type: ignore[arg-type]
+        assert type(codes.levels) is tuple
+        assert codes == Codes(levels)
+        assert len(codes) == 3
+
+
+def test_batches_of_other_grids_are_not_joined() -> None:
+    one, other = (drawn(Geometry((grid,), (7,)), 2) for grid in ((1, 2), (2, 4)))
+    with pytest.raises(CodesError, match=r"equal grids, found \[\[\(1, 2\)\], \[\(2, 4\)\]\]"):
+        Codes.cat([one, other])
 
 
 def test_nothing_to_join() -> None:

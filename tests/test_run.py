@@ -144,6 +144,15 @@ def test_codes_of_other_kinds_are_refused_in_one_line(trained: Path) -> None:
     with pytest.raises(UserError, match=r"expected Codes, such as Codes\(\(coarse, fine\)\), found tuple"):
         run.decode(codes.levels)  # type: ignore[arg-type]
     assert torch.equal(run.decode(Codes(codes.levels)), run.decode(codes))
+    for levels in (1.5, "1"):
+        with pytest.raises(UserError, match="expected an integer for the number of levels"):
+            run.decode(codes, levels)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"expected one image \[C, H, W\], found shape \[1, 3, 16, 16\]"):
+        run.keep(run.sample(1), levels=1)
+    with pytest.raises(UserError, match="seed"):
+        run.draw(4, seed=-1)  # at once, not when the first batch is asked for
+    with pytest.raises(UserError, match="fraction"):
+        run.draw_best(4, 2.0, scorer=lambda images, labels: labels.float())
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,8 @@ def test_the_licence_is_asked_for(trained: Path, command: Callable[..., Any], tm
     said = command("push", trained, "me/pictures", "--dry-run", tmp_path / "out")
     assert said.code == 2
     assert "--license" in said.err
+    said = command("push", trained, "pictures", "--dry-run", tmp_path / "out", "--license", "mit")
+    assert (said.code, said.err) == (2, "vqvae2: expected a Hub repository owner/name, found 'pictures'\n")
     said = command("push", trained, "me/pictures", "--dry-run", tmp_path / "out", "--license", "mit")
     assert said.code == 0
     assert "what would be uploaded to me/pictures; nothing was" in said.out
@@ -239,7 +241,7 @@ def test_names_that_no_repository_has(name: str, trained: Path) -> None:
 
 
 def test_a_half_trained_run_is_not_shared(half: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="prior level 1 is not trained"):
+    with pytest.raises(RunError, match="cannot be shared yet; not trained: prior level 1"):
         stage(StoredRun(half), tmp_path / "shared", Card("mit"), "me/pictures")
     assert not (tmp_path / "shared").exists()
 

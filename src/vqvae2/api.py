@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState
+from pydantic import TypeAdapter, ValidationError
 
 from vqvae2.commands.evaluate import evaluate, report_folder
 from vqvae2.commands.train import Stage, choose_config, finish, say_estimate, work_of
+from vqvae2.config.base import one_line
 from vqvae2.config.models import Config
 from vqvae2.config.numbers import plain
 from vqvae2.errors import UserError
@@ -70,9 +72,9 @@ def fit(
         data: a folder of images, .parquet or .tar files, a data set of the Hub, or "emoji64"; the page Your images says more.
         run: the run folder; it is made if it does not exist.
         preset: the name of a preset, or every setting as a `Config`. None keeps the settings of a run folder that exists, and
-            chooses a preset by the number and the size of the images for a new one.
+            chooses one by the number and the size of the images for a new one. A run that exists keeps its `sampling` in any case.
         config: a YAML file with settings that replace the preset's.
-        size: of the images in pixels, one number or (height, width); None keeps that of the preset.
+        size: of the images in pixels, one number or (height, width); None keeps that of the preset, or if there is none follows the images.
         settings: further settings by their dotted keys, which replace those before: {"train_autoencoder.steps": 2000}. In a key
             `*` stands for all levels; a list replaces the whole list. `vqvae2 train --help-config` lists all.
         until: stop after "autoencoder", "codes" (which are stored) or "sharpen"; a later call without it continues.
@@ -92,7 +94,7 @@ def fit(
     changes = {**(settings or {}), **({} if size is None else {"data.size": size})}
     file = None if config is None else Path(config)
     chosen = choose_config(
-        source, folder, preset, file, list(map(_assignment, changes.items())), None, False, reporter
+        source, folder, _preset(preset), file, list(map(_assignment, changes.items())), None, False, reporter
     )
     reporter.plan = Plan(lambda: work_of(chosen, until))
     trained = pipeline.train(
@@ -154,9 +156,7 @@ def measure(
         opened,
         images,
         folder,
-        EvaluateOptions(
-            only=(only,) if isinstance(only, str) else tuple(only), split=split, **_typed(options)
-        ),
+        _options(only, split, options),
         reporter or Reporter.of_process(group.main),
         group,
     )
@@ -178,6 +178,12 @@ def _source(data: object) -> str:
     )
 
 
+def _preset(value: object) -> str | Config | None:
+    if value is None or isinstance(value, (str, Config)):
+        return value
+    raise UserError(f"expected preset as a name or a Config, found {type(value).__name__}")
+
+
 def _assignment(item: tuple[str, Any]) -> str:
     """A setting as KEY=VALUE.
 
@@ -186,20 +192,26 @@ def _assignment(item: tuple[str, Any]) -> str:
     """
     key, value = item
     try:
-        return f"{key}={json.dumps(str(value) if isinstance(value, Path) else plain(value))}"
+        return (
+            f"{key}={json.dumps(str(value) if isinstance(value, Path) else plain(value), ensure_ascii=False)}"
+        )
     except (TypeError, ValueError):
         raise UserError(
             f"{key}: expected a number, a text or a list of these, found {type(value).__name__}"
         ) from None
 
 
-def _typed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the types of `EvaluateOptions`: paths may be texts, and numbers those of any library."""
-    found: dict[str, Any] = {name: plain(value) for name, value in options.items()}
-    for name in {"weights", "perceptual", "samples", "compress"} & {*found}:
-        found[name] = None if found[name] is None else Path(found[name])
-    if "against" in found:
-        found["against"] = {name: Path(folder) for name, folder in found["against"].items()}
-    if "critic_fractions" in found:
-        found["critic_fractions"] = tuple(found["critic_fractions"])
-    return found
+def _options(
+    only: str | Sequence[str] | None, split: str | None, options: Mapping[str, Any]
+) -> EvaluateOptions:
+    """The options with their types: paths may be texts, settings mappings, and numbers those of any library.
+
+    Raises:
+        UserError: one has another type.
+    """
+    found = {name: plain(value) for name, value in options.items()}
+    names = (only,) if isinstance(only, str) else tuple(only or ())
+    try:
+        return TypeAdapter(EvaluateOptions).validate_python({**found, "only": names, "split": split})
+    except ValidationError as error:
+        raise UserError(one_line(error)) from None

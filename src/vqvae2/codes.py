@@ -43,8 +43,13 @@ class Geometry:
     vocabulary: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grids", tuple((h, w) for h, w in self.grids))
-        object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
+        try:
+            object.__setattr__(self, "grids", tuple((index(h), index(w)) for h, w in self.grids))
+            object.__setattr__(self, "vocabulary", tuple(map(index, self.vocabulary)))
+        except (TypeError, ValueError):
+            raise CodesError(
+                f"expected grids as pairs of integers and vocabularies as integers, found {self}"
+            ) from None
         if not self.grids or len(self.grids) != len(self.vocabulary):
             raise CodesError(
                 f"a geometry needs one vocabulary per grid, found {len(self.grids)} grids "
@@ -113,8 +118,9 @@ class Codes:
     levels: tuple[Tensor, ...]
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, Tensor) or not self.levels:
+        if isinstance(self.levels, Tensor) or not (levels := tuple(self.levels)):
             raise CodesError("expected a tuple of one tensor [B, H, W] per level, with at least one level")
+        object.__setattr__(self, "levels", levels)
         for number, level in enumerate(self.levels):
             if not isinstance(level, Tensor):
                 raise CodesError(
@@ -167,8 +173,11 @@ class Codes:
         """Concatenate batches of codes, in order.
 
         Raises:
-            CodesError: no batch.
+            CodesError: no batch, or other grids in one than in another.
         """
+        grids = {tuple(tuple(level.shape[1:]) for level in codes.levels) for codes in batches}
+        if len(grids) > 1:
+            raise CodesError(f"expected batches of equal grids, found {sorted(map(list, grids))}")
         levels = zip(*(codes.levels for codes in batches), strict=True)
         return cls(tuple(torch.cat(level) for level in levels))
 

@@ -71,9 +71,7 @@ class Run(LoadedRun):
         Args:
             hub: revision, token, cache_dir, local_files_only and the like, for `huggingface_hub.snapshot_download`.
         """
-        return cls(
-            find_run(name, **hub).absolute(), device
-        )  # networks are loaded later, perhaps from another working folder
+        return cls(find_run(name, **hub), device)
 
     def push_to_hub(self, repository: str, license: str, data: str = "", **how: Any) -> str:
         """Upload weights, settings and a model card to the Hub; see `sharing.push`.
@@ -104,7 +102,7 @@ class Run(LoadedRun):
             raise RunError(self._classless())
         if not self.paths.critic.exists():
             raise RunError(f"no critic is fitted for {self.folder}; {self._fit_critic()}")
-        critic = load_critic(self.folder, self.device)
+        critic = load_critic(self.paths.path, self.device)
         if critic.classes != self.classes:
             raise RunError(f"the critic in {self.folder} is of other classes; {self._fit_critic()}")
         fitted, own = critic.record.get("fingerprint"), self.record.get("fingerprint")
@@ -301,13 +299,14 @@ class Run(LoadedRun):
 
         Args:
             data: may be cut off after any level, coarsest first; the image then shows the levels that are there.
-            fill: draw levels that are cut off from the prior (seed 0), instead of leaving them out.
+            fill: draw levels that are cut off from the prior (seed 0, the run's own settings), instead of leaving them out.
 
         Raises:
             CodecError: damaged, cut off within the coarsest level, or compressed with another model.
         """
         found = self.codec.decompress([data])[0]
-        return self.codec.decode([self.codec.fill(found) if fill else found], self.decoder(decoder))[0]
+        found = self.codec.fill(found, sampling=self.sampling) if fill else found
+        return self.codec.decode([found], self.decoder(decoder))[0]
 
     def log_prob(self, images: Tensor, labels: Sequence[str | int] | str | int | None = None) -> Tensor:
         """Natural log-probability of the images' codes, per level given the coarser ones, [B, L], on the CPU.

@@ -73,8 +73,6 @@ def push(
         RunError: a network is not trained yet.
         HubError: no such name, no access, no connection.
     """
-    if repository.count("/") != 1:
-        raise HubError(f"expected a Hub repository owner/name, found {repository!r}")
     with tempfile.TemporaryDirectory() as folder:
         stage(run, Path(folder), card, repository)
         try:
@@ -99,15 +97,18 @@ def stage(run: StoredRun, target: Path, card: Card, repository: str) -> None:
 
     Raises:
         RunError: a network is not trained yet.
+        HubError: no such name.
         UserError: the folder cannot be made.
     """
+    if repository.count("/") != 1:
+        raise HubError(f"expected a Hub repository owner/name, found {repository!r}")
     missing = [name for name, done in run.done().items() if not done and name != "codes"]
     if missing:
-        raise RunError(f"{run.folder} cannot be shared yet: {', '.join(missing)} is not trained")
+        raise RunError(f"{run.folder} cannot be shared yet; not trained: {', '.join(missing)}")
     make_folder(target)
     for network in run.paths.networks(run.config.autoencoder.levels).values():
         if network.done():
-            file = target / network.model.relative_to(run.folder)
+            file = target / network.model.relative_to(run.paths.path)
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(network.model, file)
     record = {key: value for key, value in run.record.items() if key not in ("command", "source_from_run")}

@@ -145,7 +145,9 @@ def test_blocks_with_their_border_are_the_whole_image(strides: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("mode", ["prior", "packed"])
-def test_a_file_that_is_cut_off_shows_its_coarse_levels(loaded: Run, images: Tensor, mode: Any) -> None:
+def test_a_file_that_is_cut_off_shows_its_coarse_levels(
+    loaded: Run, images: Tensor, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = loaded.compress(images[2], "stripes" if mode == "prior" else None, mode)
     coarse = loaded.reconstruct(images[2:3], levels=1)[0]
     whole = loaded.reconstruct(images[2:3])[0]
@@ -164,6 +166,13 @@ def test_a_file_that_is_cut_off_shows_its_coarse_levels(loaded: Run, images: Ten
     assert filled.shape == coarse.shape
     assert torch.equal(filled, loaded.decompress(data[:-1], fill=True))
     assert not torch.equal(filled, coarse)
+    sampling = loaded.sampling.replace(temperature=0)  # as the command, it draws with the settings of the run
+    expected = loaded.codec.fill(loaded.codec.decompress([data[:-1]])[0], sampling=sampling)
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded, "sampling", sampling)
+        likeliest = loaded.decompress(data[:-1], fill=True)
+    assert torch.equal(likeliest, loaded.codec.decode([expected], loaded.decoder())[0])
+    assert not torch.equal(likeliest, filled)
 
 
 def test_a_tiled_file_that_is_cut_off_is_filled(loaded: Run) -> None:

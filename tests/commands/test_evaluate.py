@@ -258,6 +258,8 @@ def test_without_a_run_a_size_that_no_run_has_is_one_line(
     pictures: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("evaluate", "--samples", pictures, "--data", pictures, "--out", tmp_path / "out")
+    said = command(*arguments, "--n", 3, "--only", "symmetry")
+    assert (said.code, "at least 6 images of each set, found 3 (--n)" in said.err) == (2, True)
     said = command(*arguments, "--size", 10_000)
     assert said.code == 2
     assert "data.size: expected an integer from 1 to 8192, or two as [height, width], found 10000" in said.err
@@ -377,7 +379,8 @@ def test_what_is_measured_outlives_a_command_that_is_killed(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "expected --data"),
+        ((), "expected a RUN, or --samples FOLDER"),
+        (("RUN", "--samples", "folder", "--temperature", "0.5"), "the samples are those of --samples"),
         (("--data", "emoji64"), "expected --out"),
         (("RUN", "--only", "beauty"), "no part beauty"),
         (("RUN", "--against", "folder"), "expected NAME=DIR"),

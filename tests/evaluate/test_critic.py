@@ -336,7 +336,7 @@ def test_a_network_that_cannot_be_used_is_refused_before_images_are_read(
     monkeypatch.setattr("vqvae2.evaluate.critic.feature_network", feature_network)
     monkeypatch.setattr("vqvae2.evaluate.critic.fit_critic", lambda *_: pytest.fail("read before"))
     for arguments, reason in (
-        (("--features", "foo"), "no feature network 'foo'"),
+        (("--features", "foo"), "no feature network 'foo': expected one of lite0, vgg16, inception, resnet"),
         (("--features", "vgg16"), "weights"),
         (("--model", tmp_path / "missing.pt"), "missing.pt"),
     ):

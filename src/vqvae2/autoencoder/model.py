@@ -33,6 +33,7 @@ from vqvae2.autoencoder.layers import (
 from vqvae2.autoencoder.quantizers import make_quantizer
 from vqvae2.codes import Codes, CodesError, Geometry
 from vqvae2.config.models import AutoencoderConfig, ConfigError
+from vqvae2.config.numbers import whole
 from vqvae2.modes import eval_mode, without_autocast
 from vqvae2.noise import integers, uniform
 from vqvae2.tf32 import without_tf32
@@ -192,7 +193,7 @@ class VQVAE(nn.Module):
         count = self.config.levels
         if len(codes.levels) != count:
             raise CodesError(f"expected codes of {count} levels, found {len(codes.levels)}")
-        use = count if levels is None else levels
+        use = count if levels is None else whole(levels, "the number of levels")
         if not 1 <= use <= count:
             raise CodesError(f"expected levels between 1 and {count}, found {levels}")
         codes = codes.to(self._device())

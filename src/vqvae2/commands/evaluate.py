@@ -44,6 +44,8 @@ def report_folder(run: Run | None, data: str | None, out: Path | None, split: st
     Raises:
         UserError: nothing names the real images, or OUT is needed and not given.
     """
+    if run is None and data is None and out is None:
+        raise UserError("expected a RUN, or --samples FOLDER with --data DATA and --out DIR")
     if data is None and (run is None or "source" not in run.record):
         raise UserError("expected --data DATA, the real images")
     if out is not None:
@@ -345,6 +347,8 @@ def _refuse_unused(
         return
     refuse_unused({"--size": others["--size"]}, "images are measured at the size of the RUN")
     check_guidance(run, drawing["--guidance"])
+    if options.samples is not None:
+        refuse_unused(drawing, "the samples are those of --samples, nothing is drawn")
     if asked_parts(options) == {"tuning"}:
         refuse_unused(
             {**drawing, "--samples": others["--samples"]}, "tuning draws with settings that it tries"

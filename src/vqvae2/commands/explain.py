@@ -30,13 +30,17 @@ def explain(run: Run, name: str | None = None) -> dict[str, Any]:
     from vqvae2.commands.run_facts import collect
     from vqvae2.evaluate.advice import advise, unknown
     from vqvae2.evaluate.verdict import verdict
+    from vqvae2.files.locate import public_name
 
-    facts = collect(run)
+    facts, public = collect(run), public_name(run.folder) is not None  # such a report needs --out
     return {
         "run": str(run.folder),
         "verdict": verdict(facts),
         "advice": [asdict(item) for item in advise(facts)],
-        "unknown": [line.replace("RUN", name or str(run.folder)) for line in unknown(facts)],
+        "unknown": [
+            line.replace("RUN", (name or str(run.folder)) + (" --out DIR" if public else ""))
+            for line in unknown(facts)
+        ],
     }
 
 

@@ -10,7 +10,7 @@ from vqvae2.commands.options import Json, print_json
 
 
 def presets() -> list[dict[str, Any]]:
-    """Of each preset: name, image, grids, codebooks, kinds of priors, steps of each stage, and for which images it is chosen."""
+    """Of each preset: name, image, grids, codebooks, kinds of priors, steps of the autoencoder, the priors and the sharpening, and for which images it is chosen."""
     from vqvae2.config.presets import chosen_for, preset
     from vqvae2.config.presets import presets as names
 
@@ -25,6 +25,7 @@ def presets() -> list[dict[str, Any]]:
                 "codes": list(config.geometry.vocabulary),
                 "priors": [level.kind for level in config.prior.levels],
                 "steps": [item.steps for item in (config.train_autoencoder, *config.train_prior)],
+                "sharpening_steps": config.sharpen.steps,
                 "chosen_for": chosen_for(name),
             }
         )
@@ -42,4 +43,7 @@ def command(as_json: Json = False) -> None:
         height, width = item["image"]
         size = str(height) if height == width else f"{height}x{width}"
         steps = ", ".join(map(str, item["steps"]))
-        typer.echo(f"{item['name']:12s} {size} px, grids {grids}, {item['codes'][0]} codes, steps {steps}")
+        sharpening = f", sharpening {item['sharpening_steps']}" if item["sharpening_steps"] else ""
+        typer.echo(
+            f"{item['name']:12s} {size} px, grids {grids}, {item['codes'][0]} codes, steps {steps}{sharpening}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def reconstruct(
     paths: Sequence[Path],
     out: Path,
     decoder: DecoderName | None = None,
-    report: Callable[[str], None] = lambda text: None,
+    reporter: Reporter | None = None,
     group: Group | None = None,
 ) -> list[dict[str, Any]]:
     """Write NAME.png and NAME-levels.png (the original, the coarsest level alone, ... all levels) of each image.
@@ -49,7 +49,7 @@ def reconstruct(
         paths: image files, or folders with image files.
         out: folder for the results; created.
         decoder: see `Run.decoder_name`.
-        report: called with lines of text about files of folders that are skipped.
+        reporter: shows the progress and which files of folders are skipped; None shows nothing.
         group: the processes that share the images, all of which call this and get the result; None is this one alone.
 
     Returns:
@@ -58,8 +58,7 @@ def reconstruct(
 
     Raises:
         RunError: the sharpened decoder is asked for and not trained.
-        UserError: a missing file, a folder that cannot be made, or one with reconstructions by another model or decoder, with
-            a file that would be overwritten, or among the run's images.
+        UserError: a missing file; a folder that cannot be made or used: of another model or decoder, or the run's images.
         DataError: a file that cannot be used.
     """
     from vqvae2.commands.images import ENDINGS, image_files_of, shared_images
@@ -70,8 +69,8 @@ def reconstruct(
     from vqvae2.processes import Group
 
     run.check_out(out)
-    group, name = group or Group(), run.decoder_name(decoder)
-    shared = shared_images(run, paths, 1, group, report)
+    group, name, reporter = group or Group(), run.decoder_name(decoder), reporter or Reporter(quiet=True)
+    shared = shared_images(run, paths, 1, group, reporter.say)
     make_folder(out)
     taken = names_in(out, shared.files)
     endings = (*ENDINGS, "-levels.png")
@@ -83,9 +82,11 @@ def reconstruct(
     keys = [digest({"pixels": pixels}, f"{about} {stems[numbers[0]]}") for numbers, pixels in shared.own]
     kept = Kept(out / ".parts", keys, group)
     own = {}
-    for ([number], pixels), key in zip(shared.own, keys, strict=True):
-        result = kept.result(key, partial(_reconstruct, run, pixels, stems[number], name))
-        own[number] = {"source": str(shared.files[number]), **_described(*result, name)}
+    with reporter.track("reconstruct", len(keys), unit="images") as tracker:
+        for ([number], pixels), key in zip(shared.own, keys, strict=True):
+            result = kept.result(key, partial(_reconstruct, run, pixels, stems[number], name))
+            own[number] = {"source": str(shared.files[number]), **_described(*result, name)}
+            tracker.update(len(own))
     every = {number: item for part in group.gathered(own) for number, item in part.items()}
     kept.remove()
     return [every[number] for number in range(len(shared.files))]
@@ -142,8 +143,8 @@ def command(
     from vqvae2.run import load
 
     group, loaded = joined(), load(run)
-    report = Reporter.of_process(group.main).say
-    results = reconstruct(loaded, images, out, decoder.value if decoder else None, report, group)
+    reporter = Reporter.of_process(group.main)
+    results = reconstruct(loaded, images, out, decoder.value if decoder else None, reporter, group)
     if as_json:
         print_json(results)
         return

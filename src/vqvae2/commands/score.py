@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,7 @@ def score(
     paths: Sequence[Path],
     label: str | None = None,
     out: Path | None = None,
-    report: Callable[[str], None] = lambda text: None,
+    reporter: Reporter | None = None,
     group: Group | None = None,
     bits_map: Path | None = None,
 ) -> dict[str, Any]:
@@ -36,9 +36,8 @@ def score(
     Args:
         paths: image files, or folders with image files.
         label: the class of all of them; None for "no label".
-        out: a file for the result as JSON; one that is there is replaced only if it is such a result. Until it is written, `OUT.parts` keeps what is done, and a command that was killed
-            goes on from there.
-        report: called with lines of text about files of folders that are skipped.
+        out: a file for the result as JSON; one that is there is replaced only if it is such a result. `OUT.parts` keeps what is done.
+        reporter: shows the progress and which files of folders are skipped; None shows nothing.
         group: the processes that share the images, all of which call this and get the result; None is this one alone.
         bits_map: a folder for NAME-bits-L.png of each image and level L: where its bits are, from black for 0 to white for
             log2 K, the bits of a code that nothing is known about; as large as the image.
@@ -65,10 +64,11 @@ def score(
     if label is None:
         run.config.prior.check_unlabelled()
     group, data = group or Group(), run.config.data
-    shared = shared_images(run, paths, run.sampling.batch, group, report)
+    reporter = reporter or Reporter(quiet=True)
+    shared = shared_images(run, paths, run.sampling.batch, group, reporter.say)
     files = shared.files
     targets = [] if bits_map is None else _map_files(run, files, bits_map, group)
-    log_prob, kept = _scored(run, shared, label, group, out, targets)
+    log_prob, kept = _scored(run, shared, label, group, out, targets, reporter)
     dimensions = data.channels * data.area
     bits = -log_prob / math.log(2)
     items: list[dict[str, Any]] = [
@@ -101,6 +101,7 @@ def _scored(
     group: Group,
     out: Path | None,
     targets: list[list[Path]],
+    reporter: Reporter,
 ) -> tuple[Tensor, Kept]:
     """`Run.log_prob` of all images in their order, float64 [n, L], by all processes, which also write the maps.
 
@@ -130,9 +131,11 @@ def _scored(
     ]
     kept = Kept(out and out.parent / f"{out.name}.parts", keys, group)
     done = []
-    for (numbers, pixels, maps), key in zip(own, keys, strict=True):
-        figures, _ = kept.result(key, partial(make, pixels, maps))
-        done.append((numbers, torch.tensor([*figures.values()], dtype=torch.float64).T))
+    with reporter.track("score", sum(len(numbers) for numbers, _ in shared.own), unit="images") as tracker:
+        for (numbers, pixels, maps), key in zip(own, keys, strict=True):
+            figures, _ = kept.result(key, partial(make, pixels, maps))
+            done.append((numbers, torch.tensor([*figures.values()], dtype=torch.float64).T))
+            tracker.update(sum(len(some) for some, _ in done))
     every = sorted((item for part in group.gathered(done) for item in part), key=lambda item: item[0])
     return torch.cat([values for _, values in every]), kept
 
@@ -207,10 +210,10 @@ def command(
     from vqvae2.run import load
 
     group = joined()
-    report = Reporter.of_process(group.main).say
-    result = score(load(run), images, label, out, report, group, bits_map)
+    reporter = Reporter.of_process(group.main)
+    result = score(load(run), images, label, out, reporter, group, bits_map)
     if result["heldout"] is None:
-        report(
+        reporter.say(
             f"bits only, in the order of the command: typicality needs the codes of {LEAST} held-out images, and {run} holds fewer"
         )
     if as_json:

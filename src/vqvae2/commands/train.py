@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -252,7 +253,7 @@ def _help_config(wanted: bool) -> None:
         from vqvae2.config.overrides import settings
 
         for key, default, description in settings():
-            typer.echo(f"{key} (default {default})\n    {description}")
+            typer.echo(f"{key} (default {json.dumps(default)})\n    {description}")
         raise typer.Exit
 
 

@@ -339,7 +339,7 @@ LEVEL_RULES: tuple[Callable[[int, LevelFacts, Facts], Advice | None], ...] = (
 def unknown(facts: Facts) -> Iterator[str]:
     """What was not measured, and which command measures it."""
     if not facts.frechet:
-        yield "how far samples are from real images, and whether the autoencoder or the priors limit them: `vqvae2 evaluate RUN`, of a model of the package with `--out DIR`"
+        yield "how far samples are from real images, and whether the autoencoder or the priors limit them: `vqvae2 evaluate RUN`"
     if facts.sharpness is None:
         yield "the sharpness of reconstructions: this run is older than this figure"
     if not facts.psnr_curve:

@@ -52,6 +52,8 @@ def check_options(
             _check_folder(name, folder)
     _check_numbers(options)
     if run is not None:
+        if options.size is not None:
+            raise UserError("size has no effect with a run, at whose size images are measured; leave it out")
         run.decoder_name(options.decoder)
         (options.sampling or run.sampling).level(0, run.config.autoencoder.levels)
         _check_guidance(run, options)
@@ -95,11 +97,11 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 def _check_numbers(options: EvaluateOptions) -> None:
-    least = {"n": 2, "reference": 2, "classifier_n": 2, "size": 8}
+    least = {"n": 2, "reference": 2, "classifier_n": 2, "size": 8, "seed": 0}
     for name, bound in least.items():
         value = getattr(options, name)
-        if value is not None and value < bound:
-            raise UserError(f"expected {name} of at least {bound}, found {value}")
+        if value is not None and (not isinstance(value, int) or value < bound):
+            raise UserError(f"expected {name} as a whole number of at least {bound}, found {value!r}")
     for share in options.critic_fractions:
         if not 0 < share <= 1:
             raise UserError(f"expected shares with 0 < share <= 1, found {share}")

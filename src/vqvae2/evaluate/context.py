@@ -158,16 +158,16 @@ class Context:
     @cached_property
     def n(self) -> int:
         """How many images of each set are compared: `options.most`, or the size of the smallest set if that is less."""
-        sizes = {"held out": len(self.heldout), "training": len(self.training)}
+        sizes = {"--n": self.options.most, "held out": len(self.heldout), "training": len(self.training)}
         sizes |= {name: len(images) for name, images in self.others.items()}
         if self.options.samples is not None:
             sizes["samples"] = len(self.samples)
         least = min(sizes, key=lambda name: sizes[name])
         if sizes[least] < _LEAST:
             raise UserError(f"expected at least {_LEAST} images of each set, found {sizes[least]} ({least})")
-        if sizes[least] < self.options.most:
+        if least != "--n":
             self.warnings.append(f"every set is cut to {sizes[least]} images, as many as {least} has")
-        return min(self.options.most, sizes[least])
+        return sizes[least]
 
     @cached_property
     def reference(self) -> NamedImages:

@@ -101,7 +101,7 @@ def keep_outside(autoencoder: VQVAE, image: Tensor, mask: Tensor) -> Kept:
         ConfigError: the strides do not divide the size, the channels differ, or the numbers are no floating-point ones.
         DataError: a number outside the mask is NaN or infinite.
     """
-    autoencoder.check_images(image[None])
+    _check_image(autoencoder, image)
     if mask.dtype != torch.bool or mask.shape != image.shape[1:]:
         raise UserError(
             f"expected a bool mask {list(image.shape[1:])}, found {mask.dtype} {list(mask.shape)}"
@@ -116,6 +116,12 @@ def keep_outside(autoencoder: VQVAE, image: Tensor, mask: Tensor) -> Kept:
         cells = mask.view(h, mask.shape[0] // h, w, mask.shape[1] // w).any(3).any(1)
         levels.append(level.masked_fill(cells, UNKNOWN))
     return Kept(image, mask, shown, Codes(tuple(levels)))
+
+
+def _check_image(autoencoder: VQVAE, image: Tensor) -> None:
+    if image.ndim != 3:
+        raise UserError(f"expected one image [C, H, W], found shape {list(image.shape)}")
+    autoencoder.check_images(image[None])
 
 
 def keep_coarse(autoencoder: VQVAE, image: Tensor, count: int) -> Kept:
@@ -133,6 +139,7 @@ def keep_coarse(autoencoder: VQVAE, image: Tensor, count: int) -> Kept:
     if not 1 <= count < levels:
         expected = f"1..{levels - 1}" if levels > 1 else "a mask, as there is one level only"
         raise UserError(f"number of coarse levels to keep: expected {expected}, found {count}")
+    _check_image(autoencoder, image)
     codes = autoencoder.encode(finite(image)[None])
     finer = (torch.full_like(level, UNKNOWN) for level in codes.levels[count:])
     kept = Codes((*codes.levels[:count], *finer))

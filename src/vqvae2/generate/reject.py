@@ -122,6 +122,7 @@ class MemoryPool:
         self._numbers, self._codes = [numbers[kept]], [Codes.cat(self._codes)[kept]]
 
 
+@torch.no_grad()
 def scored(part: Drawn, scorer: Scorer) -> Scored:
     """A batch of samples of a model with classes, with their scores.
 
@@ -215,7 +216,6 @@ def best_candidates(scores: Tensor, labels: Sequence[int], fraction: float) -> l
     return numbers.tolist()
 
 
-@torch.no_grad()
 def draw_candidates(
     autoencoder: VQVAE,
     prior: HierarchicalPrior,
@@ -234,8 +234,8 @@ def draw_candidates(
     Raises:
         UserError: a score is not finite.
     """
-    for part in draw_samples(autoencoder, prior, len(labels), list(labels), seed, sampling, ranges):
-        yield scored(part, scorer)
+    drawn = draw_samples(autoencoder, prior, len(labels), list(labels), seed, sampling, ranges)
+    return (scored(part, scorer) for part in drawn)
 
 
 @torch.no_grad()
@@ -284,11 +284,17 @@ def draw_best(
     Raises:
         UserError: fraction out of range; a score that is not finite.
     """
-    pool = MemoryPool(labels)
-    candidates = candidate_labels(labels, fraction)
-    for part in draw_candidates(autoencoder, prior, candidates, seed, sampling, scorer):
-        pool.add(part)
-    yield from choose(autoencoder, pool, labels, fraction, cut(len(labels), sampling.batch))
+    candidates = draw_candidates(
+        autoencoder, prior, candidate_labels(labels, fraction), seed, sampling, scorer
+    )
+
+    def best() -> Iterator[Chosen]:
+        pool = MemoryPool(labels)
+        for part in candidates:
+            pool.add(part)
+        yield from choose(autoencoder, pool, labels, fraction, cut(len(labels), sampling.batch))
+
+    return best()
 
 
 def _exact(fraction: float) -> Fraction:

@@ -172,7 +172,6 @@ def batches(numbers: Iterable[range], size: int) -> list[range]:
     return [part for each in numbers for part in cut(len(each), size, each.start)]
 
 
-@torch.no_grad()
 def draw_samples(
     autoencoder: VQVAE,
     prior: HierarchicalPrior,
@@ -196,7 +195,19 @@ def draw_samples(
     Raises:
         UserError: the seed, a setting or a number of `ranges` is out of range.
     """
-    seed = check_seed(seed)
+    return _drawn(autoencoder, prior, n, labels, check_seed(seed), sampling, ranges)
+
+
+@torch.no_grad()
+def _drawn(
+    autoencoder: VQVAE,
+    prior: HierarchicalPrior,
+    n: int,
+    labels: list[int] | None,
+    seed: int,
+    sampling: Sampling,
+    ranges: Iterable[range] | None,
+) -> Iterator[Drawn]:
     graphs = StepGraphs(sampling.dtype)  # so that a GPU records each level once and not once for each batch
     device = next(autoencoder.parameters()).device
     for numbers in cut(n, sampling.batch) if ranges is None else ranges:

@@ -295,7 +295,7 @@ def best_device() -> torch.device:
 
 def devices_of(kind: str) -> int:
     """How many devices of a kind, such as "cuda" or "mps", this machine has."""
-    module = torch.get_device_module(kind)
+    module = getattr(torch, kind)
     return int(module.device_count()) if module.is_available() else 0
 
 

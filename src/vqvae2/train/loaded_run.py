@@ -72,7 +72,7 @@ class LoadedRun(StoredRun):
         if not self.paths.autoencoder.done():
             raise RunError(f"the autoencoder of {self.folder} is not trained yet; {self._go_on()}")
         self._check_loaded("autoencoder")
-        return load_autoencoder(self.folder, self.config, self.device)
+        return load_autoencoder(self.paths.path, self.config, self.device)
 
     @property
     def codes_digest(self) -> str:
@@ -97,7 +97,7 @@ class LoadedRun(StoredRun):
     @cached_property
     def _sharp(self) -> VQVAE:
         self._check_loaded("sharpen")
-        return sharp_autoencoder(self.folder, self.config, self.device)
+        return sharp_autoencoder(self.paths.path, self.config, self.device)
 
     @cached_property
     def prior(self) -> HierarchicalPrior:
@@ -116,7 +116,7 @@ class LoadedRun(StoredRun):
                 )
         self._check_loaded(*(f"prior level {level}" for level in range(self.config.autoencoder.levels)))
         digest = self._autoencoder[1] if self.paths.autoencoder.done() else None
-        return load_prior(self.folder, self.config, self.device, autoencoder=digest)
+        return load_prior(self.paths.path, self.config, self.device, autoencoder=digest)
 
     def digests(self) -> dict[str, str]:
         """As `StoredRun.digests`.

@@ -24,13 +24,15 @@ _FEW = (
 
 def say_usage(store: CodeStore, reporter: Reporter) -> None:
     """Warn of a level that uses few of its codes, or nearly always the same few, before stage 2 starts, and say what may help."""
-    for level, usage in enumerate(stored_usage(store)):
+    levels = stored_usage(store)
+    stride = " a larger stride for the finer level," if len(levels) > 1 else ""
+    for level, usage in enumerate(levels):
         size = len(usage.counts)
         if usage.used < _COLLAPSED or usage.perplexity < max(min(2.0, size / 2), _FEW * size):
             reporter.say(
                 f"warning: level {level} is collapsed: it uses {usage.used:.1%} of its codes "
                 f"(perplexity {usage.perplexity:.1f}). Its prior will have little to learn and samples will be poor. "
-                f"Try fewer codes (--set autoencoder.codes=...), a larger stride for the finer level, or more training."
+                f"Try fewer codes (--set autoencoder.codes=...),{stride} or more training."
             )
 
 

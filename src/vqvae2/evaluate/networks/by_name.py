@@ -16,7 +16,7 @@ from vqvae2.evaluate.networks.inception import Inception
 from vqvae2.evaluate.networks.lite0 import Lite0
 from vqvae2.evaluate.networks.vgg16 import Vgg16
 
-_NETWORKS: dict[str, Callable[[Path | None], Network]] = {
+NETWORKS: dict[str, Callable[[Path | None], Network]] = {
     "lite0": Lite0,
     "vgg16": Vgg16,
     "inception": Inception,
@@ -40,6 +40,6 @@ def feature_network(
     Raises:
         FeatureError: no such network; its package or its weights are missing, or the weights do not fit.
     """
-    if name not in _NETWORKS:
-        raise FeatureError(f"no feature network {name!r}: expected one of {', '.join(_NETWORKS)}")
-    return _NETWORKS[name](weights).to(device)
+    if name not in NETWORKS:
+        raise FeatureError(f"no feature network {name!r}: expected one of {', '.join(NETWORKS)}")
+    return NETWORKS[name](weights).to(device)

@@ -12,6 +12,7 @@ from vqvae2.evaluate.metrics import accuracy
 from vqvae2.evaluate.parts.base import Part, PartResult
 from vqvae2.evaluate.resnet import ClassifierConfig, train_classifier
 from vqvae2.evaluate.sets import NamedImages
+from vqvae2.files.progress import Reporter
 
 _LEARNT = 60_000  # training images that a classifier learns from unless more are asked for: all of MNIST, 12 GB at 256 px
 
@@ -20,13 +21,20 @@ Trial = tuple[NamedImages, Sequence[NamedImages]]
 
 
 def classification(
-    trials: Sequence[Trial], classes: int, config: ClassifierConfig, device: torch.device | str
+    trials: Sequence[Trial],
+    classes: int,
+    config: ClassifierConfig,
+    device: torch.device | str,
+    reporter: Reporter,
 ) -> PartResult:
     """Train a classifier for each trial; one row for each set on which it is tested."""
     result = PartResult({"classifier": config.model_dump(), "rows": []})
     for training, tests in trials:
         assert training.labels is not None
-        net = train_classifier(training.batches(), training.labels, classes, config, device)
+        with reporter.track(f"classifier from {training.name}", config.steps, unit="steps") as tracker:
+            net = train_classifier(
+                training.batches(), training.labels, classes, config, device, tracker.update
+            )
         for test in tests:
             assert test.labels is not None
             logits = predict(net, test.batches())
@@ -67,7 +75,9 @@ def measure(context: Context) -> PartResult:
     """Classifiers of the data's classes, whose training images are mirrored and moved at most as the run's are."""
     asked = context.options.classifier
     config = asked.within(context.data)
-    result = classification(_trials(context), len(context.images.classes), config, context.device)
+    result = classification(
+        _trials(context), len(context.images.classes), config, context.device, context.reporter
+    )
     if context.options.classifier_n is None and len(context.training) > _LEARNT:
         result.warnings.append(
             f"the classifiers of the accuracy score learned from {_LEARNT:,} of the {len(context.training):,} training images, and "

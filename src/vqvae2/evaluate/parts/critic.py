@@ -156,7 +156,7 @@ PART = Part(
     "critic",
     "The critic: fidelity against diversity",
     measure,
-    needs=("run", "priors", "critic", "sets", "network"),
+    needs=("run", "priors", "classes", "critic", "sets", "network"),
     on_request=True,
     prepare=prepare,
 )
