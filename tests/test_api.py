@@ -79,7 +79,7 @@ def test_mistakes_in_training(
 
 def test_texts_of_any_alphabet_are_settings(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        vqvae2.UserError, match="data.label_column is 'émo😀'"
+        vqvae2.UserError, match=r"data\.label_column is 'émo😀'"
     ):  # which this folder does not have
         vqvae2.fit(
             pictures, tmp_path / "run", preset="tiny", settings={"data.label_column": "émo😀"}, reporter=QUIET

@@ -254,12 +254,19 @@ def test_arrays_of_images_without_a_run(
     assert f"images of {side}x{side} px with 3 channels, expected {2 * side}x{2 * side} px" in said.err
 
 
+def test_too_few_images_are_refused_by_the_option_that_asks_for_them(
+    pictures: Path, tmp_path: Path, command: Command
+) -> None:
+    arguments = ("--samples", pictures, "--data", pictures, "--out", tmp_path / "out", "--only", "symmetry")
+    said = command("evaluate", *arguments, "--n", 3)
+    assert said.code == 2
+    assert "at least 6 images of each set, found 3 (--n)" in said.err
+
+
 def test_without_a_run_a_size_that_no_run_has_is_one_line(
     pictures: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("evaluate", "--samples", pictures, "--data", pictures, "--out", tmp_path / "out")
-    said = command(*arguments, "--n", 3, "--only", "symmetry")
-    assert (said.code, "at least 6 images of each set, found 3 (--n)" in said.err) == (2, True)
     said = command(*arguments, "--size", 10_000)
     assert said.code == 2
     assert "data.size: expected an integer from 1 to 8192, or two as [height, width], found 10000" in said.err
