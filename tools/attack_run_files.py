@@ -113,20 +113,20 @@ def build(root: Path) -> None:
         (Run(run, "cpu").paths.stage(level).pictures / "step-0000004.png").unlink(missing_ok=True)
     shutil.copytree(run, root / "half")
     shutil.rmtree(root / "half" / "prior" / "level-1")
-    checked = pipeline.check_learnt
+    checked = pipeline.check_learned
 
     def stopped(name: str, *rest: Any) -> None:
         if name == "prior level 1":  # when its checkpoint is written, and its weights are not yet
             raise TrainingError("stopped")
         checked(name, *rest)
 
-    pipeline.check_learnt = stopped
+    pipeline.check_learned = stopped
     try:
         _train(root, root / "half")
     except TrainingError:
         pass
     finally:
-        pipeline.check_learnt = checked
+        pipeline.check_learned = checked
     _add_critic(run)
     _add_samples(run)
     _features(run)
