@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2.commands.images import SharedImages
+    from vqvae2.evaluate.typicality import Typical
     from vqvae2.files.parts import Kept
     from vqvae2.processes import Group
     from vqvae2.run import Run
@@ -66,7 +67,10 @@ def score(
     group, data = group or Group(), run.config.data
     reporter = reporter or Reporter(quiet=True)
     shared = shared_images(run, paths, run.sampling.batch, group, reporter.say)
-    files = shared.files
+    files, typical = (
+        shared.files,
+        run.typical(label is not None),
+    )  # an error of its codes comes before hours of scoring
     targets = [] if bits_map is None else _map_files(run, files, bits_map, group)
     log_prob, kept = _scored(run, shared, label, group, out, targets, reporter)
     dimensions = data.channels * data.area
@@ -77,7 +81,7 @@ def score(
     ]
     for item, maps in zip(items, targets, strict=False):  # there are none without `bits_map`
         item["maps"] = [str(path) for path in maps]
-    result = {"label": label, "heldout": _add_typicality(run, items, log_prob, label), "pictures": items}
+    result = {"label": label, "heldout": _add_typicality(typical, items, log_prob), "pictures": items}
     if out is not None and group.main:
         write_json(out, result)
     kept.remove()
@@ -140,11 +144,10 @@ def _scored(
     return torch.cat([values for _, values in every]), kept
 
 
-def _add_typicality(run: Run, items: list[dict[str, Any]], log_prob: Tensor, label: str | None) -> int | None:
+def _add_typicality(typical: Typical | None, items: list[dict[str, Any]], log_prob: Tensor) -> int | None:
     """Score and sort the items if the run has enough held-out images; their number, or None."""
     from vqvae2.evaluate.typicality import UNLIKE
 
-    typical = run.typical(label is not None)
     if typical is None:
         return None
     scores = zip(typical.score(log_prob).tolist(), typical.typicality(log_prob).tolist(), strict=True)
