@@ -64,8 +64,7 @@ def score(
         run.check_out(bits_map)
     if label is None:
         run.config.prior.check_unlabelled()
-    group, data = group or Group(), run.config.data
-    reporter = reporter or Reporter(quiet=True)
+    group, data, reporter = group or Group(), run.config.data, reporter or Reporter(quiet=True)
     shared = shared_images(run, paths, run.sampling.batch, group, reporter.say)
     files, typical = (
         shared.files,
