@@ -66,10 +66,7 @@ def score(
         run.config.prior.check_unlabelled()
     group, data, reporter = group or Group(), run.config.data, reporter or Reporter(quiet=True)
     shared = shared_images(run, paths, run.sampling.batch, group, reporter.say)
-    files, typical = (
-        shared.files,
-        run.typical(label is not None),
-    )  # an error of its codes comes before hours of scoring
+    files, typical = shared.files, run.typical(label is not None)  # its errors come before hours of scoring
     targets = [] if bits_map is None else _map_files(run, files, bits_map, group)
     log_prob, kept = _scored(run, shared, label, group, out, targets, reporter)
     dimensions = data.channels * data.area
