@@ -195,24 +195,19 @@ def draw_samples(
     Raises:
         UserError: the seed, a setting or a number of `ranges` is out of range.
     """
-    return _drawn(autoencoder, prior, n, labels, check_seed(seed), sampling, ranges)
+    seed = check_seed(seed)
 
+    @torch.no_grad()
+    def drawn() -> Iterator[Drawn]:
+        graphs = StepGraphs(sampling.dtype)  # so that a GPU records each level only once
+        device = next(autoencoder.parameters()).device
+        for numbers in cut(n, sampling.batch) if ranges is None else ranges:
+            if len(numbers) and not 0 <= min(numbers) <= max(numbers) < n:
+                raise UserError(
+                    f"expected samples of 0..{n - 1}, found the range {numbers[0]}..{numbers[-1]}"
+                )
+            classes = None if labels is None else torch.tensor([labels[i] for i in numbers], device=device)
+            codes = prior.sample(numbers, classes, sampling, seed=seed, graphs=graphs)
+            yield Drawn(numbers, classes, codes, autoencoder.decode(codes))
 
-@torch.no_grad()
-def _drawn(
-    autoencoder: VQVAE,
-    prior: HierarchicalPrior,
-    n: int,
-    labels: list[int] | None,
-    seed: int,
-    sampling: Sampling,
-    ranges: Iterable[range] | None,
-) -> Iterator[Drawn]:
-    graphs = StepGraphs(sampling.dtype)  # so that a GPU records each level once and not once for each batch
-    device = next(autoencoder.parameters()).device
-    for numbers in cut(n, sampling.batch) if ranges is None else ranges:
-        if len(numbers) and not 0 <= min(numbers) <= max(numbers) < n:
-            raise UserError(f"expected samples of 0..{n - 1}, found the range {numbers[0]}..{numbers[-1]}")
-        classes = None if labels is None else torch.tensor([labels[i] for i in numbers], device=device)
-        codes = prior.sample(numbers, classes, sampling, seed=seed, graphs=graphs)
-        yield Drawn(numbers, classes, codes, autoencoder.decode(codes))
+    return drawn()
