@@ -12,7 +12,7 @@
     then the streams of the levels, coarsest first
 
 The checks of the codes cover mode, size and class too. A file of the model's own size with one or two levels has a header of at most
-24 bytes, usually 17 to 20. A file may end after the stream of any level: it then holds the coarser levels alone.
+24 bytes (sides below 16,384 px), usually 17 to 20. A file may end after the stream of any level: it then holds the coarser levels alone.
 
 A varint has 7 bits in each byte, the low ones first; all bytes but the last have their highest bit set.
 """
