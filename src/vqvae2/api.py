@@ -72,7 +72,7 @@ def fit(
         data: a folder of images, .parquet or .tar files, a data set of the Hub, or "emoji64"; the page Your images says more.
         run: the run folder; it is made if it does not exist.
         preset: the name of a preset, or every setting as a `Config`. None keeps the settings of a run folder that exists, and
-            chooses one by the number and the size of the images for a new one. A run that exists keeps its `sampling` in any case.
+            chooses one by the number and the size of the images for a new one. With either, a run keeps its own `sampling`.
         config: a YAML file with settings that replace the preset's.
         size: of the images in pixels, one number or (height, width); None keeps that of the preset, or if there is none follows the images.
         settings: further settings by their dotted keys, which replace those before: {"train_autoencoder.steps": 2000}. In a key

@@ -130,12 +130,13 @@ def _scored(
         digest({"pixels": pixels}, f"{about} {[[*map(str, m)] for m in maps]}") for _, pixels, maps in own
     ]
     kept = Kept(out and out.parent / f"{out.name}.parts", keys, group)
-    done = []
+    done, count = [], 0
     with reporter.track("score", sum(len(numbers) for numbers, _ in shared.own), unit="images") as tracker:
         for (numbers, pixels, maps), key in zip(own, keys, strict=True):
             figures, _ = kept.result(key, partial(make, pixels, maps))
             done.append((numbers, torch.tensor([*figures.values()], dtype=torch.float64).T))
-            tracker.update(sum(len(some) for some, _ in done))
+            count += len(numbers)
+            tracker.update(count)
     every = sorted((item for part in group.gathered(done) for item in part), key=lambda item: item[0])
     return torch.cat([values for _, values in every]), kept
 

@@ -70,8 +70,6 @@ def chosen_device(name: str) -> dict[str, str]:
         raise UserError(f"under torchrun each process takes a card of its own: leave --device {name} out")
     if kind == "cpu":
         return {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    from vqvae2.train.device import devices_of
-
     position = int(number or 0)
     changes = {} if "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": name}
     if changes and kind == "cuda":
@@ -80,6 +78,8 @@ def chosen_device(name: str) -> dict[str, str]:
         changes = {"ACCELERATE_TORCH_DEVICE": "cuda:0", "CUDA_VISIBLE_DEVICES": "".join(cards)}
         position = 0
     with environment(changes):  # before the first question, because CUDA reads the variable only once
+        from vqvae2.train.device import devices_of
+
         count = devices_of(kind)
     if position >= count:
         raise UserError(f"no device {name} on this machine")

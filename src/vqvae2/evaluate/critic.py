@@ -28,8 +28,8 @@ from vqvae2.errors import UserError, suggested
 from vqvae2.evaluate.classifier import ImageClassifier, predict
 from vqvae2.evaluate.classifier_file import load_classifier, save_classifier
 from vqvae2.evaluate.critic_images import ImageReader, own_images
-from vqvae2.evaluate.features import FeatureError, extract
-from vqvae2.evaluate.networks.by_name import NETWORKS, feature_network
+from vqvae2.evaluate.features import extract
+from vqvae2.evaluate.networks.by_name import NETWORKS, feature_network, no_network
 from vqvae2.evaluate.probe import Probe, ProbeClassifier, fit_probe, fits
 from vqvae2.evaluate.resnet import ClassifierConfig, ResNet, train_classifier
 from vqvae2.evaluate.sets import real_images
@@ -181,9 +181,7 @@ class CriticKind:
             _read(self.model, device)
         elif self.features != RESNET:
             if self.features not in NETWORKS:
-                raise FeatureError(
-                    f"no feature network {self.features!r}: expected one of {', '.join(NETWORKS)}, {RESNET}"
-                )
+                raise no_network(self.features, RESNET)
             feature_network(self.features, self.weights, device)
 
 

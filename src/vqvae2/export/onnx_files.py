@@ -73,9 +73,8 @@ def export_onnx(run: Run, out: Path, reporter: Reporter | None = None) -> dict[s
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is not installed: pip install 'vqvae2[onnx]'")
-    if not hasattr(
-        torch.compiler, "is_exporting"
-    ):  # the search for the nearest code could not become plain operators
+    # without it, the search for the nearest code could not become plain operators
+    if not hasattr(torch.compiler, "is_exporting"):
         raise UserError(f"ONNX needs torch 2.7 or newer, and this is {torch.__version__}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not empty; name a new folder")

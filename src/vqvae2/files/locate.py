@@ -40,7 +40,7 @@ def public_name(folder: Path) -> str | None:
     A model of the package lies where pip replaces everything, and one of the Hub in the Hub's cache, as REPO/snapshots/COMMIT.
     """
     found = folder.resolve()
-    if found.parent == Path(str(resources.files("vqvae2") / "zoo")).resolve():
+    if found.parent == _of_package(found.name).parent.resolve():
         return f"the model {found.name} of the package"
     kind, _, repository = found.parent.parent.name.partition("--")
     if found.parent.name == "snapshots" and kind == "models":

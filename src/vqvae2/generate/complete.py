@@ -101,7 +101,8 @@ def keep_outside(autoencoder: VQVAE, image: Tensor, mask: Tensor) -> Kept:
         ConfigError: the strides do not divide the size, the channels differ, or the numbers are no floating-point ones.
         DataError: a number outside the mask is NaN or infinite.
     """
-    _check_image(autoencoder, image)
+    _check_one(image)
+    autoencoder.check_images(image[None])
     if mask.dtype != torch.bool or mask.shape != image.shape[1:]:
         raise UserError(
             f"expected a bool mask {list(image.shape[1:])}, found {mask.dtype} {list(mask.shape)}"
@@ -118,10 +119,9 @@ def keep_outside(autoencoder: VQVAE, image: Tensor, mask: Tensor) -> Kept:
     return Kept(image, mask, shown, Codes(tuple(levels)))
 
 
-def _check_image(autoencoder: VQVAE, image: Tensor) -> None:
+def _check_one(image: Tensor) -> None:
     if image.ndim != 3:
         raise UserError(f"expected one image [C, H, W], found shape {list(image.shape)}")
-    autoencoder.check_images(image[None])
 
 
 def keep_coarse(autoencoder: VQVAE, image: Tensor, count: int) -> Kept:
@@ -139,7 +139,7 @@ def keep_coarse(autoencoder: VQVAE, image: Tensor, count: int) -> Kept:
     if not 1 <= count < levels:
         expected = f"1..{levels - 1}" if levels > 1 else "a mask, as there is one level only"
         raise UserError(f"number of coarse levels to keep: expected {expected}, found {count}")
-    _check_image(autoencoder, image)
+    _check_one(image)
     codes = autoencoder.encode(finite(image)[None])
     finer = (torch.full_like(level, UNKNOWN) for level in codes.levels[count:])
     kept = Codes((*codes.levels[:count], *finer))

@@ -37,9 +37,8 @@ class StoredRun:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = run_path(folder)
-        self.paths = RunFolder(
-            self.folder.absolute()
-        )  # files are read later, perhaps from another working folder
+        # absolute, because files are read later, perhaps from another working folder
+        self.paths = RunFolder(self.folder.absolute())
         self.record, self.config = read_run(self.folder)
         self.classes: tuple[str, ...] = tuple(self.record.get("classes", ()))
         self.sampling = self.config.sampling

@@ -23,6 +23,11 @@ NETWORKS: dict[str, Callable[[Path | None], Network]] = {
 }
 
 
+def no_network(name: str, *others: str) -> FeatureError:
+    """The error about an unknown network, where `others` could be named too."""
+    return FeatureError(f"no feature network {name!r}: expected one of {', '.join([*NETWORKS, *others])}")
+
+
 def feature_network(
     name: str = "lite0", weights: Path | None = None, device: str | torch.device = "cpu"
 ) -> FeatureNetwork:
@@ -41,5 +46,5 @@ def feature_network(
         FeatureError: no such network; its package or its weights are missing, or the weights do not fit.
     """
     if name not in NETWORKS:
-        raise FeatureError(f"no feature network {name!r}: expected one of {', '.join(NETWORKS)}")
+        raise no_network(name)
     return NETWORKS[name](weights).to(device)
